@@ -1,0 +1,111 @@
+"""The command line: `dpo-dist run RUN.yaml`, or one phase of it at a time."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpo_dist import __version__
+from dpo_dist.errors import INTERRUPTED, DpoDistError
+
+COMMANDS = {
+    "run": "all phases that the run file asks for, in order; what is complete is skipped",
+    "sft": "train the SFT model on demonstrations",
+    "sample": "let the SFT model answer every prompt once per slot",
+    "judge": "let the judge compare the answers and write the preference pairs",
+    "train": "train with DPO on the preference pairs",
+    "evaluate": "compare base, SFT and SFT+DPO on held-out prompts",
+    "report": "write report.html, report.md and report.json",
+}
+EXIT_CODES = "exit codes: 0 done, 1 failed, 2 bad input or configuration, 130 interrupted"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    from dpo_dist.console import quiet_libraries, say, scrub
+
+    quiet_libraries()
+    try:
+        return _execute(options)
+    except KeyboardInterrupt:
+        say(f"interrupted. To go on, run the same command again:\n  {_command_line(options)}")
+        return INTERRUPTED
+    except DpoDistError as error:
+        print(f"error: {scrub(str(error))}", file=sys.stderr)
+        return error.exit_code
+
+
+def _execute(options: argparse.Namespace) -> int:
+    from dpo_dist.phases.pipeline import run_all, run_phase
+    from dpo_dist.runfile import load_config
+
+    config = load_config(options.run_file, options.set)
+    if options.command != "run":
+        run_phase(options.command, config, force=options.force)
+        return 0
+    status = run_all(options.run_file, config, options.set, force=options.force)
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
+    if status == 0:
+        _show_result(options, config)
+    return status
+
+
+def _show_result(options: argparse.Namespace, config: object) -> None:
+    from dpo_dist.config import Config
+    from dpo_dist.phases.runs import run_root
+
+    assert isinstance(config, Config)
+    folder = run_root(config) / "report"
+    table = folder / "table.txt"
+    if table.exists():
+        print(f"\n{table.read_text(encoding='utf-8')}")
+        print(f"report: {folder / 'report.html'}")
+    else:
+        print(f"done: {run_root(config)}")
+
+
+def _command_line(options: argparse.Namespace) -> str:
+    words = ["dpo-dist", options.command, str(options.run_file)]
+    for override in options.set:
+        words += ["--set", override]
+    return shlex.join(words)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dpo-dist",
+        description="From an SFT model and prompts to a DPO-aligned model and a proof.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("--version", action="version", version=f"dpo-dist {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, description in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=description,
+            description=description[0].upper() + description[1:] + ".",
+            epilog=f"example: dpo-dist {name} recipes/incident_triage/run.yaml; {EXIT_CODES}",
+        )
+        command.add_argument("run_file", type=Path, metavar="RUN.yaml")
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="override a key of the run file, e.g. --set train.beta=0.3 (repeatable)",
+        )
+        command.add_argument(
+            "--force",
+            action="store_true",
+            help="where settings changed, move the old phase directory aside and start again",
+        )
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

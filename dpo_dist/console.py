@@ -1,0 +1,86 @@
+"""What the user sees: messages on stderr from rank 0 only, progress bars, no secrets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from dpo_dist import ranks
+
+
+
+class Advance(Protocol):
+    """Moves a progress bar by `n`; `note` is shown behind it."""
+
+    def __call__(self, n: int, note: str = "") -> None: ...
+
+
+_SECRETS = re.compile(r"sk-ant-[\w-]+|hf_[A-Za-z0-9]{16,}|(?<=Bearer )[\w.\-]{8,}")
+_SECRET_VARIABLES = ("ANTHROPIC_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY")
+
+
+def scrub(text: str) -> str:
+    """Replace API keys and tokens, by their shape and by the environment's own values."""
+    for name in _SECRET_VARIABLES:
+        value = os.environ.get(name)
+        if value:
+            text = text.replace(value, f"<{name}>")
+    return _SECRETS.sub("<secret>", text)
+
+
+def say(message: str) -> None:
+    """Print a message for the user on stderr; ranks other than 0 stay silent."""
+    if ranks.is_main():
+        print(scrub(message), file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """`say`, marked as a warning."""
+    say(f"warning: {message}")
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own chatter below warnings, so that ours can be read."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+@contextmanager
+def progress(name: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """A progress bar with an estimate of the time left; yields `advance(n)`.
+
+    `done` is what an earlier, interrupted run had finished. Without a terminal
+    the bar is printed every 15 seconds, so that log files stay readable.
+    """
+    if not ranks.is_main():
+        yield lambda n, note="": None
+        return
+    from tqdm import tqdm  # deferred: keeps `--help` fast
+
+    interval = 0.5 if sys.stderr.isatty() else 15.0
+    with tqdm(
+        total=total,
+        initial=done,
+        desc=name,
+        mininterval=interval,
+        file=sys.stderr,
+        bar_format="{desc}: {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} "
+        "[{elapsed} gone, {remaining} left{postfix}]",
+    ) as bar:
+
+        def advance(n: int, note: str = "") -> None:
+            if note:
+                bar.set_postfix_str(note, refresh=False)
+            bar.update(n)
+
+        yield advance

@@ -1,0 +1,1 @@
+"""Reading prompts and preferences, and the one place where messages become tokens."""

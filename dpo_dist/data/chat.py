@@ -1,0 +1,103 @@
+"""The only place where messages become tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpo_dist.errors import ModelError
+from dpo_dist.records import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. Raises `ModelError` without a chat template, pad or end token."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{model}: no tokenizer could be loaded: {error}") from None
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"{model}: the tokenizer has no chat template. Use an instruction-tuned model, or "
+            "put a chat_template.jinja beside the tokenizer."
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{model}: the tokenizer has no end-of-sequence token")
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            f"{model}: the tokenizer has no pad token. Set `pad_token` in its "
+            "tokenizer_config.json to an unused token (not to the end token, which would hide "
+            "the end of every answer from the loss)."
+        )
+    return tokenizer
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation, up to where the assistant begins to speak."""
+    ids = tokenizer.apply_chat_template(
+        [message.model_dump() for message in prompt],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+    )
+    return [int(token) for token in ids]
+
+
+def completion_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: str
+) -> tuple[list[int], list[int]]:
+    """(prompt ids, completion ids) of a finished answer; the completion ends with its end token.
+
+    What the template writes behind the end token (a line break, say) is left out: at inference
+    the model stops there. Raises `ModelError` for a template under which the prompt's ids are
+    not a prefix of the whole conversation's, since training would then see another prompt than
+    sampling did.
+    """
+    start = prompt_ids(tokenizer, prompt)
+    turns = [message.model_dump() for message in prompt]
+    turns.append({"role": "assistant", "content": answer})
+    whole = [
+        int(token)
+        for token in tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    ]
+    if whole[: len(start)] != start:
+        raise ModelError(
+            "the chat template renders a prompt differently once the answer follows; DPO would "
+            "train on another prompt than the one that was sampled from"
+        )
+    completion = whole[len(start) :]
+    ends = end_token_ids(tokenizer)
+    last = max((i for i, token in enumerate(completion) if token in ends), default=None)
+    if last is None:
+        return start, [*completion, int(tokenizer.eos_token_id)]
+    return start, completion[: last + 1]
+
+
+def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids that end an assistant's turn."""
+    return {int(tokenizer.eos_token_id)}
+
+
+def check_adapter(adapter: Path, base: str) -> None:
+    """Refuse a LoRA adapter that was trained on another base model."""
+    path = adapter / "adapter_config.json"
+    try:
+        trained_on = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path}: not a readable adapter configuration ({error})") from None
+    if _identity(trained_on) != _identity(base):
+        raise ModelError(
+            f"{adapter} is an adapter of {trained_on}, but model.base is {base}. "
+            "An adapter only fits the weights that it was trained on."
+        )
+
+
+def _identity(model: str) -> str:
+    """A Hub id as it is; a path by its last part, so that a moved model stays the same."""
+    return Path(model).name if Path(model).exists() else str(model).split("/")[-1]

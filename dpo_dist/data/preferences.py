@@ -1,0 +1,160 @@
+"""Preference pairs: judged ones, local files, and UltraFeedback-binarized."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpo_dist.config import (
+    DataSource,
+    JudgedPreferences,
+    PathPreferences,
+    Preferences,
+    UltraFeedbackPreferences,
+)
+from dpo_dist.data.prompts import content_digest
+from dpo_dist.data.rows import Row, messages_of, read_rows, source_identity, write_parquet
+from dpo_dist.errors import DataError
+from dpo_dist.records import Message, PreferencePair
+
+JUDGED_FILE = Path("preferences") / "pairs.parquet"
+
+
+@dataclass(frozen=True)
+class PreferenceSet:
+    """Pairs to train on and to validate on; `dropped` counts the rows left out, by reason."""
+
+    train: list[PreferencePair]
+    validation: list[PreferencePair]
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def preference_sources(config: Preferences, judge_dir: Path) -> list[DataSource]:
+    """The data sources that a preferences section reads: training first, then validation."""
+    match config:
+        case JudgedPreferences():
+            return [DataSource(path=judge_dir / JUDGED_FILE)]
+        case UltraFeedbackPreferences():
+            return [
+                DataSource(dataset=config.dataset, split="train_prefs", limit=config.limit),
+                DataSource(
+                    dataset=config.dataset, split="test_prefs", limit=config.validation_limit
+                ),
+            ]
+        case PathPreferences():
+            sources = [DataSource(path=config.path, limit=config.limit)]
+            if config.validation_path is not None:
+                sources.append(DataSource(path=config.validation_path))
+            return sources
+
+
+def load_preferences(config: Preferences, judge_dir: Path, seed: int) -> PreferenceSet:
+    """Read and check the pairs that `config` names.
+
+    A validation split of its own is kept apart; otherwise `validation_fraction` of the prompts
+    (not of the rows: pairs of one prompt stay together) is held out, by a seeded draw.
+    Raises `DataError` for damaged rows and when nothing is left to train on.
+    """
+    sources = preference_sources(config, judge_dir)
+    dropped: Counter[str] = Counter()
+    pairs = _read_pairs(sources[0], dropped)
+    if len(sources) == 2:
+        train, validation = pairs, _read_pairs(sources[1], dropped)
+        _forget_leaks(train, validation, dropped)
+    else:
+        assert not isinstance(config, UltraFeedbackPreferences)
+        train, validation = _split(pairs, config.validation_fraction, seed)
+    if not train:
+        raise DataError(f"no preference pair is left to train on (dropped: {dict(dropped)})")
+    return PreferenceSet(train, validation, dropped)
+
+
+def preferences_identity(config: Preferences, judge_dir: Path) -> list[dict[str, Any]]:
+    """What identifies the pairs in a fingerprint."""
+    return [source_identity(source) for source in preference_sources(config, judge_dir)]
+
+
+def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
+    """Write pairs as parquet in TRL's conversational preference format."""
+
+    def turns(messages: Sequence[Message]) -> list[dict[str, str]]:
+        return [message.model_dump() for message in messages]
+
+    rows = [
+        {
+            "prompt_id": pair.prompt_id,
+            "prompt": turns(pair.prompt),
+            "chosen": turns([Message(role="assistant", content=pair.chosen)]),
+            "rejected": turns([Message(role="assistant", content=pair.rejected)]),
+        }
+        for pair in pairs
+    ]
+    write_parquet(path, rows)
+
+
+def _read_pairs(source: DataSource, dropped: Counter[str]) -> list[PreferencePair]:
+    pairs: list[PreferencePair] = []
+    for row in read_rows(source):
+        pair = _pair(row)
+        if pair.chosen == pair.rejected:
+            dropped["identical"] += 1
+        elif not pair.chosen.strip() or not pair.rejected.strip():
+            dropped["empty"] += 1
+        else:
+            pairs.append(pair)
+    return pairs
+
+
+def _pair(row: Row) -> PreferencePair:
+    """A row whose chosen and rejected are answers, or, as in UltraFeedback-binarized, whole
+    conversations that begin with the prompt."""
+    prompt = messages_of(row, "prompt", "user")
+    chosen, rejected = (_answer(row, key, prompt) for key in ("chosen", "rejected"))
+    if chosen[0] != rejected[0]:
+        raise row.error("`chosen` and `rejected` answer different prompts")
+    context = chosen[0] or prompt
+    identifier = row.values.get("prompt_id") or content_digest(context)[:16]
+    return PreferencePair(
+        prompt_id=str(identifier), prompt=context, chosen=chosen[1], rejected=rejected[1]
+    )
+
+
+def _answer(row: Row, key: str, prompt: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:
+    """(the turns before the answer, the answer)."""
+    value = row.values.get(key)
+    if isinstance(value, str):
+        return (), value
+    if not isinstance(value, list) or not value or not isinstance(value[-1], dict):
+        raise row.error(f"`{key}` is missing or empty")
+    # Only an empty answer is allowed to be empty: it is dropped and counted, not an error.
+    answer = value[-1].get("content")
+    if value[-1].get("role") != "assistant" or not isinstance(answer, str):
+        raise row.error(f"`{key}` must end with the assistant's turn")
+    before = tuple(Message(role=turn["role"], content=turn["content"]) for turn in value[:-1])
+    if before and before[-len(prompt) :] != prompt and before[-1].content != prompt[-1].content:
+        raise row.error(f"`{key}` does not begin with the row's prompt")
+    return before, answer
+
+
+def _forget_leaks(
+    train: list[PreferencePair], validation: list[PreferencePair], dropped: Counter[str]
+) -> None:
+    """Drop validation pairs whose prompt is trained on."""
+    trained = {content_digest(pair.prompt) for pair in train}
+    kept = [pair for pair in validation if content_digest(pair.prompt) not in trained]
+    dropped["validation_leak"] += len(validation) - len(kept)
+    validation[:] = kept
+
+
+def _split(
+    pairs: list[PreferencePair], fraction: float, seed: int
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    prompts = list(dict.fromkeys(content_digest(pair.prompt) for pair in pairs))
+    random.Random(seed).shuffle(prompts)
+    held_out = set(prompts[: round(fraction * len(prompts))])
+    train = [pair for pair in pairs if content_digest(pair.prompt) not in held_out]
+    return train, [pair for pair in pairs if content_digest(pair.prompt) in held_out]

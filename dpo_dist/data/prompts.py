@@ -1,0 +1,87 @@
+"""Prompts and SFT rows, checked before any work begins."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from dpo_dist.config import DataSource
+from dpo_dist.data.rows import Row, messages_of, read_rows
+from dpo_dist.errors import DataError
+from dpo_dist.records import Message, Prompt
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A row of the sft phase: a prompt and the answer to imitate."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+
+
+def read_prompts(source: DataSource) -> list[Prompt]:
+    """Prompts from rows `{"id"?, "prompt" | "messages", "reference"?}`, in file order.
+
+    `prompt` is a text or a list of messages; a missing id is derived from the content.
+    Raises `DataError` (file:line) for a row without a prompt, one that does not end with the
+    user's turn, and an id that occurs twice.
+    """
+    places: dict[str, str] = {}
+    prompts: list[Prompt] = []
+    for row in read_rows(source):
+        prompt = _prompt(row)
+        if prompt.id in places:
+            raise row.error(f"the id {prompt.id!r} occurred before, at {places[prompt.id]}")
+        places[prompt.id] = row.place
+        prompts.append(prompt)
+    return prompts
+
+
+def read_demonstrations(source: DataSource) -> list[Demonstration]:
+    """SFT rows `{"id"?, "prompt", "completion"}`; texts or lists of messages."""
+    demonstrations: list[Demonstration] = []
+    for row in read_rows(source):
+        prompt = messages_of(row, "prompt", "user")
+        completion = messages_of(row, "completion", "assistant")
+        if [message.role for message in completion] != ["assistant"]:
+            raise row.error("`completion` must be one assistant turn")
+        demonstrations.append(
+            Demonstration(str(row.values.get("id") or row.place), prompt, completion)
+        )
+    return demonstrations
+
+
+def check_disjoint(train: list[Prompt], held_out: list[Prompt]) -> None:
+    """Refuse an evaluation prompt that is also a training prompt, by content."""
+    seen = {content_digest(prompt.messages): prompt.id for prompt in train}
+    for prompt in held_out:
+        twin = seen.get(content_digest(prompt.messages))
+        if twin is not None:
+            raise DataError(
+                f"the held-out prompt {prompt.id!r} is also the training prompt {twin!r}; "
+                "an evaluation on training prompts proves nothing"
+            )
+
+
+def content_digest(messages: tuple[Message, ...]) -> str:
+    """A conversation's identity, blind to case and white space."""
+    parts = [f"{m.role}\0{' '.join(m.content.split()).casefold()}" for m in messages]
+    return hashlib.sha256("\1".join(parts).encode()).hexdigest()
+
+
+def _prompt(row: Row) -> Prompt:
+    if "prompt" not in row.values and "messages" not in row.values:
+        near = ", ".join(sorted(row.values)) or "nothing"
+        raise row.error(f"no `prompt` (or `messages`); the row has {near}")
+    key = "prompt" if "prompt" in row.values else "messages"
+    messages = messages_of(row, key, "user")
+    if messages[-1].role != "user":
+        raise row.error(f"`{key}` must end with the user's turn, not {messages[-1].role}'s")
+    reference = row.values.get("reference") or {}
+    if not isinstance(reference, dict):
+        raise row.error("`reference` must be an object")
+    identifier = row.values.get("id")
+    if identifier is None:
+        identifier = content_digest(messages)[:16]
+    return Prompt(id=str(identifier), messages=messages, reference=reference)

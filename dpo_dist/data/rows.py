@@ -1,0 +1,134 @@
+"""Rows of a local JSONL or parquet file or of a Hub dataset, each with a place to blame."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dpo_dist.artifacts import file_digest
+from dpo_dist.config import DataSource
+from dpo_dist.errors import DataError
+from dpo_dist.records import Message
+
+
+@dataclass(frozen=True)
+class Row:
+    """A raw row and where it stands: `data/prompts.jsonl:17`."""
+
+    place: str
+    values: dict[str, Any]
+
+    def error(self, message: str) -> DataError:
+        return DataError(f"{self.place}: {message}")
+
+
+def read_rows(source: DataSource) -> list[Row]:
+    """All rows of a source, at most `limit`. Raises `DataError` naming file and line."""
+    rows = list(islice(_iterate(source), source.limit))
+    if not rows:
+        raise DataError(f"{source.path or source.dataset}: no rows")
+    return rows
+
+
+def source_identity(source: DataSource) -> dict[str, Any]:
+    """What identifies a source's content in a fingerprint."""
+    if source.path is None:
+        return {"dataset": source.dataset, "split": source.split, "limit": source.limit}
+    if not source.path.is_file():
+        raise DataError(f"{source.path}: no such file")
+    return {"sha256": file_digest(source.path), "limit": source.limit}
+
+
+def _iterate(source: DataSource) -> Iterator[Row]:
+    if source.path is None:
+        return _from_hub(str(source.dataset), str(source.split))
+    if not source.path.is_file():
+        raise DataError(f"{source.path}: no such file")
+    if source.path.suffix == ".parquet":
+        return _from_parquet(source.path)
+    if source.path.suffix in (".jsonl", ".ndjson"):
+        return _from_jsonl(source.path)
+    raise DataError(f"{source.path}: expected a .jsonl or .parquet file")
+
+
+def _from_jsonl(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            place = f"{path}:{number}"
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                raise DataError(f"{place}: not UTF-8 (byte {error.start} of the line)") from None
+            except json.JSONDecodeError as error:
+                raise DataError(f"{place}: not JSON: {error}") from None
+            if not isinstance(values, dict):
+                raise DataError(f"{place}: expected an object, found {type(values).__name__}")
+            yield Row(place, values)
+
+
+def _from_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches()
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, values in enumerate(rows, start=1):
+            yield Row(f"{path}: row {number}", values)
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path}: not a parquet file: {error}") from None
+
+
+def _from_hub(dataset: str, split: str) -> Iterator[Row]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(dataset, split=split)
+    except Exception as error:  # the hub client's errors share no base class
+        raise DataError(f"{dataset} ({split}): cannot be loaded: {error}") from None
+    for number, values in enumerate(rows, start=1):
+        yield Row(f"{dataset}:{split}: row {number}", dict(values))
+
+
+def messages_of(row: Row, key: str, role: str) -> tuple[Message, ...]:
+    """The conversation under `key`: a list of messages, or a string said by `role`."""
+    value = row.values.get(key)
+    if isinstance(value, str):
+        value = [{"role": role, "content": value}]
+    if not isinstance(value, list) or not value:
+        raise row.error(f"`{key}` is missing or empty; expected a text or a list of messages")
+    try:
+        messages = tuple(Message(role=turn["role"], content=turn["content"]) for turn in value)
+    except (KeyError, TypeError, ValueError):
+        raise row.error(
+            f"`{key}` has a turn that is not {{'role': system|user|assistant, 'content': text}}"
+        ) from None
+    for message in messages:
+        check_text(row, key, message.content)
+    if not messages[-1].content.strip():
+        raise row.error(f"`{key}` ends with an empty turn")
+    return messages
+
+
+def check_text(row: Row, key: str, text: str) -> None:
+    """Refuse what no tokenizer or API can carry: NUL and unpaired surrogates."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise row.error(f"`{key}` holds a NUL character or an unpaired surrogate")
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write rows as parquet, all or nothing, and return the path."""
+    import pyarrow
+    import pyarrow.parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), partial)
+    partial.replace(path)
+    return path

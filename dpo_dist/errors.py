@@ -1,0 +1,72 @@
+"""Every error that a user can meet.
+
+    DpoDistError                  exit code 1: the work failed
+    ├── PhaseFailed               a phase's process ended with an error
+    ├── TrainingDiverged          the first loss is not ln 2, or a loss is not finite
+    ├── JudgeFailed               the judge cannot go on (credentials, spend limit, ...)
+    ├── DirectoryLocked           another process owns the phase's directory
+    └── UserError                 exit code 2: nothing was done; the input has to change
+        ├── ConfigError           run.yaml: what is wrong, at which key
+        ├── DataError             a data file: what is wrong, at which file:line
+        ├── ModelError            a model, tokenizer or adapter that cannot serve
+        ├── FingerprintMismatch   a phase's directory holds the work of other settings
+        └── MissingDependency     an optional package; carries the pip command
+
+Messages say what is wrong, where, and what to do about it.
+"""
+
+
+class DpoDistError(Exception):
+    """The work failed."""
+
+    exit_code = 1
+
+
+class PhaseFailed(DpoDistError):
+    """A phase's own process ended with an error; its message is already on the console."""
+
+
+class TrainingDiverged(DpoDistError):
+    """Training was stopped by a gate: the first loss, or a loss that is not finite."""
+
+
+class JudgeFailed(DpoDistError):
+    """The judge cannot go on; what it has answered is kept."""
+
+
+class DirectoryLocked(DpoDistError):
+    """Another process is at work in the phase's directory."""
+
+
+class UserError(DpoDistError, ValueError):
+    """The input or the configuration has to change before any work makes sense."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """The run file is wrong; the message names the key."""
+
+
+class DataError(UserError):
+    """A data file is wrong; the message names the file and the line."""
+
+
+class ModelError(UserError):
+    """A model, tokenizer or adapter cannot be used for what was asked."""
+
+
+class FingerprintMismatch(UserError):
+    """The phase's directory was made with other settings or inputs."""
+
+
+class MissingDependency(UserError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed. Install it with: pip install 'dpo_dist[{extra}]'"
+        )
+
+
+INTERRUPTED = 130  # the shell's convention for a program ended by Ctrl-C (128 + SIGINT)

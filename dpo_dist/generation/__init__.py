@@ -1,0 +1,1 @@
+"""Engines that answer prompts: vLLM, and transformers for machines without it."""

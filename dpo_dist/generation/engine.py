@@ -1,0 +1,93 @@
+"""What an engine is asked and what it answers, and the choice of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from dpo_dist import ranks
+from dpo_dist.config import Engine as EngineConfig
+from dpo_dist.config import HfEngine, Sampling, VllmEngine
+from dpo_dist.records import FinishReason
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to draw. `prompt_ids` already carry the template and its single BOS, if any.
+
+    `adapter` is the directory of a LoRA adapter on the engine's model, or None for the model
+    as it is.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    max_tokens: int
+    adapter: Path | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The answer to the request of that id; `text` leaves out special tokens."""
+
+    id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+class Engine(Protocol):
+    """Answers requests; `identity` names what has to be the same for the same answers."""
+
+    identity: str
+    max_model_len: int
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """Yield one completion per request, in the order in which they finish.
+
+        A request whose prompt leaves no room for `max_tokens` within `max_model_len` is the
+        caller's mistake (an assertion): callers count and skip it before.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back the memory and the processes."""
+        ...
+
+
+def build_engine(
+    config: EngineConfig,
+    model: str,
+    *,
+    dtype: str,
+    seed: int,
+    adapters: Sequence[Path] = (),
+    trust_remote_code: bool = False,
+) -> Engine:
+    """Start an engine on `model`, able to serve the LoRA `adapters` on top of it."""
+    ranks.strip_launcher_variables()
+    match config:
+        case VllmEngine():
+            from dpo_dist.generation.vllm_engine import VllmInProcess
+
+            return VllmInProcess(
+                config,
+                model,
+                dtype=dtype,
+                seed=seed,
+                adapters=adapters,
+                trust_remote_code=trust_remote_code,
+            )
+        case HfEngine():
+            from dpo_dist.generation.hf_engine import HfInProcess
+
+            return HfInProcess(
+                config,
+                model,
+                dtype=dtype,
+                seed=seed,
+                adapters=adapters,
+                trust_remote_code=trust_remote_code,
+            )

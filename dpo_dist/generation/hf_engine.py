@@ -1,0 +1,129 @@
+"""transformers' `generate`, for machines without vLLM: batches of one sampling setting."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dpo_dist.config import HfEngine, Sampling
+from dpo_dist.data.chat import end_token_ids, load_tokenizer
+from dpo_dist.generation.engine import Completion, Request
+
+
+class HfInProcess:
+    """One model with its LoRA adapters, answering in batches of similar length."""
+
+    def __init__(
+        self,
+        config: HfEngine,
+        model: str,
+        *,
+        dtype: str,
+        seed: int,
+        adapters: Sequence[Path] = (),
+        trust_remote_code: bool = False,
+    ) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.manual_seed(seed)
+        self._tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        ).to(device)
+        self._adapters = {adapter: f"adapter-{n}" for n, adapter in enumerate(adapters)}
+        if adapters:
+            from peft import PeftModel
+
+            first, *others = adapters
+            loaded = PeftModel.from_pretrained(loaded, str(first), self._adapters[first])
+            for adapter in others:
+                loaded.load_adapter(str(adapter), self._adapters[adapter])
+        self._model = loaded.eval()
+        self._batch_size = config.batch_size
+        self.max_model_len = config.max_model_len
+        self.identity = (
+            f"transformers {metadata.version('transformers')} {dtype} seed={seed} "
+            f"batch={config.batch_size}"
+        )
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        ordered = sorted(requests, key=lambda request: (_kind(request), len(request.prompt_ids)))
+        for _, group in itertools.groupby(ordered, key=_kind):
+            members = list(group)
+            for start in range(0, len(members), self._batch_size):
+                yield from self._answer(members[start : start + self._batch_size])
+
+    def _answer(self, batch: Sequence[Request]) -> list[Completion]:
+        """Answer requests that share sampling, length limit and adapter."""
+        import torch
+
+        first = batch[0]
+        width = max(len(request.prompt_ids) for request in batch)
+        assert width + first.max_tokens <= self.max_model_len, first.id
+        pad = int(self._tokenizer.pad_token_id)
+        padding = [width - len(request.prompt_ids) for request in batch]
+        # Left padding, so that every row's last token is the end of its prompt.
+        ids = torch.tensor(
+            [[pad] * n + list(r.prompt_ids) for n, r in zip(padding, batch, strict=True)],
+            device=self._model.device,
+        )
+        mask = torch.tensor(
+            [[0] * n + [1] * (width - n) for n in padding], device=self._model.device
+        )
+        with torch.inference_mode(), self._adapter(first.adapter):
+            answers = self._model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=first.max_tokens,
+                pad_token_id=pad,
+                eos_token_id=sorted(end_token_ids(self._tokenizer)),
+                **_sampling_options(first.sampling),
+            )[:, width:].tolist()
+        return [self._completion(r, a) for r, a in zip(batch, answers, strict=True)]
+
+    def _adapter(self, adapter: Path | None) -> Any:
+        """The context in which the model answers with this adapter, or with none."""
+        from contextlib import nullcontext
+
+        if adapter is not None:
+            self._model.set_adapter(self._adapters[adapter])
+            return nullcontext()
+        return self._model.disable_adapter() if self._adapters else nullcontext()
+
+    def _completion(self, request: Request, answer: list[int]) -> Completion:
+        ends = end_token_ids(self._tokenizer)
+        end = next((i for i, token in enumerate(answer) if token in ends), None)
+        tokens = answer if end is None else answer[: end + 1]
+        return Completion(
+            id=request.id,
+            text=str(self._tokenizer.decode(tokens, skip_special_tokens=True)),
+            token_ids=tuple(tokens),
+            finish_reason="length" if end is None else "stop",
+        )
+
+    def close(self) -> None:
+        del self._model
+
+
+def _kind(request: Request) -> tuple[str, int, str]:
+    return request.sampling.model_dump_json(), request.max_tokens, str(request.adapter)
+
+
+def _sampling_options(sampling: Sampling) -> dict[str, Any]:
+    if sampling.temperature == 0:
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    # top_k=0 switches off the top-50 cut that `generate` makes by default and vLLM does not.
+    return {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": 0,
+    }

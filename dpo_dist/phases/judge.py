@@ -1,0 +1,106 @@
+"""judge: a judge compares the two candidates of every prompt; its verdicts become pairs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from dpo_dist.artifacts import PhaseDirectory, file_digest, read_records, write_records
+from dpo_dist.config import Config
+from dpo_dist.console import progress, warn
+from dpo_dist.data.preferences import JUDGED_FILE, write_pairs
+from dpo_dist.errors import DataError
+from dpo_dist.judging.judge import build_judge
+from dpo_dist.judging.panel import Contest, judge_all
+from dpo_dist.phases.runs import judge_files, run_root
+from dpo_dist.records import Ballot, Candidate, PreferencePair, Prompt
+
+SECTIONS = ("judge",)
+TIE_WARNING = 0.5
+
+
+def inputs(config: Config) -> dict[str, Any]:
+    """What the phase reads: the candidates, and the rubric that the judge follows."""
+    assert config.judge is not None
+    candidates = run_root(config) / "sample" / "candidates.jsonl"
+    if not (candidates.parent / "manifest.json").exists():
+        raise DataError(f"{candidates.parent} is not complete: run the phase `sample` first")
+    return {
+        "candidates": file_digest(candidates),
+        "judge_files": judge_files(config.judge.judge),
+    }
+
+
+def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
+    """Ask for what the journal lacks, reconcile, and write verdicts and preference pairs."""
+    assert config.judge is not None
+    sample = run_root(config) / "sample"
+    prompts = {p.id: p for p in read_records(sample / "prompts.jsonl", Prompt)}
+    candidates = list(read_records(sample / "candidates.jsonl", Candidate))
+    dropped: Counter[str] = Counter()
+    contests = _contests(prompts, candidates, dropped)
+    judge = build_judge(config.judge.judge)
+    asked = 2 if config.judge.both_orders else 1
+    with (
+        out.journal("ballots.jsonl", Ballot) as journal,
+        progress("judge", asked * len(contests)) as advance,
+    ):
+        verdicts = judge_all(
+            judge,
+            contests,
+            journal,
+            both_orders=config.judge.both_orders,
+            seed=config.run.seed,
+            on_done=advance,
+        )
+    write_records(out.path / "verdicts.jsonl", verdicts)
+
+    pairs: list[PreferencePair] = []
+    lower_slot = 0
+    for contest, verdict in zip(contests, verdicts, strict=True):
+        if verdict.outcome != "preferred":
+            dropped[verdict.outcome] += 1
+            continue
+        texts = {contest.a: contest.a_text, contest.b: contest.b_text}
+        assert verdict.preferred is not None and verdict.other is not None
+        lower_slot += verdict.preferred == contest.a
+        pairs.append(
+            PreferencePair(
+                prompt_id=contest.prompt.id,
+                prompt=contest.prompt.messages,
+                chosen=texts[verdict.preferred],
+                rejected=texts[verdict.other],
+            )
+        )
+    total = len(candidates) // 2
+    assert total == len(pairs) + sum(dropped.values()), "the funnel must add up"
+    if not pairs:
+        raise DataError(f"the judge decided no pair; dropped: {dict(dropped)}")
+    if dropped["tie"] > TIE_WARNING * total:
+        warn(f"{dropped['tie']} of {total} comparisons are ties")
+    write_pairs(out.path / JUDGED_FILE, pairs)
+    return {
+        "counts": {"in": total, "kept": len(pairs), "dropped": dict(sorted(dropped.items()))},
+        "judge": judge.identity,
+        "chosen_is_slot_0": lower_slot,
+    }
+
+
+def _contests(
+    prompts: dict[str, Prompt], candidates: list[Candidate], dropped: Counter[str]
+) -> list[Contest]:
+    """The pairs worth a judgement. A cut-off answer is not: as `chosen` it would teach the
+    model to stop mid-sentence, and its end token would be one that was never sampled."""
+    contests: list[Contest] = []
+    for a, b in zip(candidates[::2], candidates[1::2], strict=True):
+        assert (a.prompt_id, a.slot, b.slot) == (b.prompt_id, 0, 1)
+        if "length" in (a.finish_reason, b.finish_reason):
+            dropped["candidate_cut_off"] += 1
+        elif a.text.strip() == b.text.strip():
+            dropped["identical"] += 1
+        elif not a.text.strip() or not b.text.strip():
+            dropped["empty"] += 1
+        else:
+            names = (f"slot-{a.slot}", f"slot-{b.slot}")
+            contests.append(Contest(prompts[a.prompt_id], *names, a.text, b.text))
+    return contests

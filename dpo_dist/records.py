@@ -1,0 +1,119 @@
+"""What travels between the phases: one frozen record per line of a JSONL file."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """A line of a journal: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Message(Record):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Prompt(Record):
+    """A conversation that ends with the user's turn.
+
+    `reference` is whatever the metrics need to score an answer (a gold label, say); no model
+    ever sees it.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    reference: dict[str, Any] = {}
+
+
+FinishReason = Literal["stop", "length"]
+
+
+class Candidate(Record):
+    """One sampled answer. `slot` is the index into `sample.slots`; `settings` is that slot.
+
+    `token_ids` are the ids the engine produced, its end token included when it produced one.
+    A `finish_reason` of "length" says that the answer was cut off.
+    """
+
+    prompt_id: str
+    slot: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    settings: dict[str, Any]
+    engine: str
+
+
+BallotOutcome = Literal["first", "second", "tie", "refusal", "unparsed", "cut_off"]
+
+
+class Ballot(Record):
+    """One answer of a judge: which of the two texts it was shown it prefers.
+
+    `first` and `second` name the candidates in the order shown: slots when labelling, arms
+    when evaluating. `usage` counts the tokens of every attempt, also those that failed.
+    """
+
+    prompt_id: str
+    first: str
+    second: str
+    outcome: BallotOutcome
+    reasoning: str = ""
+    judge: str
+    usage: dict[str, int] = {}
+
+    @property
+    def preferred(self) -> str | None:
+        """The name of the preferred candidate, or None without a preference."""
+        return {"first": self.first, "second": self.second}.get(self.outcome)
+
+
+VerdictOutcome = Literal["preferred", "tie", "inconsistent", "refusal", "unparsed", "cut_off"]
+
+
+class Verdict(Record):
+    """What the ballots on one pair of candidates add up to.
+
+    `preferred` and `other` are set only for the outcome "preferred".
+    """
+
+    prompt_id: str
+    outcome: VerdictOutcome
+    preferred: str | None = None
+    other: str | None = None
+
+
+class PreferencePair(Record):
+    """What DPO trains on: a prompt, the answer to prefer and the answer to avoid."""
+
+    prompt_id: str
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+
+
+class Generation(Record):
+    """An arm's answer to a held-out prompt; `decoding` indexes `evaluate.decodings`."""
+
+    prompt_id: str
+    arm: str
+    decoding: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    engine: str
+
+
+class Score(Record):
+    """A metric's value for one generation."""
+
+    prompt_id: str
+    arm: str
+    decoding: int
+    metric: str
+    value: float

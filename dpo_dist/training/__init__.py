@@ -1,0 +1,1 @@
+"""SFT and DPO under `accelerate launch`; `trainer.py` is the one file that knows TRL."""

@@ -1,0 +1,65 @@
+"""What a training process is told: one JSON file, written by the phase, read by every rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from dpo_dist.config import Optimization, Section, Sft, Train, Wandb
+from dpo_dist.errors import ConfigError
+
+
+class TrainingJob(Section):
+    """An SFT or DPO training.
+
+    `rows` and `validation_rows` are parquet files of token ids: `input_ids, completion_mask`
+    for SFT, `prompt_ids, chosen_ids, rejected_ids` for DPO. `adapter` is the SFT adapter that
+    DPO starts from and is measured against, or None when `model` itself is the SFT model.
+    """
+
+    kind: Literal["sft", "dpo"]
+    settings: Sft | Train
+    model: str
+    adapter: Path | None = None
+    dtype: Literal["bfloat16", "float32"]
+    trust_remote_code: bool = False
+    rows: Path
+    validation_rows: Path | None = None
+    out: Path
+    seed: int
+    run_name: str
+    wandb: Wandb | None = None
+
+    @property
+    def model_dir(self) -> Path:
+        """Where the finished adapter or model goes."""
+        return self.out / "model"
+
+
+def num_processes(accelerate_config: Path) -> int:
+    """How many processes an accelerate configuration starts, on all machines together."""
+    try:
+        values = yaml.safe_load(accelerate_config.read_text(encoding="utf-8"))
+        return int(values["num_processes"])
+    except FileNotFoundError:
+        raise ConfigError(f"accelerate_config: {accelerate_config}: no such file") from None
+    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"accelerate_config: {accelerate_config}: no readable `num_processes` ({error})"
+        ) from None
+
+
+def accumulation_steps(settings: Optimization, processes: int) -> int:
+    """Micro-batches per optimizer step and process that make up the global batch.
+
+    Raises `ConfigError` when the processes cannot share the global batch evenly.
+    """
+    per_round = settings.micro_batch_size * processes
+    if settings.global_batch_size % per_round:
+        raise ConfigError(
+            f"global_batch_size {settings.global_batch_size} is not a multiple of "
+            f"micro_batch_size {settings.micro_batch_size} x {processes} processes"
+        )
+    return settings.global_batch_size // per_round

