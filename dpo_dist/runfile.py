@@ -85,8 +85,6 @@ def _describe(problem: dict[str, Any], values: dict[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing"
     message = problem["msg"].removeprefix("Value error, ")
-    if isinstance(problem["input"], str) and "number" in message:
-        message += f" (YAML reads {problem['input']} as text; write 5.0e-6, not 5e-6)"
     return f"{key}: {message}"
 
 

@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import pytest
+
+from dpo_dist.config import JudgedPreferences, PathPreferences, UltraFeedbackPreferences
+from dpo_dist.data.preferences import (
+    JUDGED_FILE,
+    load_preferences,
+    preference_sources,
+    write_pairs,
+)
+from dpo_dist.errors import DataError
+from dpo_dist.records import Message, PreferencePair
+from tests.conftest import REAL_PREFERENCES
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def ultrafeedback_row(n: int, chosen: str = "good", rejected: str = "bad") -> dict:
+    ask = turn("user", f"question {n}")
+    return {
+        "prompt": f"question {n}",
+        "prompt_id": f"id-{n}",
+        "chosen": [ask, turn("assistant", chosen)],
+        "rejected": [ask, turn("assistant", rejected)],
+        "score_chosen": 9.0,
+    }
+
+
+def test_the_columns_of_ultrafeedback_are_read(tmp_path: Path, write_jsonl) -> None:
+    path = write_jsonl(tmp_path / "p.jsonl", [ultrafeedback_row(n) for n in range(10)])
+    pairs = load_preferences(
+        PathPreferences(source="path", path=path, validation_fraction=0.2), tmp_path, seed=1
+    )
+    assert len(pairs.train) == 8 and len(pairs.validation) == 2
+    pair = pairs.train[0]
+    assert (pair.chosen, pair.rejected) == ("good", "bad")
+    assert pair.prompt == (Message(role="user", content=pair.prompt[0].content),)
+
+
+def test_no_prompt_is_in_both_splits(tmp_path: Path, write_jsonl) -> None:
+    rows = [ultrafeedback_row(n % 20, chosen=f"good {n}") for n in range(100)]
+    path = write_jsonl(tmp_path / "p.jsonl", rows)
+    for seed in range(5):
+        config = PathPreferences(source="path", path=path, validation_fraction=0.3)
+        pairs = load_preferences(config, tmp_path, seed)
+        train = {p.prompt[0].content for p in pairs.train}
+        validation = {p.prompt[0].content for p in pairs.validation}
+        assert not train & validation and len(validation) == 6
+
+
+def test_ultrafeedback_never_mixes_test_prefs_into_training(tmp_path: Path) -> None:
+    train, validation = preference_sources(
+        UltraFeedbackPreferences(source="ultrafeedback", limit=200), tmp_path
+    )
+    assert (train.split, train.limit) == ("train_prefs", 200)
+    assert validation.split == "test_prefs"
+
+
+def test_useless_pairs_are_dropped_and_counted(tmp_path: Path, write_jsonl) -> None:
+    rows = [
+        ultrafeedback_row(0),
+        ultrafeedback_row(1, "same", "same"),
+        ultrafeedback_row(2, "good", " "),
+    ]
+    path = write_jsonl(tmp_path / "p.jsonl", rows)
+    config = PathPreferences(source="path", path=path, validation_fraction=0)
+    pairs = load_preferences(config, tmp_path, seed=1)
+    assert len(pairs.train) == 1
+    assert pairs.dropped == {"identical": 1, "empty": 1}
+
+
+def test_a_leaked_validation_prompt_is_dropped(tmp_path: Path, write_jsonl) -> None:
+    train = write_jsonl(tmp_path / "t.jsonl", [ultrafeedback_row(n) for n in range(3)])
+    validation = write_jsonl(tmp_path / "v.jsonl", [ultrafeedback_row(n) for n in (2, 3)])
+    config = PathPreferences(source="path", path=train, validation_path=validation)
+    pairs = load_preferences(config, tmp_path, seed=1)
+    assert [p.prompt[0].content for p in pairs.validation] == ["question 3"]
+    assert pairs.dropped["validation_leak"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chosen": None}, r"p\.jsonl:1: `chosen` is missing"),
+        ({"chosen": [turn("user", "q")]}, "must end with the assistant's turn"),
+        (
+            {"rejected": [turn("user", "another"), turn("assistant", "bad")]},
+            "does not begin with the row's prompt",
+        ),
+        ({"prompt": None}, "`prompt` is missing"),
+    ],
+)
+def test_damaged_rows_are_named(tmp_path: Path, write_jsonl, change: dict, message: str) -> None:
+    path = write_jsonl(tmp_path / "p.jsonl", [ultrafeedback_row(0) | change])
+    with pytest.raises(DataError, match=message):
+        load_preferences(PathPreferences(source="path", path=path), tmp_path, seed=1)
+
+
+def test_judged_pairs_survive_the_way_through_parquet(tmp_path: Path) -> None:
+    pair = PreferencePair(
+        prompt_id="p",
+        prompt=(Message(role="system", content="s"), Message(role="user", content="u")),
+        chosen="yes ü\n",
+        rejected="no",
+    )
+    write_pairs(tmp_path / JUDGED_FILE, [pair])
+    loaded = load_preferences(JudgedPreferences(validation_fraction=0), tmp_path, seed=1)
+    assert loaded.train == [pair]
+
+
+@pytest.mark.skipif(not REAL_PREFERENCES.exists(), reason="the real rows are not here")
+def test_real_rows_are_read_whole() -> None:
+    config = PathPreferences(source="path", path=REAL_PREFERENCES)
+    pairs = load_preferences(config, Path(), seed=1)
+    total = len(pairs.train) + len(pairs.validation) + sum(pairs.dropped.values())
+    assert total == 1797
+    assert len({p.prompt_id for p in pairs.train + pairs.validation}) == 599

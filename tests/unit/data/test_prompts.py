@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+
+from dpo_dist.config import DataSource
+from dpo_dist.data.prompts import check_disjoint, read_demonstrations, read_prompts
+from dpo_dist.data.rows import write_parquet
+from dpo_dist.errors import DataError
+from dpo_dist.records import Message
+
+
+def test_texts_and_conversations_are_read(tmp_path: Path, write_jsonl) -> None:
+    path = write_jsonl(
+        tmp_path / "p.jsonl",
+        [
+            {"id": 7, "prompt": "hello", "reference": {"severity": "SEV1"}},
+            {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]},
+        ],
+    )
+    first, second = read_prompts(DataSource(path=path))
+    assert first.id == "7"
+    assert first.messages == (Message(role="user", content="hello"),)
+    assert first.reference == {"severity": "SEV1"}
+    assert [m.role for m in second.messages] == ["system", "user"]
+    assert len(second.id) == 16, "a missing id is derived from the content"
+
+
+def test_parquet_is_read_like_jsonl(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "p.parquet", [{"id": "a", "prompt": "x"}])
+    assert read_prompts(DataSource(path=path))[0].id == "a"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"prompt": "a"}\n{"text": "b"}\n', r"p\.jsonl:2: no `prompt`.*the row has text"),
+        (b'{"prompt": ""}\n', r"p\.jsonl:1: `prompt` ends with an empty turn"),
+        (b'{"id": 1, "prompt": "a"}\n\n{"id": 1, "prompt": "b"}\n', r":3: the id '1' .*jsonl:1"),
+        (b'{"prompt": "\xff"}\n', r"p\.jsonl:1: not UTF-8"),
+        (b"{]\n", r"p\.jsonl:1: not JSON"),
+        (b"[1]\n", r"p\.jsonl:1: expected an object, found list"),
+        (b"", r"p\.jsonl: no rows"),
+        (b'{"prompt": "a\\u0000b"}\n', r"p\.jsonl:1: .*NUL"),
+        (b'{"prompt": "a\\ud800b"}\n', r"p\.jsonl:1: .*surrogate"),
+        (
+            b'{"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}',
+            r"must end with the user's turn",
+        ),
+        (b'{"prompt": [{"role": "robot", "content": "q"}]}', r"has a turn that is not"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_prompts(DataSource(path=path))
+
+
+def test_a_missing_file_and_a_strange_one_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        read_prompts(DataSource(path=tmp_path / "absent.jsonl"))
+    (tmp_path / "x.csv").write_text("a")
+    with pytest.raises(DataError, match=r"expected a \.jsonl or \.parquet"):
+        read_prompts(DataSource(path=tmp_path / "x.csv"))
+
+
+def test_a_held_out_prompt_in_training_is_refused(tmp_path: Path, write_jsonl) -> None:
+    train = read_prompts(DataSource(path=write_jsonl(tmp_path / "a.jsonl", [{"prompt": "A b"}])))
+    held = read_prompts(DataSource(path=write_jsonl(tmp_path / "b.jsonl", [{"prompt": "a  B "}])))
+    with pytest.raises(DataError, match="proves nothing"):
+        check_disjoint(train, held)
+
+
+def test_demonstrations_need_one_assistant_turn(tmp_path: Path, write_jsonl) -> None:
+    path = write_jsonl(tmp_path / "s.jsonl", [{"prompt": "q", "completion": "a"}])
+    (row,) = read_demonstrations(DataSource(path=path))
+    assert row.completion == (Message(role="assistant", content="a"),)
+    turns = [{"role": "user", "content": "q"}]
+    path = write_jsonl(tmp_path / "s.jsonl", [{"prompt": "q", "completion": turns}])
+    with pytest.raises(DataError, match="one assistant turn"):
+        read_demonstrations(DataSource(path=path))

@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+
+from dpo_dist.config import Lora, Train
+from dpo_dist.errors import ConfigError
+from dpo_dist.runfile import load_config
+
+MINIMAL = {"model": {"base": "m"}, "preferences": {"source": "path", "path": "p.jsonl"}}
+
+
+def test_defaults_are_those_of_the_readme(write_run) -> None:
+    config = load_config(write_run(**MINIMAL, train={}))
+    assert config.train == Train(
+        method=Lora(r=16),
+        loss="sigmoid",
+        beta=0.1,
+        learning_rate=5e-6,
+        num_epochs=1,
+        global_batch_size=16,
+        micro_batch_size=2,
+        bf16=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"train": {"betta": 0.1}}, r"train\.betta: unknown key; did you mean `beta`\?"),
+        ({"trian": {}}, r"trian: unknown key; did you mean `train`\?"),
+        ({"train": {"method": {"type": "lora", "rank": 8}}}, r"train\.method\.rank: unknown key"),
+        ({"train": {"method": {"type": "qlora"}}}, r"train\.method: .*'lora', 'full'"),
+        ({"train": {"learning_rate": "fast"}}, r"train\.learning_rate: .*valid number"),
+        ({"train": {"beta": 0}}, r"train\.beta: .*greater than 0"),
+        (
+            {"train": {"global_batch_size": 5, "micro_batch_size": 2}},
+            r"train: global_batch_size 5 is not a multiple of micro_batch_size 2",
+        ),
+        ({"model": {"base": "m", "sft": "phase"}}, r"there is no `sft` section"),
+        ({"model": {}}, r"model\.base: missing"),
+        ({"judge": {"both_orders": True}}, r"judge\.judge: missing"),
+        ({"preferences": {"source": "judged"}, "train": {}}, r"needs the sections `sample`"),
+        (
+            {"sample": {"prompts": {"path": "p"}, "engine": {"type": "hf"}, "slots": []}},
+            "exactly two slots, not 0",
+        ),
+        ({"sft": {"data": {"dataset": "x"}}}, r"sft\.data: `dataset` needs its `split`"),
+    ],
+)
+def test_a_wrong_key_is_named(write_run, sections: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write_run(**{**MINIMAL, **sections}))
+
+
+def test_overrides_reach_into_sections_and_make_missing_ones(write_run) -> None:
+    config = load_config(write_run(**MINIMAL), ["train.beta=0.3", "tracking.wandb.project=x"])
+    assert config.train is not None and config.train.beta == 0.3
+    assert config.tracking.wandb is not None and config.tracking.wandb.project == "x"
+    with pytest.raises(ConfigError, match="expected KEY=VALUE"):
+        load_config(write_run(**MINIMAL), ["train.beta"])
+
+
+def test_data_paths_follow_the_run_file_and_model_paths_do_not(write_run, tmp_path: Path) -> None:
+    config = load_config(write_run(**MINIMAL))
+    assert config.preferences.path == tmp_path / "p.jsonl"
+    assert config.model.base == "m"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xff\xfe", "not UTF-8"), (b"a: [", "not valid YAML"), (b"- 1", "expected a mapping")],
+)
+def test_an_unreadable_run_file_is_said(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_a_rate_without_a_point_is_a_number_too(write_run) -> None:
+    # YAML 1.1 reads 5e-6 as a text.
+    config = load_config(write_run(**MINIMAL), ["train.learning_rate=5e-6"])
+    assert config.train is not None and config.train.learning_rate == 5e-6
