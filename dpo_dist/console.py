@@ -13,7 +13,6 @@ from typing import Protocol
 from dpo_dist import ranks
 
 
-
 class Advance(Protocol):
     """Moves a progress bar by `n`; `note` is shown behind it."""
 

@@ -1,0 +1,41 @@
+"""A judge without a model: the better score on the task's own checks wins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from dpo_dist.judging.judge import Comparison
+from dpo_dist.metrics import Metric
+from dpo_dist.records import Ballot, BallotOutcome, Prompt
+
+EQUAL = 1e-9  # scores are means of a few fractions; anything smaller is rounding
+
+
+class MetricJudge:
+    """Prefers the higher weighted mean of its metrics; equal means are a tie."""
+
+    def __init__(self, metrics: Sequence[Metric], weights: Sequence[float]) -> None:
+        self._metrics = list(zip(metrics, weights, strict=True))
+        self._total = sum(weights)
+        parts = (f"{metric.key}*{weight:g}" for metric, weight in self._metrics)
+        self.identity = "metric:" + "+".join(parts)
+
+    def compare(self, comparisons: Sequence[Comparison]) -> Iterator[Ballot]:
+        for comparison in comparisons:
+            first = self._score(comparison.prompt, comparison.first_text)
+            second = self._score(comparison.prompt, comparison.second_text)
+            outcome: BallotOutcome = "tie"
+            if abs(first - second) > EQUAL:
+                outcome = "first" if first > second else "second"
+            yield Ballot(
+                prompt_id=comparison.prompt.id,
+                first=comparison.first,
+                second=comparison.second,
+                outcome=outcome,
+                reasoning=f"{first:.3f} against {second:.3f}",
+                judge=self.identity,
+            )
+
+    def _score(self, prompt: Prompt, text: str) -> float:
+        scores = (weight * metric.score(prompt, text) for metric, weight in self._metrics)
+        return sum(scores) / self._total

@@ -1,0 +1,79 @@
+"""Which failures of an API call are worth another try, and when."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+
+from dpo_dist.errors import JudgeFailed
+
+LONGEST_WAIT = 60.0  # seconds; a server that asks for more is not coming back soon
+SPENT = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Waits of `base * 2**attempt` seconds with full jitter, at most `LONGEST_WAIT`."""
+
+    attempts: int
+    base: float = 0.5
+
+    def wait(self, attempt: int, error: Exception) -> float:
+        """Seconds until the next try after `attempt` (0 for the first) failed with `error`.
+
+        Raises `JudgeFailed` when another try would be of no use.
+        """
+        asked = _explain(error)
+        if attempt + 1 >= self.attempts:
+            raise JudgeFailed(
+                f"the judge's API failed {self.attempts} times in a row, the last time with "
+                f"{_name(error)}. What was judged is kept; run the same command again."
+            ) from None
+        if asked is not None:
+            return asked
+        return random.uniform(0.5, 1.0) * min(LONGEST_WAIT, self.base * 2**attempt)
+
+
+def _explain(error: Exception) -> float | None:
+    """The wait that the server asks for, or None; raises `JudgeFailed` for final errors."""
+    import anthropic
+
+    transient = (anthropic.APIConnectionError, json.JSONDecodeError, UnicodeDecodeError)
+    if isinstance(error, transient):
+        return None
+    if not isinstance(error, anthropic.APIStatusError):
+        raise error
+    status = error.status_code
+    code = getattr(error, "error_code", None)
+    if code in SPENT:
+        raise JudgeFailed(
+            f"the judge's account has reached its spend limit ({code}). What was judged is "
+            "kept; run the same command again once the limit is raised."
+        ) from None
+    if status in (401, 403):
+        raise JudgeFailed(
+            f"the judge's API refused the credentials (HTTP {status}). Check ANTHROPIC_API_KEY; "
+            "what was judged is kept."
+        ) from None
+    if status not in (408, 409, 429) and status < 500:
+        raise JudgeFailed(f"the judge's API refused the request: {_name(error)}") from None
+    return _retry_after(error.response.headers.get("retry-after"))
+
+
+def _retry_after(value: str | None) -> float | None:
+    try:
+        seconds = float(value) if value is not None else None
+    except ValueError:
+        return None  # a date; the back-off serves as well
+    if seconds is not None and seconds > LONGEST_WAIT:
+        raise JudgeFailed(
+            f"the judge's API asks for a pause of {seconds:.0f} s. What was judged is kept; "
+            "run the same command again then."
+        ) from None
+    return seconds
+
+
+def _name(error: Exception) -> str:
+    """The error's kind and message; its request, whose headers hold the key, stays out."""
+    return f"{type(error).__name__}: {getattr(error, 'message', str(error))}"
