@@ -1,0 +1,1 @@
+"""Comparing the arms: statistics, and the table that they fill."""

@@ -1,0 +1,51 @@
+"""report.html: one self-contained page, without scripts and without a request to anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dpo_dist.reporting.tables import HEADERS, comparison_table, decoding_name
+
+
+def render_page(
+    report: Mapping[str, Any],
+    *,
+    plots: Sequence[tuple[str, str]],
+    samples: Sequence[Mapping[str, Any]],
+) -> str:
+    """The page. Everything but our own SVG is escaped by the template engine."""
+    import yaml
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("dpo_dist.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    scores = report["comparison"]
+    tables = [
+        (decoding_name(decoding), comparison_table(scores, number))
+        for number, decoding in enumerate(scores["decodings"])
+    ]
+    labels = {row["metric"]: row["label"] for row in scores["metrics"]}
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        tables=tables,
+        labels=labels,
+        headers=HEADERS,
+        plots=[(title, Markup(svg)) for title, svg in plots],
+        samples=samples,
+        same_judge=_same_judge(report["config"]),
+        configuration=yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True),
+    )
+
+
+def _same_judge(config: Mapping[str, Any]) -> bool:
+    """Whether the judge of the evaluation made the training labels, too."""
+    labelling = (config.get("judge") or {}).get("judge")
+    evaluating = (config.get("evaluate") or {}).get("judge")
+    return labelling is not None and labelling == evaluating

@@ -1,0 +1,110 @@
+"""The comparison table, for the page, for Markdown and for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+HEADERS = {"base": "Base", "sft": "SFT", "dpo": "SFT+DPO"}
+PREFERRED = "Preferred (judge, pairwise vs SFT)"
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure and what stands beside it; `tone` is "better", "worse" or empty."""
+
+    value: str
+    detail: str = ""
+    tone: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.detail}".strip()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of the comparison at one decoding."""
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+
+def comparison_table(scores: Mapping[str, Any], decoding: int = 0) -> Table:
+    """The table of `scores.json` at one decoding: a row per metric, then the preference.
+
+    The preference's difference is taken from 50 %, what equal models would get.
+    """
+    arms = scores["arms"]
+    headers = ("Metric", *(HEADERS[arm] for arm in arms), "Δ DPO over SFT")
+    rows = []
+    for row in scores["metrics"]:
+        if row["decoding"] == decoding:
+            cells = [_share(row["arms"][arm]) for arm in arms]
+            rows.append((row["label"], (*cells, _difference(row["delta"]))))
+    preferred = scores["preferred"]
+    if preferred is not None and preferred["decoding"] == decoding:
+        cells = [_share(preferred) if arm == "dpo" else Cell(ABSENT) for arm in arms]
+        rows.append((PREFERRED, (*cells, _difference(_minus_half(preferred)))))
+    return Table(headers, tuple(rows))
+
+
+def decoding_name(decoding: Mapping[str, Any]) -> str:
+    """How answers were drawn: `greedy` or `temperature 0.7, top-p 0.9`."""
+    if decoding["temperature"] == 0:
+        return "greedy"
+    name = f"temperature {decoding['temperature']:g}"
+    return name if decoding["top_p"] == 1 else f"{name}, top-p {decoding['top_p']:g}"
+
+
+def to_markdown(table: Table) -> str:
+    """GitHub-flavoured Markdown."""
+    lines = [_markdown_row(table.headers), _markdown_row(["---"] * len(table.headers))]
+    lines += [_markdown_row([label, *map(str, cells)]) for label, cells in table.rows]
+    return "\n".join(lines) + "\n"
+
+
+def to_text(table: Table) -> str:
+    """Columns aligned for a terminal."""
+    lines = [list(table.headers)] + [[label, *map(str, cells)] for label, cells in table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.headers))]
+    text = [
+        "  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    text.insert(1, "  ".join("─" * width for width in widths))
+    return "\n".join(text) + "\n"
+
+
+def _markdown_row(parts: Sequence[str]) -> str:
+    return "| " + " | ".join(part.replace("|", "\\|") for part in parts) + " |"
+
+
+def _share(estimate: Mapping[str, Any]) -> Cell:
+    if estimate["mean"] is None:
+        return Cell(ABSENT, "n=0")
+    interval = "n/a"
+    if estimate["low"] is not None:
+        interval = f"{100 * estimate['low']:.0f}–{100 * estimate['high']:.0f}"
+    return Cell(f"{100 * estimate['mean']:.1f} %", f"[{interval}] n={estimate['n']}")
+
+
+def _difference(estimate: Mapping[str, Any] | None) -> Cell:
+    """In percentage points; toned only where the interval excludes zero."""
+    if estimate is None or estimate["mean"] is None:
+        return Cell(ABSENT)
+    value = f"{100 * estimate['mean']:+.1f} pp"
+    if estimate["low"] is None:
+        return Cell(value, f"[n/a] n={estimate['n']}")
+    tone = "better" if estimate["low"] > 0 else "worse" if estimate["high"] < 0 else ""
+    interval = f"[{100 * estimate['low']:+.0f}, {100 * estimate['high']:+.0f}]"
+    return Cell(value, f"{interval} n={estimate['n']}", tone)
+
+
+def _minus_half(estimate: Mapping[str, Any]) -> dict[str, Any]:
+    shifted = {
+        key: None if estimate[key] is None else estimate[key] - 0.5
+        for key in ("mean", "low", "high")
+    }
+    return {"n": estimate["n"], **shifted}

@@ -1,0 +1,173 @@
+"""Every fault of the API and its promised end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from dpo_dist.config import ClaudeJudge as ClaudeConfig
+from dpo_dist.errors import ConfigError, JudgeFailed
+from dpo_dist.judging.claude import ClaudeJudge
+from dpo_dist.records import Ballot
+from tests.anthropic_server import KEY, Fault, Server, serve
+from tests.contracts.test_judges import comparison
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def rubric(tmp_path: Path) -> Path:
+    (tmp_path / "rubric.md").write_text("Prefer GOOD.")
+    return tmp_path / "rubric.md"
+
+
+def ask(server: Server, rubric: Path, count: int = 1, attempts: int = 4) -> list[Ballot]:
+    config = ClaudeConfig(
+        type="claude", model="m", rubric=rubric, base_url=server.url, max_attempts=attempts
+    )
+    judge = ClaudeJudge(config, backoff_base=0.001)
+    return list(judge.compare([comparison(n, "GOOD", "bad") for n in range(count)]))
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=429),
+        Fault(status=429, headers={"retry-after": "0.01"}),
+        Fault(status=429, headers={"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}),
+        Fault(status=500),
+        Fault(status=503),
+        Fault(status=529),
+        Fault(status=0),
+        Fault(body=b"<html>busy</html>"),
+        Fault(body=b'{"id": "msg_1", "content'),
+    ],
+    ids=lambda fault: f"{fault.status}{fault.headers}{(fault.body or b'')[:6]}",
+)
+def test_a_passing_fault_is_survived(server: Server, rubric: Path, fault: Fault) -> None:
+    server.faults += [fault, fault]
+    (ballot,) = ask(server, rubric)
+    assert ballot.outcome == "first"
+    assert len(server.requests) == 3
+    assert ballot.usage["attempts"] == 3
+    assert ballot.usage["attempts_with_unknown_usage"] == 2
+    assert ballot.usage["input_tokens"] == 100
+
+
+@pytest.mark.parametrize(
+    ("fault", "message", "requests"),
+    [
+        (Fault(status=500), "failed 3 times in a row", 3),
+        (Fault(status=429, headers={"retry-after": "99999"}), "pause of 99999 s", 1),
+        (Fault(status=401), "refused the credentials", 1),
+        (Fault(status=403), "refused the credentials", 1),
+        (Fault(status=400), "refused the request", 1),
+        (Fault(status=429, error_code="enforced_spend_limit_reached"), "spend limit", 1),
+    ],
+    ids=lambda value: str(getattr(value, "status", value)),
+)
+def test_a_lasting_fault_stops_with_its_reason(
+    server: Server, rubric: Path, fault: Fault, message: str, requests: int
+) -> None:
+    server.faults += [fault] * 9
+    with pytest.raises(JudgeFailed, match=message) as caught:
+        ask(server, rubric, attempts=3)
+    assert len(server.requests) == requests
+    assert KEY not in str(caught.value) + repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not JSON",
+        '```json\n{"reasoning": "r", "verdict": "first"}\n```',
+        '{"reasoning": "r", "verdict": "first", "score": 9}',
+        '{"reasoning": "r", "verdict": "third"}',
+        '{"verdict": "first"}',
+        "",
+    ],
+)
+def test_a_malformed_verdict_is_repaired_once_and_never_guessed(
+    server: Server, rubric: Path, text: str
+) -> None:
+    server.faults += [Fault(text=text)]
+    (ballot,) = ask(server, rubric)
+    assert ballot.outcome == "first"
+    assert [turn["role"] for turn in server.requests[1]["messages"]] == [
+        "user",
+        "assistant",
+        "user",
+    ]
+    server.faults += [Fault(text=text), Fault(text=text)]
+    (ballot,) = ask(server, rubric)
+    assert ballot.outcome == "unparsed" and ballot.preferred is None
+    assert ballot.usage["output_tokens"] == 20, "what was billed is counted"
+
+
+def test_a_refusal_is_an_outcome_with_its_category(server: Server, rubric: Path) -> None:
+    server.faults += [Fault(stop_reason="refusal")]
+    (ballot,) = ask(server, rubric)
+    assert (ballot.outcome, ballot.reasoning) == ("refusal", "category: cyber")
+    assert len(server.requests) == 1, "a refusal is not asked again"
+
+
+def test_a_cut_off_verdict_gets_one_longer_try(server: Server, rubric: Path) -> None:
+    server.faults += [Fault(stop_reason="max_tokens")]
+    (ballot,) = ask(server, rubric)
+    assert ballot.outcome == "first"
+    assert [r["max_tokens"] for r in server.requests] == [4096, 8192]
+    server.faults += [Fault(stop_reason="max_tokens")] * 2
+    (ballot,) = ask(server, rubric)
+    assert ballot.outcome == "cut_off"
+
+
+def test_what_was_decided_before_a_failure_is_handed_over(server: Server, rubric: Path) -> None:
+    config = ClaudeConfig(
+        type="claude", model="m", rubric=rubric, base_url=server.url, concurrency=1
+    )
+    judge = ClaudeJudge(config, backoff_base=0.001)
+    server.faults += [Fault(), Fault(), Fault(status=401)]
+    ballots = []
+    with pytest.raises(JudgeFailed):
+        for ballot in judge.compare([comparison(n, "GOOD", "bad") for n in range(9)]):
+            ballots.append(ballot)
+    assert [ballot.prompt_id for ballot in ballots] == ["p0", "p1"]
+
+
+def test_a_consumer_may_stop_early(server: Server, rubric: Path) -> None:
+    config = ClaudeConfig(
+        type="claude", model="m", rubric=rubric, base_url=server.url, concurrency=2
+    )
+    stream = ClaudeJudge(config).compare([comparison(n, "GOOD", "bad") for n in range(500)])
+    assert len(list(islice(stream, 3))) == 3
+    stream.close()
+    assert len(server.requests) < 500
+
+
+def test_a_missing_key_is_said_before_any_request(rubric: Path, monkeypatch) -> None:
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    with pytest.raises(ConfigError, match="set ANTHROPIC_API_KEY"):
+        ClaudeJudge(ClaudeConfig(type="claude", model="m", rubric=rubric))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "empty"), (b"\xff", "not UTF-8"), (None, "No such file")]
+)
+def test_an_unreadable_rubric_is_named(tmp_path: Path, content, message: str) -> None:
+    path = tmp_path / "r.md"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"rubric: .*r\.md: .*{message}"):
+        ClaudeJudge(ClaudeConfig(type="claude", model="m", rubric=path))
