@@ -35,9 +35,7 @@ def build_metric(config: MetricConfig) -> Metric:
         case JsonSchemaMetric():
             return Metric(config.type, config.label, _json_schema(config.schema_path))
         case LabelMatchMetric():
-            return Metric(
-                f"{config.type}:{config.field}", config.label, _label_match(config.field)
-            )
+            return Metric(f"{config.type}:{config.field}", config.label, _label_match(config.field))
         case FaithfulQuotesMetric():
             return Metric(
                 f"{config.type}:{config.field}", config.label, _faithful_quotes(config.field)

@@ -38,9 +38,7 @@ def summarise(
             "metric": metric.key,
             "label": metric.label,
             "decoding": decoding,
-            "arms": {
-                arm: asdict(mean_of(values[metric.key, decoding, arm], seed)) for arm in arms
-            },
+            "arms": {arm: asdict(mean_of(values[metric.key, decoding, arm], seed)) for arm in arms},
             "delta": _delta(values, metric.key, decoding, seed),
         }
         for decoding in range(len(decodings))

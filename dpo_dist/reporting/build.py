@@ -131,7 +131,9 @@ def samples(evaluate: Path, limit: int) -> list[dict[str, Any]]:
     return [
         {
             "id": visible(prompt.id),
-            "prompt": visible("\n\n".join(m.content for m in prompt.messages if m.role != "system")),
+            "prompt": visible(
+                "\n\n".join(m.content for m in prompt.messages if m.role != "system")
+            ),
             "reference": visible(json.dumps(prompt.reference)) if prompt.reference else "",
             "verdict": _verdict_name(verdicts.get(prompt.id)),
             "answers": [

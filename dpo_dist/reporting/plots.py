@@ -79,8 +79,15 @@ def _draw(lines: Sequence[tuple[Curve, Sequence[tuple[int, float]]]]) -> str:
             if points:
                 steps, values = zip(*points, strict=True)
                 marker = "o" if len(points) < 12 else None
-                axes.plot(steps, values, color=curve.colour, label=curve.label, lw=2, marker=marker,
-                          markersize=4)
+                axes.plot(
+                    steps,
+                    values,
+                    color=curve.colour,
+                    label=curve.label,
+                    lw=2,
+                    marker=marker,
+                    markersize=4,
+                )
         axes.set_xlabel("step")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)

@@ -26,7 +26,9 @@ def judge(request, tmp_path: Path, monkeypatch) -> Iterator[Judge]:
     (tmp_path / "rubric.md").write_text("Prefer GOOD.")
     with serve() as server:
         config = ClaudeConfig(
-            type="claude", model="claude-opus-4-7", rubric=tmp_path / "rubric.md",
+            type="claude",
+            model="claude-opus-4-7",
+            rubric=tmp_path / "rubric.md",
             base_url=server.url,
         )
         yield ClaudeJudge(config)

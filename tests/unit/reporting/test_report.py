@@ -1,0 +1,197 @@
+"""The report of a run directory full of hostile texts."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from dpo_dist.artifacts import write_json, write_records
+from dpo_dist.records import Generation, Message, Prompt, Score, Verdict
+from dpo_dist.reporting.build import build, funnel
+from dpo_dist.reporting.tables import comparison_table, to_markdown, to_text
+from dpo_dist.reporting.text import visible
+from dpo_dist.runfile import load_config
+
+HOSTILE = (
+    "<script>alert(1)</script> ![x](http://evil.example/x.png) \x1b[31mred \u202eabc {{ 7*7 }}"
+)
+
+
+def estimate(n: int, mean: float, low: float, high: float) -> dict:
+    return {"n": n, "mean": mean, "low": low, "high": high}
+
+
+SCORES = {
+    "decodings": [{"temperature": 0.7, "top_p": 1.0}, {"temperature": 0.0, "top_p": 1.0}],
+    "arms": ["base", "sft", "dpo"],
+    "metrics": [
+        {
+            "metric": "m",
+            "label": "Severity match",
+            "decoding": decoding,
+            "arms": {
+                "base": estimate(20, 0.1, 0.03, 0.3),
+                "sft": estimate(20, 0.25, 0.11, 0.47),
+                "dpo": estimate(20, 0.5, 0.3, 0.7),
+            },
+            "delta": estimate(20, 0.25, 0.05, 0.45),
+        }
+        for decoding in (0, 1)
+    ],
+    "preferred": {
+        "decoding": 0,
+        **estimate(20, 0.55, 0.4, 0.7),
+        "wins": 8,
+        "losses": 6,
+        "ties": 4,
+        "inconsistent": 2,
+        "missing": {},
+    },
+}
+
+
+def make_run(root: Path) -> None:
+    counts = {
+        "sample": {"in": 50, "kept": 48, "dropped": {"prompt_too_long": 2}},
+        "judge": {"in": 48, "kept": 30, "dropped": {"tie": 17, "inconsistent": 1}},
+        "train": {"in": 30, "kept": 30, "dropped": {}},
+        "evaluate": {"in": 20, "kept": 20, "dropped": {}},
+    }
+    for phase, count in counts.items():
+        manifest = {"counts": count, "wall_seconds": 12.3, "judge": "metric:x"}
+        manifest |= {"versions": {"torch": "2.13.0"}, "git": "abc"}
+        write_json(root / phase / "manifest.json", manifest)
+    lines = [
+        {"step": 1, "loss": 0.69, "rewards/margins": 0.0},
+        {"step": 2, "loss": 0.6, "rewards/margins": 0.1, "rewards/chosen": 0.2},
+        {"step": 2, "eval_loss": 0.65, "eval_rewards/margins": 0.05},
+    ]
+    (root / "train" / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    out = root / "evaluate"
+    prompt = Prompt(id="p<0>", messages=(Message(role="user", content=HOSTILE),))
+    write_records(out / "prompts.jsonl", [prompt])
+    write_records(
+        out / "generations.jsonl",
+        [
+            Generation(
+                prompt_id="p<0>",
+                arm=arm,
+                decoding=0,
+                text=f"{arm} {HOSTILE}",
+                token_ids=(1,),
+                finish_reason="stop" if arm != "base" else "length",
+                engine="e",
+            )
+            for arm in ("base", "sft", "dpo")
+        ],
+    )
+    score = Score(prompt_id="p<0>", arm="dpo", decoding=0, metric="m", value=1.0)
+    write_records(out / "scores.jsonl", [score])
+    verdict = Verdict(prompt_id="p<0>", outcome="preferred", preferred="dpo", other="sft")
+    write_records(out / "verdicts.jsonl", [verdict])
+    write_json(out / "scores.json", SCORES)
+
+
+@pytest.fixture
+def report(tmp_path: Path, write_run) -> Path:
+    """The report's directory."""
+    metrics = [{"type": "label_match", "field": "severity"}]
+    config = load_config(
+        write_run(
+            model={"base": "m"},
+            preferences={"source": "path", "path": "p.jsonl"},
+            evaluate={"prompts": {"path": "e.jsonl"}, "engine": {"type": "hf"}, "metrics": metrics},
+        )
+    )
+    make_run(tmp_path / "run")
+    build(config, tmp_path / "run", tmp_path / "report")
+    return tmp_path / "report"
+
+
+def test_no_model_text_acts_on_the_page(report: Path) -> None:
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "<img" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 4
+    assert "\x1b" not in page and "\u202e" not in page
+    assert "␛[31m" in page and "⟨U+202E⟩" in page
+    assert "{{ 7*7 }}" in page, "a template in a text is text"
+    assert "p&lt;0&gt;" in page
+
+
+def test_the_page_asks_nobody_for_anything(report: Path) -> None:
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in page
+    assert not re.search(r"(src|href)=[\"'](?!#)", page.replace("xlink:href", "XLINK"))
+    assert "@import" not in page and "url(http" not in page
+
+
+def test_the_figures_are_those_of_the_run(report: Path) -> None:
+    page = (report / "report.html").read_text(encoding="utf-8")
+    for text in ("50.0 %", "[30–70] n=20", "+25.0 pp", "[+5, +45] n=20", "temperature 0.7"):
+        assert text in page
+    assert "17 tie" in page and "2 prompt too long" in page
+    assert "judge prefers SFT+DPO" in page and "cut off" in page
+    assert page.count("<svg") == 3
+    figures = json.loads((report / "report.json").read_text())
+    assert figures["comparison"] == SCORES
+    assert figures["phases"]["train"] == 12.3
+    assert "not distinguishable from chance" in figures["summary"][0]
+    assert figures["summary"][1] == "Severity match rises by 25.0 points over SFT."
+    assert "| Severity match | 10.0 % [3–30] n=20 |" in (report / "report.md").read_text()
+
+
+def test_the_same_run_gives_the_same_page(report: Path, tmp_path: Path, write_run) -> None:
+    config = load_config(
+        write_run(
+            model={"base": "m"},
+            preferences={"source": "path", "path": "p.jsonl"},
+            evaluate={
+                "prompts": {"path": "e.jsonl"},
+                "engine": {"type": "hf"},
+                "metrics": [{"type": "label_match", "field": "severity"}],
+            },
+        )
+    )
+    build(config, tmp_path / "run", tmp_path / "again")
+    for name in ("report.html", "report.md", "report.json", "table.txt"):
+        assert (tmp_path / "again" / name).read_bytes() == (report / name).read_bytes()
+
+
+def test_the_table_names_the_preference_and_its_distance_from_half() -> None:
+    table = comparison_table(SCORES)
+    label, cells = table.rows[-1]
+    assert label == "Preferred (judge, pairwise vs SFT)"
+    assert [str(cell) for cell in cells] == [
+        "–",
+        "–",
+        "55.0 % [40–70] n=20",
+        "+5.0 pp [-10, +20] n=20",
+    ]
+    assert cells[-1].tone == "" and table.rows[0][1][-1].tone == "better"
+    assert len(comparison_table(SCORES, 1).rows) == 1
+    lines = to_text(table).splitlines()
+    assert lines[0].startswith("Metric") and "Δ DPO over SFT" in lines[0]
+    assert to_markdown(table).count("\n") == 4
+
+
+def test_no_interval_is_said_not_invented() -> None:
+    lonely = json.loads(json.dumps(SCORES))
+    row = lonely["metrics"][0]
+    row["arms"]["dpo"] = {"n": 1, "mean": 1.0, "low": None, "high": None}
+    row["delta"] = {"n": 0, "mean": None, "low": None, "high": None}
+    cells = comparison_table(lonely).rows[0][1]
+    assert str(cells[2]) == "100.0 % [n/a] n=1" and str(cells[3]) == "–"
+
+
+def test_a_funnel_that_does_not_add_up_is_a_bug() -> None:
+    with pytest.raises(AssertionError, match="judge leaks"):
+        funnel({"judge": {"counts": {"in": 3, "kept": 1, "dropped": {"tie": 1}}}})
+
+
+def test_control_and_direction_characters_are_shown() -> None:
+    assert visible("a\tb\nc") == "a\tb\nc"
+    assert visible("\x1b[0m\x00\x7f\u200f\ud800") == "␛[0m␀⟨U+007F⟩⟨U+200F⟩⟨U+D800⟩"
+    assert visible("👩\u200d🚀 שלום") == "👩\u200d🚀 שלום"
