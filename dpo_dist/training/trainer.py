@@ -21,6 +21,20 @@ from dpo_dist.training.models import load_policy, uses_bf16
 from dpo_dist.training.monitors import MetricsWriter, check_first_loss
 
 
+def score_completions_only() -> None:
+    """Let TRL's fused LM head skip prompt positions on a CPU, too.
+
+    TRL scores them where it has no Triton, because changing shapes would recompile on some
+    accelerators; a CPU compiles nothing, and the prompt is most of a row here. The values are
+    the same: skipped positions are masked to zero either way.
+    """
+    import trl.trainer.utils as seam
+
+    if not torch.cuda.is_available():
+        assert callable(seam._use_triton)
+        seam._use_triton = lambda device: True
+
+
 class TokenizedDPOTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
     """TRL's trainer on rows of `prompt_ids, chosen_ids, rejected_ids`, with the first-loss gate."""
 
@@ -49,6 +63,7 @@ class TokenizedDPOTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
 
 def train(job: TrainingJob) -> None:
     """Train and save; resumes from the newest whole checkpoint in the job's directory."""
+    score_completions_only()
     trainer = _dpo_trainer(job) if job.kind == "dpo" else _sft_trainer(job)
     trainer.remove_callback(PrinterCallback)  # MetricsWriter speaks for it
     checkpoint = last_complete(job.out / "checkpoints")

@@ -1,0 +1,95 @@
+"""What every engine owes the phases. vLLM answers with SmolLM2, transformers with a tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dpo_dist.config import HfEngine, Sampling, VllmEngine
+from dpo_dist.data.chat import load_tokenizer, prompt_ids
+from dpo_dist.generation.engine import Engine, Request, build_engine
+from dpo_dist.records import Message
+from tests.conftest import SMOLLM2
+
+GREEDY, COOL, HOT = (Sampling(temperature=t) for t in (0.0, 0.7, 1.2))
+
+
+def make_adapter(model: Path, folder: Path) -> Path:
+    """A LoRA adapter that changes every answer."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    settings = LoraConfig(r=8, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = get_peft_model(loaded, settings)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(
+    scope="module",
+    params=["hf", pytest.param("vllm", marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
+)
+def served(request, tiny_model, tmp_path_factory) -> Iterator[tuple[Engine, Path, Path]]:
+    """(engine, its model, an adapter that it serves)."""
+    if request.param == "vllm":
+        model, config = SMOLLM2, VllmEngine(type="vllm", max_model_len=256, kv_cache_gib=1)
+        dtype = "bfloat16"
+    else:
+        model, config, dtype = tiny_model, HfEngine(type="hf", max_model_len=256), "float32"
+    adapter = make_adapter(model, tmp_path_factory.mktemp("adapter"))
+    engine = build_engine(config, str(model), dtype=dtype, seed=1, adapters=[adapter])
+    yield engine, model, adapter
+    engine.close()
+
+
+def ids(model: Path, text: str) -> tuple[int, ...]:
+    tokenizer = load_tokenizer(str(model))
+    return tuple(prompt_ids(tokenizer, [Message(role="user", content=text)]))
+
+
+def test_every_request_is_answered_once_under_its_own_setting(served) -> None:
+    engine, model, adapter = served
+    texts = ["hi", "🙂 שלום \u202e", "<|im_end|> is text", "word " * 20]
+    requests = [
+        Request(f"{n}/{slot}/{arm is not None}", ids(model, text), setting, 4 + 4 * slot, arm)
+        for n, text in enumerate(texts)
+        for slot, setting in enumerate((COOL, HOT))
+        for arm in (None, adapter)
+    ]
+    answers = {answer.id: answer for answer in engine.generate(requests)}
+    assert answers.keys() == {request.id for request in requests}
+    for request in requests:
+        answer = answers[request.id]
+        assert 1 <= len(answer.token_ids) <= request.max_tokens
+        cut_off = answer.finish_reason == "length"
+        assert cut_off <= (len(answer.token_ids) == request.max_tokens)
+
+
+def test_greedy_answers_repeat_and_the_adapter_changes_them(served) -> None:
+    engine, model, adapter = served
+
+    def ask(name: str, arm: Path | None) -> tuple[int, ...]:
+        request = Request(name, ids(model, "Name a colour."), GREEDY, 8, arm)
+        (answer,) = engine.generate([request])
+        return answer.token_ids
+
+    base = ask("a", None)
+    adapted = ask("b", adapter)
+    assert ask("c", None) == base
+    assert ask("d", adapter) == adapted != base
+
+
+def test_no_request_is_no_work(served) -> None:
+    assert list(served[0].generate([])) == []
+
+
+def test_the_engine_names_what_it_is(served) -> None:
+    assert "seed=1" in served[0].identity

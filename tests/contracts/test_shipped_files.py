@@ -1,0 +1,64 @@
+"""Everything that is shipped loads, and every field of the run file is read by somebody."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from pydantic import BaseModel
+
+import dpo_dist
+from dpo_dist import config as schema
+from dpo_dist.runfile import load_config
+from dpo_dist.training.job import accumulation_steps, num_processes
+from tests.conftest import ROOT
+
+RUN_FILES = sorted(ROOT.glob("recipes/*/*.yaml"))
+ACCELERATE_FILES = sorted(ROOT.glob("accelerate_configs/*.yaml"))
+
+
+@pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_run_file_loads_and_all_it_names_is_there(path, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(path)
+    named = re.findall(r"(?:path|rubric): (/\S+)", yaml.safe_dump(config.model_dump(mode="json")))
+    assert named
+    for file in named:
+        assert (ROOT / file).is_file(), file
+    for section in (config.sft, config.train):
+        if section is not None:
+            assert accumulation_steps(section, num_processes(section.accelerate_config)) > 0
+
+
+@pytest.mark.parametrize("path", ACCELERATE_FILES, ids=lambda path: path.name)
+def test_an_accelerate_config_is_accelerate_s(path) -> None:
+    loaded = load_config_from_file(str(path))
+    assert loaded.num_processes == num_processes(path)
+
+
+def test_every_field_of_the_run_file_is_read_somewhere() -> None:
+    code = "\n".join(
+        path.read_text()
+        for path in (ROOT / "dpo_dist").rglob("*.py")
+        if path.name not in ("config.py", "runfile.py")
+    )
+    fields = {
+        name
+        for section in vars(schema).values()
+        if isinstance(section, type) and issubclass(section, BaseModel)
+        for name in section.model_fields
+    }
+    unread = {name for name in fields if not re.search(rf"\.{name}\b", code)}
+    # `type` and `source` choose the class; Record's fields are not the run file's.
+    assert unread <= {"type"}, unread
+
+
+def test_the_public_names_stay() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", dpo_dist.__version__)
+    sections = set(schema.Config.model_fields)
+    assert sections == {
+        *("run", "model", "sft", "sample", "judge", "preferences"),
+        *("train", "evaluate", "report", "tracking"),
+    }

@@ -1,0 +1,74 @@
+"""The command line: exit codes, messages, and a start that is instant."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dpo_dist.cli import COMMANDS, main
+from tests.conftest import ROOT
+
+
+def test_help_is_instant_and_loads_nothing_heavy() -> None:
+    program = (
+        "import sys, dpo_dist.cli as c\n"
+        "try: c.main(['run', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'trl', 'pydantic', 'anthropic'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 2, "0.05 s on a quiet machine"
+    assert "example: dpo-dist run recipes/incident_triage/run.yaml" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("command", [*COMMANDS])
+def test_a_missing_run_file_is_bad_input(command: str, tmp_path: Path, capsys) -> None:
+    assert main([command, str(tmp_path / "absent.yaml")]) == 2
+    assert "absent.yaml: no such file" in capsys.readouterr().err
+
+
+def test_an_unknown_key_comes_with_the_right_one(write_run, capsys) -> None:
+    path = write_run(model={"base": "m"}, trian={})
+    assert main(["train", str(path)]) == 2
+    assert "did you mean `train`?" in capsys.readouterr().err
+
+
+def test_a_phase_without_a_section_is_bad_input(write_run, capsys) -> None:
+    path = write_run(model={"base": "m"}, preferences={"source": "path", "path": "p.jsonl"})
+    assert main(["train", str(path)]) == 2
+    assert "no work for the phase `train`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("absent/deeper/model", "no such model"),
+        ("{tmp}/empty", "neither a model (config.json) nor an adapter"),
+        ("{tmp}/pickled", "pickled weights are never loaded"),
+    ],
+)
+def test_an_unusable_model_is_named_before_any_work(
+    write_run, write_jsonl, tmp_path: Path, capsys, base: str, message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "config.json").write_text("{}")
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"x")
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    path = write_run(
+        model={"base": base.format(tmp=tmp_path)},
+        preferences={"source": "path", "path": "p.jsonl"},
+        train={"accelerate_config": str(ROOT / "accelerate_configs" / "cpu.yaml")},
+    )
+    assert main(["train", str(path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
