@@ -99,7 +99,7 @@ def _is_tag(part: str | int, problem: dict[str, Any], values: dict[str, Any]) ->
             else isinstance(node, list) and isinstance(step, int) and step < len(node)
         )
         if step == part and not inside:
-            return problem["loc"][-1] != part
+            return bool(problem["loc"][-1] != part)
         if inside:
             node = node[step]
     return False

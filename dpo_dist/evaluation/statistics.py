@@ -6,9 +6,12 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+K = TypeVar("K", bound=Hashable)
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -38,7 +41,7 @@ def wilson(successes: int, n: int) -> Estimate:
     return Estimate(n, share, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def bootstrap_mean(values: Mapping[Hashable, Sequence[float]], seed: int) -> Estimate:
+def bootstrap_mean(values: Mapping[K, Sequence[float]], seed: int) -> Estimate:
     """The mean of all values, with a percentile bootstrap over clusters (prompts).
 
     `values` maps a prompt to its values. `RESAMPLES` draws of as many prompts as there are,

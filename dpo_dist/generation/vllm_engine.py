@@ -11,6 +11,7 @@ from typing import Any
 
 from dpo_dist.config import Sampling, VllmEngine
 from dpo_dist.errors import MissingDependency
+from dpo_dist.generation import cpu_lora
 from dpo_dist.generation.engine import Completion, Request
 
 # vLLM shares the cache between prompts in whole blocks. The CPU's default block of 128 tokens
@@ -34,6 +35,7 @@ class VllmInProcess:
     ) -> None:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.kv_cache_gib))
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ[cpu_lora.SWITCH] = "1"
         try:
             from vllm import LLM
         except ImportError:
@@ -57,7 +59,7 @@ class VllmInProcess:
         self._lora_ids = {adapter: number for number, adapter in enumerate(adapters, start=1)}
         self._llm = LLM(
             model=model,
-            dtype=dtype,  # type: ignore[arg-type]  # the names are vLLM's own
+            dtype=dtype,
             seed=seed,
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,

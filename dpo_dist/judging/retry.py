@@ -32,7 +32,7 @@ class Backoff:
             ) from None
         if asked is not None:
             return asked
-        return random.uniform(0.5, 1.0) * min(LONGEST_WAIT, self.base * 2**attempt)
+        return random.uniform(0.5, 1.0) * min(LONGEST_WAIT, self.base * 2.0**attempt)
 
 
 def _explain(error: Exception) -> float | None:

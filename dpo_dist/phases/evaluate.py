@@ -19,7 +19,7 @@ from dpo_dist.generation.sampling import answer_all
 from dpo_dist.judging.judge import build_judge
 from dpo_dist.judging.panel import Contest, judge_all
 from dpo_dist.metrics import build_metric
-from dpo_dist.phases.runs import arm_weights, judge_files
+from dpo_dist.phases.runs import Weights, arm_weights, judge_files, metric_files
 from dpo_dist.records import Ballot, Generation, Prompt, Score, Verdict
 
 SECTIONS = ("evaluate",)
@@ -30,13 +30,10 @@ Answers = dict[tuple[str, int, str], Generation]  # by arm, decoding and prompt 
 def inputs(config: Config) -> dict[str, Any]:
     """What the phase reads: the held-out prompts, the arms' weights, rubrics and schemas."""
     evaluate = _section(config)
-    files = {}
-    for metric in evaluate.metrics:
-        files |= judge_files(metric)
     return {
         "prompts": source_identity(evaluate.prompts),
         "weights": {arm: arm_weights(config, arm).identity() for arm in evaluate.arms},
-        "metric_files": files,
+        "metric_files": metric_files(evaluate.metrics),
         "judge_files": judge_files(evaluate.judge) if evaluate.judge else {},
     }
 
@@ -109,7 +106,7 @@ def _requests(
     evaluate = _section(config)
     engine = evaluate.engine or (config.sample.engine if config.sample else None)
     assert engine is not None
-    weights = {arm: arm_weights(config, arm) for arm in evaluate.arms}
+    weights: dict[str, Weights] = {arm: arm_weights(config, arm) for arm in evaluate.arms}
     tokenizer = load_tokenizer(
         weights[evaluate.arms[-1]].model, trust_remote_code=config.model.trust_remote_code
     )

@@ -10,11 +10,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.artifacts import MANIFEST, phase_directory
+from dpo_dist.artifacts import phase_directory
 from dpo_dist.config import Config
 from dpo_dist.console import say
 from dpo_dist.errors import INTERRUPTED, PhaseFailed, UserError
 from dpo_dist.phases.runs import phases_of, run_root
+from dpo_dist.processes import run_to_end
 
 PACKAGES = (
     *("dpo_dist", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed"),
@@ -63,20 +64,12 @@ def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: 
             command += ["--set", override]
         if force:
             command.append("--force")
-        try:
-            status = subprocess.run(command, check=False).returncode
-        except KeyboardInterrupt:
-            return INTERRUPTED
+        status = run_to_end(command)
         if status == INTERRUPTED or status == UserError.exit_code:
             return status  # the phase has said what to do
         if status:
             raise PhaseFailed(f"the phase `{phase}` failed with exit code {status}")
     return 0
-
-
-def is_complete(config: Config) -> bool:
-    """Whether the last phase of the run has its manifest."""
-    return (run_root(config) / phases_of(config)[-1] / MANIFEST).exists()
 
 
 def _versions() -> dict[str, str]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpo_dist.artifacts import directory_digest, file_digest
-from dpo_dist.config import Config, JudgeKind
+from dpo_dist.config import (
+    ClaudeJudge,
+    Config,
+    JsonSchemaMetric,
+    JudgeKind,
+    Metric,
+    MetricJudge,
+)
 from dpo_dist.data.chat import check_adapter
 from dpo_dist.errors import DataError, ModelError
 
@@ -64,14 +72,24 @@ def arm_weights(config: Config, arm: str) -> Weights:
 
 
 def judge_files(judge: JudgeKind) -> dict[str, str]:
-    """Digests of the files that a judge's section names (a rubric, schemas)."""
-    paths = [getattr(judge, "rubric", None)]
-    paths += [getattr(metric, "schema_path", None) for metric in getattr(judge, "metrics", ())]
-    present = [path for path in paths if path is not None]
-    for path in present:
+    """Digests of the files that a judge's section names: a rubric, or its metrics' schemas."""
+    match judge:
+        case ClaudeJudge():
+            return _digests([judge.rubric])
+        case MetricJudge():
+            return metric_files(judge.metrics)
+
+
+def metric_files(metrics: Iterable[Metric]) -> dict[str, str]:
+    """Digests of the schemas that metrics name."""
+    return _digests([m.schema_path for m in metrics if isinstance(m, JsonSchemaMetric)])
+
+
+def _digests(paths: list[Path]) -> dict[str, str]:
+    for path in paths:
         if not path.is_file():
             raise DataError(f"{path}: no such file")
-    return {path.name: file_digest(path) for path in present}
+    return {path.name: file_digest(path) for path in paths}
 
 
 def _weights(trained: str, base: str) -> Weights:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 from dpo_dist import ranks
 from dpo_dist.artifacts import write_text
 from dpo_dist.errors import INTERRUPTED, PhaseFailed
+from dpo_dist.processes import run_to_end
 from dpo_dist.training.job import TrainingJob, num_processes
 
 # glibc hands every large buffer back to the kernel when it is freed and faults it in again at
@@ -31,7 +31,7 @@ def launch(job: TrainingJob) -> None:
         *("--config_file", str(accelerate_config)),
         *("-m", "dpo_dist.training.worker", str(path)),
     ]
-    status = subprocess.run(command, env=_environment(accelerate_config), check=False).returncode
+    status = run_to_end(command, _environment(accelerate_config))
     if status == INTERRUPTED or status == -2:
         raise KeyboardInterrupt
     if status:

@@ -52,7 +52,7 @@ def check_first_loss(loss: float, settings: Train, dtype: str) -> None:
     )
 
 
-class MetricsWriter(TrainerCallback):
+class MetricsWriter(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
     """Writes metrics.jsonl, moves the progress bar, and stops at a loss that is not finite."""
 
     def __init__(self, path: Path, phase: str) -> None:

@@ -25,7 +25,7 @@ def main(path: str) -> int:
 
     from dpo_dist.training.trainer import train
 
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()
 
     try:
         train(job)

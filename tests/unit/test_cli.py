@@ -18,7 +18,7 @@ def test_help_is_instant_and_loads_nothing_heavy() -> None:
         "import sys, dpo_dist.cli as c\n"
         "try: c.main(['run', '--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'vllm', 'trl', 'pydantic', 'anthropic'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'pydantic', 'anthropic'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     started = time.monotonic()

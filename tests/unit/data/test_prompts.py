@@ -43,7 +43,7 @@ def test_parquet_is_read_like_jsonl(tmp_path: Path) -> None:
         (b'{"prompt": "a\\u0000b"}\n', r"p\.jsonl:1: .*NUL"),
         (b'{"prompt": "a\\ud800b"}\n', r"p\.jsonl:1: .*surrogate"),
         (
-            b'{"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}',
+            b'{"prompt": [{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}',
             r"must end with the user's turn",
         ),
         (b'{"prompt": [{"role": "robot", "content": "q"}]}', r"has a turn that is not"),

@@ -1,0 +1,201 @@
+"""The phases around training on a tiny model: kill -9, resume, skip, refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dpo_dist.artifacts import read_records
+from dpo_dist.cli import main
+from dpo_dist.records import Ballot, Candidate, Verdict
+from tests.anthropic_server import KEY, serve
+from tests.conftest import ROOT
+
+PROMPTS = 24
+
+
+@pytest.fixture
+def run_file(tmp_path: Path, tiny_model: Path, write_run, write_jsonl) -> Iterator[Path]:
+    """A run whose judge is Claude on a loopback server that prefers GOOD."""
+    rows = [{"id": f"p{n}", "prompt": f"question {n} " + "x" * (n % 7)} for n in range(PROMPTS)]
+    write_jsonl(tmp_path / "prompts.jsonl", rows)
+    (tmp_path / "rubric.md").write_text("Prefer GOOD.")
+    with serve() as server:
+        yield write_run(
+            model={"base": str(tiny_model), "dtype": "float32"},
+            sample={
+                "prompts": {"path": "prompts.jsonl"},
+                "engine": {"type": "hf", "max_model_len": 512, "batch_size": 2},
+                "slots": [{"temperature": 0.7}, {"temperature": 1.2, "top_p": 0.9}],
+                "max_new_tokens": 120,
+            },
+            judge={
+                "judge": {
+                    "type": "claude",
+                    "model": "m",
+                    "rubric": "rubric.md",
+                    "base_url": server.url,
+                    "concurrency": 1,
+                }
+            },
+        )
+
+
+def start(phase: str, run_file: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "dpo_dist", phase, str(run_file)]
+    environment = os.environ | {"ANTHROPIC_API_KEY": KEY}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+
+
+def finish(phase: str, run_file: Path) -> None:
+    assert start(phase, run_file).wait(timeout=300) == 0
+
+
+def kill_when(process: subprocess.Popen[bytes], journal: Path, lines: int, number: int) -> None:
+    """Send a signal as soon as the journal holds some lines."""
+    deadline = time.monotonic() + 240
+    while not journal.exists() or journal.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None, "the phase ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, number)
+
+
+@pytest.mark.slow
+def test_killed_sampling_redoes_only_what_is_missing(run_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "test" / "sample"
+    journal = out / "candidates.journal.jsonl"
+    process = start("sample", run_file)
+    kill_when(process, journal, 4, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "manifest.json").exists()
+    before = journal.read_bytes()
+    before = before[: before.rfind(b"\n") + 1]
+
+    finish("sample", run_file)
+    assert journal.read_bytes().startswith(before), "finished records stay byte for byte"
+    candidates = list(read_records(out / "candidates.jsonl", Candidate))
+    expected = [(f"p{n}", slot) for n in range(PROMPTS) for slot in (0, 1)]
+    assert [(c.prompt_id, c.slot) for c in candidates] == expected
+    assert {c.settings["temperature"] for c in candidates if c.slot == 1} == {1.2}
+    assert all("transformers" in c.engine for c in candidates)
+    counts = json.loads((out / "manifest.json").read_text())["counts"]
+    assert counts == {"in": PROMPTS, "kept": PROMPTS, "dropped": {"prompt_too_long": 0}}
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_directory_to_go_on_with_and_says_how(
+    run_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "runs" / "test" / "sample"
+    command = [sys.executable, "-m", "dpo_dist", "run", str(run_file)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    kill_when(process, out / "candidates.journal.jsonl", 2, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"dpo-dist run {run_file}" in errors
+    assert not (out / "manifest.json").exists()
+    finish("sample", run_file)
+
+
+def write_candidates(run_file: Path, tmp_path: Path, monkeypatch) -> list[tuple[str, str]]:
+    """Complete the sample phase with planted answers, as if they had been generated."""
+    from dpo_dist.artifacts import phase_directory, write_records
+    from dpo_dist.data.prompts import read_prompts
+    from dpo_dist.phases import sample
+    from dpo_dist.runfile import load_config
+
+    config = load_config(run_file)
+    assert config.sample is not None
+    texts = [("GOOD", "bad") if n % 3 else ("bad", "GOOD") for n in range(PROMPTS)]
+    texts[5] = ("same", "same")
+    fingerprint = {
+        "config": config.dump("sample"),
+        "model": config.dump("model")["model"],
+        "seed": config.run.seed,
+        "inputs": sample.inputs(config),
+    }
+    with phase_directory(tmp_path / "runs" / "test" / "sample", fingerprint) as out:
+        write_records(out.path / "prompts.jsonl", read_prompts(config.sample.prompts))
+        write_records(
+            out.path / "candidates.jsonl",
+            [
+                Candidate(
+                    prompt_id=f"p{n}",
+                    slot=slot,
+                    text=text,
+                    token_ids=(1,),
+                    finish_reason="length" if (n, slot) == (7, 1) else "stop",
+                    settings={},
+                    engine="planted",
+                )
+                for n, pair in enumerate(texts)
+                for slot, text in enumerate(pair)
+            ],
+        )
+        out.write_manifest({"in": PROMPTS, "kept": PROMPTS, "dropped": {}})
+    return texts
+
+
+@pytest.mark.slow
+def test_killed_judging_keeps_what_was_paid_for_and_labels_right(
+    run_file: Path, tmp_path: Path, monkeypatch
+) -> None:
+    import pyarrow.parquet
+
+    texts = write_candidates(run_file, tmp_path, monkeypatch)
+    out = tmp_path / "runs" / "test" / "judge"
+    process = start("judge", run_file)
+    kill_when(process, out / "ballots.jsonl", 3, signal.SIGKILL)
+    process.wait()
+    finish("judge", run_file)
+
+    ballots = [(b.prompt_id, b.first) for b in read_records(out / "ballots.jsonl", Ballot)]
+    assert len(ballots) == len(set(ballots)) == 2 * (PROMPTS - 2)
+    verdicts = list(read_records(out / "verdicts.jsonl", Verdict))
+    assert {v.outcome for v in verdicts} == {"preferred"}
+    counts = json.loads((out / "manifest.json").read_text())["counts"]
+    dropped = {"identical": 1, "candidate_cut_off": 1}
+    assert counts == {"in": PROMPTS, "kept": PROMPTS - 2, "dropped": dropped}
+    pairs = pyarrow.parquet.read_table(out / "preferences" / "pairs.parquet").to_pylist()
+    assert len(pairs) == PROMPTS - 2
+    for pair in pairs:
+        n = int(pair["prompt_id"][1:])
+        assert "GOOD" in texts[n] and pair["prompt"][-1]["content"].startswith(f"question {n} ")
+        assert pair["chosen"] == [{"role": "assistant", "content": "GOOD"}]
+        assert pair["rejected"] == [{"role": "assistant", "content": "bad"}]
+    for path in (tmp_path / "runs").rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes()
+
+
+def test_a_complete_phase_is_skipped_and_other_settings_are_refused(
+    run_file: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    write_candidates(run_file, tmp_path, monkeypatch)
+    assert main(["sample", str(run_file)]) == 0
+    assert "sample: done before" in capsys.readouterr().err
+    assert main(["sample", str(run_file), "--set", "sample.max_new_tokens=7"]) == 2
+    assert "config.sample.max_new_tokens: 120 -> 7" in capsys.readouterr().err
+
+
+def test_training_refuses_a_reference_that_did_not_sample(
+    run_file: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    from tests.tiny import make_model
+
+    write_candidates(run_file, tmp_path, monkeypatch)
+    retrained = make_model(tmp_path / "retrained", seed=1)
+    arguments = ["train", str(run_file), "--set", f"model.sft={retrained}", "--set", "train={}"]
+    arguments += ["--set", f"train.accelerate_config={ROOT}/accelerate_configs/cpu.yaml"]
+    assert main(arguments) == 2
+    assert "sampled from other weights" in capsys.readouterr().err
