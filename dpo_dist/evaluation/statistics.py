@@ -22,7 +22,8 @@ Z = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 class Estimate:
     """A mean over `n` prompts and its 95 % interval.
 
-    `mean` is None for n = 0; the interval is None where n gives no hold for one (n < 2).
+    `mean` is None for n = 0; the interval is None where the data gives no hold for one
+    (n < 2, or a bootstrap of equal values).
     """
 
     n: int
@@ -54,7 +55,8 @@ def bootstrap_mean(values: Mapping[K, Sequence[float]], seed: int) -> Estimate:
     sums = np.array([cluster.sum() for cluster in clusters])  # (n,)
     sizes = np.array([len(cluster) for cluster in clusters])  # (n,)
     mean = float(sums.sum() / sizes.sum())
-    if n < 2:
+    if n < 2 or np.ptp(sums / sizes) == 0:
+        # Resampling equal values has no spread; an interval of width zero would claim certainty.
         return Estimate(n, mean)
     means = _resample(sums, sizes, seed)
     tail = (1 - CONFIDENCE) / 2

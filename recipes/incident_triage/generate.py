@@ -21,10 +21,9 @@ SPLITS = {"sft": 480, "pref": 640, "eval": 160}
 FILES = {"sft": "sft.jsonl", "pref": "prompts.jsonl", "eval": "eval.jsonl"}
 
 INSTRUCTION = (
-    'Triage the incident. Answer with JSON only: {"severity", "summary", "evidence"}; evidence '
-    "is a list of exact quotes. Severity: SEV1 if data is lost or exposed, or a public service "
-    "fails for 50% or more; SEV2 if public from 10% or internal from 50%; SEV3 below that. "
-    "A workaround lowers it by one (not for data); SEV4 is the lowest."
+    'Triage the incident as JSON: "severity", "summary", "evidence" (exact quotes). SEV1: data '
+    "lost or exposed, or public and 50% failing. SEV2: public and 10%, or internal and 50%. "
+    "SEV3: less. A workaround lowers it by one, but not for data; SEV4 is the lowest."
 )
 
 

@@ -49,11 +49,15 @@ def test_intervals_cover_when_rows_share_prompts() -> None:
 
 
 def test_differences_are_paired() -> None:
-    a = {f"p{n}": n % 7 + 0.5 for n in range(100)}
+    a = {f"p{n}": n % 7 + 0.4 + 0.2 * (n % 2) for n in range(100)}
     b = {f"p{n}": float(n % 7) for n in range(120)}
     estimate = paired_difference(a, b, seed=0)
-    assert (estimate.n, estimate.mean) == (100, 0.5)
-    assert (estimate.low, estimate.high) == pytest.approx((0.5, 0.5))
+    assert (estimate.n, estimate.mean) == (100, pytest.approx(0.5))
+    assert 0.45 < estimate.low < 0.5 < estimate.high < 0.55, "far narrower than a's own spread"
+
+
+def test_equal_values_claim_no_certainty() -> None:
+    assert bootstrap_mean({n: [0.5] for n in range(9)}, seed=0) == Estimate(9, 0.5, None, None)
 
 
 def test_the_comparison_by_hand() -> None:
