@@ -147,7 +147,7 @@ def test_200_real_public_preferences_train(run_file: Path, tmp_path: Path, write
         f"preferences.path={REAL_PREFERENCES}",
         "preferences.validation_path=null",
         "preferences.limit=200",
-        "train.max_length=4096",
+        "train.max_length=1536",
         "train.micro_batch_size=4",
         "train.global_batch_size=20",
     )
