@@ -92,7 +92,7 @@ def bgmv_expand_slice(
 
 def _groups(indices: Tensor) -> Iterator[tuple[int, Tensor | slice]]:
     """(adapter, the rows of its tokens); all rows as a slice when one adapter has them all."""
-    adapters = indices.unique().tolist()
+    adapters = sorted(set(indices.tolist()))
     for adapter in adapters:
         if adapter >= 0:
             rows = (
