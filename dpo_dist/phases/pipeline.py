@@ -45,7 +45,7 @@ def run_phase(phase: str, config: Config, *, force: bool = False) -> None:
             result.pop("counts"),
             **result,
             seed=config.run.seed,
-            versions=_versions(),
+            versions=package_versions(),
             git=_git_revision(),
             config=config.model_dump(mode="json"),
         )
@@ -72,7 +72,8 @@ def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: 
     return 0
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Python and the packages that decide a result, as far as they are installed."""
     versions = {"python": sys.version.split()[0]}
     for package in PACKAGES:
         try:
