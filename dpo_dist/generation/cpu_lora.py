@@ -4,25 +4,20 @@ vLLM's CPU operators gather a copy of the adapter's weights for every token (abo
 and forward pass at rank 16 on a 135M model), which makes an adapter several times as expensive
 as the model under it. They also read the index -1, a token without an adapter, as the last
 adapter. Here the tokens of one adapter are multiplied together, and a token without one is left
-alone. vLLM loads `register` in each of its processes through its plug-in entry point.
+alone.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SWITCH = "DPO_DIST_CPU_LORA"  # set by our engine only: another program's vLLM stays as it is
-
 
 def register() -> None:
-    """Put the operators below in the place of vLLM's, when our engine asks for it."""
-    if os.environ.get(SWITCH) != "1":
-        return
+    """Put the operators below in the place of vLLM's, in this process."""
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
 

