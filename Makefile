@@ -40,9 +40,12 @@ $(MODEL)/COMPLETE: | setup
 demo: setup model
 	$(BIN)/dpo-dist run $(RUN)
 
-# The same training as two processes under DeepSpeed ZeRO-2; the phases before it are shared.
-demo-zero: setup model
+# DPO once more, as two processes under DeepSpeed ZeRO-2, from the demo's SFT model and pairs.
+DEMO := runs/incident-triage
+demo-zero: demo
 	$(BIN)/dpo-dist run $(RUN) --set run.name=incident-triage-zero \
+		--set sft=null --set model.sft=$(DEMO)/sft/model --set preferences.source=path \
+		--set preferences.path=$(CURDIR)/$(DEMO)/judge/preferences/pairs.parquet \
 		--set train.accelerate_config=accelerate_configs/cpu_zero2.yaml
 
 lint: setup

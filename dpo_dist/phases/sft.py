@@ -6,6 +6,7 @@ from typing import Any
 
 from dpo_dist.artifacts import PhaseDirectory
 from dpo_dist.config import Config
+from dpo_dist.console import warn
 from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.data.prompts import read_demonstrations
 from dpo_dist.data.rows import source_identity, write_parquet
@@ -41,6 +42,9 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
             rows.append({"input_ids": prompt + completion, "completion_mask": mask})
     if not rows:
         raise DataError(f"every sft row is longer than sft.max_length {config.sft.max_length}")
+    too_long = len(demonstrations) - len(rows)
+    if too_long:
+        warn(f"{too_long} rows are left out: longer than sft.max_length")
     launch(
         TrainingJob(
             kind="sft",
@@ -55,5 +59,10 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
             wandb=config.tracking.wandb,
         )
     )
-    dropped = {"too_long": len(demonstrations) - len(rows)}
-    return {"counts": {"in": len(demonstrations), "kept": len(rows), "dropped": dropped}}
+    return {
+        "counts": {
+            "in": len(demonstrations),
+            "kept": len(rows),
+            "dropped": {"too_long": too_long},
+        }
+    }

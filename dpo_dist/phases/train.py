@@ -7,6 +7,7 @@ from typing import Any
 
 from dpo_dist.artifacts import FINGERPRINT, PhaseDirectory, read_json
 from dpo_dist.config import Config
+from dpo_dist.console import warn
 from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.data.preferences import load_preferences, preferences_identity
 from dpo_dist.data.rows import write_parquet
@@ -62,6 +63,8 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     train_rows, validation_rows = tokenize(pairs.train), tokenize(pairs.validation)
     if not train_rows:
         raise DataError(f"every pair is longer than train.max_length {config.train.max_length}")
+    if too_long := pairs.dropped["too_long"]:
+        warn(f"{too_long} pairs are left out: longer than train.max_length")
     launch(
         TrainingJob(
             kind="dpo",

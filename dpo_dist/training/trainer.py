@@ -15,6 +15,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from dpo_dist import ranks
 from dpo_dist.artifacts import write_text
 from dpo_dist.config import Sft, Train
+from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.training.checkpoints import last_complete
 from dpo_dist.training.job import TrainingJob, accumulation_steps
@@ -65,6 +66,8 @@ class TokenizedDPOTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
 def train(job: TrainingJob) -> None:
     """Train and save; resumes from the newest whole checkpoint in the job's directory."""
     score_completions_only()
+    if job.settings.bf16 and not uses_bf16(job):
+        warn("several CPU processes train in float32: transformers refuses bf16 there")
     trainer = _dpo_trainer(job) if job.kind == "dpo" else _sft_trainer(job)
     trainer.remove_callback(PrinterCallback)  # MetricsWriter speaks for it
     checkpoint = last_complete(job.out / "checkpoints")
