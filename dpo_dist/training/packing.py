@@ -1,0 +1,170 @@
+"""The packed layout: a prompt is computed once, its completions follow it as branches, unpadded.
+
+The token rows of a group (chosen and rejected; any number works) agree up to some position, at
+least to the end of the prompt. What they share is laid down once:
+
+    [ shared[:-1] | shared[-1] a[:-1] | shared[-1] b[:-1] ]      for the rows shared+a, shared+b
+
+The last shared token opens every branch, because it predicts a different token in each; so every
+hidden state has exactly one label. The last token of a row predicts nothing and is left out.
+
+Shapes: R rows, L the padded width, T packed positions, S of them scored, N completion tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows with a common beginning: `shared` positions from `start`, then the branches."""
+
+    start: int
+    shared: int
+    branches: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        return self.start + self.shared + sum(self.branches)
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """How a padded batch becomes one packed row, and how its log-probs find their way back.
+
+    - `source` (T,): the packed row's places in the flattened padded batch.
+    - `positions` (T,): rotary positions; they start again at the branching point.
+    - `scored` (S,), `targets` (S,): the packed positions that predict a completion token, and
+      those tokens.
+    - `value_index` (N,): for every completion token of the padded batch, row by row, its place
+      in `scored`. Tokens that completions share have one place.
+    - `query_offsets`, `key_offsets` (segments + 1,), `key_source`: the same groups as
+      variable-length segments, for kernels that take those: a segment's queries see the keys
+      `key_source[key_offsets[i]:key_offsets[i + 1]]`, causal from the bottom right.
+    """
+
+    groups: tuple[Group, ...]
+    source: Tensor
+    positions: Tensor
+    scored: Tensor
+    targets: Tensor
+    value_index: Tensor
+    query_offsets: Tensor
+    key_offsets: Tensor
+    key_source: Tensor
+    longest_query: int
+    longest_key: int
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackPlan:
+        """The plan on a device; `accelerate` calls this as it does for tensors."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+def plan_packing(
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    completion_mask: Tensor,
+    members: Sequence[Sequence[int]],
+) -> PackPlan:
+    """Plan the packed row of a right-padded batch.
+
+    `input_ids`, `attention_mask`, `completion_mask` (R, L); `members` lists the rows of each
+    group, which have the same prompt. Rows branch where their tokens first differ, which may be
+    behind the prompt.
+    """
+    rows, width = input_ids.shape
+    lengths = attention_mask.sum(1).tolist()
+    source: list[Tensor] = []
+    positions: list[Tensor] = []
+    groups: list[Group] = []
+    # The packed position that predicts a row's token t + 1; -1 where nothing is predicted.
+    predicts = torch.full((rows, width - 1), -1)
+    cursor = 0
+    for member_rows in members:
+        index = torch.tensor(member_rows)
+        start, shared = cursor, _shared_length(input_ids[index], [lengths[r] for r in member_rows])
+        source.append(member_rows[0] * width + torch.arange(shared))
+        positions.append(torch.arange(shared))
+        predicts[index, :shared] = start + torch.arange(shared)
+        cursor += shared
+        branches = []
+        for row in member_rows:
+            branch = torch.arange(shared, lengths[row] - 1)
+            source.append(row * width + branch)
+            positions.append(branch)
+            predicts[row, branch] = cursor + torch.arange(len(branch))
+            cursor += len(branch)
+            branches.append(len(branch))
+        groups.append(Group(start, shared, tuple(branches)))
+    labelled = completion_mask[:, 1:].bool()
+    scored, value_index = predicts[labelled].unique(return_inverse=True)
+    assert bool((scored >= 0).all()), "a completion token without a position that predicts it"
+    targets = torch.empty_like(scored)
+    targets[value_index] = input_ids[:, 1:][labelled]
+    return PackPlan(
+        groups=tuple(groups),
+        source=torch.cat(source),
+        positions=torch.cat(positions),
+        scored=scored,
+        targets=targets,
+        value_index=value_index,
+        **_segments(groups),
+    )
+
+
+def _shared_length(ids: Tensor, lengths: Sequence[int]) -> int:
+    """How many positions of these rows are computed once: all common tokens but the last."""
+    common = ids[:, : min(lengths)]
+    agree = (common == common[0]).all(0)
+    return max(int(agree.long().cumprod(0).sum()) - 1, 0)
+
+
+def _segments(groups: Sequence[Group]) -> dict[str, Any]:
+    """The groups as variable-length attention: the prefix with the first branch is one ordinary
+    causal segment; every other branch sees the prefix and itself."""
+    queries, keys, key_source = [0], [0], []
+    for group in groups:
+        prefix = torch.arange(group.start, group.start + group.shared)
+        begin = group.start + group.shared
+        for number, length in enumerate(group.branches):
+            own = torch.arange(begin, begin + length)
+            begin += length
+            queries.append(queries[-1] + length + (group.shared if number == 0 else 0))
+            keys.append(keys[-1] + group.shared + length)
+            key_source += [prefix, own]
+    return {
+        "query_offsets": torch.tensor(queries, dtype=torch.int32),
+        "key_offsets": torch.tensor(keys, dtype=torch.int32),
+        "key_source": torch.cat(key_source),
+        "longest_query": max(b - a for a, b in itertools.pairwise(queries)),
+        "longest_key": max(b - a for a, b in itertools.pairwise(keys)),
+    }
+
+
+@dataclass
+class PackingCollator(DataCollatorForPreference):  # type: ignore[misc]  # TRL is not typed
+    """TRL's padded batch with the plan that packs it, under the key `pack`."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super().torch_call(examples)
+        pairs = len(examples)  # TRL stacks all chosen rows, then all rejected ones
+        batch["pack"] = plan_packing(
+            batch["input_ids"],
+            batch["attention_mask"],
+            batch["completion_mask"],
+            [(pair, pair + pairs) for pair in range(pairs)],
+        )
+        return batch
