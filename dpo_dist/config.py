@@ -9,8 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
+from dpo_dist.losses import FDivergence, LossName, wrong_combination
 from dpo_dist.records import Message
 
 
@@ -88,7 +97,8 @@ class Optimization(Section):
     max_grad_norm: PositiveFloat = 1.0
     warmup_steps: int = Field(0, ge=0)
     bf16: bool = True
-    gradient_checkpointing: bool = False
+    # "auto": only where the planned peak does not fit into the memory (planning/memory.py)
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
     logging_steps: PositiveInt = 1
     save_steps: PositiveInt = 50
     accelerate_config: Path = Path("accelerate_configs/cpu.yaml")
@@ -259,13 +269,47 @@ Preferences = Annotated[
 
 
 class Train(Optimization):
-    """The train phase: DPO against the frozen SFT model."""
+    """The train phase: DPO against the frozen SFT model.
 
-    loss: Literal["sigmoid", "hinge", "ipo", "robust"] = "sigmoid"
+    `loss` is a name or a mixture `{sigmoid: 1.0, sft: 0.2}` of TRL's losses; combinations that
+    mean nothing are refused (`losses.py`).
+    """
+
+    loss: dict[LossName, PositiveFloat] = Field({"sigmoid": 1.0}, min_length=1)
     beta: PositiveFloat = 0.1
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    f_divergence: FDivergence = "reverse_kl"
+    f_alpha: float = 0.5  # of f_divergence alpha_divergence
+    # LD-DPO: the weight of what the longer answer has more than the shorter one
+    ld_alpha: float | None = Field(None, ge=0, le=1)
+    wpo: bool = False  # WPO: weigh pairs by how likely the policy is to sample them
+    discopop_tau: PositiveFloat = 0.05
     learning_rate: PositiveFloat = 5.0e-6
     eval_per_epoch: PositiveInt = 5
+    # packed: prompts once, no padding (layout.py); padded: TRL's own batches
+    layout: Literal["auto", "packed", "padded"] = "auto"
+    # cached: the reference's log-probs are computed once per row and kept; live: in every step
+    reference: Literal["cached", "live"] = "cached"
+    merge: bool = False  # LoRA: write the merged model, too
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        return {value: 1.0} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _a_loss_that_means_something(self) -> Train:
+        problem = wrong_combination(
+            self.loss,
+            beta=self.beta,
+            label_smoothing=self.label_smoothing,
+            f_divergence=self.f_divergence,
+            wpo=self.wpo,
+            micro_batch_size=self.micro_batch_size,
+        )
+        if problem is not None:
+            raise ValueError(problem)
+        return self
 
 
 class Evaluate(Section):

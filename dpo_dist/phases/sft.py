@@ -11,6 +11,7 @@ from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.data.prompts import read_demonstrations
 from dpo_dist.data.rows import source_identity, write_parquet
 from dpo_dist.errors import DataError
+from dpo_dist.phases.resources import model_shape, planned_bytes
 from dpo_dist.phases.runs import arm_weights
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.launch import launch
@@ -53,6 +54,11 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
             dtype=config.model.dtype,
             trust_remote_code=config.model.trust_remote_code,
             rows=write_parquet(out.path / "tokens" / "train.parquet", rows),
+            planned_peak_bytes=planned_bytes(
+                model_shape(base, config.model.trust_remote_code),
+                config.sft,
+                [len(row["input_ids"]) for row in rows],
+            ),
             out=out.path,
             seed=config.run.seed,
             run_name=f"{config.run.name}-sft",

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dpo_dist.artifacts import FINGERPRINT, PhaseDirectory, read_json
-from dpo_dist.config import Config
+from dpo_dist.config import Config, Full, Lora, Train
 from dpo_dist.console import warn
 from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.data.preferences import load_preferences, preferences_identity
 from dpo_dist.data.rows import write_parquet
-from dpo_dist.errors import DataError, ModelError
-from dpo_dist.phases.runs import arm_weights, run_root
+from dpo_dist.errors import ConfigError, DataError, ModelError
+from dpo_dist.phases.resources import model_shape, planned_bytes
+from dpo_dist.phases.runs import Weights, arm_weights, run_root
+from dpo_dist.planning.memory import ModelShape
 from dpo_dist.records import PreferencePair
 from dpo_dist.training.job import TrainingJob, accumulation_steps, num_processes
 from dpo_dist.training.launch import launch
+from dpo_dist.training.merging import merge_adapter
+from dpo_dist.training.reference import row_key
 
 SECTIONS = ("train", "preferences")
 
@@ -28,7 +34,9 @@ def inputs(config: Config) -> dict[str, Any]:
     """
     assert config.train is not None
     accumulation_steps(config.train, num_processes(config.train.accelerate_config))
-    weights = arm_weights(config, "sft").identity()
+    start = arm_weights(config, "sft")
+    _check_method(config.train, start)
+    weights = start.identity()
     if config.preferences.source == "judged":
         sampled = read_json(run_root(config) / "sample" / FINGERPRINT)["inputs"]["weights"]
         if sampled != weights:
@@ -44,33 +52,24 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     """Tokenize the pairs and train; the adapter or model ends up in `model/`."""
     assert config.train is not None
     pairs = load_preferences(config.preferences, run_root(config) / "judge", config.run.seed)
-    weights = arm_weights(config, "sft")
-    tokenizer = load_tokenizer(weights.model, trust_remote_code=config.model.trust_remote_code)
-
-    def tokenize(split: Sequence[PreferencePair]) -> list[dict[str, Any]]:
-        rows = []
-        for pair in split:
-            prompt, chosen = completion_ids(tokenizer, pair.prompt, pair.chosen)
-            _, rejected = completion_ids(tokenizer, pair.prompt, pair.rejected)
-            assert config.train is not None
-            if len(prompt) + max(len(chosen), len(rejected)) <= config.train.max_length:
-                ids = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-                rows.append(ids)
-            else:
-                pairs.dropped["too_long"] += 1
-        return rows
-
-    train_rows, validation_rows = tokenize(pairs.train), tokenize(pairs.validation)
+    start = arm_weights(config, "sft")
+    tokenizer = load_tokenizer(start.model, trust_remote_code=config.model.trust_remote_code)
+    train_rows, validation_rows = (
+        _tokenize(tokenizer, split, config.train.max_length, pairs.dropped)
+        for split in (pairs.train, pairs.validation)
+    )
     if not train_rows:
         raise DataError(f"every pair is longer than train.max_length {config.train.max_length}")
-    if too_long := pairs.dropped["too_long"]:
+    if too_long := pairs.dropped["too_long"] + pairs.dropped["prompt_too_long"]:
         warn(f"{too_long} pairs are left out: longer than train.max_length")
+    shape = model_shape(start.model, config.model.trust_remote_code)
+    _check_vocabulary(start.model, shape, [*train_rows, *validation_rows])
     launch(
         TrainingJob(
             kind="dpo",
             settings=config.train,
-            model=weights.model,
-            adapter=weights.adapter,
+            model=start.model,
+            adapter=start.adapter,
             dtype=config.model.dtype,
             trust_remote_code=config.model.trust_remote_code,
             rows=write_parquet(out.path / "tokens" / "train.parquet", train_rows),
@@ -79,12 +78,20 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
                 if validation_rows
                 else None
             ),
+            # Beside the runs, which share it: a sweep computes the reference once.
+            reference_folder=config.run.output_dir / "reference_logps",
+            start=start.identity(),
+            planned_peak_bytes=planned_bytes(
+                shape, config.train, [row["tokens"] for row in [*train_rows, *validation_rows]]
+            ),
             out=out.path,
             seed=config.run.seed,
             run_name=f"{config.run.name}-train",
             wandb=config.tracking.wandb,
         )
     )
+    if config.train.merge:
+        _merge(config, start.model, out)
     kept = len(train_rows) + len(validation_rows)
     return {
         "counts": {
@@ -96,3 +103,75 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         "processes": num_processes(config.train.accelerate_config),
         "peak_rss_bytes": int((out.path / "peak_rss_bytes").read_text()),
     }
+
+
+def _merge(config: Config, base: str, out: PhaseDirectory) -> None:
+    """Beside the adapter in `model/`, the whole model in `merged/`."""
+    merge_adapter(
+        base,
+        out.path / "model",
+        out.path / "merged",
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+def _tokenize(
+    tokenizer: Any, split: Iterable[PreferencePair], max_length: int, dropped: Counter[str]
+) -> list[dict[str, Any]]:
+    """Rows of token ids; pairs that do not fit are counted in `dropped`, never cut."""
+    rows = []
+    for pair in split:
+        prompt, chosen = completion_ids(tokenizer, pair.prompt, pair.chosen)
+        _, rejected = completion_ids(tokenizer, pair.prompt, pair.rejected)
+        if len(prompt) >= max_length:
+            dropped["prompt_too_long"] += 1
+        elif len(prompt) + max(len(chosen), len(rejected)) > max_length:
+            dropped["too_long"] += 1
+        elif chosen == rejected:
+            dropped["identical"] += 1
+        else:
+            rows.append(
+                {
+                    "id": pair.prompt_id,
+                    "row": row_key(prompt, chosen, rejected),
+                    "tokens": len(prompt) + len(chosen) + len(rejected),
+                    "prompt_ids": prompt,
+                    "chosen_ids": chosen,
+                    "rejected_ids": rejected,
+                }
+            )
+    return rows
+
+
+def _check_method(settings: Train, start: Weights) -> None:
+    """Refuse a method that cannot start from these weights."""
+    if isinstance(settings.method, Full) and settings.merge:
+        raise ConfigError("train.merge: there is no adapter to merge when all weights are trained")
+    if start.adapter is None:
+        return
+    if isinstance(settings.method, Full) and settings.reference == "live":
+        raise ConfigError(
+            "train.reference: live cannot be the SFT adapter when all weights are trained: TRL "
+            "would load the base. Use `cached`."
+        )
+    if isinstance(settings.method, Lora):
+        adapter = json.loads((start.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        for ours, theirs in (("r", "r"), ("alpha", "lora_alpha")):
+            wanted, found = getattr(settings.method, ours), adapter[theirs]
+            if wanted != found:
+                raise ConfigError(
+                    f"train.method.{ours} is {wanted}, but DPO goes on training the SFT adapter "
+                    f"{start.adapter}, whose {theirs} is {found}. Set it to {found}."
+                )
+
+
+def _check_vocabulary(model: str, shape: ModelShape, rows: Sequence[dict[str, Any]]) -> None:
+    """Refuse a tokenizer with more tokens than the model has embeddings."""
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    largest = max(max(row[column]) for row in rows for column in columns)
+    if largest >= shape.vocabulary:
+        raise ModelError(
+            f"{model}: the tokenizer made the token {largest}, but the model has only "
+            f"{shape.vocabulary} embeddings; tokenizer and model do not belong together"
+        )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
+from pydantic import Field
 
 from dpo_dist.config import Optimization, Section, Sft, Train, Wandb
 from dpo_dist.errors import ConfigError
@@ -15,8 +16,11 @@ class TrainingJob(Section):
     """An SFT or DPO training.
 
     `rows` and `validation_rows` are parquet files of token ids: `input_ids, completion_mask`
-    for SFT, `prompt_ids, chosen_ids, rejected_ids` for DPO. `adapter` is the SFT adapter that
-    DPO starts from and is measured against, or None when `model` itself is the SFT model.
+    for SFT, `id, row, tokens, prompt_ids, chosen_ids, rejected_ids` for DPO. `adapter` is the SFT
+    adapter that DPO starts from and is measured against, or None when `model` itself is the SFT
+    model. `start` identifies those weights; the log-probs of the reference, which they are, lie
+    in `reference_folder`. `planned_peak_bytes` is a process's planned memory without activation
+    checkpointing.
     """
 
     kind: Literal["sft", "dpo"]
@@ -27,6 +31,9 @@ class TrainingJob(Section):
     trust_remote_code: bool = False
     rows: Path
     validation_rows: Path | None = None
+    reference_folder: Path | None = None
+    start: dict[str, Any] = Field(default_factory=dict)
+    planned_peak_bytes: int
     out: Path
     seed: int
     run_name: str
@@ -40,12 +47,18 @@ class TrainingJob(Section):
 
 def num_processes(accelerate_config: Path) -> int:
     """How many processes an accelerate configuration starts, on all machines together."""
+    return launch_shape(accelerate_config)[0]
+
+
+def launch_shape(accelerate_config: Path) -> tuple[int, int]:
+    """(processes, ZeRO stage or 0) of an accelerate configuration."""
     try:
         values = yaml.safe_load(accelerate_config.read_text(encoding="utf-8"))
-        return int(values["num_processes"])
+        stage = (values.get("deepspeed_config") or {}).get("zero_stage", 0)
+        return int(values["num_processes"]), int(stage)
     except FileNotFoundError:
         raise ConfigError(f"accelerate_config: {accelerate_config}: no such file") from None
-    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+    except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
         raise ConfigError(
             f"accelerate_config: {accelerate_config}: no readable `num_processes` ({error})"
         ) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +11,16 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from dpo_dist import ranks
-from dpo_dist.config import Lora
+from dpo_dist.config import Lora, Train
+from dpo_dist.console import say, warn
 from dpo_dist.errors import ConfigError
+from dpo_dist.training import attention
 from dpo_dist.training.job import TrainingJob
+from dpo_dist.training.layout import why_not_packed
+
+# The share of the free memory that a plan may fill: the rest is for what it leaves out
+# (temporaries, the allocator's gaps, the libraries).
+FITS = 0.8
 
 
 def uses_bf16(job: TrainingJob) -> bool:
@@ -35,30 +44,52 @@ def weights_dtype(job: TrainingJob) -> torch.dtype:
     return torch.bfloat16 if half else torch.float32
 
 
+def checkpoints_activations(job: TrainingJob) -> bool:
+    """Whether to recompute activations in the backward: about a third more work, asked for, or
+    because the planned peak does not fit into what is free."""
+    if job.settings.gradient_checkpointing != "auto":
+        return job.settings.gradient_checkpointing
+    if torch.cuda.is_available():
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = _available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = job.planned_peak_bytes
+    if needed <= FITS * free:
+        return False
+    say(
+        f"activation checkpointing: {needed / 2**30:.1f} GiB are planned, "
+        f"{free / 2**30:.1f} GiB are free"
+    )
+    return True
+
+
+def _available_memory() -> int:
+    """Bytes that can be allocated without swapping."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/meminfo names no MemAvailable")
+
+
 def load_policy(job: TrainingJob) -> tuple[Any, LoraConfig | None]:
     """(the model to train, the LoRA configuration for TRL to add).
 
-    - an SFT adapter: a `PeftModel`, of which TRL copies the adapter to a frozen "ref" adapter,
-      so that the reference is the SFT model. (A base with a fresh LoRA would take the *base*.)
-    - anything else: the bare model. With LoRA the reference is that model with the adapter
-      off; with full fine-tuning TRL loads it a second time.
+    - LoRA on an SFT adapter: a `PeftModel`, of which TRL copies the adapter to a frozen "ref"
+      adapter, so that the reference is the SFT model. (A base with a fresh LoRA would take the
+      *base*.)
+    - LoRA on a whole model: the reference is that model with the new adapter off.
+    - all weights: an SFT adapter is merged first; the reference is what training starts from.
     """
     model = AutoModelForCausalLM.from_pretrained(
         job.model,
         dtype=weights_dtype(job),
         trust_remote_code=job.trust_remote_code,
         use_safetensors=True,
+        attn_implementation="sdpa",
     )
     model.config.use_cache = False
     method = job.settings.method
-    if job.adapter is not None:
-        if not isinstance(method, Lora):
-            raise ConfigError(
-                "train.method: full fine-tuning cannot start from an SFT adapter; merge the "
-                "adapter into its base first and give the result as model.sft"
-            )
-        return PeftModel.from_pretrained(model, str(job.adapter), is_trainable=True), None
-    if isinstance(method, Lora):
+    if isinstance(method, Lora) and job.adapter is None:
         return model, LoraConfig(
             r=method.r,
             lora_alpha=method.alpha,
@@ -66,4 +97,52 @@ def load_policy(job: TrainingJob) -> tuple[Any, LoraConfig | None]:
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-    return model, None
+    if job.adapter is None:
+        return model, None
+    adapted = PeftModel.from_pretrained(
+        model, str(job.adapter), is_trainable=isinstance(method, Lora)
+    )
+    if isinstance(method, Lora):
+        return adapted, None
+    return adapted.merge_and_unload(), None
+
+
+def share_inputs_with_lora(model: torch.nn.Module) -> None:
+    """Under autocast, let LoRA layers multiply the activations that the base layers multiply.
+
+    PEFT casts them to the adapter's float32, autocast casts them back: the same numbers, in a
+    copy per layer that stays alive until the backward.
+    """
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010
+
+
+def choose_layout(model: Any, settings: Train) -> bool:
+    """Whether packed rows are used; sets the attention that this takes.
+
+    `layout: auto` falls back to TRL's padded batches with one warning that names the reason;
+    `packed` raises `ConfigError` instead.
+    """
+    reason = None if settings.layout == "padded" else why_not_packed(model)
+    if reason is not None:
+        if settings.layout == "packed":
+            raise ConfigError(f"train.layout: packed is not possible: {reason}")
+        warn(f"padded batches, every prompt twice: {reason}")
+    text = model.config.get_text_config()
+    if settings.layout == "padded" or reason is not None:
+        if getattr(text, "attn_logit_softcapping", None):
+            model.set_attn_implementation("eager")  # sdpa leaves the softcap out
+        return False
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    if torch.cuda.is_available():
+        heads = text.num_attention_heads
+        attention.self_test(
+            torch.device("cuda"),
+            torch.bfloat16,
+            heads,
+            getattr(text, "num_key_value_heads", None) or heads,
+            getattr(text, "head_dim", None) or text.hidden_size // heads,
+        )
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dpo_dist.artifacts import write_text
 from dpo_dist.config import Train
 from dpo_dist.console import Advance, progress
 from dpo_dist.errors import TrainingDiverged
+from dpo_dist.losses import first_loss
 from dpo_dist.training.checkpoints import mark_complete
 
 # How far the first loss may lie from its exact value, relative to it: bfloat16 rounds the
@@ -24,31 +26,43 @@ from dpo_dist.training.checkpoints import mark_complete
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 
 
-def expected_first_loss(settings: Train) -> float:
-    """The loss while policy and reference are the same model, so that every margin is 0.
+def check_start(loss: float, rewards: Sequence[float], settings: Train, dtype: str) -> None:
+    """Stop a training whose reference is not the model that it starts from.
 
-    sigmoid (Rafailov et al. 2023, eq. 7) and robust: -log sigmoid(0) = ln 2; hinge: 1;
-    ipo (Azar et al. 2023, eq. 17): (0 - 1 / 2 beta)^2.
+    `loss` and `rewards` (mean of chosen, of rejected) are those of the first micro-batch. The
+    loss has a known value where the mixture has one; the rewards have to be 0 in any case.
     """
-    match settings.loss:
-        case "hinge":
-            return 1.0
-        case "ipo":
-            return (1 / (2 * settings.beta)) ** 2
-        case _:
-            return math.log(2)
+    expected = first_loss(settings.loss, settings.beta, settings.label_smoothing)
+    tolerance = TOLERANCE[dtype]
+    if expected is not None and not settings.wpo:
+        if not abs(loss - expected) <= tolerance * max(1.0, expected):
+            raise TrainingDiverged(
+                f"the first loss is {loss:.5f}, but it must be {expected:.5f}: {_CAUSES}"
+            )
+    # A margin m moves the sigmoid loss by m / 2.
+    elif not all(abs(reward) <= 2 * tolerance for reward in rewards):
+        raise TrainingDiverged(
+            f"the first rewards are {rewards[0]:.5f} (chosen) and {rewards[1]:.5f} (rejected), "
+            f"but they must be 0: {_CAUSES}"
+        )
 
 
-def check_first_loss(loss: float, settings: Train, dtype: str) -> None:
-    """Stop a training whose reference is not the model that it starts from."""
-    expected = expected_first_loss(settings)
-    if abs(loss - expected) <= TOLERANCE[dtype] * max(1.0, expected):
+_CAUSES = (
+    "before the first step policy and reference are the same model. Likely causes: the reference "
+    "is the base instead of the SFT model; dropout is on; the adapter belongs to another base; "
+    "the weights were changed between loading policy and reference."
+)
+
+
+def check_finite(name: str, values: Sequence[float], step: int, rows: Sequence[str] = ()) -> None:
+    """Stop at a NaN or infinity, naming the rows that it came from where they are known."""
+    if all(map(math.isfinite, values)):
         return
+    where = f", from the rows {', '.join(rows)}" if rows else ""
+    worst = next(value for value in values if not math.isfinite(value))
     raise TrainingDiverged(
-        f"the first loss is {loss:.5f}, but it must be {expected:.5f}: before the first step "
-        "policy and reference are the same model. Likely causes: the reference is the base "
-        "instead of the SFT model; dropout is on; the adapter belongs to another base; the "
-        "weights were changed between loading policy and reference."
+        f"{name} is {worst} at step {step}{where}. The last checkpoint is kept. Try a lower "
+        "learning rate, and look for empty or damaged rows."
     )
 
 
@@ -92,11 +106,8 @@ class MetricsWriter(TrainerCallback):  # type: ignore[misc]  # transformers is n
         # Every rank sees the loss averaged over all ranks, so all of them stop together.
         logs = dict(logs or {})
         for name in ("loss", "eval_loss", "grad_norm"):
-            if name in logs and not math.isfinite(float(logs[name])):
-                raise TrainingDiverged(
-                    f"{name} is {logs[name]} at step {state.global_step}. The last checkpoint "
-                    "is kept. Try a lower learning rate, and look for empty or damaged rows."
-                )
+            if name in logs:
+                check_finite(name, [float(logs[name])], state.global_step)
         logs |= self._throughput(logs)
         self._note = _note(logs) or self._note
         if ranks.is_main():

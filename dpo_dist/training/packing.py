@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 
 @dataclass(frozen=True)
@@ -152,19 +151,3 @@ def _segments(groups: Sequence[Group]) -> dict[str, Any]:
         "longest_query": max(b - a for a, b in itertools.pairwise(queries)),
         "longest_key": max(b - a for a, b in itertools.pairwise(keys)),
     }
-
-
-@dataclass
-class PackingCollator(DataCollatorForPreference):  # type: ignore[misc]  # TRL is not typed
-    """TRL's padded batch with the plan that packs it, under the key `pack`."""
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super().torch_call(examples)
-        pairs = len(examples)  # TRL stacks all chosen rows, then all rejected ones
-        batch["pack"] = plan_packing(
-            batch["input_ids"],
-            batch["attention_mask"],
-            batch["completion_mask"],
-            [(pair, pair + pairs) for pair in range(pairs)],
-        )
-        return batch

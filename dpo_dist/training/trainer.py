@@ -1,4 +1,4 @@
-"""The one file that knows TRL: its trainers, fed with token ids and watched by our monitors."""
+"""Building and running TRL's trainers on token ids, under our monitors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, SFTConfig, SFTTrainer
 
 from dpo_dist import ranks
 from dpo_dist.artifacts import write_text
@@ -19,53 +19,23 @@ from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.training.checkpoints import last_complete
 from dpo_dist.training.job import TrainingJob, accumulation_steps
-from dpo_dist.training.models import load_policy, uses_bf16
-from dpo_dist.training.monitors import MetricsWriter, check_first_loss
-
-
-def score_completions_only() -> None:
-    """Let TRL's fused LM head skip prompt positions on a CPU, too.
-
-    TRL scores them where it has no Triton, because changing shapes would recompile on some
-    accelerators; a CPU compiles nothing, and the prompt is most of a row here. The values are
-    the same: skipped positions are masked to zero either way.
-    """
-    import trl.trainer.utils as seam
-
-    if not torch.cuda.is_available():
-        assert callable(seam._use_triton)
-        seam._use_triton = lambda device: True
-
-
-class TokenizedDPOTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
-    """TRL's trainer on rows of `prompt_ids, chosen_ids, rejected_ids`, with the first-loss gate."""
-
-    job: TrainingJob
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset  # the phase tokenized, and counted what it dropped
-
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        result = super().compute_loss(model, inputs, *args, **kwargs)
-        if self.state.global_step == 0 and model.training and not self._gated:
-            self._gated = True
-            loss = result[0] if isinstance(result, tuple) else result
-            # Gathered, so that every rank comes to the same decision.
-            mean = self.accelerator.gather(loss.detach().float()).mean().item()
-            assert isinstance(self.job.settings, Train)
-            check_first_loss(mean, self.job.settings, self._precision)
-        return result
-
-    _gated = False
-
-    @property
-    def _precision(self) -> str:
-        return "bfloat16" if self.args.bf16 else "float32"
+from dpo_dist.training.models import (
+    checkpoints_activations,
+    choose_layout,
+    load_policy,
+    share_inputs_with_lora,
+    uses_bf16,
+)
+from dpo_dist.training.monitors import MetricsWriter
+from dpo_dist.training.preference_trainer import (
+    PairCollator,
+    PreferenceTrainer,
+    evaluation_batch_size,
+)
 
 
 def train(job: TrainingJob) -> None:
     """Train and save; resumes from the newest whole checkpoint in the job's directory."""
-    score_completions_only()
     if job.settings.bf16 and not uses_bf16(job):
         warn("several CPU processes train in float32: transformers refuses bf16 there")
     trainer = _dpo_trainer(job) if job.kind == "dpo" else _sft_trainer(job)
@@ -75,36 +45,63 @@ def train(job: TrainingJob) -> None:
     _save(trainer, job)
 
 
-def _dpo_trainer(job: TrainingJob) -> DPOTrainer:
+def _dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
     settings = job.settings
     assert isinstance(settings, Train)
     model, peft_config = load_policy(job)
+    tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
+    packed = choose_layout(model, settings)
     rows = Dataset.from_parquet(str(job.rows))
     validation = Dataset.from_parquet(str(job.validation_rows)) if job.validation_rows else None
-    evaluation: dict[str, Any] = {}
-    if validation is not None:
-        steps = math.ceil(len(rows) / settings.global_batch_size)
-        evaluation = {
-            "eval_strategy": "steps",
-            "eval_steps": math.ceil(steps / settings.eval_per_epoch),
-            "per_device_eval_batch_size": settings.micro_batch_size,
-        }
-    TokenizedDPOTrainer.job = job
-    return TokenizedDPOTrainer(
+    trainer = PreferenceTrainer(
+        job=job,
+        packed=packed,
         model=model,
         args=DPOConfig(
             **_arguments(job),
-            **evaluation,
-            beta=settings.beta,
-            loss_type=[settings.loss],
-            label_smoothing=settings.label_smoothing,
+            **_evaluation(settings, rows, validation),
+            **loss_arguments(settings),
+            precompute_ref_log_probs=settings.reference == "cached",
+            precompute_ref_batch_size=settings.micro_batch_size,
         ),
+        data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id, packed=packed),
         train_dataset=rows,
         eval_dataset=validation,
-        processing_class=load_tokenizer(job.model, trust_remote_code=job.trust_remote_code),
+        processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=[MetricsWriter(job.out / "metrics.jsonl", "train")],
     )
+    if uses_bf16(job):
+        share_inputs_with_lora(trainer.model)
+    return trainer
+
+
+def loss_arguments(settings: Train) -> dict[str, Any]:
+    """The loss in TRL's words."""
+    return {
+        "beta": settings.beta,
+        "loss_type": list(settings.loss),
+        "loss_weights": list(settings.loss.values()),
+        "label_smoothing": settings.label_smoothing,
+        "f_divergence_type": settings.f_divergence,
+        "f_alpha_divergence_coef": settings.f_alpha,
+        "ld_alpha": settings.ld_alpha,
+        "use_weighting": settings.wpo,
+        "discopop_tau": settings.discopop_tau,
+    }
+
+
+def _evaluation(settings: Train, rows: Dataset, validation: Dataset | None) -> dict[str, Any]:
+    if validation is None:
+        return {}
+    steps = math.ceil(len(rows) / settings.global_batch_size)
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": max(1, steps // settings.eval_per_epoch),
+        "per_device_eval_batch_size": evaluation_batch_size(
+            len(validation), settings.micro_batch_size, ranks.world_size()
+        ),
+    }
 
 
 def _sft_trainer(job: TrainingJob) -> SFTTrainer:
@@ -137,7 +134,7 @@ def _arguments(job: TrainingJob) -> dict[str, Any]:
         "max_grad_norm": settings.max_grad_norm,
         "warmup_steps": settings.warmup_steps,
         "bf16": uses_bf16(job),
-        "gradient_checkpointing": settings.gradient_checkpointing,
+        "gradient_checkpointing": checkpoints_activations(job),
         "logging_steps": settings.logging_steps,
         "logging_nan_inf_filter": False,  # it would print an average in place of a NaN
         "save_strategy": "steps",

@@ -13,7 +13,7 @@ def test_defaults_are_those_of_the_readme(write_run) -> None:
     config = load_config(write_run(**MINIMAL, train={}))
     assert config.train == Train(
         method=Lora(r=16),
-        loss="sigmoid",
+        loss={"sigmoid": 1.0},
         beta=0.1,
         learning_rate=5e-6,
         num_epochs=1,

@@ -7,14 +7,16 @@ import pytest
 
 from dpo_dist.config import Train
 from dpo_dist.errors import TrainingDiverged
-from dpo_dist.training.monitors import MetricsWriter, check_first_loss, expected_first_loss
+from dpo_dist.losses import first_loss
+from dpo_dist.training.monitors import MetricsWriter, check_finite, check_start
 
 
 def test_the_first_loss_follows_from_the_equations() -> None:
-    assert expected_first_loss(Train(loss="sigmoid")) == pytest.approx(0.693147, abs=1e-6)
-    assert expected_first_loss(Train(loss="robust", label_smoothing=0.1)) == math.log(2)
-    assert expected_first_loss(Train(loss="hinge")) == 1.0
-    assert expected_first_loss(Train(loss="ipo", beta=0.1)) == pytest.approx(25.0)
+    assert first_loss({"sigmoid": 1.0}, 0.1, 0) == pytest.approx(0.693147, abs=1e-6)
+    assert first_loss({"robust": 1.0}, 0.1, 0.1) == pytest.approx(math.log(2))
+    assert first_loss({"hinge": 0.5, "sigmoid": 1.0}, 0.1, 0) == pytest.approx(0.5 + math.log(2))
+    assert first_loss({"ipo": 1.0}, 0.1, 0) == pytest.approx(25.0)
+    assert first_loss({"sigmoid": 1.0, "sft": 0.1}, 0.1, 0) is None
 
 
 @pytest.mark.parametrize(
@@ -30,10 +32,23 @@ def test_the_first_loss_follows_from_the_equations() -> None:
 )
 def test_the_gate_closes_outside_its_tolerance(loss: float, dtype: str, passes: bool) -> None:
     if passes:
-        check_first_loss(loss, Train(), dtype)
+        check_start(loss, (0.0, 0.0), Train(), dtype)
     else:
         with pytest.raises(TrainingDiverged, match=r"must be 0\.69315.*reference is the base"):
-            check_first_loss(loss, Train(), dtype)
+            check_start(loss, (0.0, 0.0), Train(), dtype)
+
+
+def test_a_mixture_with_sft_is_gated_by_its_rewards() -> None:
+    settings = Train(loss={"sigmoid": 1.0, "sft": 1.0})
+    check_start(3.2, (0.001, -0.001), settings, "float32")
+    with pytest.raises(TrainingDiverged, match=r"0\.50000 \(chosen\).*must be 0"):
+        check_start(3.2, (0.5, 0.4), settings, "float32")
+
+
+def test_a_value_that_is_not_finite_is_blamed_on_its_rows() -> None:
+    check_finite("loss", [0.1, 0.2], 3)
+    with pytest.raises(TrainingDiverged, match=r"loss is inf at step 3, from the rows a, b\."):
+        check_finite("loss", [0.1, math.inf], 3, ["a", "b"])
 
 
 def log(writer: MetricsWriter, step: int, **logs: float) -> None:

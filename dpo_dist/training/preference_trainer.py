@@ -1,0 +1,194 @@
+"""TRL's `DPOTrainer` on our rows: packed, balanced, with its reference from the cache.
+
+Losses, metrics, the reference adapter and saving are TRL's. What is ours enters at five of its
+seams: the collator, the sampler, the forward (`layout.install`), the reference's log-probs and
+the gates around each loss.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from datasets import Dataset
+from peft import PeftModel
+from trl import DPOTrainer
+from trl.models import prepare_deepspeed
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from dpo_dist import ranks
+from dpo_dist.config import Train
+from dpo_dist.console import progress
+from dpo_dist.training.job import TrainingJob
+from dpo_dist.training.layout import install
+from dpo_dist.training.monitors import check_finite, check_start
+from dpo_dist.training.packing import plan_packing
+from dpo_dist.training.reference import ReferenceCache, ReferenceLogProbs, reference_key
+from dpo_dist.training.sampler import GlobalBatchSampler
+
+# Forward passes keep no activations: the reference takes larger batches than training does.
+REFERENCE_BATCHES = 4
+
+
+@dataclass
+class PairCollator(DataCollatorForPreference):  # type: ignore[misc]  # TRL is not typed
+    """TRL's padded batch with the rows' names under `rows`, and with `pack`, the plan that packs
+    it, where `packed` is set."""
+
+    packed: bool = True
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super().torch_call(examples)
+        batch["rows"] = [example["id"] for example in examples]
+        if self.packed:
+            pairs = len(examples)  # TRL stacks all chosen rows, then all rejected ones
+            batch["pack"] = plan_packing(
+                batch["input_ids"],
+                batch["attention_mask"],
+                batch["completion_mask"],
+                [(pair, pair + pairs) for pair in range(pairs)],
+            )
+        return batch
+
+
+class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
+    """Trains on rows of `id, row, prompt_ids, chosen_ids, rejected_ids`."""
+
+    def __init__(self, *args: Any, job: TrainingJob, packed: bool, **kwargs: Any) -> None:
+        assert isinstance(job.settings, Train)
+        self._job = job
+        self._settings = job.settings
+        self._packed = packed
+        self._started = False
+        super().__init__(*args, **kwargs)
+        self._run_packed()
+
+    def _run_packed(self) -> None:
+        """Wrap the forwards of policy and reference; TRL has put its fused head on both."""
+        if self._packed:
+            for model in (self.model, self.ref_model):
+                if model is not None:
+                    model = self.accelerator.unwrap_model(model)
+                    install(model.get_base_model() if isinstance(model, PeftModel) else model)
+
+    # --- data ----------------------------------------------------------------------------------
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset  # the phase tokenized, and counted what it dropped
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> GlobalBatchSampler:
+        return GlobalBatchSampler(
+            lengths=self.train_dataset["tokens"],
+            global_batch_size=self._settings.global_batch_size,
+            micro_batch_size=self._settings.micro_batch_size,
+            world_size=self.args.world_size,
+            rank=self.args.process_index,
+            seed=self.args.seed,
+        )
+
+    # --- the reference -------------------------------------------------------------------------
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """TRL's hook, called while it is built: the reference's log-probs as two columns."""
+        self._run_packed()
+        cache = ReferenceCache(self._reference_file())
+        with cache.locked() if ranks.is_main() else nullcontext():
+            if ranks.is_main():
+                cache.journal().close()  # cuts off a torn last line
+            self.accelerator.wait_for_everyone()
+            known = cache.read()
+            missing = [i for i, row in enumerate(dataset["row"]) if row not in known]
+            # Long rows first: a batch holds rows of a length, and memory is tried out at once.
+            missing.sort(key=lambda i: -dataset[i]["tokens"])
+            self.accelerator.wait_for_everyone()
+            if missing:
+                self._fill(cache, dataset.select(missing), name, REFERENCE_BATCHES * batch_size)
+        known = cache.read()
+        values = [known[row] for row in dataset["row"]]
+        dataset = dataset.add_column("ref_chosen_logps", [v.chosen for v in values])
+        return dataset.add_column("ref_rejected_logps", [v.rejected for v in values])
+
+    def _reference_file(self) -> Path:
+        precision = f"{self.model.dtype} {'bf16' if self.args.bf16 else 'fp32'}"
+        key = reference_key(self._job.start, precision, self._settings.ld_alpha)
+        assert self._job.reference_folder is not None
+        return self._job.reference_folder / f"{key}.jsonl"
+
+    def _fill(self, cache: ReferenceCache, rows: Dataset, name: str, batch_size: int) -> None:
+        """Compute the rows' log-probs on all ranks; rank 0 writes them down as they come."""
+        model = self.ref_model or self.model
+        if self.ref_model is None and self.is_deepspeed_enabled:
+            # The policy is not prepared yet; under ZeRO-3 its weights are shards.
+            model = prepare_deepspeed(self.model, self.accelerator)
+        elif self.ref_model is None:
+            model.to(self.accelerator.device)
+        world, rank = self.args.world_size, self.args.process_index
+        journal = cache.journal() if ranks.is_main() else None
+        with progress(f"reference: {name}", len(rows)) as advance:
+            for start in range(0, len(rows), batch_size * world):
+                share = range(start + rank, min(start + batch_size * world, len(rows)), world)
+                # Every rank runs equally many forwards: a rank without a row repeats the first.
+                examples = [rows[i] for i in share] or [rows[0]]
+                batch = self._prepare_inputs(self._to_device(self.data_collator(examples)))
+                batch.pop("rows")
+                chosen, rejected = self.compute_ref_log_probs(model, batch)
+                records = [
+                    {"row": example["row"], "chosen": c, "rejected": r}
+                    for example, c, r in zip(
+                        examples, chosen.tolist(), rejected.tolist(), strict=True
+                    )
+                ]
+                gathered = {r["row"]: r for r in gather_object(records)}
+                if journal is not None:
+                    journal.append(ReferenceLogProbs(**record) for record in gathered.values())
+                advance(min(batch_size * world, len(rows) - start))
+        if journal is not None:
+            journal.close()
+        self.accelerator.wait_for_everyone()
+
+    def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        device = self.accelerator.device
+        return {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
+
+    # --- the gates -----------------------------------------------------------------------------
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs = dict(inputs)
+        rows = inputs.pop("rows")
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        loss = result[0] if isinstance(result, tuple) else result
+        mode = "train" if model.training else "eval"
+        self._add_metrics(mode, inputs)
+        # Gathered, so that every rank comes to the same decision.
+        losses = self.accelerator.gather(loss.detach().float().reshape(1)).tolist()
+        if not all(map(math.isfinite, losses)):
+            names = gather_object(rows if not math.isfinite(loss.item()) else [])
+            check_finite("loss", losses, self.state.global_step, names)
+        if self.state.global_step == 0 and model.training and not self._started:
+            self._started = True
+            rewards = [self._metrics[mode][f"rewards/{which}"][-1] for which in _COMPLETIONS]
+            precision = "bfloat16" if self.args.bf16 else "float32"
+            check_start(sum(losses) / len(losses), rewards, self._settings, precision)
+        return result
+
+    def _add_metrics(self, mode: str, inputs: dict[str, Any]) -> None:
+        """Log-probs per token, which displacement shows in: sums move with the lengths."""
+        tokens = inputs["completion_mask"][:, 1:].sum(1).float().chunk(2)
+        for name, lengths in zip(_COMPLETIONS, tokens, strict=True):
+            length = self.accelerator.gather(lengths).mean().item()
+            logps = self._metrics[mode][f"logps/{name}"][-1]
+            self._metrics[mode][f"logps/{name}_per_token"].append(logps / max(length, 1.0))
+
+
+_COMPLETIONS = ("chosen", "rejected")
+
+
+def evaluation_batch_size(rows: int, micro_batch_size: int, world_size: int) -> int:
+    """The largest batch, at most the micro-batch, that divides the validation rows evenly: TRL
+    averages batches, so that an incomplete one would weigh its pairs more."""
+    fitting = (size for size in range(micro_batch_size, 1, -1) if rows % (size * world_size) == 0)
+    return next(fitting, 1)

@@ -1,0 +1,74 @@
+"""Which pairs are trained on in which step, by which rank: a function of seed and epoch alone.
+
+A global batch holds the same pairs for any number of processes and any accumulation, so that the
+same file trains the same way everywhere; inside it, ranks get equally many pairs and about equally
+many tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+
+class GlobalBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transformers is untyped
+    """Yields this rank's micro-batches, lists of row numbers, each of `micro_batch_size` rows.
+
+    The last global batch of an epoch is filled up with the epoch's first pairs: with fewer pairs
+    than the others it would either weigh them more or not divide among the ranks. (A subclass of
+    transformers' sampler because `Trainer` leaves that kind unsharded.)
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        world_size: int,
+        rank: int,
+        seed: int,
+    ) -> None:
+        accumulation, rest = divmod(global_batch_size, micro_batch_size * world_size)
+        assert not rest and len(lengths), (global_batch_size, micro_batch_size, world_size)
+        super().__init__(
+            lengths=list(lengths),
+            effective_batch_size=global_batch_size,
+            dp_size=world_size,
+            grad_accum=accumulation,
+            rank=rank,
+            seed=seed,
+            drop_last=False,
+        )
+        self._micro_batch_size = micro_batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.global_batches():
+            bins = self._fill(batch)
+            for step in range(self.grad_accum):
+                yield bins[step * self.dp_size + self.rank]
+
+    def global_batches(self) -> Iterator[list[int]]:
+        """The epoch's global batches, the same on every rank."""
+        count, size = len(self.lengths), self.effective_batch_size
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(count, generator=generator).tolist()
+        padded = order * (1 + size // count)  # enough to fill a batch larger than the data
+        for start in range(0, count, size):
+            batch = order[start : start + size]
+            yield batch + padded[: size - len(batch)]
+
+    def _fill(self, batch: Sequence[int]) -> list[list[int]]:
+        """Micro-batches of equally many pairs and about equally many tokens: longest pairs
+        first, each to the emptiest bin that has room. Ranks that work at the same time get
+        neighbours in the order of load."""
+        bins: list[list[int]] = [[] for _ in range(self.dp_size * self.grad_accum)]
+        loads = [0] * len(bins)
+        for row in sorted(batch, key=lambda row: (-self.lengths[row], row)):
+            open_bins = [i for i, rows in enumerate(bins) if len(rows) < self._micro_batch_size]
+            target = min(open_bins, key=lambda i: (loads[i], i))
+            bins[target].append(row)
+            loads[target] += self.lengths[row]
+        return [bins[i] for i in sorted(range(len(bins)), key=lambda i: (-loads[i], i))]

@@ -1,0 +1,168 @@
+"""Twenty steps of training, ours against TRL as it comes, in float32.
+
+TRL's trainer gets our rows in our order and is otherwise its own: padded batches, a live
+reference, its LM head. The losses agree to 1e-5 at every step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback
+from trl import DPOConfig, DPOTrainer
+
+from dpo_dist.config import Train
+from dpo_dist.data.chat import load_tokenizer
+from dpo_dist.training.job import TrainingJob
+from dpo_dist.training.models import choose_layout, load_policy
+from dpo_dist.training.preference_trainer import PairCollator, PreferenceTrainer
+from dpo_dist.training.reference import row_key
+from dpo_dist.training.trainer import loss_arguments
+from tests.numerics.pairs import random_pairs
+
+STEPS = 20
+CASES = [
+    # method, starts from an SFT adapter, activation checkpointing, loss
+    ("full", False, False, "sigmoid"),
+    ("full", False, True, "ipo"),
+    ("lora", False, False, {"sigmoid": 1.0, "sft": 0.5}),
+    ("lora", True, False, "sigmoid"),
+    ("lora", True, True, "ipo"),
+]
+METRICS = ("rewards/margins", "logps/chosen", "entropy", "logits/chosen", "mean_token_accuracy")
+
+
+class StockTrainer(DPOTrainer):
+    """TRL's, with the order of our sampler."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset
+
+    _get_train_sampler = PreferenceTrainer._get_train_sampler
+
+    def __init__(self, *args: Any, settings: Train, **kwargs: Any) -> None:
+        self._settings = settings
+        super().__init__(*args, **kwargs)
+
+
+def rows() -> list[dict[str, Any]]:
+    made = []
+    for number, pair in enumerate(random_pairs(40, seed=3)):
+        ids = pair.example(number)
+        ids["row"] = row_key(pair.prompt, pair.chosen, pair.rejected)
+        ids["tokens"] = len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+        made.append(ids)
+    return made
+
+
+def sft_adapter(model: Path, folder: Path) -> Path:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(4)
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(model),
+        LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def make_job(model: Path, out: Path, adapter: Path | None, settings: Train) -> TrainingJob:
+    return TrainingJob(
+        kind="dpo",
+        settings=settings,
+        model=str(model),
+        adapter=adapter,
+        dtype="float32",
+        rows=out / "rows.parquet",
+        reference_folder=out / "reference",
+        planned_peak_bytes=0,
+        out=out,
+        seed=11,
+        run_name="test",
+    )
+
+
+def logged(trainer: DPOTrainer) -> list[dict[str, float]]:
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return [line for line in trainer.state.log_history if "loss" in line]
+
+
+@pytest.mark.parametrize(("method", "from_adapter", "checkpointing", "loss"), CASES)
+def test_the_losses_of_twenty_steps_are_trl_s(
+    method: str,
+    from_adapter: bool,
+    checkpointing: bool,
+    loss: Any,
+    tiny_model: Path,
+    tmp_path: Path,
+) -> None:
+    adapter = sft_adapter(tiny_model, tmp_path / "sft") if from_adapter else None
+    lora = {"type": "lora", "r": 4, "alpha": 8}
+    settings = Train(
+        method=lora if method == "lora" else {"type": "full"},
+        loss=loss,
+        learning_rate=5e-3 if method == "lora" else 1e-3,
+        global_batch_size=4,
+        micro_batch_size=2,
+        bf16=False,
+    )
+    job = make_job(tiny_model, tmp_path, adapter, settings)
+    tokenizer = load_tokenizer(str(tiny_model))
+    data = Dataset.from_list(rows())
+
+    def arguments(**more: Any) -> DPOConfig:
+        return DPOConfig(
+            output_dir=str(tmp_path / "out"),
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            max_steps=STEPS,
+            learning_rate=settings.learning_rate,
+            logging_steps=1,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            seed=11,
+            remove_unused_columns=False,
+            gradient_checkpointing=checkpointing,
+            **loss_arguments(settings),
+            **more,
+        )
+
+    common = {"train_dataset": data, "processing_class": tokenizer}
+    model, peft_config = load_policy(job)
+    stock = logged(
+        StockTrainer(
+            model=model, args=arguments(), peft_config=peft_config, settings=settings, **common
+        )
+    )
+    model, peft_config = load_policy(job)
+    ours = logged(
+        PreferenceTrainer(
+            job=job,
+            packed=choose_layout(model, settings),
+            model=model,
+            args=arguments(precompute_ref_log_probs=True),
+            peft_config=peft_config,
+            data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id, packed=True),
+            **common,
+        )
+    )
+    assert len(stock) == len(ours) == STEPS
+    assert abs(stock[-1]["loss"] - stock[0]["loss"]) > 1e-2, "training moved the loss"
+    scale = max(1.0, abs(stock[0]["loss"]))  # IPO starts at 25
+    for theirs, mine in zip(stock, ours, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5 * scale)
+        for name in METRICS:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), name

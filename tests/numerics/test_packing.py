@@ -1,0 +1,160 @@
+"""The packed path against the definition, and the mistakes that the comparison has to catch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dpo_dist.training.attention import self_test
+from dpo_dist.training.packing import plan_packing
+from tests.numerics.pairs import (
+    ARCHITECTURES,
+    Pair,
+    collate,
+    dpo_loss,
+    make_model,
+    oracle_logps,
+    packed_logps,
+    random_pairs,
+)
+
+# float64 rounding, except where the oracle itself takes a softmax in float32 (Gemma 2's softcap).
+LOGP, GRADIENT = 1e-10, 1e-12
+SOFTCAP_LOGP, SOFTCAP_GRADIENT = 5e-5, 2e-6
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_log_probs_loss_and_every_gradient_are_those_of_the_definition(kind: str) -> None:
+    model, pairs = make_model(kind), random_pairs(6)
+    results = []
+    for logps_of in (oracle_logps, packed_logps):
+        model.zero_grad()
+        logps = logps_of(model, pairs)
+        loss = dpo_loss(logps)
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+        results.append((logps.detach(), loss.item(), gradients))
+    (logps, loss, gradients), (packed, packed_loss, packed_gradients) = results
+    assert logps.abs().min() > 1, "log-probs far from 0"
+    soft = kind == "gemma2"
+    torch.testing.assert_close(packed, logps, rtol=0, atol=SOFTCAP_LOGP if soft else LOGP)
+    assert packed_loss == pytest.approx(loss, abs=1e-5 if soft else 1e-10)
+    largest = max(gradient.abs().max().item() for gradient in gradients.values())
+    assert largest > 1e-2
+    for name, gradient in gradients.items():
+        tolerance = SOFTCAP_GRADIENT if soft else GRADIENT
+        torch.testing.assert_close(
+            packed_gradients[name], gradient, rtol=0, atol=tolerance, msg=name
+        )
+
+
+def test_any_number_of_completions_shares_a_prompt() -> None:
+    """Four completions of one prompt in one group, one of them the beginning of another."""
+    model = make_model("llama")
+    prompt = [7, 8, 9, 10]
+    completions = [[11, 12, 13], [11, 12, 14, 15, 16], [11], [20, 21]]
+    rows = [prompt + completion for completion in completions]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    seen = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    completion_mask = seen.clone()
+    completion_mask[:, : len(prompt)] = 0
+    pack = plan_packing(ids, seen, completion_mask, [(0, 1, 2, 3)])
+    assert len(pack.source) < sum(map(len, rows)) - 2 * len(prompt)
+    batch = {
+        "input_ids": ids,
+        "attention_mask": seen,
+        "completion_mask": completion_mask,
+        "pack": pack,
+        "rows": [],
+    }
+    packed = packed_logps(model, [], batch)
+    pairs = [Pair(prompt, completions[0], completions[1]), Pair(prompt, *completions[2:])]
+    alone = oracle_logps(model, pairs)[[0, 2, 1, 3]]
+    torch.testing.assert_close(packed, alone, rtol=0, atol=LOGP)
+
+
+def test_bfloat16_gradients_stay_within_its_rounding() -> None:
+    """The backward in bfloat16 takes short cuts: its error against float64 is a few roundings."""
+    from dpo_dist.training.attention import Rule, SegmentAttention
+
+    plan = collate(random_pairs(6))["pack"]
+    length = len(plan.source)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(9, length, 64), (3, length, 64), (3, length, 64), (9, length, 64)]
+    inputs = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    for window in (None, 20):
+        gradients = []
+        for dtype in (torch.bfloat16, torch.float64):
+            *operands, grad = (x.to(dtype).requires_grad_() for x in inputs)
+            out = SegmentAttention.apply(*operands, plan.groups, Rule(0.125, window))
+            gradients.append(torch.autograd.grad(out, operands, grad))
+        for ours, exact in zip(*gradients, strict=True):
+            error = (ours.double() - exact).norm() / exact.norm()
+            assert 1e-4 < error < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_start_up_check_accepts_the_kernel(dtype: torch.dtype) -> None:
+    self_test(torch.device("cpu"), dtype, heads=6, key_heads=2, dim=16)
+
+
+def test_the_start_up_check_refuses_a_wrong_alignment(monkeypatch) -> None:
+    from dpo_dist.training import attention
+
+    def top_left(queries: int, keys: int, *_: object) -> torch.Tensor:
+        hidden = ~torch.ones(queries, keys, dtype=torch.bool).tril()
+        return torch.zeros(queries, keys).masked_fill_(hidden, -torch.inf)
+
+    monkeypatch.setattr(attention, "_bias", top_left)
+    with pytest.raises(RuntimeError, match="differs from SDPA"):
+        self_test(torch.device("cpu"), torch.float32, heads=6, key_heads=2, dim=16)
+
+
+def agrees(mutate) -> bool:
+    """Whether a batch, mutated, still gives the log-probs of the definition."""
+    model, pairs = make_model("llama"), random_pairs(4)
+    pairs = [replace(pair, prompt=[1, *pair.prompt], chosen=[*pair.chosen, 2]) for pair in pairs]
+    mutated = mutate(pairs)
+    batch = mutated if isinstance(mutated, dict) else collate(mutated)
+    with torch.no_grad():
+        difference = packed_logps(model, pairs, batch) - oracle_logps(model, pairs)
+    return bool(difference.abs().max() < LOGP)
+
+
+def _prompt_in_the_loss(pairs: list[Pair]) -> list[Pair]:
+    return [Pair(p.prompt[:1], p.prompt[1:] + p.chosen, p.prompt[1:] + p.rejected) for p in pairs]
+
+
+def _end_token_masked(pairs: list[Pair]) -> dict:
+    batch = collate(pairs)
+    mask = batch["completion_mask"] * (batch["input_ids"] != 2)
+    rows = [(n, n + len(pairs)) for n in range(len(pairs))]
+    pack = plan_packing(batch["input_ids"], batch["attention_mask"], mask, rows)
+    return {**batch, "completion_mask": mask, "pack": pack}
+
+
+def _swapped(pairs: list[Pair]) -> list[Pair]:
+    return [Pair(p.prompt, p.rejected, p.chosen) for p in pairs]
+
+
+def _double_bos(pairs: list[Pair]) -> list[Pair]:
+    return [replace(p, prompt=[1, *p.prompt]) for p in pairs]
+
+
+def _another_prompt(pairs: list[Pair]) -> list[Pair]:
+    return [replace(p, prompt=[*p.prompt[:-1], 3 + p.prompt[-1] % 90]) for p in pairs]
+
+
+MUTATIONS = (_prompt_in_the_loss, _end_token_masked, _swapped, _double_bos, _another_prompt)
+
+
+def test_the_comparison_passes_unmutated() -> None:
+    assert agrees(lambda pairs: pairs)
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda m: m.__name__.strip("_"))
+def test_a_mistake_in_the_batch_is_seen(mutate) -> None:
+    assert not agrees(mutate)
