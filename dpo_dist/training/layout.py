@@ -46,11 +46,8 @@ def why_not_packed(model: Any) -> str | None:
         return (
             f"{config.model_type} has layers of the kind {', '.join(sorted(kinds - _PLAIN_LAYERS))}"
         )
-    stateful = next(
-        (n for n in ("mamba", "ssm", "conv_kernel", "linear_attn") if _has(config, n)), None
-    )
-    if stateful is not None:
-        return f"{config.model_type} has recurrent layers (`{stateful}*` in its configuration)"
+    if any(isinstance(module, torch.nn.Conv1d) for module in base.modules()):
+        return f"{config.model_type} has convolutions or recurrence along the sequence"
     rope = getattr(config, "rope_parameters", None) or {}
     if "mrope_section" in rope or any(
         isinstance(r, dict) and "mrope_section" in r for r in rope.values()
@@ -61,10 +58,6 @@ def why_not_packed(model: Any) -> str | None:
     if getattr(config, "output_router_logits", False):
         return f"{config.model_type} adds a router loss, which counts prompts once per completion"
     return None
-
-
-def _has(config: Any, prefix: str) -> bool:
-    return any(name.startswith(prefix) and value for name, value in vars(config).items())
 
 
 def install(model: PreTrainedModel) -> None:

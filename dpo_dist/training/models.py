@@ -104,7 +104,7 @@ def load_policy(job: TrainingJob) -> tuple[Any, LoraConfig | None]:
     )
     if isinstance(method, Lora):
         return adapted, None
-    return adapted.merge_and_unload(), None
+    return adapted.merge_and_unload().requires_grad_(True), None  # PEFT froze the base
 
 
 def share_inputs_with_lora(model: torch.nn.Module) -> None:

@@ -100,14 +100,14 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             if ranks.is_main():
                 cache.journal().close()  # cuts off a torn last line
             self.accelerator.wait_for_everyone()
-            known = cache.read()
+            known, tokens = cache.read(), dataset["tokens"]
             missing = [i for i, row in enumerate(dataset["row"]) if row not in known]
             # Long rows first: a batch holds rows of a length, and memory is tried out at once.
-            missing.sort(key=lambda i: -dataset[i]["tokens"])
-            self.accelerator.wait_for_everyone()
+            missing.sort(key=lambda i: -tokens[i])
             if missing:
                 self._fill(cache, dataset.select(missing), name, REFERENCE_BATCHES * batch_size)
-        known = cache.read()
+                known = cache.read()
+            self.accelerator.wait_for_everyone()
         values = [known[row] for row in dataset["row"]]
         dataset = dataset.add_column("ref_chosen_logps", [v.chosen for v in values])
         return dataset.add_column("ref_rejected_logps", [v.rejected for v in values])
@@ -120,11 +120,11 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
 
     def _fill(self, cache: ReferenceCache, rows: Dataset, name: str, batch_size: int) -> None:
         """Compute the rows' log-probs on all ranks; rank 0 writes them down as they come."""
-        model = self.ref_model or self.model
-        if self.ref_model is None and self.is_deepspeed_enabled:
+        model, engine = self.model, None
+        if self.is_deepspeed_enabled:
             # The policy is not prepared yet; under ZeRO-3 its weights are shards.
-            model = prepare_deepspeed(self.model, self.accelerator)
-        elif self.ref_model is None:
+            model = engine = prepare_deepspeed(self.model, self.accelerator)
+        else:
             model.to(self.accelerator.device)
         world, rank = self.args.world_size, self.args.process_index
         journal = cache.journal() if ranks.is_main() else None
@@ -148,6 +148,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
                 advance(min(batch_size * world, len(rows) - start))
         if journal is not None:
             journal.close()
+        if engine is not None:
+            engine.destroy()  # its hooks would count every module twice in training
         self.accelerator.wait_for_everyone()
 
     def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:

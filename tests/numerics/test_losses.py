@@ -1,4 +1,4 @@
-"""Every loss that the run file offers is TRL's, starts where it must, and is what its equation says."""
+"""Every loss of the run file is TRL's, starts where it must, and is what its equation says."""
 
 from __future__ import annotations
 

@@ -1,0 +1,110 @@
+"""What training saves is the model that it had: every artifact is loaded again and asked."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dpo_dist.data.chat import completion_ids, load_tokenizer
+from dpo_dist.records import Message
+from tests.conftest import ROOT
+from tests.integration.test_training import metrics, rows, run_file, train
+from tests.numerics.test_against_trl import sft_adapter
+
+__all__ = ["run_file"]  # the fixture
+
+VALIDATION = rows(40)[-4:]
+
+
+def load_whole(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def load_adapter(base: Path, folder: Path) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_whole(base), str(folder)).eval()
+
+
+def mean_logp(model: Any, tokenizer: Any, key: str) -> float:
+    """The mean log-prob of the validation answers, by one plain forward each."""
+    total = 0.0
+    for row in VALIDATION:
+        messages = [Message(role="user", content=row["prompt"])]
+        prompt, completion = completion_ids(tokenizer, messages, row[key])
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
+        at = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
+        total += sum(logits[t, token].item() for t, token in zip(at, completion, strict=True))
+    return total / len(VALIDATION)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "accelerate_config", "from_adapter"),
+    [("lora", "cpu", True), ("full", "cpu", True), ("full", "cpu_zero3", False)],
+)
+def test_a_saved_model_answers_as_the_trainer_s_did(
+    method: str,
+    accelerate_config: str,
+    from_adapter: bool,
+    run_file: Path,
+    tmp_path: Path,
+    tiny_model: Path,
+) -> None:
+    settings = "{type: lora, r: 4, alpha: 8}" if method == "lora" else "{type: full}"
+    overrides = [
+        f"train.method={settings}",
+        f"train.merge={str(method == 'lora').lower()}",
+        "train.learning_rate=1.0e-3",
+        "train.eval_per_epoch=6",
+        f"train.accelerate_config={ROOT}/accelerate_configs/{accelerate_config}.yaml",
+    ]
+    if from_adapter:
+        overrides.append(f"model.sft={sft_adapter(tiny_model, tmp_path / 'sft')}")
+    done = train(run_file, *overrides)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "runs" / "test" / "train"
+    lines = metrics(out)
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-5), (
+        "the SFT model is the reference"
+    )
+    last = [line for line in lines if "eval_logps/chosen" in line][-1]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert last["step"] == steps[-1], "validated after the last step"
+
+    tokenizer = load_tokenizer(str(tiny_model))
+    artifacts = [
+        load_whole(out / "model") if method == "full" else load_adapter(tiny_model, out / "model")
+    ]
+    if method == "lora":
+        artifacts.append(load_whole(out / "merged"))
+        assert json.loads((out / "model" / "adapter_config.json").read_text())["r"] == 4
+    for model in artifacts:
+        for key in ("chosen", "rejected"):
+            assert mean_logp(model, tokenizer, key) == pytest.approx(
+                last[f"eval_logps/{key}"], abs=2e-3
+            )
+    start = load_whole(tiny_model)
+    assert abs(mean_logp(start, tokenizer, "chosen") - last["eval_logps/chosen"]) > 0.1
+
+
+@pytest.mark.slow
+def test_a_method_that_cannot_start_from_the_adapter_is_refused(
+    run_file: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    adapter = sft_adapter(tiny_model, tmp_path / "sft")
+    done = train(run_file, f"model.sft={adapter}", "train.method={type: lora, r: 16}")
+    assert done.returncode == 2
+    assert "train.method.r is 16" in done.stderr and "whose r is 4. Set it to 4" in done.stderr
+    done = train(
+        run_file, f"model.sft={adapter}", "train.method={type: full}", "train.reference=live"
+    )
+    assert done.returncode == 2 and "TRL would load the base" in done.stderr
