@@ -18,14 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import parse_arguments, publish
+from benchmarks.figures import option_parser, publish
 
 RUN_FILE = Path("recipes/incident_triage/run.yaml")
 QUICK = ("sft.data.limit=16", "sample.prompts.limit=16", "evaluate.prompts.limit=8")
 
 
 def main() -> None:
-    options = parse_arguments(__doc__)
+    options = option_parser(__doc__).parse_args()
     figures = {"help_seconds": help_seconds()}
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"run.output_dir={folder}", *(QUICK if options.quick else ())]

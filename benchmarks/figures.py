@@ -12,12 +12,14 @@ from pathlib import Path
 from dpo_dist.phases.pipeline import package_versions
 
 
-def parse_arguments(description: str | None) -> argparse.Namespace:
-    """The options that every benchmark has: `--quick` and `--json FILE`."""
-    parser = argparse.ArgumentParser(description=description)
+def option_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has: `--quick` and `--json FILE`."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a small part, to see that it works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    return parser.parse_args()
+    return parser
 
 
 def publish(figures: Mapping[str, float], target: Path | None) -> None:

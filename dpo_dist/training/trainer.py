@@ -38,14 +38,14 @@ def train(job: TrainingJob) -> None:
     """Train and save; resumes from the newest whole checkpoint in the job's directory."""
     if job.settings.bf16 and not uses_bf16(job):
         warn("several CPU processes train in float32: transformers refuses bf16 there")
-    trainer = _dpo_trainer(job) if job.kind == "dpo" else _sft_trainer(job)
+    trainer = build_dpo_trainer(job) if job.kind == "dpo" else _sft_trainer(job)
     trainer.remove_callback(PrinterCallback)  # MetricsWriter speaks for it
     checkpoint = last_complete(job.out / "checkpoints")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _save(trainer, job)
 
 
-def _dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
+def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
     settings = job.settings
     assert isinstance(settings, Train)
     model, peft_config = load_policy(job)

@@ -44,7 +44,6 @@ def test_plain_decoders_are_packed(kind: str) -> None:
             "attention registry",
         ),
         ("lfm2", {"layer_types": ["conv", "full_attention"]}, "layers of the kind conv"),
-        ("lfm2", {}, "convolutions or recurrence"),
         ("gpt_oss", {"num_local_experts": 2, "pad_token_id": 0}, "attention sinks"),
         ("mixtral", {"num_local_experts": 2, "output_router_logits": True}, "router loss"),
         ("bloom", {"n_head": 4}, "attention registry"),
@@ -57,6 +56,12 @@ def test_a_model_that_packing_cannot_serve_names_the_reason(
 
     found = why_not_packed(build(kind, **more))
     assert found is not None and re.search(reason, found), found
+
+
+def test_a_convolution_along_the_sequence_is_not_packed() -> None:
+    model = build("llama")
+    model.model.layers[0].mix = torch.nn.Conv1d(32, 32, 4)
+    assert why_not_packed(model) == "llama has convolutions or recurrence along the sequence"
 
 
 def test_prompt_learning_is_not_packed() -> None:
