@@ -258,6 +258,27 @@ Preferences = Annotated[
 ]
 
 
+class KlMonitor(Section):
+    """KL of the policy from the reference, on answers that the policy gives while it trains.
+
+    Measured at every evaluation on the prompts of `prompts` validation pairs (0: not at all). A
+    `budget` is in nats per token; with `stop` the training ends where it is exceeded.
+    """
+
+    prompts: int = Field(16, ge=0)
+    max_new_tokens: PositiveInt = 64
+    budget: PositiveFloat | None = None
+    stop: bool = False
+
+    @model_validator(mode="after")
+    def _something_to_stop_at(self) -> KlMonitor:
+        if self.stop and self.budget is None:
+            raise ValueError("`stop` needs a `budget` (nats per token)")
+        if self.budget is not None and self.prompts == 0:
+            raise ValueError("a `budget` needs `prompts` to measure the KL on")
+        return self
+
+
 class Train(Optimization):
     """The train phase: DPO against the frozen SFT model."""
 
@@ -266,6 +287,7 @@ class Train(Optimization):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     learning_rate: PositiveFloat = 5.0e-6
     eval_per_epoch: PositiveInt = 5
+    kl: KlMonitor = KlMonitor()
 
 
 class Evaluate(Section):
