@@ -152,12 +152,12 @@ def sample_answers(
     )
     width = max(len(prompt) for prompt in prompts)
     # Left padding, so that every row's last token is the end of its prompt.
-    rows = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
+    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
     ids = [[int(tokenizer.pad_token_id)] * (width - len(p)) + list(p) for p in prompts]
     with policy() as model, _evaluating(model), _generating(_causal_lm(model), settings) as sampler:
         sampled = sampler.generate(
             input_ids=torch.tensor(ids, device=device),
-            attention_mask=torch.tensor(rows, device=device),
+            attention_mask=torch.tensor(mask, device=device),
             generation_config=settings,
         )
     answers = []

@@ -176,15 +176,24 @@ def test_k3_agrees_with_the_exact_kl_on_many_samples(tiny_model: Path) -> None:
 
 
 def test_answers_are_drawn_from_the_policy_itself(tiny_model: Path) -> None:
-    """The mean log-probability of sampled tokens is minus the entropy, within its error."""
+    """The mean log-probability of sampled tokens is minus the entropy, within its error, of a
+    padded row as of a whole one, and whatever the model's own settings would do to them."""
     policy = load(tiny_model)
-    policy.generation_config.update(top_k=3, temperature=0.5, top_p=0.8)
-    answers = sample(context(policy), [PROMPTS[0]] * 2000, tokens=1)
+    long, short = PROMPTS[2], PROMPTS[1]
     with torch.no_grad():
-        log_p = policy(torch.tensor([PROMPTS[0]])).logits[0, -1].double().log_softmax(-1)
-    drawn = log_p[torch.tensor([a.completion_ids[0] for a in answers])]
-    entropy = -float((log_p.exp() * log_p).sum())
-    assert abs(float(drawn.mean()) + entropy) < 4 * float(drawn.std()) / len(drawn) ** 0.5
+        log_p = {
+            prompt: policy(torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1)
+            for prompt in (long, short)
+        }
+    likely = log_p[short].topk(20).indices.tolist()
+    policy.generation_config.update(top_k=3, temperature=0.5, suppress_tokens=likely)
+    answers = sample(context(policy), [long, short] * 4000, tokens=1)
+    for prompt, expected in log_p.items():
+        tokens = [a.completion_ids[0] for a in answers if a.prompt_ids == prompt]
+        drawn = expected[torch.tensor(tokens)]
+        entropy = -float((expected.exp() * expected).sum())
+        assert len(drawn) == 4000
+        assert abs(float(drawn.mean()) + entropy) < 4 * float(drawn.std()) / len(drawn) ** 0.5
 
 
 def test_an_answer_ends_with_its_end_token_or_is_cut_off(tiny_model: Path) -> None:
