@@ -268,6 +268,27 @@ Preferences = Annotated[
 ]
 
 
+class KlMonitor(Section):
+    """KL of the policy from the reference, on answers that the policy gives while it trains.
+
+    Measured at every evaluation on the prompts of `prompts` validation pairs (0: not at all). A
+    `budget` is in nats per token; with `stop` the training ends where it is exceeded.
+    """
+
+    prompts: int = Field(16, ge=0)
+    max_new_tokens: PositiveInt = 64
+    budget: PositiveFloat | None = None
+    stop: bool = False
+
+    @model_validator(mode="after")
+    def _something_to_stop_at(self) -> KlMonitor:
+        if self.stop and self.budget is None:
+            raise ValueError("`stop` needs a `budget` (nats per token)")
+        if self.budget is not None and self.prompts == 0:
+            raise ValueError("a `budget` needs `prompts` to measure the KL on")
+        return self
+
+
 class Train(Optimization):
     """The train phase: DPO against the frozen SFT model.
 
@@ -286,6 +307,7 @@ class Train(Optimization):
     discopop_tau: PositiveFloat = 0.05
     learning_rate: PositiveFloat = 5.0e-6
     eval_per_epoch: PositiveInt = 5
+    kl: KlMonitor = KlMonitor()
     # packed: prompts once, no padding (layout.py); padded: TRL's own batches
     layout: Literal["auto", "packed", "padded"] = "auto"
     # cached: the reference's log-probs are computed once per row and kept; live: in every step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from dpo_dist.records import Generation, Prompt, Score, Verdict
 from dpo_dist.reporting.page import render_page
 from dpo_dist.reporting.plots import training_plots
 from dpo_dist.reporting.tables import comparison_table, decoding_name, to_markdown, to_text
-from dpo_dist.reporting.text import visible
+from dpo_dist.reporting.text import plain_markdown, visible
 
 PHASES = ("sft", "sample", "judge", "train", "evaluate")
 
@@ -28,11 +29,13 @@ def build(config: Config, root: Path, out: Path) -> dict[str, Any]:
         if (root / phase / "manifest.json").exists()
     }
     scores = read_json(root / "evaluate" / "scores.json")
+    metrics = _metrics(root / "train" / "metrics.jsonl")
     report: dict[str, Any] = {
         "run": config.run.name,
         "summary": summary(scores),
         "comparison": scores,
         "funnel": funnel(manifests),
+        "alarms": alarms(metrics),
         "phases": {phase: manifest["wall_seconds"] for phase, manifest in manifests.items()},
         "judges": {
             phase: manifests[phase].get("judge")
@@ -53,7 +56,7 @@ def build(config: Config, root: Path, out: Path) -> dict[str, Any]:
     if "html" in formats:
         page = render_page(
             report,
-            plots=training_plots(_metrics(root / "train" / "metrics.jsonl")),
+            plots=training_plots(metrics, config.train.kl.budget if config.train else None),
             samples=samples(root / "evaluate", config.report.samples),
         )
         write_text(out / "report.html", page)
@@ -106,6 +109,19 @@ def funnel(manifests: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             assert counts["in"] == counts["kept"] + sum(dropped.values()), f"{phase} leaks"
             steps.append({"phase": phase, "unit": unit, **counts, "dropped": dropped})
     return steps
+
+
+def alarms(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the training's monitors warned of, and at which step."""
+    return [
+        {
+            "step": int(line["step"]),
+            "kind": visible(str(line["alarm"]).replace("_", " ")),
+            "message": visible(str(line["message"])),
+        }
+        for line in metrics
+        if "alarm" in line
+    ]
 
 
 def samples(evaluate: Path, limit: int) -> list[dict[str, Any]]:
@@ -177,4 +193,10 @@ def _markdown(report: dict[str, Any]) -> str:
             f"- {step['phase']}: {step['in']} {step['unit']} in, {step['kept']} kept; "
             f"dropped: {dropped}"
         )
+    if report["alarms"]:
+        parts.append("\n## Alarms during training\n")
+        parts += [
+            f"- Step {a['step']}, {plain_markdown(a['kind'])}: {plain_markdown(a['message'])}"
+            for a in report["alarms"]
+        ]
     return "\n".join(parts) + "\n"

@@ -13,13 +13,28 @@ INK = "#808894"  # in the middle between black and white
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a plot: which metric, under which name, in which colour."""
+    """A line of a plot: which metric, under which name, in which colour.
+
+    `error` is the metric with its standard error, of which twice is drawn to either side.
+    """
 
     key: str
     label: str
     colour: str
+    error: str = ""
 
 
+@dataclass(frozen=True)
+class Plotted:
+    """A curve's points, as arrays of the same length."""
+
+    curve: Curve
+    steps: Sequence[int]
+    values: Sequence[float]
+    errors: Sequence[float]  # 0 where none is known
+
+
+KL_TITLE = "KL from the reference, own answers (nats per token)"
 PLOTS: tuple[tuple[str, tuple[Curve, ...]], ...] = (
     (
         "Reward gap (chosen − rejected)",
@@ -39,24 +54,51 @@ PLOTS: tuple[tuple[str, tuple[Curve, ...]], ...] = (
             Curve("rewards/rejected", "rejected", REJECTED),
         ),
     ),
+    (
+        "Accuracy (chosen above rejected)",
+        (
+            Curve("rewards/accuracies", "train", TRAIN),
+            Curve("eval_rewards/accuracies", "validation", VALIDATION),
+        ),
+    ),
+    (
+        "Chosen log-probability (nats per token)",
+        (Curve("eval_logps/chosen_per_token", "validation", VALIDATION),),
+    ),
+    (
+        KL_TITLE,
+        (Curve("kl/per_token", "held-out prompts, ± 2 SE", VALIDATION, "kl/per_token_se"),),
+    ),
 )
 
 
-def training_plots(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(title, SVG) of every plot that has a point, from the lines of metrics.jsonl."""
-    plots = []
-    for title, curves in PLOTS:
-        lines = [(curve, _points(metrics, curve.key)) for curve in curves]
-        if any(points for _, points in lines):
-            plots.append((title, _draw(lines)))
-    return plots
+def training_plots(
+    metrics: Sequence[Mapping[str, Any]], kl_budget: float | None = None
+) -> list[tuple[str, str]]:
+    """(title, SVG) of every plot that has a point, from the lines of metrics.jsonl.
+
+    All plots show the same steps, so that one can be read below the other.
+    """
+    drawn = [(title, [_plotted(metrics, curve) for curve in curves]) for title, curves in PLOTS]
+    steps = [step for _, lines in drawn for line in lines for step in line.steps]
+    return [
+        (title, _draw(lines, (min(steps), max(steps)), kl_budget if title == KL_TITLE else None))
+        for title, lines in drawn
+        if any(line.steps for line in lines)
+    ]
 
 
-def _points(metrics: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
-    return [(int(line["step"]), float(line[key])) for line in metrics if key in line]
+def _plotted(metrics: Sequence[Mapping[str, Any]], curve: Curve) -> Plotted:
+    lines = [line for line in metrics if curve.key in line]
+    return Plotted(
+        curve,
+        steps=[int(line["step"]) for line in lines],
+        values=[float(line[curve.key]) for line in lines],
+        errors=[float(line.get(curve.error, 0.0)) for line in lines],
+    )
 
 
-def _draw(lines: Sequence[tuple[Curve, Sequence[tuple[int, float]]]]) -> str:
+def _draw(lines: Sequence[Plotted], steps: tuple[int, int], limit: float | None) -> str:
     import matplotlib
 
     matplotlib.use("svg")
@@ -75,19 +117,13 @@ def _draw(lines: Sequence[tuple[Curve, Sequence[tuple[int, float]]]]) -> str:
     }
     with pyplot.rc_context(style):
         figure, axes = pyplot.subplots(figsize=(4.6, 2.7), layout="constrained")
-        for curve, points in lines:
-            if points:
-                steps, values = zip(*points, strict=True)
-                marker = "o" if len(points) < 12 else None
-                axes.plot(
-                    steps,
-                    values,
-                    color=curve.colour,
-                    label=curve.label,
-                    lw=2,
-                    marker=marker,
-                    markersize=4,
-                )
+        for line in lines:
+            _add(axes, line)
+        if limit is not None:
+            axes.axhline(limit, color=REJECTED, lw=1.2, ls="--", label=f"budget {limit:g}")
+        first, last = steps
+        margin = 0.03 * (last - first) or 0.5
+        axes.set_xlim(first - margin, last + margin)
         axes.set_xlabel("step")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -98,3 +134,21 @@ def _draw(lines: Sequence[tuple[Curve, Sequence[tuple[int, float]]]]) -> str:
         pyplot.close(figure)
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :]
+
+
+def _add(axes: Any, line: Plotted) -> None:
+    if not line.steps:
+        return
+    colour, marker = line.curve.colour, "o" if len(line.steps) < 12 else None
+    axes.plot(
+        *(line.steps, line.values),
+        color=colour,
+        label=line.curve.label,
+        lw=2,
+        marker=marker,
+        markersize=4,
+    )
+    if any(line.errors):
+        pairs = list(zip(line.values, line.errors, strict=True))
+        low, high = [v - 2 * e for v, e in pairs], [v + 2 * e for v, e in pairs]
+        axes.fill_between(line.steps, low, high, color=colour, alpha=0.2, lw=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 
@@ -12,6 +13,11 @@ def visible(text: str) -> str:
     Line breaks and tabs stay. HTML is escaped elsewhere, by the template.
     """
     return "".join(_shown(character) for character in text)
+
+
+def plain_markdown(text: str) -> str:
+    """The text on one line, with what Markdown would act on escaped."""
+    return re.sub(r"([\\`*_<>\[\]!&|~#])", r"\\\1", " ".join(text.split()))
 
 
 def _shown(character: str) -> str:

@@ -107,6 +107,24 @@ def load_policy(job: TrainingJob) -> tuple[Any, LoraConfig | None]:
     return adapted.merge_and_unload().requires_grad_(True), None  # PEFT froze the base
 
 
+def load_reference(job: TrainingJob) -> Any | None:
+    """The reference's weights, where they are needed besides its cached log-probs: to measure
+    the KL of a model of which all weights are trained. An adapter's reference is in the policy.
+
+    They are not trained, and stay in the dtype that the SFT model is kept in; `train.kl.prompts:
+    0` saves them.
+    """
+    settings = job.settings
+    assert isinstance(settings, Train)
+    if isinstance(settings.method, Lora) or not settings.kl.prompts:
+        return None
+    model, _ = load_policy(job)
+    if uses_bf16(job):
+        model.to(getattr(torch, job.dtype))
+    model.requires_grad_(False)
+    return model.eval()
+
+
 def share_inputs_with_lora(model: torch.nn.Module) -> None:
     """Under autocast, let LoRA layers multiply the activations that the base layers multiply.
 

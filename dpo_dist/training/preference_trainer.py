@@ -23,6 +23,12 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from dpo_dist import ranks
 from dpo_dist.config import Train
 from dpo_dist.console import progress
+from dpo_dist.training.divergence import (
+    policy_and_reference,
+    sample_divergence,
+    share,
+    summarise,
+)
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.layout import install
 from dpo_dist.training.monitors import check_finite, check_start
@@ -32,6 +38,7 @@ from dpo_dist.training.sampler import GlobalBatchSampler
 
 # Forward passes keep no activations: the reference takes larger batches than training does.
 REFERENCE_BATCHES = 4
+KL_BATCH = 16  # sampled answers at a time
 
 
 @dataclass
@@ -155,6 +162,28 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
     def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         device = self.accelerator.device
         return {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
+
+    # --- the monitors ---
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """TRL's evaluation on the validation pairs, then the KL on answers of the policy."""
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        kl = self._settings.kl
+        prompts = list(dict.fromkeys(tuple(ids) for ids in self.eval_dataset["prompt_ids"]))
+        if kl.prompts:
+            measured = sample_divergence(
+                *policy_and_reference(self.model, self.ref_model, self.accelerator),
+                self.processing_class,
+                share(prompts[: kl.prompts], self.args.process_index, self.args.world_size),
+                max_new_tokens=kl.max_new_tokens,
+                batch_size=KL_BATCH,
+                seed=self.args.seed + self.state.global_step,
+                device=self.accelerator.device,
+            )
+            figures = summarise(gather_object(measured))
+            self.log(figures)
+            metrics |= figures
+        return metrics
 
     # --- the gates -----------------------------------------------------------------------------
 

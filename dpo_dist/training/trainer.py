@@ -17,12 +17,14 @@ from dpo_dist.artifacts import write_text
 from dpo_dist.config import Sft, Train
 from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer
+from dpo_dist.training.alarms import Alarms
 from dpo_dist.training.checkpoints import last_complete
 from dpo_dist.training.job import TrainingJob, accumulation_steps
 from dpo_dist.training.models import (
     checkpoints_activations,
     choose_layout,
     load_policy,
+    load_reference,
     share_inputs_with_lora,
     uses_bf16,
 )
@@ -41,6 +43,8 @@ def train(job: TrainingJob) -> None:
     trainer = build_dpo_trainer(job) if job.kind == "dpo" else _sft_trainer(job)
     trainer.remove_callback(PrinterCallback)  # MetricsWriter speaks for it
     checkpoint = last_complete(job.out / "checkpoints")
+    # The validation's values before the first step are what displacement is counted from.
+    trainer.args.eval_on_start = trainer.eval_dataset is not None and checkpoint is None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _save(trainer, job)
 
@@ -57,6 +61,7 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
         job=job,
         packed=packed,
         model=model,
+        ref_model=load_reference(job) if validation is not None else None,
         args=DPOConfig(
             **_arguments(job),
             **_evaluation(settings, rows, validation),
@@ -69,7 +74,10 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
         eval_dataset=validation,
         processing_class=tokenizer,
         peft_config=peft_config,
-        callbacks=[MetricsWriter(job.out / "metrics.jsonl", "train")],
+        callbacks=[
+            MetricsWriter(job.out / "metrics.jsonl", "train"),
+            Alarms(job.out / "metrics.jsonl", settings),
+        ],
     )
     if uses_bf16(job):
         share_inputs_with_lora(trainer.model)

@@ -10,7 +10,8 @@ import pytest
 
 from dpo_dist.artifacts import write_json, write_records
 from dpo_dist.records import Generation, Message, Prompt, Score, Verdict
-from dpo_dist.reporting.build import build, funnel
+from dpo_dist.reporting.build import alarms, build, funnel
+from dpo_dist.reporting.plots import training_plots
 from dpo_dist.reporting.tables import comparison_table, to_markdown, to_text
 from dpo_dist.reporting.text import visible
 from dpo_dist.runfile import load_config
@@ -68,6 +69,9 @@ def make_run(root: Path) -> None:
         {"step": 1, "loss": 0.69, "rewards/margins": 0.0},
         {"step": 2, "loss": 0.6, "rewards/margins": 0.1, "rewards/chosen": 0.2},
         {"step": 2, "eval_loss": 0.65, "eval_rewards/margins": 0.05},
+        {"step": 2, "eval_rewards/accuracies": 0.6, "eval_logps/chosen_per_token": -1.2},
+        {"step": 2, "kl/per_token": 0.3, "kl/per_token_se": 0.02},
+        {"step": 2, "alarm": "kl_budget", "message": f"over the budget {HOSTILE}"},
     ]
     (root / "train" / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     out = root / "evaluate"
@@ -114,7 +118,8 @@ def report(tmp_path: Path, write_run) -> Path:
 def test_no_model_text_acts_on_the_page(report: Path) -> None:
     page = (report / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page and "<img" not in page
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 4
+    # Three answers, a prompt and an alarm.
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 5
     assert "\x1b" not in page and "\u202e" not in page
     assert "␛[31m" in page and "⟨U+202E⟩" in page
     assert "{{ 7*7 }}" in page, "a template in a text is text"
@@ -134,13 +139,59 @@ def test_the_figures_are_those_of_the_run(report: Path) -> None:
         assert text in page
     assert "17 tie" in page and "2 prompt too long" in page
     assert "judge prefers SFT+DPO" in page and "cut off" in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 6
     figures = json.loads((report / "report.json").read_text())
     assert figures["comparison"] == SCORES
     assert figures["phases"]["train"] == 12.3
     assert "not distinguishable from chance" in figures["summary"][0]
     assert figures["summary"][1] == "Severity match rises by 25.0 points over SFT."
     assert "| Severity match | 10.0 % [3–30] n=20 |" in (report / "report.md").read_text()
+
+
+def test_alarms_of_the_training_are_in_every_format(report: Path) -> None:
+    page = (report / "report.html").read_text(encoding="utf-8")
+    training = page[page.index("<h2>Training") : page.index("<h2>Preference data")]
+    assert "<strong>Step 2, kl budget.</strong> over the budget &lt;script&gt;" in training
+    (alarm,) = json.loads((report / "report.json").read_text())["alarms"]
+    assert (alarm["step"], alarm["kind"]) == (2, "kl budget")
+    markdown = (report / "report.md").read_text(encoding="utf-8")
+    section = markdown[markdown.index("## Alarms during training") :]
+    assert "- Step 2, kl budget: over the budget \\<script\\>" in section
+    assert "\\!\\[x\\](http" in section and "⟨U+202E⟩" in section and "␛" in section
+
+
+def test_a_training_without_alarms_says_nothing_of_them() -> None:
+    assert alarms([{"step": 1, "loss": 0.6}]) == []
+
+
+def test_the_kl_has_its_band_and_its_budget() -> None:
+    lines = [
+        {"step": step, "kl/per_token": 0.1 * step, "kl/per_token_se": 0.02} for step in (10, 20, 30)
+    ]
+    ((title, with_budget),) = training_plots(lines, kl_budget=0.25)
+    assert title.startswith("KL from the reference")
+    assert "budget 0.25" in with_budget and "± 2 SE" in with_budget
+    assert "FillBetweenPolyCollection" in with_budget
+    ((_, without),) = training_plots(lines)
+    assert "budget" not in without
+    bare = [{k: v for k, v in line.items() if not k.endswith("_se")} for line in lines]
+    ((_, no_band),) = training_plots(bare)
+    assert "FillBetweenPolyCollection" not in no_band
+    # The budget belongs to the KL, whatever else is drawn.
+    plots = dict(training_plots([*lines, {"step": 30, "loss": 0.6}], kl_budget=0.25))
+    assert "budget" not in plots["DPO loss"]
+
+
+def test_all_plots_share_their_steps() -> None:
+    """Validation is measured from step 40 on; its plot begins at step 1 like the others."""
+    lines = [{"step": step, "loss": 0.6} for step in range(1, 101)]
+    late = [{"step": step, "eval_logps/chosen_per_token": -1.0} for step in (40, 100)]
+    plots = training_plots([*lines, *late])
+    first, second = (
+        re.findall(r">(\d+)</text>", svg[svg.index("axis_1") : svg.index("axis_2")])
+        for _, svg in plots
+    )
+    assert first == second and int(first[0]) < 40
 
 
 def test_the_same_run_gives_the_same_page(report: Path, tmp_path: Path, write_run) -> None:
