@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_dist import __version__
-from dpo_dist.errors import INTERRUPTED, DpoDistError
+from dpo_dist.errors import INTERRUPTED, DpoDistError, Preempted
 
 COMMANDS = {
     "run": "all phases that the run file asks for, in order; what is complete is skipped",
@@ -20,7 +20,10 @@ COMMANDS = {
     "evaluate": "compare base, SFT and SFT+DPO on held-out prompts",
     "report": "write report.html, report.md and report.json",
 }
-EXIT_CODES = "exit codes: 0 done, 1 failed, 2 bad input or configuration, 130 interrupted"
+EXIT_CODES = (
+    "exit codes: 0 done, 1 failed, 2 bad input or configuration, 75 stopped by SIGTERM (run the "
+    "same command again), 130 interrupted"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say(f"interrupted. To go on, run the same command again:\n  {_command_line(options)}")
         return INTERRUPTED
+    except Preempted as error:
+        say(f"{error}. To go on, run the same command again:\n  {_command_line(options)}")
+        return error.exit_code
     except DpoDistError as error:
         print(f"error: {scrub(str(error))}", file=sys.stderr)
         return error.exit_code

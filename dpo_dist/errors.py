@@ -3,6 +3,7 @@
     DpoDistError                  exit code 1: the work failed
     ├── PhaseFailed               a phase's process ended with an error
     ├── TrainingDiverged          the first loss is not ln 2, or a loss is not finite
+    ├── Preempted                 exit code 75: SIGTERM; what was done is saved
     ├── JudgeFailed               the judge cannot go on (credentials, spend limit, ...)
     ├── DirectoryLocked           another process owns the phase's directory
     └── UserError                 exit code 2: nothing was done; the input has to change
@@ -28,6 +29,12 @@ class PhaseFailed(DpoDistError):
 
 class TrainingDiverged(DpoDistError):
     """Training was stopped by a gate: the first loss, or a loss that is not finite."""
+
+
+class Preempted(DpoDistError):
+    """Training was asked to stop, saved a checkpoint and can go on from it."""
+
+    exit_code = 75
 
 
 class JudgeFailed(DpoDistError):
@@ -69,4 +76,5 @@ class MissingDependency(UserError):
         )
 
 
+PREEMPTED = Preempted.exit_code  # sysexits.h: EX_TEMPFAIL, "try again later"
 INTERRUPTED = 130  # the shell's convention for a program ended by Ctrl-C (128 + SIGINT)

@@ -1,31 +1,55 @@
-"""Running a child process to its end, also when the user presses Ctrl-C."""
+"""Running a child process to its end, also on Ctrl-C and on SIGTERM."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 # (seconds to wait, what to send then). A terminal sends Ctrl-C to the child, too: it gets time
 # to put its journals in order before it is asked, told and made to stop.
 _PATIENCE = ((5.0, signal.SIGINT), (30.0, signal.SIGTERM), (10.0, signal.SIGKILL))
 
 
-def run_to_end(command: Sequence[str], env: Mapping[str, str] | None = None) -> int:
-    """Run a command and return its exit code.
+def run_to_end(
+    command: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    *,
+    on_terminate: Callable[[subprocess.Popen[bytes]], object] = subprocess.Popen.terminate,
+    shielded: bool = False,
+) -> int:
+    """Run a command and return its exit code, which is negative for a signal.
 
     A `KeyboardInterrupt` is raised again only once the child has ended: `subprocess.run` would
-    kill it a quarter of a second after Ctrl-C.
+    kill it a quarter of a second after Ctrl-C. On SIGTERM `on_terminate` is called, by default to
+    pass it on, and the child is waited for. A `shielded` child ignores SIGTERM, unless it decides
+    otherwise.
     """
-    process = subprocess.Popen(command, env=env)
+    ignore = (lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)) if shielded else None
+    process = subprocess.Popen(command, env=env, preexec_fn=ignore)
+    with _handling_sigterm(lambda: on_terminate(process)):
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            for seconds, number in _PATIENCE:
+                try:
+                    process.wait(seconds)
+                    break
+                except subprocess.TimeoutExpired:
+                    process.send_signal(number)
+            process.wait()
+            raise
+
+
+@contextmanager
+def _handling_sigterm(handle: Callable[[], object]) -> Iterator[None]:
+    def on_signal(*_: Any) -> None:
+        handle()
+
+    before = signal.signal(signal.SIGTERM, on_signal)
     try:
-        return process.wait()
-    except KeyboardInterrupt:
-        for seconds, number in _PATIENCE:
-            try:
-                process.wait(seconds)
-                break
-            except subprocess.TimeoutExpired:
-                process.send_signal(number)
-        process.wait()
-        raise
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

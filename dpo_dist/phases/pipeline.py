@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from dpo_dist.artifacts import phase_directory
 from dpo_dist.config import Config
 from dpo_dist.console import say
-from dpo_dist.errors import INTERRUPTED, PhaseFailed, UserError
+from dpo_dist.errors import INTERRUPTED, PREEMPTED, PhaseFailed, Preempted, UserError
 from dpo_dist.phases.runs import phases_of, run_root
 from dpo_dist.processes import run_to_end
 
@@ -23,13 +24,28 @@ PACKAGES = (
 )
 
 
+# Keys that say how the work is done and not what comes out: they may change between an
+# interrupted phase and the command that goes on with it. The global batch fixes the mathematics,
+# whatever the processes and micro-batches that it is cut into.
+RUNTIME_KEYS = frozenset(
+    {
+        "accelerate_config",
+        "micro_batch_size",
+        "gradient_checkpointing",
+        "logging_steps",
+        "save_steps",
+        "keep_checkpoints",
+    }
+)
+
+
 def run_phase(phase: str, config: Config, *, force: bool = False) -> None:
     """Do one phase: skip it when complete, resume it when interrupted, and never mix settings."""
     if phase not in phases_of(config):
         raise UserError(f"the run file has no work for the phase `{phase}`")
     module = importlib.import_module(f"dpo_dist.phases.{phase}")
     fingerprint = {
-        "config": config.dump(*module.SECTIONS),
+        "config": _fixed(config.dump(*module.SECTIONS)),
         "model": config.dump("model")["model"],
         "seed": config.run.seed,
         "inputs": module.inputs(config),
@@ -52,6 +68,13 @@ def run_phase(phase: str, config: Config, *, force: bool = False) -> None:
         say(f"{phase}: done in {out.manifest['wall_seconds']:.0f} s")
 
 
+def _fixed(sections: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {key: value for key, value in section.items() if key not in RUNTIME_KEYS}
+        for name, section in sections.items()
+    }
+
+
 def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: bool) -> int:
     """Run every phase, each in a process of its own, and return the exit code.
 
@@ -65,8 +88,10 @@ def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: 
         if force:
             command.append("--force")
         status = run_to_end(command)
-        if status == INTERRUPTED or status == UserError.exit_code:
+        if status in (INTERRUPTED, PREEMPTED, UserError.exit_code):
             return status  # the phase has said what to do
+        if status == -signal.SIGTERM:
+            raise Preempted(f"the phase `{phase}` was stopped")
         if status:
             raise PhaseFailed(f"the phase `{phase}` failed with exit code {status}")
     return 0

@@ -18,7 +18,7 @@ from dpo_dist.phases.resources import model_shape, planned_bytes
 from dpo_dist.phases.runs import Weights, arm_weights, run_root
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.records import PreferencePair
-from dpo_dist.training.job import TrainingJob, accumulation_steps, num_processes
+from dpo_dist.training.job import OUTCOME, TrainingJob, accumulation_steps, num_processes
 from dpo_dist.training.launch import launch
 from dpo_dist.training.merging import merge_adapter
 from dpo_dist.training.reference import row_key
@@ -101,7 +101,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         },
         "pairs": {"train": len(train_rows), "validation": len(validation_rows)},
         "processes": num_processes(config.train.accelerate_config),
-        "peak_rss_bytes": int((out.path / "peak_rss_bytes").read_text()),
+        **read_json(out.path / OUTCOME),
     }
 
 

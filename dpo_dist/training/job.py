@@ -11,6 +11,11 @@ from pydantic import Field
 from dpo_dist.config import Optimization, Section, Sft, Train, Wandb
 from dpo_dist.errors import ConfigError
 
+# Files between the phase and its training processes, in the phase's directory.
+OUTCOME = "outcome.json"  # what became of the training
+STOP = "STOP"  # the phase asks: save and stop
+PREEMPTED = "PREEMPTED"  # the answer: the step that was saved
+
 
 class TrainingJob(Section):
     """An SFT or DPO training.

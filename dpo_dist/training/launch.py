@@ -8,9 +8,9 @@ from pathlib import Path
 
 from dpo_dist import ranks
 from dpo_dist.artifacts import write_text
-from dpo_dist.errors import INTERRUPTED, PhaseFailed
+from dpo_dist.errors import INTERRUPTED, PhaseFailed, Preempted
 from dpo_dist.processes import run_to_end
-from dpo_dist.training.job import TrainingJob, num_processes
+from dpo_dist.training.job import PREEMPTED, STOP, TrainingJob, num_processes
 
 # glibc hands every large buffer back to the kernel when it is freed and faults it in again at
 # the next allocation; keeping them makes a CPU training step about twice as fast.
@@ -20,20 +20,31 @@ CPU_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_
 def launch(job: TrainingJob) -> None:
     """Train, and return when the model has been saved.
 
-    Raises `PhaseFailed` when a process fails (its own message is already on the console) and
-    `KeyboardInterrupt` when it was interrupted.
+    Raises `PhaseFailed` when a process fails (its own message is already on the console),
+    `Preempted` after SIGTERM and `KeyboardInterrupt` when it was interrupted.
     """
     path = job.out / "job.json"
     write_text(path, job.model_dump_json(indent=2) + "\n")
+    for name in (STOP, PREEMPTED):
+        (job.out / name).unlink(missing_ok=True)
     accelerate_config = job.settings.accelerate_config
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch"),
         *("--config_file", str(accelerate_config)),
         *("-m", "dpo_dist.training.worker", str(path)),
     ]
-    status = run_to_end(command, _environment(accelerate_config))
+    status = run_to_end(
+        command,
+        _environment(accelerate_config),
+        # The launcher would die of the signal, and leave its workers behind.
+        on_terminate=lambda _: write_text(job.out / STOP, ""),
+        shielded=True,
+    )
     if status == INTERRUPTED or status == -2:
         raise KeyboardInterrupt
+    if (job.out / PREEMPTED).exists():
+        step = (job.out / PREEMPTED).read_text(encoding="utf-8").strip()
+        raise Preempted(f"training was stopped after step {step}, which is saved")
     if status:
         raise PhaseFailed(f"training ended with exit code {status}; see the messages above")
 

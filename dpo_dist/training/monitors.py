@@ -132,7 +132,8 @@ class MetricsWriter(TrainerCallback):  # type: ignore[misc]  # transformers is n
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()  # every rank has written its shard
         if ranks.is_main():
-            mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            mark_complete(folder, args.world_size)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
