@@ -3,7 +3,8 @@
 TRL calls `model(input_ids, attention_mask, labels, fused_lm_head=True)` and wants per-token
 log-probs in the shape of its padded batch. `install` wraps that call: where the batch carries a
 `PackPlan`, the model runs one packed row and the log-probs are put back into TRL's shape. Losses,
-metrics, references and saving stay TRL's.
+metrics, references and saving stay TRL's. On a CPU padded batches (SFT, the fall-back) get our LM
+head as well: TRL's scores every position there, prompts and padding included, in float32.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
 from dpo_dist.training.logprobs import OUTPUTS, Head, score_tokens
@@ -60,8 +60,11 @@ def why_not_packed(model: Any) -> str | None:
     return None
 
 
-def install(model: PreTrainedModel) -> None:
-    """Wrap `model.forward`, after TRL's `add_fused_lm_head` has wrapped it; once."""
+def install(model: Any) -> None:
+    """Wrap the forward of a model, or of the model under its adapters, after TRL's
+    `add_fused_lm_head` has wrapped it; once."""
+    if hasattr(model, "peft_config"):
+        model = model.get_base_model()
     if getattr(model, "_runs_packed_rows", False):
         return
     model._runs_packed_rows = True
@@ -69,9 +72,12 @@ def install(model: PreTrainedModel) -> None:
 
     @functools.wraps(type(model).forward)
     def forward(self: Any, *args: Any, pack: PackPlan | None = None, **kwargs: Any) -> Any:
-        if pack is None or not kwargs.get("fused_lm_head"):
-            return trl_forward(*args, **kwargs)
-        return packed_forward(self, kwargs["input_ids"], kwargs["labels"], pack)
+        if kwargs.get("fused_lm_head"):
+            if pack is not None:
+                return packed_forward(self, kwargs["input_ids"], kwargs["labels"], pack)
+            if not torch.cuda.is_available() and _is_plain(self, kwargs):
+                return padded_forward(self, **kwargs)
+        return trl_forward(*args, **kwargs)
 
     model.forward = types.MethodType(forward, model)
 
@@ -100,6 +106,37 @@ def packed_forward(model: Any, input_ids: Tensor, labels: Tensor, pack: PackPlan
     }
     assert spread.keys() == set(OUTPUTS)
     return FusedCausalLMOutput(label_mask=mask, **spread)
+
+
+def _is_plain(model: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a padded call asks for nothing but log-probs and their mean."""
+    return "shift_labels" not in kwargs and not getattr(model.config, "output_router_logits", False)
+
+
+def padded_forward(
+    model: Any,
+    *,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    fused_lm_head: bool = True,
+    **inputs: Any,
+) -> Any:
+    """A padded batch through the model; only positions with a label are scored. `labels` (R, L).
+
+    `loss` is the mean negative log-prob of the labels, over `num_items_in_batch` where given.
+    """
+    hidden = model.base_model(**{**inputs, "use_cache": False}).last_hidden_state[:, :-1]
+    mask = labels[:, 1:] != -100
+    projection = model.get_output_embeddings()
+    with maybe_gather_lm_head_ctx(projection.weight, projection.bias):
+        scores = score_tokens(hidden[mask], output_head(model), labels[:, 1:][mask])
+    spread = {
+        name: values.new_zeros(mask.shape).masked_scatter(mask, values)
+        for name, values in scores.items()
+    }
+    count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    loss = -spread["log_probs"].sum() / count
+    return FusedCausalLMOutput(loss=loss, label_mask=mask, **spread)
 
 
 def output_head(model: Any) -> Head:

@@ -15,7 +15,6 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from datasets import Dataset
-from peft import PeftModel
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -72,15 +71,13 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         self._packed = packed
         self._started = False
         super().__init__(*args, **kwargs)
-        self._run_packed()
+        self._wrap_forwards()
 
-    def _run_packed(self) -> None:
-        """Wrap the forwards of policy and reference; TRL has put its fused head on both."""
-        if self._packed:
-            for model in (self.model, self.ref_model):
-                if model is not None:
-                    model = self.accelerator.unwrap_model(model)
-                    install(model.get_base_model() if isinstance(model, PeftModel) else model)
+    def _wrap_forwards(self) -> None:
+        """Those of policy and reference; TRL has put its fused head on both."""
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                install(self.accelerator.unwrap_model(model))
 
     # --- data ----------------------------------------------------------------------------------
 
@@ -101,7 +98,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """TRL's hook, called while it is built: the reference's log-probs as two columns."""
-        self._run_packed()
+        self._wrap_forwards()
         cache = ReferenceCache(self._reference_file())
         with cache.locked() if ranks.is_main() else nullcontext():
             if ranks.is_main():

@@ -21,6 +21,7 @@ from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.training.alarms import Alarms
 from dpo_dist.training.checkpoints import last_complete
 from dpo_dist.training.job import OUTCOME, PREEMPTED, TrainingJob, accumulation_steps
+from dpo_dist.training.layout import install
 from dpo_dist.training.models import (
     checkpoints_activations,
     choose_layout,
@@ -145,7 +146,7 @@ def _evaluation(settings: Train, rows: Dataset, validation: Dataset | None) -> d
 def _sft_trainer(job: TrainingJob) -> SFTTrainer:
     assert isinstance(job.settings, Sft)
     model, peft_config = load_policy(job)
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=model,
         args=SFTConfig(**_arguments(job), completion_only_loss=True, packing=False),
         train_dataset=Dataset.from_parquet(str(job.rows)),
@@ -153,6 +154,10 @@ def _sft_trainer(job: TrainingJob) -> SFTTrainer:
         peft_config=peft_config,
         callbacks=[MetricsWriter(job.out / "metrics.jsonl", "sft")],
     )
+    install(trainer.model)
+    if uses_bf16(job):
+        share_inputs_with_lora(trainer.model)
+    return trainer
 
 
 def _arguments(job: TrainingJob) -> dict[str, Any]:

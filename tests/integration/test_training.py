@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -125,6 +126,24 @@ def _largest(path: Path) -> float:
     tensors = load_file(path)
     assert all("lora_" in name for name in tensors)
     return max(float(value.abs().max()) for name, value in tensors.items() if "lora_B" in name)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_every_rank_and_names_its_rows(
+    run_file: Path, tmp_path: Path
+) -> None:
+    """A learning rate that no model survives: the loss of a later step is not a number."""
+    done = train(
+        run_file,
+        "train.learning_rate=1.0e+20",
+        "train.save_steps=1",
+        f"train.accelerate_config={ROOT}/accelerate_configs/cpu_zero2.yaml",
+    )
+    assert done.returncode == 1
+    (message,) = re.findall(r"error: (loss is .*)", done.stderr)
+    assert re.search(r"loss is (nan|inf) at step [1-5], from the rows \w{16}", message)
+    assert "The last checkpoint is kept" in message
+    assert list((tmp_path / "runs/test/train/checkpoints").glob("checkpoint-*/COMPLETE"))
 
 
 @pytest.mark.slow

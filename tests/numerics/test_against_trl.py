@@ -21,7 +21,7 @@ from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.models import choose_layout, load_policy
 from dpo_dist.training.preference_trainer import PairCollator, PreferenceTrainer
 from dpo_dist.training.reference import row_key
-from dpo_dist.training.trainer import loss_arguments
+from dpo_dist.training.trainer import build_dpo_trainer, loss_arguments
 from tests.numerics.pairs import random_pairs
 
 STEPS = 20
@@ -95,6 +95,29 @@ def logged(trainer: DPOTrainer) -> list[dict[str, float]]:
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return [line for line in trainer.state.log_history if "loss" in line]
+
+
+def test_accumulation_does_not_change_the_losses(tiny_model: Path, tmp_path: Path) -> None:
+    """One global batch of 4, cut into micro-batches of 4, 2 and 1."""
+    found = {}
+    for micro in (4, 2, 1):
+        settings = Train(
+            method={"type": "lora", "r": 4, "alpha": 8},
+            learning_rate=5e-3,
+            global_batch_size=4,
+            micro_batch_size=micro,
+            bf16=False,
+            kl={"prompts": 0},
+            save_steps=1000,
+        )
+        job = make_job(tiny_model, tmp_path / str(micro), None, settings)
+        job.out.mkdir()
+        Dataset.from_list(rows()).to_parquet(job.rows)
+        lines = logged(build_dpo_trainer(job))
+        found[micro] = [line["loss"] for line in lines]
+    assert abs(found[4][-1] - found[4][0]) > 1e-2
+    assert found[2] == pytest.approx(found[4], abs=1e-5)
+    assert found[1] == pytest.approx(found[4], abs=1e-5)
 
 
 @pytest.mark.parametrize(("method", "from_adapter", "checkpointing", "loss"), CASES)
