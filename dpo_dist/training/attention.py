@@ -3,15 +3,11 @@
 A branch sees its group's shared prefix and itself. Registered with `AttentionInterface`, so no
 model's code is touched; without a plan the name means plain SDPA.
 
-Shapes: H query heads, K key heads (H = K times the heads of a group), T packed positions, D the
-head dimension; in a block, n queries see m keys.
+Shapes: H query heads, K key heads, T packed positions, D the head dimension.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,14 +16,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from dpo_dist.training.packing import Group, PackPlan, plan_packing
+from dpo_dist.training.packing import PackPlan, plan_packing
+from dpo_dist.training.segment_attention import Rule, SegmentAttention
 
 NAME = "dpo_packed"
-
-# Queries a block: a block computes no key behind its last query, so that smaller ones skip more
-# of the causal half. From 64 to 256 the forward hardly differs on a CPU with AVX-512, and is
-# faster than one causal call; the backward is fastest at 128.
-BLOCK = 128
 
 
 def register() -> None:
@@ -90,236 +82,6 @@ def _varlen(
     )
     assert isinstance(out, Tensor)
     return out
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How scores are made and masked: softcap * tanh(scale * q.k / softcap), causal, at most
-    `window` keys back."""
-
-    scale: float
-    window: int | None = None
-    softcap: float | None = None
-
-
-@dataclass(frozen=True)
-class _Segment:
-    """A run of queries and its keys: a shared prefix (empty for the first branch, which is one
-    causal run with it) and the queries' own positions."""
-
-    prefix: slice
-    own: slice
-
-    def gather(self, x: Tensor) -> Tensor:
-        """(K, m, D) of x (K, T, D)."""
-        if self.prefix.start == self.prefix.stop:
-            return x[:, self.own]
-        return torch.cat((x[:, self.prefix], x[:, self.own]), 1)
-
-    def scatter_add(self, whole: Tensor, part: Tensor) -> None:
-        """The reverse of `gather`, for gradients."""
-        shared = self.prefix.stop - self.prefix.start
-        whole[:, self.prefix] += part[:, :shared]
-        whole[:, self.own] += part[:, shared:]
-
-    def blocks(self, keys: int, window: int | None) -> Iterator[tuple[slice, slice]]:
-        """(queries in the packed row, keys in the segment); query i of n is the key m - n + i."""
-        count = self.own.stop - self.own.start
-        for start in range(0, count, BLOCK):
-            stop = min(start + BLOCK, count)
-            end = keys - count + stop
-            begin = max(0, end - (stop - start) - window + 1) if window else 0
-            yield slice(self.own.start + start, self.own.start + stop), slice(begin, end)
-
-
-def _segments(groups: Sequence[Group]) -> Iterator[_Segment]:
-    for group in groups:
-        begin = group.start + group.shared
-        for number, length in enumerate(group.branches):
-            end = begin + length
-            if number == 0:
-                yield _Segment(slice(0, 0), slice(group.start, end))
-            elif length:
-                prefix = slice(group.start, group.start + group.shared)
-                yield _Segment(prefix, slice(begin, end))
-            begin = end
-
-
-class SegmentAttention(torch.autograd.Function):
-    """Attention over packed groups on any device and in any dtype.
-
-    The forward is torch's flash kernel where it serves (a CPU, no softcap), which keeps the
-    softmax in float32. The backward recomputes the probabilities from the saved log-sum-exp,
-    block by block, as five matrix products: on a CPU about twice as fast as torch's own kernel.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: Sequence[Group], rule: Rule
-    ) -> Tensor:
-        """query (H, T, D), key and value (K, T, D) -> (H, T, D)."""
-        out = query.new_empty(*query.shape[:2], value.shape[-1])
-        lse = query.new_empty(query.shape[:2], dtype=_accumulator(query))
-        attend = _flash if query.device.type == "cpu" and rule.softcap is None else _attend
-        for segment in _segments(groups):
-            keys, values = segment.gather(key), segment.gather(value)
-            for rows, seen in segment.blocks(keys.shape[1], rule.window):
-                block = attend(query[:, rows], keys[:, seen], values[:, seen], rule)
-                out[:, rows], lse[:, rows] = block
-        ctx.save_for_backward(query, key, value, out, lse)
-        ctx.groups, ctx.rule = groups, rule
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, lse = ctx.saved_tensors
-        rule: Rule = ctx.rule
-        by_query = torch.empty_like(query)
-        by_key, by_value = (torch.zeros_like(x, dtype=lse.dtype) for x in (key, value))
-        delta = (grad.to(lse.dtype) * out).sum(-1)  # (H, T)
-        fast = query.dtype == torch.bfloat16 and rule.softcap is None
-        differentiate = _bfloat16_gradients if fast else _gradients
-        for segment in _segments(ctx.groups):
-            keys, values = segment.gather(key), segment.gather(value)
-            by_keys, by_values = (torch.zeros_like(x, dtype=lse.dtype) for x in (keys, values))
-            for rows, seen in segment.blocks(keys.shape[1], rule.window):
-                queries = _Queries(query[:, rows], grad[:, rows], lse[:, rows], delta[:, rows])
-                gradients = differentiate(queries, keys[:, seen], values[:, seen], rule)
-                by_query[:, rows] = gradients[0]
-                by_keys[:, seen] += gradients[1]
-                by_values[:, seen] += gradients[2]
-            segment.scatter_add(by_key, by_keys)
-            segment.scatter_add(by_value, by_values)
-        return by_query, by_key.to(key.dtype), by_value.to(value.dtype), None, None
-
-
-@dataclass(frozen=True)
-class _Queries:
-    """What the backward knows of a block's queries: themselves and the output's gradient
-    (H, n, D), the log-sum-exp of their scores and gradient . output (H, n)."""
-
-    query: Tensor
-    grad: Tensor
-    lse: Tensor
-    delta: Tensor
-
-
-def _flash(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    """(output (H, n, D), log-sum-exp (H, n)) of one block, by torch's CPU kernel."""
-    groups = query.shape[0] // key.shape[0]
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query.unflatten(0, (-1, groups)),
-        # Heads of a group share their keys: expanded views, nothing is copied.
-        key[:, None].expand(-1, groups, -1, -1),
-        value[:, None].expand(-1, groups, -1, -1),
-        attn_mask=_bias(query.shape[1], key.shape[1], rule.window, query.dtype, query.device),
-        scale=rule.scale,
-    )
-    return out.flatten(0, 1), lse.flatten(0, 1)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    """`_flash` written out, for what the kernel does not serve."""
-    scores, _ = _scores(query, key, rule)
-    lse = scores.logsumexp(-1)
-    weights = (scores - lse[..., None]).exp().to(value.dtype)
-    return weights.flatten(1, 2).bmm(value).view_as(query), lse.flatten(0, 1)
-
-
-def _scores(query: Tensor, key: Tensor, rule: Rule) -> tuple[Tensor, Tensor | None]:
-    """(scores (K, groups, n, m) in the accumulator's dtype, derivative of the softcap)."""
-    products = _fold(query, key).bmm(key.transpose(1, 2)).to(_accumulator(query)) * rule.scale
-    scores = products.unflatten(1, (-1, query.shape[1]))
-    slope = None
-    if rule.softcap is not None:
-        bent = torch.tanh(scores / rule.softcap)
-        scores, slope = rule.softcap * bent, 1 - bent.square()
-    seen = _mask(query.shape[1], key.shape[1], rule.window, query.device)
-    return scores.masked_fill(~seen, -torch.inf), slope
-
-
-def _gradients(
-    queries: _Queries, key: Tensor, value: Tensor, rule: Rule
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of one block by its query (H, n, D), key and value (K, m, D)."""
-    query, dtype = queries.query, queries.lse.dtype
-    scores, slope = _scores(query, key, rule)
-    weights = (scores - _by_group(queries.lse, key)[..., None]).exp()
-    grad = _fold(queries.grad, key)
-    by_weight = grad.bmm(value.transpose(1, 2)).to(dtype).view_as(weights)
-    by_score = (by_weight - _by_group(queries.delta, key)[..., None]) * weights * rule.scale
-    if slope is not None:
-        by_score *= slope
-    folded = by_score.to(query.dtype).flatten(1, 2)
-    return (
-        folded.bmm(key).view_as(query),
-        folded.transpose(1, 2).bmm(_fold(query, key)),
-        weights.to(query.dtype).flatten(1, 2).transpose(1, 2).bmm(grad),
-    )
-
-
-def _bfloat16_gradients(
-    queries: _Queries, key: Tensor, value: Tensor, rule: Rule
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`_gradients` without a float32 copy of the scores, which would take as long as the rest.
-
-    score - lse and grad . value - delta come straight out of the products, as two more columns
-    of each factor (a float32 number is the sum of two bfloat16 ones to 16 bits). What is rounded
-    is then a log-probability, which is near zero where the probability is not.
-    """
-    query = queries.query
-    count, seen = query.shape[1], key.shape[1]
-    ones = key.new_ones(*key.shape[:2], 2)
-    scaled = _fold(torch.cat((query * rule.scale, _two(-queries.lse)), -1), key)
-    grad = _fold(torch.cat((queries.grad, _two(-queries.delta)), -1), key)
-    weights = scaled.bmm(torch.cat((key, ones), -1).transpose(1, 2)).exp_()
-    square = weights.unflatten(1, (-1, count))
-    if rule.window:
-        square.masked_fill_(~_mask(count, seen, rule.window, key.device), 0)
-    else:
-        square[..., seen - count :].tril_()
-    by_score = grad.bmm(torch.cat((value, ones), -1).transpose(1, 2)).mul_(weights)
-    return (
-        by_score.bmm(key).view_as(query).mul_(rule.scale),
-        by_score.transpose(1, 2).bmm(scaled[..., :-2]),
-        weights.transpose(1, 2).bmm(grad[..., :-2]),
-    )
-
-
-def _fold(x: Tensor, key: Tensor) -> Tensor:
-    """(H, n, D) -> (K, groups * n, D): the heads of a group become rows of one product."""
-    return x.reshape(key.shape[0], -1, x.shape[-1])
-
-
-def _by_group(x: Tensor, key: Tensor) -> Tensor:
-    """(H, n) -> (K, groups, n)."""
-    return x.reshape(key.shape[0], -1, x.shape[-1])
-
-
-def _two(x: Tensor) -> Tensor:
-    """(..., n) float32 -> (..., n, 2) bfloat16 whose sum is x to 16 bits."""
-    high = x.to(torch.bfloat16)
-    return torch.stack((high, (x - high).to(torch.bfloat16)), -1)
-
-
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-@functools.lru_cache(maxsize=512)  # every layer of a step, and most steps, ask for the same few
-def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """(n, m), True where seen: causal from the bottom right, at most `window` keys back."""
-    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-    return mask.triu(keys - queries - window + 1) if window else mask
-
-
-@functools.lru_cache(maxsize=512)
-def _bias(
-    queries: int, keys: int, window: int | None, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """The mask as what is added to the scores."""
-    hidden = ~_mask(queries, keys, window, device)
-    return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
 
 
 def self_test(

@@ -78,7 +78,7 @@ def test_any_number_of_completions_shares_a_prompt() -> None:
 
 def test_bfloat16_gradients_stay_within_its_rounding() -> None:
     """The backward in bfloat16 takes short cuts: its error against float64 is a few roundings."""
-    from dpo_dist.training.attention import Rule, SegmentAttention
+    from dpo_dist.training.segment_attention import Rule, SegmentAttention
 
     plan = collate(random_pairs(6))["pack"]
     length = len(plan.source)
@@ -102,13 +102,13 @@ def test_the_start_up_check_accepts_the_kernel(dtype: torch.dtype) -> None:
 
 
 def test_the_start_up_check_refuses_a_wrong_alignment(monkeypatch) -> None:
-    from dpo_dist.training import attention
+    from dpo_dist.training import segment_attention
 
     def top_left(queries: int, keys: int, *_: object) -> torch.Tensor:
         hidden = ~torch.ones(queries, keys, dtype=torch.bool).tril()
         return torch.zeros(queries, keys).masked_fill_(hidden, -torch.inf)
 
-    monkeypatch.setattr(attention, "_bias", top_left)
+    monkeypatch.setattr(segment_attention, "_bias", top_left)
     with pytest.raises(RuntimeError, match="differs from SDPA"):
         self_test(torch.device("cpu"), torch.float32, heads=6, key_heads=2, dim=16)
 
