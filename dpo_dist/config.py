@@ -101,7 +101,7 @@ class Optimization(Section):
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     logging_steps: PositiveInt = 1
     save_steps: PositiveInt = 50
-    keep_checkpoints: PositiveInt = 2  # the newest ones, while training
+    keep_checkpoints: PositiveInt = 2  # the newest ones, while training; besides the best
     accelerate_config: Path = Path("accelerate_configs/cpu.yaml")
 
     @model_validator(mode="after")
@@ -313,8 +313,8 @@ class Train(Optimization):
     layout: Literal["auto", "packed", "padded"] = "auto"
     # cached: the reference's log-probs are computed once per row and kept; live: in every step
     reference: Literal["cached", "live"] = "cached"
-    # the step that becomes `model/`; best: by validation accuracy, among the saved steps, which
-    # are then multiples of the evaluated ones
+    # the step that becomes `model/`; best: the evaluated step with the highest validation
+    # accuracy, the earliest of equals. A step that is the best so far is saved at once
     select: Literal["last", "best"] = "last"
     merge: bool = False  # LoRA: write the merged model, too
 

@@ -12,23 +12,23 @@ from typing import Any
 # to put its journals in order before it is asked, told and made to stop.
 _PATIENCE = ((5.0, signal.SIGINT), (30.0, signal.SIGTERM), (10.0, signal.SIGKILL))
 
+Process = subprocess.Popen[bytes]
+
 
 def run_to_end(
     command: Sequence[str],
     env: Mapping[str, str] | None = None,
     *,
-    on_terminate: Callable[[subprocess.Popen[bytes]], object] = subprocess.Popen.terminate,
-    shielded: bool = False,
+    on_terminate: Callable[[Process], object] = subprocess.Popen.terminate,
 ) -> int:
     """Run a command and return its exit code, which is negative for a signal.
 
     A `KeyboardInterrupt` is raised again only once the child has ended: `subprocess.run` would
     kill it a quarter of a second after Ctrl-C. On SIGTERM `on_terminate` is called, by default to
-    pass it on, and the child is waited for. A `shielded` child ignores SIGTERM, unless it decides
-    otherwise.
+    pass it on, and the child is waited for: how long it may take is for the sender to decide, who
+    will follow with SIGKILL.
     """
-    ignore = (lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)) if shielded else None
-    process = subprocess.Popen(command, env=env, preexec_fn=ignore)
+    process = subprocess.Popen(command, env=env)
     with _handling_sigterm(lambda: on_terminate(process)):
         try:
             return process.wait()

@@ -16,7 +16,7 @@ from dpo_dist.config import Config
 from dpo_dist.console import say
 from dpo_dist.errors import INTERRUPTED, PREEMPTED, PhaseFailed, Preempted, UserError
 from dpo_dist.phases.runs import phases_of, run_root
-from dpo_dist.processes import run_to_end
+from dpo_dist.processes import Process, run_to_end
 
 PACKAGES = (
     *("dpo_dist", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed"),
@@ -79,19 +79,27 @@ def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: 
     """Run every phase, each in a process of its own, and return the exit code.
 
     vLLM and DeepSpeed each expect to own the machine's memory, and give it back only when
-    their process ends.
+    their process ends. SIGTERM is passed on to the phase at work: training saves, the journals
+    of the others are in order at any time. Raises `Preempted` once that phase has ended.
     """
+    preempted = False
+
+    def pass_on(child: Process) -> None:
+        nonlocal preempted
+        preempted = True
+        child.terminate()
+
     for phase in phases_of(config):
         command = [sys.executable, "-m", "dpo_dist", phase, str(run_file)]
         for override in overrides:
             command += ["--set", override]
         if force:
             command.append("--force")
-        status = run_to_end(command)
+        status = run_to_end(command, on_terminate=pass_on)
         if status in (INTERRUPTED, PREEMPTED, UserError.exit_code):
             return status  # the phase has said what to do
-        if status == -signal.SIGTERM:
-            raise Preempted(f"the phase `{phase}` was stopped")
+        if status == -signal.SIGTERM or (preempted and status == 0):
+            raise Preempted(f"stopped in the phase `{phase}`")
         if status:
             raise PhaseFailed(f"the phase `{phase}` failed with exit code {status}")
     return 0

@@ -60,6 +60,8 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     )
     if not train_rows:
         raise DataError(f"every pair is longer than train.max_length {config.train.max_length}")
+    if config.train.select == "best" and not validation_rows:
+        raise ConfigError("train.select: best needs validation pairs, and there are none")
     if too_long := pairs.dropped["too_long"] + pairs.dropped["prompt_too_long"]:
         warn(f"{too_long} pairs are left out: longer than train.max_length")
     shape = model_shape(start.model, config.model.trust_remote_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,8 @@ class TrainingJob(Section):
     adapter that DPO starts from and is measured against, or None when `model` itself is the SFT
     model. `start` identifies those weights; the log-probs of the reference, which they are, lie
     in `reference_folder`. `planned_peak_bytes` is a process's planned memory without activation
-    checkpointing.
+    checkpointing. `checkpoint` is where training goes on, `reshard` says that its universal form
+    has to be read (universal.py).
     """
 
     kind: Literal["sft", "dpo"]
@@ -43,6 +45,8 @@ class TrainingJob(Section):
     seed: int
     run_name: str
     wandb: Wandb | None = None
+    checkpoint: Path | None = None
+    reshard: bool = False
 
     @property
     def model_dir(self) -> Path:
@@ -59,14 +63,20 @@ def launch_shape(accelerate_config: Path) -> tuple[int, int]:
     """(processes, ZeRO stage or 0) of an accelerate configuration."""
     try:
         values = yaml.safe_load(accelerate_config.read_text(encoding="utf-8"))
-        stage = (values.get("deepspeed_config") or {}).get("zero_stage", 0)
-        return int(values["num_processes"]), int(stage)
+        return int(values["num_processes"]), _zero_stage(values.get("deepspeed_config") or {})
     except FileNotFoundError:
         raise ConfigError(f"accelerate_config: {accelerate_config}: no such file") from None
     except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
         raise ConfigError(
             f"accelerate_config: {accelerate_config}: no readable `num_processes` ({error})"
         ) from None
+
+
+def _zero_stage(settings: dict[str, Any]) -> int:
+    if file := settings.get("deepspeed_config_file"):
+        settings = json.loads(Path(file).read_text(encoding="utf-8"))
+        return int(settings.get("zero_optimization", {}).get("stage", 0))
+    return int(settings.get("zero_stage", 0))
 
 
 def accumulation_steps(settings: Optimization, processes: int) -> int:

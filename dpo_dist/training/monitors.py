@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dpo_dist import ranks
@@ -19,7 +18,6 @@ from dpo_dist.config import Train
 from dpo_dist.console import Advance, progress
 from dpo_dist.errors import TrainingDiverged
 from dpo_dist.losses import first_loss
-from dpo_dist.training.checkpoints import mark_complete
 
 # How far the first loss may lie from its exact value, relative to it: bfloat16 rounds the
 # log-probabilities of policy and reference differently when their batches are shaped differently.
@@ -125,15 +123,6 @@ class MetricsWriter(TrainerCallback):  # type: ignore[misc]  # transformers is n
         before, self._tokens = self._tokens, tokens
         seconds, self._seconds = now - self._seconds, now
         return {} if before is None else {"tokens_per_second": (tokens - before) / seconds}
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()  # every rank has written its shard
-        if ranks.is_main():
-            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            mark_complete(folder, args.world_size)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -7,8 +7,8 @@ is understood as well.
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -20,22 +20,22 @@ from dpo_dist.training.job import STOP
 class StopAtStepEnd(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
     """Saves and stops after the step in which any rank was asked to.
 
-    All ranks have to agree: one that goes on alone would wait for the others for ever.
+    All ranks have to agree: one that goes on alone would wait for the others for ever. Not before
+    the step's end: under DeepSpeed the optimizer has stepped before transformers counts the step,
+    so that a checkpoint from in between would repeat one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, signalled: Event) -> None:
         self._file = folder / STOP
-        self._signalled = False
+        self._signalled = signalled
         self.stopped = False
-        signal.signal(signal.SIGTERM, self._on_signal)
-
-    def _on_signal(self, *_: Any) -> None:
-        self._signalled = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        asked = torch.tensor(float(self._signalled or self._file.exists()), device=args.device)
+        asked = torch.tensor(
+            float(self._signalled.is_set() or self._file.exists()), device=args.device
+        )
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
         if asked.item() and state.global_step < state.max_steps:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl import DPOConfig, SFTConfig, SFTTrainer
@@ -19,8 +19,7 @@ from dpo_dist.config import Sft, Train
 from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.training.alarms import Alarms
-from dpo_dist.training.checkpoints import last_complete
-from dpo_dist.training.job import OUTCOME, PREEMPTED, TrainingJob, accumulation_steps
+from dpo_dist.training.job import OUTCOME, PREEMPTED, TrainingJob, accumulation_steps, launch_shape
 from dpo_dist.training.layout import install
 from dpo_dist.training.models import (
     checkpoints_activations,
@@ -37,37 +36,33 @@ from dpo_dist.training.preference_trainer import (
     PreferenceTrainer,
     evaluation_batch_size,
 )
-from dpo_dist.training.universal import load_resharded
+from dpo_dist.training.saving import BEST_BY, CheckpointKeeper, put_best
+from dpo_dist.training.universal import load_universal
 
 
-def train(job: TrainingJob) -> None:
-    """Train and save; resumes from the newest whole checkpoint in the job's directory."""
+def train(job: TrainingJob, preempted: Event) -> None:
+    """Train, from the job's checkpoint if there is one, and save.
+
+    Once `preempted` is set, a checkpoint is saved at the step's end and no model.
+    """
     if job.settings.bf16 and not uses_bf16(job):
         warn("several CPU processes train in float32: transformers refuses bf16 there")
     trainer = build_dpo_trainer(job) if job.kind == "dpo" else _sft_trainer(job)
     trainer.remove_callback(PrinterCallback)  # MetricsWriter speaks for it
-    stop = StopAtStepEnd(job.out)
+    zero_stage = launch_shape(job.settings.accelerate_config)[1]
+    trainer.add_callback(CheckpointKeeper(job.settings.keep_checkpoints, zero_stage))
+    stop = StopAtStepEnd(job.out, preempted)
     trainer.add_callback(stop)
-    checkpoint = _resume_from(trainer, job.out / "checkpoints")
+    if job.reshard:
+        load_universal(trainer)
     # The validation's values before the first step are what displacement is counted from.
-    trainer.args.eval_on_start = trainer.eval_dataset is not None and checkpoint is None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.args.eval_on_start = trainer.eval_dataset is not None and job.checkpoint is None
+    trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
     if stop.stopped:
         if ranks.is_main():
             write_text(job.out / PREEMPTED, f"{trainer.state.global_step}\n")
         return
     _save(trainer, job)
-
-
-def _resume_from(trainer: Any, folder: Path) -> str | None:
-    """The newest whole checkpoint, made fit for this number of processes."""
-    # One rank looks: it removes what is not whole.
-    found = [last_complete(folder)] if ranks.is_main() else [None]
-    (checkpoint,) = broadcast_object_list(found)
-    if checkpoint is None:
-        return None
-    load_resharded(trainer, checkpoint)
-    return str(checkpoint.path)
 
 
 def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
@@ -84,7 +79,8 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
         model=model,
         ref_model=load_reference(job) if validation is not None else None,
         args=DPOConfig(
-            **_arguments(job) | _evaluation(settings, rows, validation),
+            **_arguments(job),
+            **_evaluation(settings, rows, validation),
             **loss_arguments(settings),
             precompute_ref_log_probs=settings.reference == "cached",
             precompute_ref_batch_size=settings.micro_batch_size,
@@ -123,20 +119,11 @@ def _evaluation(settings: Train, rows: Dataset, validation: Dataset | None) -> d
     if validation is None:
         return {}
     steps = math.ceil(len(rows) / settings.global_batch_size)
-    every = max(1, steps // settings.eval_per_epoch)
-    best: dict[str, Any] = {}
-    if settings.select == "best":
-        best = {
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "eval_rewards/accuracies",
-            "greater_is_better": True,
-            # transformers wants every saved step to be an evaluated one.
-            "save_steps": every * max(1, settings.save_steps // every),
-        }
     return {
-        **best,
         "eval_strategy": "steps",
-        "eval_steps": every,
+        "eval_steps": max(1, steps // settings.eval_per_epoch),
+        "metric_for_best_model": BEST_BY if settings.select == "best" else None,
+        "greater_is_better": True,
         "per_device_eval_batch_size": evaluation_batch_size(
             len(validation), settings.micro_batch_size, ranks.world_size()
         ),
@@ -182,7 +169,7 @@ def _arguments(job: TrainingJob) -> dict[str, Any]:
         "logging_nan_inf_filter": False,  # it would print an average in place of a NaN
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
-        "save_total_limit": settings.keep_checkpoints,
+        "save_total_limit": None,  # CheckpointKeeper's work
         "report_to": "wandb" if job.wandb else "none",
         "disable_tqdm": True,
         "remove_unused_columns": False,
@@ -201,13 +188,13 @@ def _save(trainer: Any, job: TrainingJob) -> None:
     if ranks.is_main():
         shutil.rmtree(partial / "ref", ignore_errors=True)  # the frozen reference adapter
         (partial / "training_args.bin").unlink(missing_ok=True)  # pickled; job.json says it all
+        # Without `select: best` there is no best step, and this is the last one.
+        selected = put_best(partial, trainer.state)
         shutil.rmtree(job.model_dir, ignore_errors=True)
         partial.rename(job.model_dir)
-        state = trainer.state
-        best = state.best_global_step if trainer.args.load_best_model_at_end else None
         outcome = {
-            "steps": state.global_step,
-            "selected_step": best or state.global_step,
+            "steps": trainer.state.global_step,
+            "selected_step": selected,
             "peak_rss_bytes": _peak_rss_bytes(),
         }
         write_json(job.out / OUTCOME, outcome)

@@ -1,46 +1,50 @@
-"""Resuming a DeepSpeed training on another number of processes.
+"""DeepSpeed's universal checkpoints: ZeRO's shards put together again, for any number of processes.
 
-ZeRO's checkpoints hold a shard for each process. DeepSpeed's universal format holds whole tensors;
-it is made from the shards once, and loaded for that one start: left on, later checkpoints of
-ZeRO-3 would lose shards (DeepSpeed issue 7546).
+https://www.deepspeed.ai/tutorials/universal-checkpointing
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
-from dpo_dist import ranks
-from dpo_dist.console import say
-from dpo_dist.errors import TrainingDiverged
-from dpo_dist.training.checkpoints import Checkpoint
+from dpo_dist.errors import PhaseFailed
+
+LATEST = "latest_universal"
 
 
-def load_resharded(trainer: Any, checkpoint: Checkpoint) -> None:
-    """Prepare `trainer` to resume from a checkpoint of another number of processes.
+def convert(checkpoint: Path) -> None:
+    """Write a universal form beside the shards; `latest_universal` names it.
 
-    Nothing to do without DeepSpeed, where every process holds everything.
+    Raises `PhaseFailed` with the converter's own words.
     """
-    if not trainer.is_deepspeed_enabled or checkpoint.world_size == ranks.world_size():
-        return
-    source = checkpoint.path / f"global_step{checkpoint.step}"
-    target = checkpoint.path / f"global_step{checkpoint.step}_universal"
-    if ranks.is_main() and not (checkpoint.path / "latest_universal").exists():
-        say(f"{checkpoint.path}: from {checkpoint.world_size} to {ranks.world_size()} processes")
-        _convert(str(source), str(target))
-    trainer.accelerator.wait_for_everyone()
-    plugin = trainer.accelerator.state.deepspeed_plugin
-    plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
-
-
-def _convert(source: str, target: str) -> None:
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    # LoRA: the frozen weights are no part of the optimizer's state, which is what is missing.
-    command += ["--inject_missing_state", "--input_folder", source, "--output_folder", target]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise TrainingDiverged(
-            "the checkpoint could not be converted for another number of processes:\n"
-            f"{done.stderr[-2000:]}"
+    shards = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
+    universal = shards.with_name(f"{shards.name}_universal")
+    # Always anew: an earlier conversion may have been interrupted.
+    (checkpoint / LATEST).unlink(missing_ok=True)
+    shutil.rmtree(universal, ignore_errors=True)
+    command = [
+        *(sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"),
+        # DeepSpeed writes what the converter wants to know only for models that it partitions
+        # itself (Megatron's); ours have nothing to tell.
+        "--inject_missing_state",
+        *("--input_folder", str(shards), "--output_folder", str(universal)),
+    ]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu"}  # files are copied, nothing is computed
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode or not (checkpoint / LATEST).exists():
+        raise PhaseFailed(
+            f"{shards} could not be converted for another number of processes. Go on with the "
+            f"old number, or look into the converter's words:\n{done.stderr[-2000:]}"
         )
+
+
+def load_universal(trainer: Any) -> None:
+    """Let the next resume read the universal form. For this start only: the flag lives in the
+    process, since a plain checkpoint cannot be loaded while it is set."""
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    plugin.hf_ds_config.config["checkpoint"] = {"load_universal": True}

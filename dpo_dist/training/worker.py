@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
+from threading import Event
 
 from dpo_dist.console import quiet_libraries, say, scrub
 from dpo_dist.errors import INTERRUPTED, DpoDistError
@@ -13,6 +15,9 @@ from dpo_dist.training.job import TrainingJob
 
 def main(path: str) -> int:
     """Run the job in a JSON file and return the exit code."""
+    # At once: a signal during the imports would end this process, and with it all the others.
+    preempted = Event()
+    signal.signal(signal.SIGTERM, lambda *_: preempted.set())
     quiet_libraries()
     job = TrainingJob.model_validate_json(Path(path).read_text(encoding="utf-8"))
     if job.wandb is not None:
@@ -28,7 +33,7 @@ def main(path: str) -> int:
     transformers.utils.logging.disable_progress_bar()
 
     try:
-        train(job)
+        train(job, preempted)
     except DpoDistError as error:
         say(f"error: {scrub(str(error))}")
         return error.exit_code

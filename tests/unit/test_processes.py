@@ -31,3 +31,26 @@ def test_ctrl_c_waits_until_the_child_has_cleaned_up(tmp_path, monkeypatch) -> N
     with pytest.raises(KeyboardInterrupt):
         run_to_end([sys.executable, "-c", program])
     assert (tmp_path / "clean").exists()
+
+
+def test_sigterm_is_passed_on_and_the_child_s_own_end_waited_for(tmp_path, monkeypatch) -> None:
+    program = (
+        "import pathlib, signal, time\n"
+        "def stop(*_):\n"
+        "    time.sleep(1); pathlib.Path('saved').touch(); raise SystemExit(75)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "pathlib.Path('ready').touch()\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+    def terminate() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=terminate).start()
+    assert run_to_end([sys.executable, "-c", program]) == 75
+    assert (tmp_path / "saved").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
