@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--rounds", type=int, default=4, help="blocks of 8 pairs a side")
     parser.add_argument("--methods", nargs="+", default=["lora", "full"])
+    parser.add_argument("--comparisons", nargs="+", default=COMPARISONS, choices=COMPARISONS)
     parser.add_argument("--no-sweeps", action="store_true", help="leave out batches and prompts")
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
@@ -60,7 +61,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), str(options.model), rounds)
         for method in options.methods:
-            for name in ("best",) if options.quick else COMPARISONS:
+            for name in ("best",) if options.quick else options.comparisons:
                 figures |= bench.compare(f"{method} {name}", rows, *sides(method, name))
         if not options.quick and not options.no_sweeps:
             figures |= bench.batches(rows)

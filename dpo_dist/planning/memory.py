@@ -27,8 +27,8 @@ class ModelShape:
 
     @classmethod
     def of(cls, config: Any) -> ModelShape:
-        """From a transformers configuration."""
-        heads = config.num_attention_heads
+        """From a transformers configuration; a model without attention counts as one head."""
+        heads = getattr(config, "num_attention_heads", None) or 1
         return cls(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,

@@ -162,7 +162,7 @@ class Alarms(TrainerCallback):  # type: ignore[misc]  # transformers is not foll
         """A resumed training goes on from what was logged, and said, up to its checkpoint."""
         before = _read(self._path, state.global_step) if ranks.is_main() else []
         self._said = {line["alarm"] for line in before if "alarm" in line}
-        self._lines = [line for line in before if "alarm" not in line]
+        self._lines = [_meant(line["step"], line) for line in before if "alarm" not in line]
 
     def on_log(
         self,
@@ -172,7 +172,7 @@ class Alarms(TrainerCallback):  # type: ignore[misc]  # transformers is not foll
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        self._lines.append(dict(logs or {}))
+        self._lines.append(_meant(state.global_step, logs or {}))
         for alarm in raised(self._lines, self._settings):
             stops = alarm.kind == "kl_budget" and self._settings.kl.stop
             if stops:
@@ -189,6 +189,12 @@ class Alarms(TrainerCallback):  # type: ignore[misc]  # transformers is not foll
         line = {"step": step, "alarm": alarm.kind, "message": message}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _meant(step: int, logs: Mapping[str, Any]) -> Line:
+    """Before the first step all margins are 0, and the accuracy, which counts those above, says
+    nothing."""
+    return {k: v for k, v in logs.items() if step or not k.endswith("rewards/accuracies")}
 
 
 def _read(path: Path, step: int) -> list[dict[str, Any]]:

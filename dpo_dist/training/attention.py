@@ -51,11 +51,21 @@ def packed_attention(
         )
         return out, None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key, value = _in_autocast_dtype(query, key, value)
     if query.device.type == "cuda" and softcap is None and query.dtype in _VARLEN_DTYPES:
         return _varlen(query[0], key[0], value[0], pack, scale, sliding_window)[None], None
     rule = Rule(scale, sliding_window, softcap)
     out = SegmentAttention.apply(query[0], key[0], value[0], pack.groups, rule)  # type: ignore[no-untyped-call]
     return out.transpose(0, 1)[None], None
+
+
+def _in_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """What autocast does for SDPA, and for no kernel below it: with float32 weights the rotary
+    embedding leaves queries and keys in float32, beside values in bfloat16."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(kind)) for x in tensors)
 
 
 _VARLEN_DTYPES = (torch.float16, torch.bfloat16)

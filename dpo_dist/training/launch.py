@@ -16,6 +16,9 @@ from dpo_dist.training.resume import resume
 # glibc hands every large buffer back to the kernel when it is freed and faults it in again at
 # the next allocation; keeping them makes a CPU training step about twice as fast.
 CPU_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
+# Threads that wait for each other sleep: spinning costs nothing on an idle machine, and keeps the
+# one that is waited for from its core on a busy one (three times the time of a small step).
+CPU_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
 def launch(job: TrainingJob) -> None:
@@ -59,7 +62,8 @@ def _environment(accelerate_config: Path) -> dict[str, str]:
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1800", **os.environ}
     if not _has_cuda():
         threads = max(1, (os.cpu_count() or 1) // num_processes(accelerate_config))
-        environment |= {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu", **CPU_ALLOCATOR}
+        environment |= {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu"}
+        environment |= {**CPU_ALLOCATOR, **CPU_THREADS}
     return environment
 
 

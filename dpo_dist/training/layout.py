@@ -63,7 +63,7 @@ def why_not_packed(model: Any) -> str | None:
 def install(model: Any) -> None:
     """Wrap the forward of a model, or of the model under its adapters, after TRL's
     `add_fused_lm_head` has wrapped it; once."""
-    if hasattr(model, "peft_config"):
+    if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     if getattr(model, "_runs_packed_rows", False):
         return

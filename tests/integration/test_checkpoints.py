@@ -35,18 +35,16 @@ def one_process(tmp_path_factory) -> Path:
     return path
 
 
-def stop(run_file: Path, folder: Path, number: int, *overrides: str) -> int:
-    """Start a training, send a signal once its first checkpoint is whole; its exit code."""
-    process = subprocess.Popen(command(run_file, *overrides), cwd=ROOT, start_new_session=True)
+def stop(words: list[str], folder: Path, number: int, *, group: bool = False) -> int:
+    """Run a command, send a signal (to its whole group) once the first checkpoint of `folder` is
+    whole; its exit code."""
+    process = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
     deadline = time.monotonic() + 240
     while not list(folder.glob("checkpoints/checkpoint-*/COMPLETE")):
         assert process.poll() is None, "training ended before its first checkpoint"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    if number == signal.SIGKILL:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
+    (os.killpg if group else os.kill)(process.pid, number)
     return process.wait(timeout=120)
 
 
@@ -60,14 +58,17 @@ def test_zero_2_goes_on_after_a_kill_and_on_another_number_of_processes(
     assert len(whole) == 6
 
     killed = runs / "killed" / "train"
-    stop(run_file, killed, signal.SIGKILL, "run.name=killed", with_config(ZERO2))
+    stop(
+        command(run_file, "run.name=killed", with_config(ZERO2)), killed, signal.SIGKILL, group=True
+    )
     assert train(run_file, "run.name=killed", with_config(ZERO2)).returncode == 0
     assert losses(killed) == pytest.approx(whole, abs=1e-6)
 
     for name, first, then in (("fewer", ZERO2, one_process), ("more", one_process, ZERO2)):
         folder = runs / name / "train"
         run = f"run.name={name}"
-        assert stop(run_file, folder, signal.SIGTERM, run, with_config(first)) == PREEMPTED
+        words = command(run_file, run, with_config(first))
+        assert stop(words, folder, signal.SIGTERM) == PREEMPTED
         assert len(losses(folder)) < len(whole)
         assert not (folder / "manifest.json").exists()
         done = train(run_file, run, with_config(then))
@@ -84,7 +85,7 @@ def test_sigterm_saves_says_how_to_go_on_and_a_torn_checkpoint_is_passed_over(
     assert train(run_file, "run.name=whole").returncode == 0
     whole = losses(runs / "whole" / "train")
     folder = runs / "stopped" / "train"
-    assert stop(run_file, folder, signal.SIGTERM, "run.name=stopped") == PREEMPTED
+    assert stop(command(run_file, "run.name=stopped"), folder, signal.SIGTERM) == PREEMPTED
     *_, newest = sorted(folder.glob("checkpoints/checkpoint-*"), key=lambda p: int(p.name[11:]))
     state = newest / "optimizer.pt"
     state.write_bytes(state.read_bytes()[:-100])
@@ -99,7 +100,7 @@ def test_another_beta_or_another_file_is_refused_with_the_difference(
     run_file: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "runs" / "test" / "train"
-    stop(run_file, folder, signal.SIGKILL)
+    stop(command(run_file), folder, signal.SIGKILL, group=True)
     done = train(run_file, "train.beta=0.2")
     assert done.returncode == 2 and "config.train.beta: 0.1 -> 0.2" in done.stderr
     data = tmp_path / "train.jsonl"

@@ -52,6 +52,7 @@ def run_file(tmp_path: Path, tiny_model: Path, write_run, write_jsonl) -> Path:
             "bf16": False,
             "eval_per_epoch": 2,
             "save_steps": 2,
+            "kl": {"prompts": 4, "max_new_tokens": 8},
             "accelerate_config": str(ROOT / "accelerate_configs" / "cpu.yaml"),
         },
     )

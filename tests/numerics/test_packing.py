@@ -96,6 +96,18 @@ def test_bfloat16_gradients_stay_within_its_rounding() -> None:
             assert 1e-4 < error < 1e-2
 
 
+def test_float32_weights_run_under_autocast() -> None:
+    """Full fine-tuning: the log-probs are bfloat16's, and every weight gets a gradient."""
+    model, pairs = make_model("llama", torch.float32), random_pairs(6)
+    exact = packed_logps(model, pairs).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = packed_logps(model, pairs)
+    difference = ((rounded.detach() - exact) / exact).abs()
+    assert 1e-6 < difference.max() < 0.02
+    dpo_loss(rounded).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_start_up_check_accepts_the_kernel(dtype: torch.dtype) -> None:
     self_test(torch.device("cpu"), dtype, heads=6, key_heads=2, dim=16)
