@@ -79,8 +79,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             if model is not None:
                 install(self.accelerator.unwrap_model(model))
 
-    # --- data ----------------------------------------------------------------------------------
-
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # the phase tokenized, and counted what it dropped
 
@@ -93,8 +91,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             rank=self.args.process_index,
             seed=self.args.seed,
         )
-
-    # --- the reference -------------------------------------------------------------------------
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """TRL's hook, called while it is built: the reference's log-probs as two columns."""
@@ -147,6 +143,9 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
                     )
                 ]
                 gathered = {r["row"]: r for r in gather_object(records)}
+                values = [r[which] for r in gathered.values() for which in _COMPLETIONS]
+                names = [example["id"] for example in examples]
+                check_finite("a log-prob of the reference", values, 0, names)
                 if journal is not None:
                     journal.append(ReferenceLogProbs(**record) for record in gathered.values())
                 advance(min(batch_size * world, len(rows) - start))
@@ -159,8 +158,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
     def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         device = self.accelerator.device
         return {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
-
-    # --- the monitors ---
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """TRL's evaluation on the validation pairs, then the KL on answers of the policy."""
@@ -181,8 +178,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             self.log(figures)
             metrics |= figures
         return metrics
-
-    # --- the gates -----------------------------------------------------------------------------
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         inputs = dict(inputs)
