@@ -34,12 +34,21 @@ def main(path: str) -> int:
 
     try:
         train(job, preempted)
+        _leave_process_group()
     except DpoDistError as error:
         say(f"error: {scrub(str(error))}")
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
+
+
+def _leave_process_group() -> None:
+    """A group that is torn down with the interpreter can abort it, after all work is done."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def main(policy: str, reference: str, prompts: str, out: str) -> None:
     gathered = gather_object(found)
     if ranks.is_main():
         Path(out).write_text(json.dumps([asdict(sequence) for sequence in gathered]))
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

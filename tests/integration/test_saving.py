@@ -13,7 +13,7 @@ import torch
 from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.records import Message
 from tests.conftest import ROOT
-from tests.integration.test_training import metrics, rows, run_file, train
+from tests.integration.test_training import losses, metrics, rows, run_file, train
 from tests.numerics.test_against_trl import sft_adapter
 
 __all__ = ["run_file"]  # the fixture
@@ -73,9 +73,7 @@ def test_a_saved_model_answers_as_the_trainer_s_did(
     assert done.returncode == 0, done.stderr[-3000:]
     out = tmp_path / "runs" / "test" / "train"
     lines = metrics(out)
-    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-5), (
-        "the SFT model is the reference"
-    )
+    assert losses(out)[0] == pytest.approx(math.log(2), abs=1e-5), "the SFT model is the reference"
     last = [line for line in lines if "eval_logps/chosen" in line][-1]
     steps = [line["step"] for line in lines if "loss" in line]
     assert last["step"] == steps[-1], "validated after the last step"

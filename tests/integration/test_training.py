@@ -112,7 +112,9 @@ def test_ddp_and_every_zero_stage_train_as_one_process_does(run_file: Path, tmp_
     for name in configs:
         assert found[name] == pytest.approx(found["cpu"], abs=2e-5), name
 
-    first, *_, last = metrics(runs / "cpu" / "train")
+    start, *_, last = metrics(runs / "cpu" / "train")
+    assert start["step"] == 0 and start["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    first = next(line for line in metrics(runs / "cpu" / "train") if "loss" in line)
     for key in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):
         assert key in first
     assert {"logps/chosen", "grad_norm"} <= first.keys()
