@@ -44,7 +44,6 @@ class Block:
     checkpointing: bool
     learning_rate: float = 5.0e-5
     max_length: int = 1024
-    device_dtype: str = "bfloat16"
 
 
 class StockTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed

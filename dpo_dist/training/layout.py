@@ -96,9 +96,7 @@ def packed_forward(model: Any, input_ids: Tensor, labels: Tensor, pack: PackPlan
         use_cache=False,
         pack=pack,
     ).last_hidden_state[0]  # (T, H)
-    projection = model.get_output_embeddings()
-    with maybe_gather_lm_head_ctx(projection.weight, projection.bias):
-        scores = score_tokens(hidden[pack.scored], output_head(model), pack.targets)
+    scores = _scores(model, hidden[pack.scored], pack.targets)
     mask = labels[:, 1:] != -100
     spread = {
         name: values.new_zeros(mask.shape).masked_scatter(mask, values[pack.value_index])
@@ -127,9 +125,7 @@ def padded_forward(
     """
     hidden = model.base_model(**{**inputs, "use_cache": False}).last_hidden_state[:, :-1]
     mask = labels[:, 1:] != -100
-    projection = model.get_output_embeddings()
-    with maybe_gather_lm_head_ctx(projection.weight, projection.bias):
-        scores = score_tokens(hidden[mask], output_head(model), labels[:, 1:][mask])
+    scores = _scores(model, hidden[mask], labels[:, 1:][mask])
     spread = {
         name: values.new_zeros(mask.shape).masked_scatter(mask, values)
         for name, values in scores.items()
@@ -137,6 +133,13 @@ def padded_forward(
     count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     loss = -spread["log_probs"].sum() / count
     return FusedCausalLMOutput(loss=loss, label_mask=mask, **spread)
+
+
+def _scores(model: Any, hidden: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """`score_tokens` under the model's head, gathered from ZeRO-3's shards."""
+    projection = model.get_output_embeddings()
+    with maybe_gather_lm_head_ctx(projection.weight, projection.bias):
+        return score_tokens(hidden, output_head(model), targets)
 
 
 def output_head(model: Any) -> Head:

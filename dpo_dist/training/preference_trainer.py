@@ -163,8 +163,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         """TRL's evaluation on the validation pairs, then the KL on answers of the policy."""
         metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         kl = self._settings.kl
-        prompts = list(dict.fromkeys(tuple(ids) for ids in self.eval_dataset["prompt_ids"]))
         if kl.prompts:
+            prompts = list(dict.fromkeys(tuple(ids) for ids in self.eval_dataset["prompt_ids"]))
             measured = sample_divergence(
                 *policy_and_reference(self.model, self.ref_model, self.accelerator),
                 self.processing_class,
