@@ -8,7 +8,8 @@ alternate, round by round, each round on other rows; a figure is the median over
 step of a block is not counted. Where the reference is precomputed, that pass is not counted either
 (`*_reference_seconds_per_pair` is what it takes).
 
-    lfl    the default recipe on both sides: live reference, activation checkpointing
+    lfl    the default recipe on both sides: live reference, activation checkpointing, which in
+           ours is `selective`; with `, full` every layer is computed twice, as it is in TRL's
     best   each side at its best: precomputed reference, no checkpointing, its best batch
 """
 
@@ -40,7 +41,7 @@ from dpo_dist.training.sampler import GlobalBatchSampler
 MODEL = Path(".cache/models/SmolLM2-135M-Instruct")
 MAX_LENGTH = 1024
 PAIRS_A_BLOCK = 8
-COMPARISONS = ("lfl batch 2", "lfl batch 4", "best")
+COMPARISONS = ("lfl batch 2", "lfl batch 4", "lfl batch 2, full", "best")
 TRL_BEST_BATCH = 1  # padding costs TRL more than small batches do: see `--batches`
 OURS_BEST_BATCH = 4
 
@@ -72,11 +73,12 @@ def main() -> None:
 def sides(method: str, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """(ours, TRL's) settings of a comparison."""
     if name == "best":
-        best = {"method": method, "reference": "cached", "checkpointing": False}
+        best = {"method": method, "reference": "cached", "checkpointing": "none"}
         return best | {"batch": OURS_BEST_BATCH}, best | {"batch": TRL_BEST_BATCH}
-    batch = int(name.rsplit(" ", 1)[1])
-    common = {"method": method, "reference": "live", "checkpointing": True, "batch": batch}
-    return common, common
+    recipe, _, checkpointing = name.partition(", ")
+    batch = int(recipe.rsplit(" ", 1)[1])
+    theirs = {"method": method, "reference": "live", "checkpointing": "full", "batch": batch}
+    return theirs | {"checkpointing": checkpointing or "selective"}, theirs
 
 
 def headline(figures: dict[str, float]) -> dict[str, float]:

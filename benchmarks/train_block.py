@@ -12,14 +12,14 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from dpo_dist.config import Full, Lora, Train
+from dpo_dist.config import Checkpointing, Full, Lora, Train
 from dpo_dist.console import quiet_libraries
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.training.job import TrainingJob
@@ -41,7 +41,7 @@ class Block:
     model: str
     batch: int
     reference: str
-    checkpointing: bool
+    checkpointing: str  # none, selective, full
     learning_rate: float = 5.0e-5
     max_length: int = 1024
 
@@ -97,7 +97,7 @@ def run(block: Block) -> dict[str, Any]:
         dtype="bfloat16",
         rows=Path(block.rows),
         reference_folder=Path(block.out) / "reference",
-        planned_peak_bytes=0,
+        planned_peak_bytes=dict.fromkeys(get_args(Checkpointing), 0),
         out=Path(block.out),
         seed=0,
         run_name="benchmark",
@@ -136,7 +136,7 @@ def _stock_trainer(job: TrainingJob, block: Block) -> StockTrainer:
             num_train_epochs=1,
             bf16=True,
             use_cpu=not torch.cuda.is_available(),
-            gradient_checkpointing=block.checkpointing,
+            gradient_checkpointing=block.checkpointing != "none",
             precompute_ref_log_probs=block.reference != "live",
             logging_steps=1,
             logging_nan_inf_filter=False,

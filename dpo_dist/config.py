@@ -79,6 +79,7 @@ class Full(Section):
 
 
 Method = Annotated[Lora | Full, Field(discriminator="type")]
+Checkpointing = Literal["none", "selective", "full"]
 
 
 class Optimization(Section):
@@ -97,8 +98,8 @@ class Optimization(Section):
     max_grad_norm: PositiveFloat = 1.0
     warmup_steps: int = Field(0, ge=0)
     bf16: bool = True
-    # "auto": only where the planned peak does not fit into the memory (planning/memory.py)
-    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    # "auto": the first whose planned peak fits into the memory (training/activations.py)
+    gradient_checkpointing: Checkpointing | Literal["auto"] = "auto"
     logging_steps: PositiveInt = 1
     save_steps: PositiveInt = 50
     keep_checkpoints: PositiveInt = 2  # the newest ones, while training; besides the best

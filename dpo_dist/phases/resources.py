@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
-from dpo_dist.config import Optimization
+from dpo_dist.config import Checkpointing, Optimization
 from dpo_dist.planning.memory import ModelShape, planned_peak
 from dpo_dist.training.job import launch_shape
 
@@ -17,21 +18,28 @@ def model_shape(model: str, trust_remote_code: bool) -> ModelShape:
     return ModelShape.of(config.get_text_config())
 
 
-def planned_bytes(shape: ModelShape, settings: Optimization, lengths: Sequence[int]) -> int:
-    """A process's planned peak without activation checkpointing, for the longest micro-batch.
+def planned_bytes(
+    shape: ModelShape, settings: Optimization, lengths: Sequence[int]
+) -> dict[Checkpointing, int]:
+    """A process's planned peak for the longest micro-batch, by the kind of checkpointing.
 
     `lengths` are the rows' tokens; every one of them may have to be predicted.
     """
     longest = sum(sorted(lengths)[-settings.micro_batch_size :])
     processes, stage = launch_shape(settings.accelerate_config)
-    parts = planned_peak(
-        shape,
-        settings.method,
-        tokens=longest,
-        scored=longest,
-        bf16=settings.bf16,
-        checkpointing=False,
-        zero_stage=stage,
-        processes=processes,
-    )
-    return sum(parts.values())
+    kinds: tuple[Checkpointing, ...] = get_args(Checkpointing)
+    return {
+        kind: sum(
+            planned_peak(
+                shape,
+                settings.method,
+                tokens=longest,
+                scored=longest,
+                bf16=settings.bf16,
+                checkpointing=kind,
+                zero_stage=stage,
+                processes=processes,
+            ).values()
+        )
+        for kind in kinds
+    }

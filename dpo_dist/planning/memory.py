@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_dist.config import Full, Lora, Method
+from dpo_dist.config import Checkpointing, Full, Lora, Method
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def planned_peak(
     tokens: int,
     scored: int,
     bf16: bool,
-    checkpointing: bool,
+    checkpointing: Checkpointing,
     zero_stage: int = 0,
     processes: int = 1,
 ) -> dict[str, int]:
@@ -84,10 +84,8 @@ def planned_peak(
     if isinstance(method, Lora):
         weights += 4 * trained
     layer, once = _activation_bytes(shape, method, half)
-    layers = 1 if checkpointing else shape.layers
-    activations = tokens * (layers * layer + once)
-    if checkpointing:
-        activations += tokens * shape.layers * half * shape.hidden
+    activations = tokens * (layer + once)  # of the layer whose backward runs
+    activations += tokens * _kept_bytes(shape, method, half, checkpointing) * (shape.layers - 1)
     if isinstance(method, Full) and bf16:
         weights += 2 * shape.parameters  # autocast's copies, kept until the backward is over
     return {
@@ -106,6 +104,19 @@ def _activation_bytes(shape: ModelShape, method: Method, half: int) -> tuple[int
     if isinstance(method, Lora):
         per_layer += half * method.r * len(shape.linear)
     return per_layer * half // 2, 6 * h * half // 2
+
+
+def _kept_bytes(shape: ModelShape, method: Method, half: int, kind: Checkpointing) -> int:
+    """Bytes a token that one of the other layers keeps."""
+    if kind == "none":
+        return _activation_bytes(shape, method, half)[0]
+    width = shape.hidden  # the layer's input
+    if kind == "selective":
+        width += sum(outputs for _, outputs in shape.linear) + shape.heads * shape.head_dim
+        if isinstance(method, Lora):
+            width += method.r * len(shape.linear)
+        return half * width + 4 * shape.heads  # and the scores' log-sum-exp
+    return half * width
 
 
 def _head_bytes(shape: ModelShape, method: Method, scored: int, half: int) -> int:

@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from dpo_dist.training.packing import PackPlan, plan_packing
-from dpo_dist.training.segment_attention import Rule, SegmentAttention
+from dpo_dist.training.segment_attention import flattened, segment_attention
 
 NAME = "dpo_packed"
 
@@ -54,8 +54,9 @@ def packed_attention(
     query, key, value = _in_autocast_dtype(query, key, value)
     if query.device.type == "cuda" and softcap is None and query.dtype in _VARLEN_DTYPES:
         return _varlen(query[0], key[0], value[0], pack, scale, sliding_window)[None], None
-    rule = Rule(scale, sliding_window, softcap)
-    out = SegmentAttention.apply(query[0], key[0], value[0], pack.groups, rule)  # type: ignore[no-untyped-call]
+    out, _ = segment_attention(
+        *(query[0], key[0], value[0], flattened(pack.groups), scale, sliding_window, softcap)
+    )
     return out.transpose(0, 1)[None], None
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field
 
-from dpo_dist.config import Optimization, Section, Sft, Train, Wandb
+from dpo_dist.config import Checkpointing, Optimization, Section, Sft, Train, Wandb
 from dpo_dist.errors import ConfigError
 
 # Files between the phase and its training processes, in the phase's directory.
@@ -25,9 +25,9 @@ class TrainingJob(Section):
     for SFT, `id, row, tokens, prompt_ids, chosen_ids, rejected_ids` for DPO. `adapter` is the SFT
     adapter that DPO starts from and is measured against, or None when `model` itself is the SFT
     model. `start` identifies those weights; the log-probs of the reference, which they are, lie
-    in `reference_folder`. `planned_peak_bytes` is a process's planned memory without activation
-    checkpointing. `checkpoint` is where training goes on, `reshard` says that its universal form
-    has to be read (universal.py).
+    in `reference_folder`. `planned_peak_bytes` is a process's planned memory by the kind of
+    activation checkpointing. `checkpoint` is where training goes on, `reshard` says that its
+    universal form has to be read (universal.py).
     """
 
     kind: Literal["sft", "dpo"]
@@ -40,7 +40,7 @@ class TrainingJob(Section):
     validation_rows: Path | None = None
     reference_folder: Path | None = None
     start: dict[str, Any] = Field(default_factory=dict)
-    planned_peak_bytes: int
+    planned_peak_bytes: dict[Checkpointing, int]
     out: Path
     seed: int
     run_name: str

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,16 +9,13 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from dpo_dist import ranks
-from dpo_dist.config import Lora, Train
-from dpo_dist.console import say, warn
+from dpo_dist.config import Checkpointing, Lora, Train
+from dpo_dist.console import warn
 from dpo_dist.errors import ConfigError
-from dpo_dist.training import attention
+from dpo_dist.training import attention, lora_linear
+from dpo_dist.training.activations import checkpoint_selectively
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.layout import why_not_packed
-
-# The share of the free memory that a plan may fill: the rest is for what it leaves out
-# (temporaries, the allocator's gaps, the libraries).
-FITS = 0.8
 
 
 def uses_bf16(job: TrainingJob) -> bool:
@@ -42,33 +37,6 @@ def weights_dtype(job: TrainingJob) -> torch.dtype:
     lora = isinstance(job.settings.method, Lora)
     half = lora and uses_bf16(job) and job.dtype == "bfloat16"
     return torch.bfloat16 if half else torch.float32
-
-
-def checkpoints_activations(job: TrainingJob) -> bool:
-    """Whether to recompute activations in the backward: about a third more work, asked for, or
-    because the planned peak does not fit into what is free."""
-    if job.settings.gradient_checkpointing != "auto":
-        return job.settings.gradient_checkpointing
-    if torch.cuda.is_available():
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        free = _available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    needed = job.planned_peak_bytes
-    if needed <= FITS * free:
-        return False
-    say(
-        f"activation checkpointing: {needed / 2**30:.1f} GiB are planned, "
-        f"{free / 2**30:.1f} GiB are free"
-    )
-    return True
-
-
-def _available_memory() -> int:
-    """Bytes that can be allocated without swapping."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo names no MemAvailable")
 
 
 def load_policy(job: TrainingJob) -> tuple[Any, LoraConfig | None]:
@@ -125,7 +93,16 @@ def load_reference(job: TrainingJob) -> Any | None:
     return model.eval()
 
 
-def share_inputs_with_lora(model: torch.nn.Module) -> None:
+def lighten(model: Any, job: TrainingJob, checkpointing: Checkpointing) -> None:
+    """Let the layers compute and keep less, with the same results."""
+    lora_linear.install(model)
+    if uses_bf16(job):
+        _share_inputs_with_lora(model)
+    if checkpointing == "selective":
+        checkpoint_selectively(model)
+
+
+def _share_inputs_with_lora(model: torch.nn.Module) -> None:
     """Under autocast, let LoRA layers multiply the activations that the base layers multiply.
 
     PEFT casts them to the adapter's float32, autocast casts them back: the same numbers, in a

@@ -66,60 +66,83 @@ class _Segment:
             yield slice(self.own.start + start, self.own.start + stop), slice(begin, end)
 
 
-def _segments(groups: Sequence[Group]) -> Iterator[_Segment]:
-    for group in groups:
-        begin = group.start + group.shared
-        for number, length in enumerate(group.branches):
-            end = begin + length
+def _segments(groups: Sequence[int]) -> Iterator[_Segment]:
+    numbers = iter(groups)
+    for start in numbers:
+        shared, count = next(numbers), next(numbers)
+        end = start + shared
+        for number in range(count):
+            begin, end = end, end + next(numbers)
             if number == 0:
-                yield _Segment(slice(0, 0), slice(group.start, end))
-            elif length:
-                prefix = slice(group.start, group.start + group.shared)
-                yield _Segment(prefix, slice(begin, end))
-            begin = end
+                yield _Segment(slice(0, 0), slice(start, end))
+            elif begin < end:
+                yield _Segment(slice(start, start + shared), slice(begin, end))
 
 
-class SegmentAttention(torch.autograd.Function):
-    """Differentiable by query, key and value, on any device and in any dtype."""
+@torch.library.custom_op("dpo_dist::segment_attention", mutates_args=())
+def segment_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    groups: list[int],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """query (H, T, D), key and value (K, T, D), `groups` as `flattened` gives them -> (output
+    (H, T, D), log-sum-exp of the scores (H, T)); differentiable on any device and in any dtype."""
+    rule = Rule(scale, window, softcap)
+    out = query.new_empty(*query.shape[:2], value.shape[-1])
+    lse = query.new_empty(query.shape[:2], dtype=_accumulator(query))
+    attend = _flash if query.device.type == "cpu" and softcap is None else _attend
+    for segment in _segments(groups):
+        keys, values = segment.gather(key), segment.gather(value)
+        for rows, seen in segment.blocks(keys.shape[1], window):
+            block = attend(query[:, rows], keys[:, seen], values[:, seen], rule)
+            out[:, rows], lse[:, rows] = block
+    return out, lse
 
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: Sequence[Group], rule: Rule
-    ) -> Tensor:
-        """query (H, T, D), key and value (K, T, D) -> (H, T, D)."""
-        out = query.new_empty(*query.shape[:2], value.shape[-1])
-        lse = query.new_empty(query.shape[:2], dtype=_accumulator(query))
-        attend = _flash if query.device.type == "cpu" and rule.softcap is None else _attend
-        for segment in _segments(groups):
-            keys, values = segment.gather(key), segment.gather(value)
-            for rows, seen in segment.blocks(keys.shape[1], rule.window):
-                block = attend(query[:, rows], keys[:, seen], values[:, seen], rule)
-                out[:, rows], lse[:, rows] = block
-        ctx.save_for_backward(query, key, value, out, lse)
-        ctx.groups, ctx.rule = groups, rule
-        return out
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, lse = ctx.saved_tensors
-        rule: Rule = ctx.rule
-        by_query = torch.empty_like(query)
-        by_key, by_value = (torch.zeros_like(x, dtype=lse.dtype) for x in (key, value))
-        delta = (grad.to(lse.dtype) * out).sum(-1)  # (H, T)
-        fast = query.dtype == torch.bfloat16 and rule.softcap is None
-        differentiate = _bfloat16_gradients if fast else _gradients
-        for segment in _segments(ctx.groups):
-            keys, values = segment.gather(key), segment.gather(value)
-            by_keys, by_values = (torch.zeros_like(x, dtype=lse.dtype) for x in (keys, values))
-            for rows, seen in segment.blocks(keys.shape[1], rule.window):
-                queries = _Queries(query[:, rows], grad[:, rows], lse[:, rows], delta[:, rows])
-                gradients = differentiate(queries, keys[:, seen], values[:, seen], rule)
-                by_query[:, rows] = gradients[0]
-                by_keys[:, seen] += gradients[1]
-                by_values[:, seen] += gradients[2]
-            segment.scatter_add(by_key, by_keys)
-            segment.scatter_add(by_value, by_values)
-        return by_query, by_key.to(key.dtype), by_value.to(value.dtype), None, None
+def flattened(groups: Sequence[Group]) -> list[int]:
+    """Groups as an operation takes them: of each its start, shared length, number of branches
+    and their lengths."""
+    return [
+        n
+        for group in groups
+        for n in (group.start, group.shared, len(group.branches), *group.branches)
+    ]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, ctx.groups, *rule = inputs
+    ctx.rule = Rule(*rule)
+    ctx.save_for_backward(query, key, value, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    query, key, value, out, lse = ctx.saved_tensors
+    rule: Rule = ctx.rule
+    by_query = torch.empty_like(query)
+    by_key, by_value = (torch.zeros_like(x, dtype=lse.dtype) for x in (key, value))
+    delta = (grad.to(lse.dtype) * out).sum(-1)  # (H, T)
+    fast = query.dtype == torch.bfloat16 and rule.softcap is None
+    differentiate = _bfloat16_gradients if fast else _gradients
+    for segment in _segments(ctx.groups):
+        keys, values = segment.gather(key), segment.gather(value)
+        by_keys, by_values = (torch.zeros_like(x, dtype=lse.dtype) for x in (keys, values))
+        for rows, seen in segment.blocks(keys.shape[1], rule.window):
+            queries = _Queries(query[:, rows], grad[:, rows], lse[:, rows], delta[:, rows])
+            gradients = differentiate(queries, keys[:, seen], values[:, seen], rule)
+            by_query[:, rows] = gradients[0]
+            by_keys[:, seen] += gradients[1]
+            by_values[:, seen] += gradients[2]
+        segment.scatter_add(by_key, by_keys)
+        segment.scatter_add(by_value, by_values)
+    return by_query, by_key.to(key.dtype), by_value.to(value.dtype), *(None,) * 4
+
+
+torch.library.register_autograd("dpo_dist::segment_attention", _backward, setup_context=_keep)
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,18 @@ from trl import DPOConfig, SFTConfig, SFTTrainer
 
 from dpo_dist import ranks
 from dpo_dist.artifacts import write_json, write_text
-from dpo_dist.config import Sft, Train
+from dpo_dist.config import Checkpointing, Sft, Train
 from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer
+from dpo_dist.training.activations import choose_checkpointing
 from dpo_dist.training.alarms import Alarms
 from dpo_dist.training.job import OUTCOME, PREEMPTED, TrainingJob, accumulation_steps, launch_shape
 from dpo_dist.training.layout import install
 from dpo_dist.training.models import (
-    checkpoints_activations,
     choose_layout,
+    lighten,
     load_policy,
     load_reference,
-    share_inputs_with_lora,
     uses_bf16,
 )
 from dpo_dist.training.monitors import MetricsWriter
@@ -69,6 +69,7 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
     settings = job.settings
     assert isinstance(settings, Train)
     model, peft_config = load_policy(job)
+    checkpointing = choose_checkpointing(job)
     tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
     packed = choose_layout(model, settings)
     rows = Dataset.from_parquet(str(job.rows))
@@ -79,7 +80,7 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
         model=model,
         ref_model=load_reference(job) if validation is not None else None,
         args=DPOConfig(
-            **_arguments(job),
+            **_arguments(job, checkpointing),
             **_evaluation(settings, rows, validation),
             **loss_arguments(settings),
             precompute_ref_log_probs=settings.reference == "cached",
@@ -95,8 +96,7 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
             Alarms(job.out / "metrics.jsonl", settings),
         ],
     )
-    if uses_bf16(job):
-        share_inputs_with_lora(trainer.model)
+    lighten(trainer.model, job, checkpointing)
     return trainer
 
 
@@ -133,21 +133,21 @@ def _evaluation(settings: Train, rows: Dataset, validation: Dataset | None) -> d
 def _sft_trainer(job: TrainingJob) -> SFTTrainer:
     assert isinstance(job.settings, Sft)
     model, peft_config = load_policy(job)
+    checkpointing = choose_checkpointing(job)
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**_arguments(job), completion_only_loss=True, packing=False),
+        args=SFTConfig(**_arguments(job, checkpointing), completion_only_loss=True, packing=False),
         train_dataset=Dataset.from_parquet(str(job.rows)),
         processing_class=load_tokenizer(job.model, trust_remote_code=job.trust_remote_code),
         peft_config=peft_config,
         callbacks=[MetricsWriter(job.out / "metrics.jsonl", "sft")],
     )
     install(trainer.model)
-    if uses_bf16(job):
-        share_inputs_with_lora(trainer.model)
+    lighten(trainer.model, job, checkpointing)
     return trainer
 
 
-def _arguments(job: TrainingJob) -> dict[str, Any]:
+def _arguments(job: TrainingJob, checkpointing: Checkpointing) -> dict[str, Any]:
     """What SFT and DPO share of `transformers.TrainingArguments`."""
     settings = job.settings
     on_cpu = not torch.cuda.is_available()
@@ -164,7 +164,7 @@ def _arguments(job: TrainingJob) -> dict[str, Any]:
         "max_grad_norm": settings.max_grad_norm,
         "warmup_steps": settings.warmup_steps,
         "bf16": uses_bf16(job),
-        "gradient_checkpointing": checkpoints_activations(job),
+        "gradient_checkpointing": checkpointing == "full",  # `selective` is not the library's
         "logging_steps": settings.logging_steps,
         "logging_nan_inf_filter": False,  # it would print an average in place of a NaN
         "save_strategy": "steps",

@@ -15,10 +15,10 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from dpo_dist.config import Train
+from dpo_dist.config import Checkpointing, Train
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.training.job import TrainingJob
-from dpo_dist.training.models import choose_layout, load_policy
+from dpo_dist.training.models import choose_layout, lighten, load_policy
 from dpo_dist.training.preference_trainer import PairCollator, PreferenceTrainer
 from dpo_dist.training.reference import row_key
 from dpo_dist.training.trainer import build_dpo_trainer, loss_arguments
@@ -27,11 +27,13 @@ from tests.numerics.pairs import random_pairs
 STEPS = 20
 CASES = [
     # method, starts from an SFT adapter, activation checkpointing, loss
-    ("full", False, False, "sigmoid"),
-    ("full", False, True, "ipo"),
-    ("lora", False, False, {"sigmoid": 1.0, "sft": 0.5}),
-    ("lora", True, False, "sigmoid"),
-    ("lora", True, True, "ipo"),
+    ("full", False, "none", "sigmoid"),
+    ("full", False, "full", "ipo"),
+    ("full", False, "selective", "sigmoid"),
+    ("lora", False, "none", {"sigmoid": 1.0, "sft": 0.5}),
+    ("lora", True, "none", "sigmoid"),
+    ("lora", True, "full", "ipo"),
+    ("lora", True, "selective", "ipo"),
 ]
 METRICS = ("rewards/margins", "logps/chosen", "entropy", "logits/chosen", "mean_token_accuracy")
 
@@ -84,7 +86,7 @@ def make_job(model: Path, out: Path, adapter: Path | None, settings: Train) -> T
         dtype="float32",
         rows=out / "rows.parquet",
         reference_folder=out / "reference",
-        planned_peak_bytes=0,
+        planned_peak_bytes={"none": 0, "selective": 0, "full": 0},
         out=out,
         seed=11,
         run_name="test",
@@ -124,7 +126,7 @@ def test_accumulation_does_not_change_the_losses(tiny_model: Path, tmp_path: Pat
 def test_the_losses_of_twenty_steps_are_trl_s(
     method: str,
     from_adapter: bool,
-    checkpointing: bool,
+    checkpointing: Checkpointing,
     loss: Any,
     tiny_model: Path,
     tmp_path: Path,
@@ -143,7 +145,7 @@ def test_the_losses_of_twenty_steps_are_trl_s(
     tokenizer = load_tokenizer(str(tiny_model))
     data = Dataset.from_list(rows())
 
-    def arguments(**more: Any) -> DPOConfig:
+    def arguments(gradient_checkpointing: bool, **more: Any) -> DPOConfig:
         return DPOConfig(
             output_dir=str(tmp_path / "out"),
             per_device_train_batch_size=2,
@@ -158,7 +160,7 @@ def test_the_losses_of_twenty_steps_are_trl_s(
             disable_tqdm=True,
             seed=11,
             remove_unused_columns=False,
-            gradient_checkpointing=checkpointing,
+            gradient_checkpointing=gradient_checkpointing,
             **loss_arguments(settings),
             **more,
         )
@@ -167,21 +169,25 @@ def test_the_losses_of_twenty_steps_are_trl_s(
     model, peft_config = load_policy(job)
     stock = logged(
         StockTrainer(
-            model=model, args=arguments(), peft_config=peft_config, settings=settings, **common
-        )
-    )
-    model, peft_config = load_policy(job)
-    ours = logged(
-        PreferenceTrainer(
-            job=job,
-            packed=choose_layout(model, settings),
             model=model,
-            args=arguments(precompute_ref_log_probs=True),
+            args=arguments(checkpointing != "none"),
             peft_config=peft_config,
-            data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id, packed=True),
+            settings=settings,
             **common,
         )
     )
+    model, peft_config = load_policy(job)
+    trainer = PreferenceTrainer(
+        job=job,
+        packed=choose_layout(model, settings),
+        model=model,
+        args=arguments(checkpointing == "full", precompute_ref_log_probs=True),
+        peft_config=peft_config,
+        data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id, packed=True),
+        **common,
+    )
+    lighten(trainer.model, job, checkpointing)
+    ours = logged(trainer)
     assert len(stock) == len(ours) == STEPS
     assert abs(stock[-1]["loss"] - stock[0]["loss"]) > 1e-2, "training moved the loss"
     scale = max(1.0, abs(stock[0]["loss"]))  # IPO starts at 25

@@ -38,7 +38,7 @@ def trainer(tiny_model: Path, tmp_path_factory) -> PreferenceTrainer:
             bf16=False,
             use_cpu=True,
             report_to="none",
-            gradient_checkpointing=False,
+            gradient_checkpointing="none",
             precompute_ref_log_probs=True,
         ),
         train_dataset=Dataset.from_list(rows()),

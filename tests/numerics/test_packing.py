@@ -78,7 +78,7 @@ def test_any_number_of_completions_shares_a_prompt() -> None:
 
 def test_bfloat16_gradients_stay_within_its_rounding() -> None:
     """The backward in bfloat16 takes short cuts: its error against float64 is a few roundings."""
-    from dpo_dist.training.segment_attention import Rule, SegmentAttention
+    from dpo_dist.training.segment_attention import flattened, segment_attention
 
     plan = collate(random_pairs(6))["pack"]
     length = len(plan.source)
@@ -89,7 +89,7 @@ def test_bfloat16_gradients_stay_within_its_rounding() -> None:
         gradients = []
         for dtype in (torch.bfloat16, torch.float64):
             *operands, grad = (x.to(dtype).requires_grad_() for x in inputs)
-            out = SegmentAttention.apply(*operands, plan.groups, Rule(0.125, window))
+            out = segment_attention(*operands, flattened(plan.groups), 0.125, window, None)[0]
             gradients.append(torch.autograd.grad(out, operands, grad))
         for ours, exact in zip(*gradients, strict=True):
             error = (ours.double() - exact).norm() / exact.norm()

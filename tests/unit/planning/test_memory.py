@@ -1,9 +1,10 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dpo_dist.config import Full, Lora
+from dpo_dist.config import Checkpointing, Full, Lora
 from dpo_dist.planning.memory import ModelShape, planned_peak
 
 # SmolLM2-135M, from its model card's configuration.
@@ -34,7 +35,7 @@ def test_lora_parameters_are_peft_s(tiny_model: Path) -> None:
 def test_zero_shards_what_its_stage_says() -> None:
     def plan(stage: int) -> dict[str, int]:
         return planned_peak(
-            SMOLLM2, Full(), bf16=True, checkpointing=False, zero_stage=stage, processes=4, **BATCH
+            SMOLLM2, Full(), bf16=True, checkpointing="none", zero_stage=stage, processes=4, **BATCH
         )
 
     whole = plan(0)
@@ -44,14 +45,15 @@ def test_zero_shards_what_its_stage_says() -> None:
     assert plan(3)["weights"] == whole["weights"] // 4
 
 
-def test_checkpointing_trades_activations_and_nothing_else() -> None:
-    off, on = (
-        planned_peak(SMOLLM2, Lora(), bf16=True, checkpointing=c, **BATCH) for c in (False, True)
+@pytest.mark.parametrize("method", [Lora(), Full()])
+def test_checkpointing_trades_activations_and_nothing_else(method: Lora | Full) -> None:
+    none, selective, full = (
+        planned_peak(SMOLLM2, method, bf16=True, checkpointing=kind, **BATCH)
+        for kind in get_args(Checkpointing)
     )
-    assert on["activations"] < off["activations"] / 8
-    assert {k: v for k, v in on.items() if k != "activations"} == {
-        k: v for k, v in off.items() if k != "activations"
-    }
+    assert full["activations"] < selective["activations"] / 4 < none["activations"] / 7
+    for plan in (selective, full):
+        assert plan | {"activations": 0} == none | {"activations": 0}
 
 
 def test_activations_follow_the_formula() -> None:
@@ -59,5 +61,5 @@ def test_activations_follow_the_formula() -> None:
     layer = 20 * 576 + 4 * 576 * 3 / 9 + 8 * 1536 + 4 * 9 + 8
     lora = 2 * 16 * 7  # the low-rank activations of seven modules
     expected = 4000 * (30 * (layer + lora) + 6 * 576)
-    parts = planned_peak(SMOLLM2, Lora(), bf16=True, checkpointing=False, **BATCH)
+    parts = planned_peak(SMOLLM2, Lora(), bf16=True, checkpointing="none", **BATCH)
     assert parts["activations"] == pytest.approx(expected, rel=1e-6)

@@ -109,7 +109,7 @@ def make_job(folder: Path, processes: int, stage: int) -> TrainingJob:
         model="m",
         dtype="float32",
         rows=folder / "rows.parquet",
-        planned_peak_bytes=0,
+        planned_peak_bytes={"none": 0, "selective": 0, "full": 0},
         out=folder,
         seed=1,
         run_name="r",

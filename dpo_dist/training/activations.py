@@ -1,0 +1,104 @@
+"""What the forward keeps for the backward: everything, only what is costly to compute, or nothing.
+
+`selective` checkpointing (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198) keeps the
+outputs of matrix products and attention and computes the rest of a layer again: norms, rotary
+embeddings and activations take most of the memory and little of the time. `full` keeps a layer's
+input, and computes the layer twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+from dpo_dist.config import Checkpointing
+from dpo_dist.console import say
+from dpo_dist.errors import ConfigError
+from dpo_dist.training.job import TrainingJob, launch_shape
+
+# The share of the free memory that a plan may fill: the rest is for what it leaves out
+# (temporaries, the allocator's gaps, the libraries).
+FITS = 0.8
+# A product by a smaller matrix is a LoRA layer's: cheap, and as large as what it is added to.
+NARROW = 32
+
+
+def choose_checkpointing(job: TrainingJob) -> Checkpointing:
+    """The kind of activation checkpointing: asked for, or (`auto`) the first that fits."""
+    asked = job.settings.gradient_checkpointing
+    zero3 = launch_shape(job.settings.accelerate_config)[1] == 3
+    if asked == "selective" and zero3:
+        raise ConfigError(
+            "gradient_checkpointing: selective is not possible under ZeRO-3, whose weights come "
+            "and go between the forward and its repetition; use full"
+        )
+    if asked != "auto":
+        return asked
+    free = _free_bytes()
+    kinds: tuple[Checkpointing, ...] = ("none", "full") if zero3 else ("none", "selective", "full")
+    chosen = next(
+        (kind for kind in kinds if job.planned_peak_bytes[kind] <= FITS * free), kinds[-1]
+    )
+    if chosen != "none":
+        say(
+            f"activation checkpointing: {chosen} ({job.planned_peak_bytes['none'] / 2**30:.1f} GiB "
+            f"are planned without it, {free / 2**30:.1f} GiB are free)"
+        )
+    return chosen
+
+
+def _free_bytes() -> float:
+    """What this process may allocate."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return _available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _available_memory() -> int:
+    """Bytes that can be allocated without swapping."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/meminfo names no MemAvailable")
+
+
+def checkpoint_selectively(model: Any) -> None:
+    """Switch selective checkpointing on for the layers of a transformers model."""
+    model.gradient_checkpointing_enable(
+        {
+            "use_reentrant": False,
+            "context_fn": functools.partial(create_selective_checkpoint_contexts, _policy),
+        }
+    )
+    # For reentrant checkpointing, which needs an input with a gradient.
+    model.disable_input_require_grads()
+
+
+def _policy(_: Any, operation: Any, *args: Any, **__: Any) -> CheckpointPolicy:
+    kept = operation in _costly() or (operation in _PRODUCTS and min(args[-1].shape[-2:]) >= NARROW)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+
+
+@functools.cache
+def _costly() -> frozenset[Any]:
+    """Attention in every form that torch has for it, ours, and LoRA's layers."""
+    aten = torch.ops.aten
+    found = [
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+        torch.ops.dpo_dist.segment_attention.default,
+        torch.ops.dpo_dist.lora_linear.default,
+    ]
+    if hasattr(torch.ops.torch_attn, "_varlen_attn"):  # registered where varlen is imported
+        found.append(torch.ops.torch_attn._varlen_attn.default)
+    return frozenset(found)
