@@ -128,10 +128,14 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     delta = (grad.to(lse.dtype) * out).sum(-1)  # (H, T)
     fast = query.dtype == torch.bfloat16 and rule.softcap is None
     differentiate = _bfloat16_gradients if fast else _gradients
+    if fast:
+        query, grad = _widen(query * rule.scale, -lse), _widen(grad, -delta)
+        key, value = (torch.cat((x, x.new_ones(*x.shape[:2], 2)), -1) for x in (key, value))
     for segment in _segments(ctx.groups):
         keys, values = segment.gather(key), segment.gather(value)
-        by_keys, by_values = (torch.zeros_like(x, dtype=lse.dtype) for x in (keys, values))
-        for rows, seen in segment.blocks(keys.shape[1], rule.window):
+        count = keys.shape[1]
+        by_keys, by_values = (x.new_zeros(len(x), count, x.shape[-1]) for x in (by_key, by_value))
+        for rows, seen in segment.blocks(count, rule.window):
             queries = _Queries(query[:, rows], grad[:, rows], lse[:, rows], delta[:, rows])
             gradients = differentiate(queries, keys[:, seen], values[:, seen], rule)
             by_query[:, rows] = gradients[0]
@@ -139,7 +143,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
             by_values[:, seen] += gradients[2]
         segment.scatter_add(by_key, by_keys)
         segment.scatter_add(by_value, by_values)
-    return by_query, by_key.to(key.dtype), by_value.to(value.dtype), *(None,) * 4
+    return by_query, by_key.to(grad.dtype), by_value.to(grad.dtype), *(None,) * 4
 
 
 torch.library.register_autograd("dpo_dist::segment_attention", _backward, setup_context=_keep)
@@ -215,26 +219,25 @@ def _bfloat16_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`_gradients` without a float32 copy of the scores, which would take as long as the rest.
 
-    score - lse and grad . value - delta come straight out of the products, as two more columns
-    of each factor (a float32 number is the sum of two bfloat16 ones to 16 bits). What is rounded
-    is then a log-probability, which is near zero where the probability is not.
+    score - lse and grad . value - delta come straight out of the products, from the two more
+    columns that every operand has here (`_widen`; ones in key and value). What is rounded is then
+    a log-probability, which is near zero where the probability is not.
     """
     query = queries.query
     count, seen = query.shape[1], key.shape[1]
-    ones = key.new_ones(*key.shape[:2], 2)
-    scaled = _fold(torch.cat((query * rule.scale, _two(-queries.lse)), -1), key)
-    grad = _fold(torch.cat((queries.grad, _two(-queries.delta)), -1), key)
-    weights = scaled.bmm(torch.cat((key, ones), -1).transpose(1, 2)).exp_()
-    square = weights.unflatten(1, (-1, count))
-    if rule.window:
-        square.masked_fill_(~_mask(count, seen, rule.window, key.device), 0)
-    else:
-        square[..., seen - count :].tril_()
-    by_score = grad.bmm(torch.cat((value, ones), -1).transpose(1, 2)).mul_(weights)
+    scaled, grad = _fold(query, key), _fold(queries.grad, key)
+    scores = scaled.bmm(key.transpose(1, 2))
+    # Without a window only the last square has keys behind their query.
+    near = seen if rule.window else count
+    bias = _bias(count, near, rule.window, key.dtype, key.device)
+    scores.unflatten(1, (-1, count))[..., seen - near :] += bias
+    weights = scores.exp_()
+    by_score = grad.bmm(value.transpose(1, 2)).mul_(weights)
+    key, scaled, grad = (x[..., :-2].contiguous() for x in (key, scaled, grad))
     return (
-        by_score.bmm(key).view_as(query).mul_(rule.scale),
-        by_score.transpose(1, 2).bmm(scaled[..., :-2]),
-        weights.transpose(1, 2).bmm(grad[..., :-2]),
+        by_score.bmm(key).view(*query.shape[:2], -1).mul_(rule.scale),
+        by_score.transpose(1, 2).bmm(scaled),
+        weights.transpose(1, 2).bmm(grad),
     )
 
 
@@ -248,10 +251,12 @@ def _by_group(x: Tensor, key: Tensor) -> Tensor:
     return x.reshape(key.shape[0], -1, x.shape[-1])
 
 
-def _two(x: Tensor) -> Tensor:
-    """(..., n) float32 -> (..., n, 2) bfloat16 whose sum is x to 16 bits."""
-    high = x.to(torch.bfloat16)
-    return torch.stack((high, (x - high).to(torch.bfloat16)), -1)
+def _widen(x: Tensor, more: Tensor) -> Tensor:
+    """(H, T, D) bfloat16, (H, T) float32 -> (H, T, D + 2): two more columns, whose sum is `more`
+    to 16 bits."""
+    high = more.to(torch.bfloat16)
+    low = (more - high).to(torch.bfloat16)
+    return torch.cat((x, high[..., None], low[..., None]), -1)
 
 
 def _accumulator(x: Tensor) -> torch.dtype:
