@@ -68,15 +68,23 @@ def _available_memory() -> int:
 
 
 def checkpoint_selectively(model: Any) -> None:
-    """Switch selective checkpointing on for the layers of a transformers model."""
-    model.gradient_checkpointing_enable(
-        {
-            "use_reentrant": False,
-            "context_fn": functools.partial(create_selective_checkpoint_contexts, _policy),
-        }
-    )
-    # For reentrant checkpointing, which needs an input with a gradient.
-    model.disable_input_require_grads()
+    """Switch selective checkpointing on for the layers of a model.
+
+    Whoever enables checkpointing later gets this kind, too: TRL switches it off and on again
+    around a live reference.
+    """
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    enable = model.gradient_checkpointing_enable
+    context_fn = functools.partial(create_selective_checkpoint_contexts, _policy)
+
+    def enable_selective(*_: Any, **__: Any) -> None:
+        enable({"use_reentrant": False, "context_fn": context_fn})
+        # For reentrant checkpointing, which needs an input with a gradient.
+        model.disable_input_require_grads()
+
+    model.gradient_checkpointing_enable = enable_selective
+    enable_selective()
 
 
 def _policy(_: Any, operation: Any, *args: Any, **__: Any) -> CheckpointPolicy:

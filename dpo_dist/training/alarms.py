@@ -14,7 +14,6 @@ are not the policy's own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +26,7 @@ from dpo_dist import ranks
 from dpo_dist.config import KlMonitor, Train
 from dpo_dist.console import warn
 from dpo_dist.losses import LN2, first_loss
+from dpo_dist.training.metrics_log import MetricsLog
 
 Line = Mapping[str, Any]
 
@@ -145,22 +145,24 @@ def _last(lines: Sequence[Line], key: str, count: int) -> list[float]:
 
 
 class Alarms(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
-    """Says each kind of alarm once, writes it to metrics.jsonl, and ends a training over budget.
+    """Says each kind of alarm once, on the console, in metrics.jsonl and to wandb where that is
+    used, and ends a training over budget.
 
     Every rank must be given the same logs, so that all of them stop at the same step.
     """
 
-    def __init__(self, path: Path, settings: Train) -> None:
-        self._path = path
+    def __init__(self, path: Path, settings: Train, *, wandb: bool = False) -> None:
+        self._log = MetricsLog(path)
         self._settings = settings
         self._lines: list[Line] = []
         self._said: set[str] = set()
+        self._wandb = wandb
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """A resumed training goes on from what was logged, and said, up to its checkpoint."""
-        before = _read(self._path, state.global_step) if ranks.is_main() else []
+        before = self._log.until(state.global_step) if ranks.is_main() else []
         self._said = {line["alarm"] for line in before if "alarm" in line}
         self._lines = [_meant(line["step"], line) for line in before if "alarm" not in line]
 
@@ -186,27 +188,14 @@ class Alarms(TrainerCallback):  # type: ignore[misc]  # transformers is not foll
             return
         message = alarm.message + (" Training ends here (train.kl.stop)." if stops else "")
         warn(f"step {step}: {message}")
-        line = {"step": step, "alarm": alarm.kind, "message": message}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._log.append({"step": step, "alarm": alarm.kind, "message": message})
+        if self._wandb:
+            import wandb
+
+            wandb.alert(title=f"{alarm.kind} at step {step}", text=message, level="WARN")
 
 
 def _meant(step: int, logs: Mapping[str, Any]) -> Line:
     """Before the first step all margins are 0, and the accuracy, which counts those above, says
     nothing."""
     return {k: v for k, v in logs.items() if step or not k.endswith("rewards/accuracies")}
-
-
-def _read(path: Path, step: int) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl up to a step; a line torn by a crash ends them."""
-    lines: list[dict[str, Any]] = []
-    if not path.exists():
-        return lines
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        if line["step"] <= step:
-            lines.append(line)
-    return lines

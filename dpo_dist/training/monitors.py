@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -13,11 +12,11 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dpo_dist import ranks
-from dpo_dist.artifacts import write_text
 from dpo_dist.config import Train
 from dpo_dist.console import Advance, progress
 from dpo_dist.errors import TrainingDiverged
 from dpo_dist.losses import first_loss
+from dpo_dist.training.metrics_log import MetricsLog
 
 # How far the first loss may lie from its exact value, relative to it: bfloat16 rounds the
 # log-probabilities of policy and reference differently when their batches are shaped differently.
@@ -68,7 +67,7 @@ class MetricsWriter(TrainerCallback):  # type: ignore[misc]  # transformers is n
     """Writes metrics.jsonl, moves the progress bar, and stops at a loss that is not finite."""
 
     def __init__(self, path: Path, phase: str) -> None:
-        self._path = path
+        self._log = MetricsLog(path)
         self._phase = phase
         self._stack = ExitStack()
         self._advance: Advance = lambda n, note="": None
@@ -82,7 +81,7 @@ class MetricsWriter(TrainerCallback):  # type: ignore[misc]  # transformers is n
     ) -> None:
         self._step = state.global_step
         if ranks.is_main():
-            _forget_after(self._path, state.global_step)
+            self._log.forget_after(state.global_step)
         bar = progress(self._phase, state.max_steps, state.global_step)
         self._advance = self._stack.enter_context(bar)
         self._seconds = time.monotonic()
@@ -109,9 +108,7 @@ class MetricsWriter(TrainerCallback):  # type: ignore[misc]  # transformers is n
         logs |= self._throughput(logs)
         self._note = _note(logs) or self._note
         if ranks.is_main():
-            line = {"step": state.global_step, "epoch": state.epoch, **logs}
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            self._log.append({"step": state.global_step, "epoch": state.epoch, **logs})
 
     def _throughput(self, logs: dict[str, float]) -> dict[str, float]:
         """Tokens per second since the last training log; the first one has no predecessor."""
@@ -134,17 +131,3 @@ def _note(logs: dict[str, float]) -> str:
     """The few figures that fit behind the progress bar."""
     shown = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
     return " ".join(f"{label} {logs[key]:.3f}" for key, label in shown.items() if key in logs)
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Cut off the metrics of steps that a resumed training will do again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            break  # torn by a crash: whatever follows is done again
-    write_text(path, "".join(kept))

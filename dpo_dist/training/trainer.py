@@ -93,7 +93,7 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
         peft_config=peft_config,
         callbacks=[
             MetricsWriter(job.out / "metrics.jsonl", "train"),
-            Alarms(job.out / "metrics.jsonl", settings),
+            Alarms(job.out / "metrics.jsonl", settings, wandb=job.wandb is not None),
         ],
     )
     lighten(trainer.model, job, checkpointing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from trl import DPOConfig
 from dpo_dist.config import Train
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.losses import LOSSES, first_loss
+from dpo_dist.training import attention
 from dpo_dist.training.models import choose_layout, load_policy
 from dpo_dist.training.preference_trainer import PairCollator, PreferenceTrainer
 from dpo_dist.training.trainer import loss_arguments
 from tests.numerics.test_against_trl import make_job, rows
 
 BETA, EPS = 0.1, 0.05
+PAIRS = range(4)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def trainer(tiny_model: Path, tmp_path_factory) -> PreferenceTrainer:
             bf16=False,
             use_cpu=True,
             report_to="none",
-            gradient_checkpointing="none",
+            gradient_checkpointing=False,
             precompute_ref_log_probs=True,
         ),
         train_dataset=Dataset.from_list(rows()),
@@ -48,7 +51,7 @@ def trainer(tiny_model: Path, tmp_path_factory) -> PreferenceTrainer:
 
 
 def loss_of(trainer: PreferenceTrainer, shift: float, **settings: Any) -> float:
-    """The loss of the first 4 pairs, `shift` nats added to every chosen log-ratio."""
+    """The loss of `PAIRS`, `shift` nats added to every chosen log-ratio."""
     train = Train(bf16=False, beta=BETA, **settings)
     arguments = loss_arguments(train)
     trainer.loss_types, trainer.loss_weights = arguments["loss_type"], arguments["loss_weights"]
@@ -56,8 +59,10 @@ def loss_of(trainer: PreferenceTrainer, shift: float, **settings: Any) -> float:
     trainer.f_divergence_type = arguments["f_divergence_type"]
     trainer.f_alpha_divergence_coef = arguments["f_alpha_divergence_coef"]
     trainer.beta = arguments["beta"]
+    trainer.ld_alpha, trainer.use_weighting = arguments["ld_alpha"], arguments["use_weighting"]
+    trainer.args.discopop_tau = arguments["discopop_tau"]
     trainer._started = True  # the gate knows the settings that the trainer was built with
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in PAIRS])
     batch["ref_chosen_logps"] = batch["ref_chosen_logps"] - shift
     with torch.no_grad():
         return float(trainer.compute_loss(trainer.model.train(), batch))
@@ -100,6 +105,10 @@ EQUATIONS = {
     "aot_unpaired": lambda m: -(1 - EPS) * log_sigmoid(BETA * m) - EPS * log_sigmoid(-BETA * m),
     "apo_zero": lambda m: 1 - sigmoid(BETA * m) + sigmoid(0.0),
     "apo_down": lambda m: sigmoid(BETA * m) + 1 - sigmoid(BETA * m),
+    "discopop": lambda m: (
+        -log_sigmoid(BETA * m) * (1 - sigmoid(BETA * m / 0.05))
+        + math.exp(-BETA * m) * sigmoid(BETA * m / 0.05)
+    ),
     "exo_pair": lambda m: (
         sigmoid(BETA * m) * (log_sigmoid(BETA * m) - math.log(1 - EPS))
         + sigmoid(-BETA * m) * (log_sigmoid(-BETA * m) - math.log(EPS))
@@ -126,6 +135,63 @@ def test_an_f_divergence_bends_the_score(
 ) -> None:
     value = loss_of(trainer, 2.0, f_divergence=divergence)
     assert value == pytest.approx(-log_sigmoid(BETA * score), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "equation"),
+    [
+        ("ipo", lambda score: (score - 1 / (2 * BETA)) ** 2),
+        ("sigmoid_norm", lambda score: -log_sigmoid(BETA * score)),
+    ],
+)
+def test_a_length_normalised_loss_divides_by_the_answer_s_tokens(
+    trainer: PreferenceTrainer, name: str, equation: Callable[[float], float]
+) -> None:
+    scores = [2.0 / len(trainer.train_dataset[i]["chosen_ids"]) for i in PAIRS]
+    expected = sum(map(equation, scores)) / len(scores)
+    assert loss_of(trainer, 2.0, loss=name) == pytest.approx(expected, rel=1e-3)
+
+
+def answers(trainer: PreferenceTrainer) -> list[tuple[Any, ...]]:
+    """(chosen, rejected) of `PAIRS`: per token log p and log sum p^2, from full logits."""
+    model = trainer.model.train()
+    model.set_attn_implementation("sdpa")
+    found = []
+    for row in (trainer.train_dataset[i] for i in PAIRS):
+        pair = []
+        for name in ("chosen_ids", "rejected_ids"):
+            ids = torch.tensor([row["prompt_ids"] + row[name]])
+            with torch.no_grad():
+                log_p = model(input_ids=ids).logits[0, len(row["prompt_ids"]) - 1 : -1]
+            log_p = log_p.double().log_softmax(-1)
+            own = log_p.gather(1, torch.tensor(row[name])[:, None])[:, 0]
+            pair.append((own.tolist(), (2 * log_p).logsumexp(-1).tolist()))
+        found.append(tuple(pair))
+    model.set_attn_implementation(attention.NAME)
+    return found
+
+
+def test_wpo_weighs_a_pair_by_how_likely_its_answers_are(trainer: PreferenceTrainer) -> None:
+    """Equation 2 of Zhou et al. 2024 (arXiv 2406.11827)."""
+    weights = [
+        math.exp(sum((sum(own) - sum(aligned)) / len(own) for own, aligned in pair))
+        for pair in answers(trainer)
+    ]
+    assert max(weights) > 1.1 * min(weights)
+    expected = math.log(2) * sum(weights) / len(weights)
+    assert loss_of(trainer, 0.0, wpo=True) == pytest.approx(expected, rel=1e-3)
+
+
+def test_ld_alpha_weighs_what_an_answer_has_more_than_the_other(trainer: PreferenceTrainer) -> None:
+    """Liu et al. 2024 (arXiv 2409.06411); the reference's log-probs are the plain ones here."""
+    alpha, losses = 0.5, []
+    for chosen, rejected in ([own for own, _ in pair] for pair in answers(trainer)):
+        shared = min(len(chosen), len(rejected))
+        margin = (alpha - 1) * (sum(chosen[shared:]) - sum(rejected[shared:]))
+        losses.append(-log_sigmoid(BETA * margin))
+    expected = sum(losses) / len(losses)
+    assert abs(expected - math.log(2)) > 0.1
+    assert loss_of(trainer, 0.0, ld_alpha=alpha) == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_mixture_is_the_weighted_sum(trainer: PreferenceTrainer) -> None:

@@ -212,3 +212,16 @@ def test_stop_needs_something_to_stop_at() -> None:
     with pytest.raises(ValidationError, match="needs `prompts`"):
         KlMonitor(budget=0.1, prompts=0)
     assert Train().kl == KlMonitor(prompts=16, max_new_tokens=64, budget=None, stop=False)
+
+
+def test_alarms_reach_wandb(tmp_path: Path) -> None:
+    import wandb
+
+    path = tmp_path / "metrics.jsonl"
+    with wandb.init(project="test", mode="offline", dir=tmp_path):
+        alarms = Alarms(path, Train(kl=KlMonitor(budget=0.1)), wandb=True)
+        state, control = TrainerState(global_step=8), TrainerControl()
+        alarms.on_train_begin(None, TrainerState(), control)
+        alarms.on_log(None, state, control, logs={"kl/per_token": 0.3})
+    (record,) = tmp_path.rglob("*.wandb")
+    assert b"kl_budget at step 8" in record.read_bytes()
