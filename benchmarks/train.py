@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["lora", "full"])
     parser.add_argument("--comparisons", nargs="+", default=COMPARISONS, choices=COMPARISONS)
     parser.add_argument("--no-sweeps", action="store_true", help="leave out batches and prompts")
+    parser.add_argument("--profile", action="store_true", help="only: where a step of ours goes")
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
     rows = tokenized(options.rows, options.model)
@@ -61,6 +62,10 @@ def main() -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), str(options.model), rounds)
+        if options.profile:
+            ours = sides(options.methods[0], "best")[0]
+            bench.block(rows[:PAIRS_A_BLOCK], trainer="ours", profile=True, **ours)
+            return
         for method in options.methods:
             for name in ("best",) if options.quick else options.comparisons:
                 figures |= bench.compare(f"{method} {name}", rows, *sides(method, name))

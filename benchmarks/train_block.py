@@ -44,6 +44,7 @@ class Block:
     checkpointing: str  # none, selective, full
     learning_rate: float = 5.0e-5
     max_length: int = 1024
+    profile: bool = False
 
 
 class StockTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
@@ -77,6 +78,24 @@ class StepTimes(TrainerCallback):  # type: ignore[misc]  # transformers is not t
         self._last = now
 
 
+class StepProfile(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Prints where the second step's time went, by operation, to stderr."""
+
+    def __init__(self) -> None:
+        self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 1:
+            self._profile.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 2:
+            self._profile.stop()
+            averages = self._profile.key_averages()
+            table = averages.table(sort_by="self_cpu_time_total", row_limit=24)
+            print(table, file=sys.stderr)
+
+
 def run(block: Block) -> dict[str, Any]:
     """Train one epoch of the block's rows, a step a batch."""
     method = Lora() if block.method == "lora" else Full()
@@ -108,6 +127,8 @@ def run(block: Block) -> dict[str, Any]:
     times = StepTimes()
     trainer.add_callback(times)
     trainer.remove_callback(PrinterCallback)
+    if block.profile:
+        trainer.add_callback(StepProfile())
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return {

@@ -192,7 +192,8 @@ class Alarms(TrainerCallback):  # type: ignore[misc]  # transformers is not foll
         if self._wandb:
             import wandb
 
-            wandb.alert(title=f"{alarm.kind} at step {step}", text=message, level="WARN")
+            if wandb.run is not None:
+                wandb.run.alert(title=f"{alarm.kind} at step {step}", text=message, level="WARN")
 
 
 def _meant(step: int, logs: Mapping[str, Any]) -> Line:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
+from dpo_dist.training import attention
 from dpo_dist.training.logprobs import OUTPUTS, Head, score_tokens
 from dpo_dist.training.packing import PackPlan
 
@@ -60,13 +61,13 @@ def why_not_packed(model: Any) -> str | None:
     return None
 
 
-def install(model: Any) -> None:
+def install(model: Any) -> bool:
     """Wrap the forward of a model, or of the model under its adapters, after TRL's
-    `add_fused_lm_head` has wrapped it; once."""
+    `add_fused_lm_head` has wrapped it; once. Returns whether this was the time."""
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     if getattr(model, "_runs_packed_rows", False):
-        return
+        return False
     model._runs_packed_rows = True
     trl_forward = model.forward
 
@@ -80,6 +81,7 @@ def install(model: Any) -> None:
         return trl_forward(*args, **kwargs)
 
     model.forward = types.MethodType(forward, model)
+    return True
 
 
 def packed_forward(model: Any, input_ids: Tensor, labels: Tensor, pack: PackPlan) -> Any:
@@ -88,6 +90,7 @@ def packed_forward(model: Any, input_ids: Tensor, labels: Tensor, pack: PackPlan
     `input_ids`, `labels` (R, L), labels -100 outside completions. Returns TRL's
     `FusedCausalLMOutput` with per-token fields of shape (R, L - 1), zero outside completions.
     """
+    assert model.config._attn_implementation == attention.NAME, "a packed row needs its attention"
     hidden = model.base_model(
         input_ids=input_ids.flatten()[pack.source][None],
         position_ids=pack.positions[None],

@@ -76,18 +76,21 @@ def load_policy(job: TrainingJob) -> tuple[Any, LoraConfig | None]:
 
 
 def load_reference(job: TrainingJob) -> Any | None:
-    """The reference's weights, where they are needed besides its cached log-probs: to measure
-    the KL of a model of which all weights are trained. An adapter's reference is in the policy.
+    """The reference's weights, where all weights are trained and they are needed: in every step
+    (`reference: live`), or to measure the KL. An adapter's reference is in the policy.
 
-    They are not trained, and stay in the dtype that the SFT model is kept in; `train.kl.prompts:
-    0` saves them.
+    A live reference has the policy's dtype: in bfloat16 it would round otherwise than the policy
+    does under autocast, by a nat per answer. For the KL alone the weights stay in the dtype that
+    the SFT model is kept in; `train.kl.prompts: 0` saves them.
     """
     settings = job.settings
     assert isinstance(settings, Train)
-    if isinstance(settings.method, Lora) or not settings.kl.prompts:
+    live = settings.reference == "live"
+    measures_kl = job.validation_rows is not None and settings.kl.prompts > 0
+    if isinstance(settings.method, Lora) or not (live or measures_kl):
         return None
     model, _ = load_policy(job)
-    if uses_bf16(job):
+    if uses_bf16(job) and not live:
         model.to(getattr(torch, job.dtype))
     model.requires_grad_(False)
     return model.eval()

@@ -7,7 +7,9 @@ the gates around each loss.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from dpo_dist import ranks
 from dpo_dist.config import Train
 from dpo_dist.console import progress
+from dpo_dist.training import attention
 from dpo_dist.training.divergence import (
     policy_and_reference,
     sample_divergence,
@@ -75,9 +78,22 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
 
     def _wrap_forwards(self) -> None:
         """Those of policy and reference; TRL has put its fused head on both."""
-        for model in (self.model, self.ref_model):
-            if model is not None:
-                install(self.accelerator.unwrap_model(model))
+        for wrapped in (self.model, self.ref_model):
+            if wrapped is not None:
+                model = self.accelerator.unwrap_model(wrapped)
+                if self._packed and model.config._attn_implementation != attention.NAME:
+                    model.set_attn_implementation(attention.NAME)
+                if install(model) and wrapped is self.ref_model:
+                    # It is prepared already: accelerate's autocast lies under our forward.
+                    model.forward = self._under_autocast(model.forward)
+
+    def _under_autocast(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.accelerator.autocast():
+                return forward(*args, **kwargs)
+
+        return call
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # the phase tokenized, and counted what it dropped

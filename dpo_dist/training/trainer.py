@@ -78,7 +78,7 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
         job=job,
         packed=packed,
         model=model,
-        ref_model=load_reference(job) if validation is not None else None,
+        ref_model=load_reference(job),
         args=DPOConfig(
             **_arguments(job, checkpointing),
             **_evaluation(settings, rows, validation),

@@ -195,3 +195,25 @@ def test_the_losses_of_twenty_steps_are_trl_s(
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5 * scale)
         for name in METRICS:
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), name
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_a_live_reference_of_all_weights_rounds_as_the_policy_does(
+    layout: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Under autocast, from float32 weights: before the first step the two are equal to the bit."""
+    settings = Train(
+        method={"type": "full"},
+        learning_rate=1e-3,
+        reference="live",
+        layout=layout,
+        global_batch_size=4,
+        micro_batch_size=4,
+        kl={"prompts": 0},
+        save_steps=1000,
+    )
+    job = make_job(tiny_model, tmp_path, None, settings).model_copy(update={"dtype": "bfloat16"})
+    Dataset.from_list(rows()).to_parquet(job.rows)
+    first, *later = logged(build_dpo_trainer(job))
+    assert first["rewards/chosen"] == first["rewards/rejected"] == 0
+    assert all(line["rewards/chosen"] != 0 for line in later[-3:])
