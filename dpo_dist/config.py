@@ -218,11 +218,16 @@ class MetricJudge(Section):
 
 
 class ClaudeJudge(Section):
-    """Claude through the Messages API; the key comes from ANTHROPIC_API_KEY."""
+    """Claude through the Messages API; the key comes from ANTHROPIC_API_KEY.
+
+    No more is asked once `max_usd` would be exceeded. `prices` replaces judging/prices.toml.
+    """
 
     type: Literal["claude"]
     model: str
     rubric: Path
+    max_usd: PositiveFloat | None = None
+    prices: Path | None = None
     base_url: str | None = None
     max_tokens: PositiveInt = 4096
     concurrency: PositiveInt = 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ class Server:
         self.lock = threading.Lock()
         self.numbers = itertools.count(1)
         self.url = ""
+        self.limit: int | None = None  # requests at a time; more are refused with 429
+        self.latency = 0.0  # seconds
+        self.in_flight = 0
 
     def complaint(self, headers: Any, body: dict[str, Any]) -> str | None:
         """What the real API would refuse in this request."""
@@ -75,10 +79,22 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             pass
 
         def do_POST(self) -> None:
+            with server.lock:
+                server.in_flight += 1
+                crowded = server.limit is not None and server.in_flight > server.limit
+            try:
+                if not crowded:
+                    time.sleep(server.latency)
+                self.serve(Fault(status=429) if crowded else None)
+            finally:
+                with server.lock:
+                    server.in_flight -= 1
+
+        def serve(self, fault: Fault | None) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             with server.lock:
                 server.requests.append(body)
-                fault = server.faults.popleft() if server.faults else Fault()
+                fault = fault or (server.faults.popleft() if server.faults else Fault())
             complaint = server.complaint(self.headers, body)
             if self.path != "/v1/messages":
                 return self.answer(404, {"type": "error"})
@@ -91,7 +107,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self.connection.close()
                 return None
             if fault.body is not None:
-                return self.send(fault.status, fault.body, fault.headers)
+                return self.send(fault.status, fault.body, dict(fault.headers))
             if fault.status != 200:
                 error = _error("api_error", "planned fault", fault.error_code)
                 return self.answer(fault.status, error, fault.headers)
@@ -118,11 +134,11 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             )
 
         def answer(self, status: int, value: object, headers: dict[str, str] | None = None) -> None:
-            self.send(status, json.dumps(value).encode(), headers or {})
+            self.send(status, json.dumps(value).encode(), dict(headers or {}))
 
         def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)
-            self.send_header("content-type", "application/json")
+            self.send_header("content-type", headers.pop("content-type", "application/json"))
             self.send_header("content-length", str(len(content)))
             self.send_header("request-id", f"req_{next(server.numbers)}")
             for name, value in headers.items():

@@ -9,7 +9,7 @@ import os
 import queue
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.errors import ConfigError, MissingDependency
 from dpo_dist.judging.judge import Comparison
-from dpo_dist.judging.retry import Backoff
+from dpo_dist.judging.retry import Backoff, NotAMessage, is_rate_limit
 from dpo_dist.judging.rubric import SCHEMA, JudgeAnswer, question, read_rubric
+from dpo_dist.judging.throttle import Throttle
 from dpo_dist.records import Ballot, BallotOutcome
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from anthropic.types import Message
 
 KEY_VARIABLE = "ANTHROPIC_API_KEY"
+# For the forecast alone. The models' tokenizers make a token of three to four characters of
+# English; the reasoning, with what is thought before it, varies most.
+CHARACTERS_A_TOKEN = 3.5
+VERDICT_TOKENS = 400
+SHORTEST_CACHED = 1024  # tokens; shorter prompts are not cached
 _USAGE = (
     "input_tokens",
     "output_tokens",
@@ -50,7 +56,22 @@ class ClaudeJudge:
         rules = hashlib.sha256((self._rubric + json.dumps(SCHEMA)).encode()).hexdigest()[:12]
         self.identity = f"claude:{config.model}:{rules}"
 
-    def compare(self, comparisons: Sequence[Comparison]) -> Iterator[Ballot]:
+    def expected_usage(self, comparisons: Sequence[Comparison]) -> dict[str, int]:
+        """Reckoned from the characters; the rubric is read from the cache after the first."""
+        count = len(comparisons)
+        if not count:
+            return {}
+        asked = sum(len(question(comparison)) for comparison in comparisons)
+        rubric = round(len(self._rubric) / CHARACTERS_A_TOKEN)
+        cached = rubric >= SHORTEST_CACHED
+        return {
+            "input_tokens": round(asked / CHARACTERS_A_TOKEN) + (0 if cached else count * rubric),
+            "cache_creation_input_tokens": rubric if cached else 0,
+            "cache_read_input_tokens": rubric * (count - 1) if cached else 0,
+            "output_tokens": VERDICT_TOKENS * count,
+        }
+
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Ballot]:
         """Run an event loop in a thread of its own and hand over what it decides.
 
         A consumer that stops early, by an error or Ctrl-C, cancels the requests in flight.
@@ -85,16 +106,17 @@ class ClaudeJudge:
 
     async def _ask_all(
         self,
-        comparisons: Sequence[Comparison],
+        comparisons: Iterable[Comparison],
         decided: queue.SimpleQueue[Ballot | BaseException | None],
     ) -> None:
         from anthropic import AsyncAnthropic
 
         waiting = iter(comparisons)
+        throttle = Throttle(self._config.concurrency)
 
         async def worker(client: AsyncAnthropic) -> None:
             for comparison in waiting:
-                decided.put(await self._ask(client, comparison))
+                decided.put(await self._ask(client, throttle, comparison))
 
         # One retry policy, ours: the SDK's would retry a spent account, and wait for weeks.
         async with AsyncAnthropic(
@@ -102,12 +124,14 @@ class ClaudeJudge:
         ) as client:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(min(self._config.concurrency, len(comparisons))):
+                    for _ in range(self._config.concurrency):
                         group.create_task(worker(client))
             except BaseExceptionGroup as failures:
                 raise failures.exceptions[0] from None
 
-    async def _ask(self, client: AsyncAnthropic, comparison: Comparison) -> Ballot:
+    async def _ask(
+        self, client: AsyncAnthropic, throttle: Throttle, comparison: Comparison
+    ) -> Ballot:
         """One comparison: a repair of a malformed answer and a longer try of a cut-off one."""
         turns: list[dict[str, Any]] = [{"role": "user", "content": question(comparison)}]
         usage: Counter[str] = Counter()
@@ -115,7 +139,7 @@ class ClaudeJudge:
         outcome: BallotOutcome = "unparsed"
         reasoning = ""
         for _ in range(2):
-            message = await self._call(client, turns, max_tokens, usage)
+            message = await self._call(client, throttle, turns, max_tokens, usage)
             text = "".join(block.text for block in message.content if block.type == "text")
             if message.stop_reason == "refusal":
                 category = getattr(getattr(message, "stop_details", None), "category", None)
@@ -149,33 +173,42 @@ class ClaudeJudge:
     async def _call(
         self,
         client: AsyncAnthropic,
+        throttle: Throttle,
         turns: list[dict[str, Any]],
         max_tokens: int,
         usage: Counter[str],
     ) -> Message:
+        """A message, however many attempts it takes; `usage` counts them all."""
+        request: dict[str, Any] = {
+            "model": self._config.model,
+            "max_tokens": max_tokens,
+            "system": [
+                {"type": "text", "text": self._rubric, "cache_control": {"type": "ephemeral"}}
+            ],
+            "messages": turns,
+            "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+        }
         attempt = 0
         while True:
             usage["attempts"] += 1
-            try:
-                message: Message = await client.messages.create(  # type: ignore[call-overload]
-                    model=self._config.model,
-                    max_tokens=max_tokens,
-                    system=[
-                        {
-                            "type": "text",
-                            "text": self._rubric,
-                            "cache_control": {"type": "ephemeral"},
-                        }
-                    ],
-                    messages=turns,
-                    output_config={"format": {"type": "json_schema", "schema": SCHEMA}},
-                )
-            except Exception as error:
-                # A failed attempt may have been billed; how much for is not known.
-                usage["attempts_with_unknown_usage"] += 1
-                await asyncio.sleep(self._backoff.wait(attempt, error))
-                attempt += 1
-                continue
-            for name in _USAGE:
-                usage[name] += getattr(message.usage, name, None) or 0
-            return message
+            pause = 0.0
+            async with throttle.turn() as started:
+                try:
+                    response = await client.messages.with_raw_response.create(**request)
+                    message: Message = await response.parse()
+                    if getattr(message, "usage", None) is None:
+                        raise NotAMessage(f"HTTP 200, but no message: {str(message)[:80]}")
+                except Exception as error:
+                    # A failed attempt may have been billed; how much for is not known.
+                    usage["attempts_with_unknown_usage"] += 1
+                    pause = self._backoff.wait(attempt, error)
+                    if is_rate_limit(error):
+                        throttle.refused(started, pause)
+                        pause = 0.0
+                    attempt += 1
+                else:
+                    throttle.answered(response.headers)
+                    for name in _USAGE:
+                        usage[name] += getattr(message.usage, name, None) or 0
+                    return message
+            await asyncio.sleep(pause)

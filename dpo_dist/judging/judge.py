@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,9 +32,14 @@ class Judge(Protocol):
 
     identity: str
 
-    def compare(self, comparisons: Sequence[Comparison]) -> Iterator[Ballot]:
+    def expected_usage(self, comparisons: Sequence[Comparison]) -> dict[str, int]:
+        """The tokens that asking will take, about; empty when it costs nothing."""
+        ...
+
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Ballot]:
         """Yield one ballot per comparison, in the order in which they are decided.
 
+        A comparison is taken from the iterable when it is about to be asked.
         Raises `JudgeFailed` when it cannot go on; ballots yielded before stay valid.
         """
         ...

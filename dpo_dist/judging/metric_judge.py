@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.metrics import Metric
@@ -20,7 +20,10 @@ class MetricJudge:
         parts = (f"{metric.key}*{weight:g}" for metric, weight in self._metrics)
         self.identity = "metric:" + "+".join(parts)
 
-    def compare(self, comparisons: Sequence[Comparison]) -> Iterator[Ballot]:
+    def expected_usage(self, comparisons: Sequence[Comparison]) -> dict[str, int]:
+        return {}
+
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Ballot]:
         for comparison in comparisons:
             first = self._score(comparison.prompt, comparison.first_text)
             second = self._score(comparison.prompt, comparison.second_text)

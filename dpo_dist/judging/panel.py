@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpo_dist.artifacts import Journal
+from dpo_dist.console import Advance, say
+from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.judge import Comparison, Judge
+from dpo_dist.judging.spend import Ledger
 from dpo_dist.records import Ballot, Prompt, Verdict
 
 # Why a judge did not compare at all; the first that any ballot shows is the verdict's outcome.
@@ -64,23 +67,32 @@ def judge_all(
     contests: Sequence[Contest],
     journal: Journal[Ballot],
     *,
+    ledger: Ledger,
     both_orders: bool,
     seed: int,
-    on_done: Callable[[int], None],
+    on_done: Advance,
 ) -> list[Verdict]:
     """Ask what the journal lacks, and return the verdicts in the contests' order.
 
-    Every ballot is on disk before it counts: a ballot may have cost money. `on_done(n)` is
-    told how many ballots have come in, the journal's own included.
+    Every ballot is on disk before it counts: a ballot may have cost money. `on_done(n, note)` is
+    told how many ballots have come in, the journal's own included, and what they cost. Raises
+    `JudgeFailed` where the ledger's limit is reached, once what is in flight has been kept.
     """
     asked = [comparisons(contest, both_orders=both_orders, seed=seed) for contest in contests]
     ballots = {_key(ballot): ballot for ballot in journal.read() if ballot.judge == judge.identity}
+    for ballot in ballots.values():
+        ledger.add(ballot.usage)
     missing = [c for group in asked for c in group if _comparison_key(c) not in ballots]
-    on_done(sum(len(group) for group in asked) - len(missing))
-    for ballot in judge.compare(missing):
+    if expected := judge.expected_usage(missing):
+        say(f"judge: {ledger.forecast(len(missing), expected)}")
+    on_done(sum(len(group) for group in asked) - len(missing), ledger.note)
+    for ballot in judge.compare(ledger.affordable(missing)):
         journal.append([ballot])
+        ledger.add(ballot.usage)
         ballots[_key(ballot)] = ballot
-        on_done(1)
+        on_done(1, ledger.note)
+    if left := sum(_comparison_key(comparison) not in ballots for comparison in missing):
+        raise JudgeFailed(ledger.limit_reached(left))
     return [
         reconcile(contest, [ballots[_comparison_key(comparison)] for comparison in group])
         for contest, group in zip(contests, asked, strict=True)

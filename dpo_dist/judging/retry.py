@@ -7,14 +7,18 @@ import random
 from dataclasses import dataclass
 
 from dpo_dist.errors import JudgeFailed
+from dpo_dist.judging.throttle import LONGEST_WAIT
 
-LONGEST_WAIT = 60.0  # seconds; a server that asks for more is not coming back soon
 SPENT = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
+
+
+class NotAMessage(Exception):
+    """HTTP 200 with something else in it: a proxy's page, say."""
 
 
 @dataclass(frozen=True)
 class Backoff:
-    """Waits of `base * 2**attempt` seconds with full jitter, at most `LONGEST_WAIT`."""
+    """Waits of `base * 2**attempt` seconds, jittered, at most `LONGEST_WAIT`."""
 
     attempts: int
     base: float = 0.5
@@ -22,24 +26,35 @@ class Backoff:
     def wait(self, attempt: int, error: Exception) -> float:
         """Seconds until the next try after `attempt` (0 for the first) failed with `error`.
 
-        Raises `JudgeFailed` when another try would be of no use.
+        Raises `JudgeFailed` when another try would be of no use. Refusals for too many requests
+        are not counted: they say nothing about the request (`Throttle` has the patience).
         """
         asked = _explain(error)
-        if attempt + 1 >= self.attempts:
+        if attempt + 1 >= self.attempts and not is_rate_limit(error):
             raise JudgeFailed(
                 f"the judge's API failed {self.attempts} times in a row, the last time with "
                 f"{_name(error)}. What was judged is kept; run the same command again."
             ) from None
         if asked is not None:
             return asked
-        return random.uniform(0.5, 1.0) * min(LONGEST_WAIT, self.base * 2.0**attempt)
+        return random.uniform(0.5, 1.0) * min(LONGEST_WAIT, self.base * 2.0 ** min(attempt, 16))
+
+
+def is_rate_limit(error: Exception) -> bool:
+    """Whether the account, not the request, has to wait."""
+    return getattr(error, "status_code", None) == 429
 
 
 def _explain(error: Exception) -> float | None:
     """The wait that the server asks for, or None; raises `JudgeFailed` for final errors."""
     import anthropic
 
-    transient = (anthropic.APIConnectionError, json.JSONDecodeError, UnicodeDecodeError)
+    transient = (
+        anthropic.APIConnectionError,
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        NotAMessage,
+    )
     if isinstance(error, transient):
         return None
     if not isinstance(error, anthropic.APIStatusError):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from dpo_dist.artifacts import Journal, PhaseDirectory, write_json, write_records
+from dpo_dist.artifacts import Journal, PhaseDirectory, read_json, write_json, write_records
 from dpo_dist.config import Config, Evaluate
 from dpo_dist.console import progress, warn
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
@@ -18,8 +18,9 @@ from dpo_dist.generation.engine import Completion, Request, build_engine
 from dpo_dist.generation.sampling import answer_all
 from dpo_dist.judging.judge import build_judge
 from dpo_dist.judging.panel import Contest, judge_all
+from dpo_dist.judging.spend import open_ledger
 from dpo_dist.metrics import build_metric
-from dpo_dist.phases.runs import Weights, arm_weights, judge_files, metric_files
+from dpo_dist.phases.runs import Weights, arm_weights, judge_files, metric_files, run_root
 from dpo_dist.records import Ballot, Generation, Prompt, Score, Verdict
 
 SECTIONS = ("evaluate",)
@@ -44,8 +45,6 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     prompts = read_prompts(evaluate.prompts)
     if config.sample is not None:
         check_disjoint(read_prompts(config.sample.prompts), prompts)
-    if evaluate.judge is not None and config.judge and evaluate.judge == config.judge.judge:
-        warn("the judge that labelled the training pairs also evaluates: read its row with care")
     requests, prompts, too_long = _requests(config, prompts)
     write_records(out.path / "prompts.jsonl", prompts)
 
@@ -69,7 +68,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         for metric in metrics
     ]
     write_records(out.path / "scores.jsonl", scores)
-    verdicts, judge = _judge(config, prompts, answers, out)
+    verdicts, judged = _judge(config, prompts, answers, out)
     decodings = [decoding.model_dump(mode="json") for decoding in evaluate.decodings]
     summary = summarise(metrics, scores, verdicts, evaluate.arms, decodings, config.run.seed)
     write_json(out.path / "scores.json", summary)
@@ -81,7 +80,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         },
         "generations": len(answers),
         "cut_off": sum(answer.finish_reason == "length" for answer in answers.values()),
-        "judge": judge,
+        **judged,
         **speed,
     }
 
@@ -187,12 +186,16 @@ def _generate(
 
 def _judge(
     config: Config, prompts: list[Prompt], answers: Answers, out: PhaseDirectory
-) -> tuple[list[Verdict] | None, str | None]:
-    """Verdicts on dpo against sft at the first decoding, asked in both orders."""
+) -> tuple[list[Verdict] | None, dict[str, Any]]:
+    """Verdicts on dpo against sft at the first decoding, asked in both orders, and who gave
+    them at what cost."""
     evaluate = _section(config)
     if evaluate.judge is None or not {"sft", "dpo"} <= set(evaluate.arms):
-        return None, None
-    judge = build_judge(evaluate.judge)
+        return None, {"judge": None}
+    judge, ledger = build_judge(evaluate.judge), open_ledger(evaluate.judge)
+    labels = run_root(config) / "judge" / "manifest.json"
+    if labels.exists() and read_json(labels).get("judge") == judge.identity:
+        warn("the judge that labelled the training pairs also evaluates: read its row with care")
     contests = [
         Contest(p, "dpo", "sft", answers["dpo", 0, p.id].text, answers["sft", 0, p.id].text)
         for p in prompts
@@ -202,7 +205,13 @@ def _judge(
         progress("evaluate: judge", 2 * len(contests)) as advance,
     ):
         verdicts = judge_all(
-            judge, contests, journal, both_orders=True, seed=config.run.seed, on_done=advance
+            judge,
+            contests,
+            journal,
+            ledger=ledger,
+            both_orders=True,
+            seed=config.run.seed,
+            on_done=advance,
         )
     write_records(out.path / "verdicts.jsonl", verdicts)
-    return verdicts, judge.identity
+    return verdicts, {"judge": judge.identity, "spend": ledger.figures()}

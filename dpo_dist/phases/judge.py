@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from dpo_dist.artifacts import PhaseDirectory, file_digest, read_records, write_records
 from dpo_dist.config import Config
-from dpo_dist.console import progress, warn
+from dpo_dist.console import progress, say, warn
+from dpo_dist.data.hygiene import why_not_judged
 from dpo_dist.data.preferences import JUDGED_FILE, write_pairs
+from dpo_dist.data.prompts import content_digest
 from dpo_dist.errors import DataError
+from dpo_dist.evaluation.statistics import wilson
+from dpo_dist.judging.audit import Share, audit
 from dpo_dist.judging.judge import build_judge
 from dpo_dist.judging.panel import Contest, judge_all
+from dpo_dist.judging.spend import open_ledger
 from dpo_dist.phases.runs import judge_files, run_root
 from dpo_dist.records import Ballot, Candidate, PreferencePair, Prompt
 
@@ -39,7 +46,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     candidates = list(read_records(sample / "candidates.jsonl", Candidate))
     dropped: Counter[str] = Counter()
     contests = _contests(prompts, candidates, dropped)
-    judge = build_judge(config.judge.judge)
+    judge, ledger = build_judge(config.judge.judge), open_ledger(config.judge.judge)
     asked = 2 if config.judge.both_orders else 1
     with (
         out.journal("ballots.jsonl", Ballot) as journal,
@@ -49,21 +56,21 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
             judge,
             contests,
             journal,
+            ledger=ledger,
             both_orders=config.judge.both_orders,
             seed=config.run.seed,
             on_done=advance,
         )
+        ballots = [ballot for ballot in journal.read() if ballot.judge == judge.identity]
     write_records(out.path / "verdicts.jsonl", verdicts)
 
     pairs: list[PreferencePair] = []
-    lower_slot = 0
     for contest, verdict in zip(contests, verdicts, strict=True):
         if verdict.outcome != "preferred":
             dropped[verdict.outcome] += 1
             continue
         texts = {contest.a: contest.a_text, contest.b: contest.b_text}
         assert verdict.preferred is not None and verdict.other is not None
-        lower_slot += verdict.preferred == contest.a
         pairs.append(
             PreferencePair(
                 prompt_id=contest.prompt.id,
@@ -82,25 +89,61 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     return {
         "counts": {"in": total, "kept": len(pairs), "dropped": dict(sorted(dropped.items()))},
         "judge": judge.identity,
-        "chosen_is_slot_0": lower_slot,
+        "spend": ledger.figures(),
+        "audit": _audited(audit(contests, verdicts, ballots)),
     }
+
+
+def _audited(shares: Sequence[Share]) -> list[dict[str, Any]]:
+    """The shares with their intervals, said and, where they are out of range, warned of."""
+    found = []
+    for share in shares:
+        estimate = wilson(share.hits, share.n)
+        low, high = estimate.low, estimate.high
+        suspicious = (
+            low is not None
+            and high is not None
+            and (high < share.healthy[0] or low > share.healthy[1])
+        )
+        if low is not None and high is not None:
+            say(
+                f"{share.label}: {share.hits} of {share.n} ({100 * share.hits / share.n:.0f} %, "
+                f"95 % interval {100 * low:.0f}-{100 * high:.0f} %)"
+            )
+        if suspicious:
+            warn(f"{share.label}: outside of what is expected; {share.remedy}")
+        found.append(
+            {
+                "name": share.name,
+                "label": share.label,
+                **asdict(estimate),
+                "remedy": share.remedy if suspicious else "",
+            }
+        )
+    return found
 
 
 def _contests(
     prompts: dict[str, Prompt], candidates: list[Candidate], dropped: Counter[str]
 ) -> list[Contest]:
-    """The pairs worth a judgement. A cut-off answer is not: as `chosen` it would teach the
-    model to stop mid-sentence, and its end token would be one that was never sampled."""
+    """The pairs worth a judgement, one a prompt.
+
+    A cut-off answer is not worth one: as `chosen` it would teach the model to stop mid-sentence,
+    and its end token would be one that was never sampled.
+    """
     contests: list[Contest] = []
+    asked: set[str] = set()
     for a, b in zip(candidates[::2], candidates[1::2], strict=True):
         assert (a.prompt_id, a.slot, b.slot) == (b.prompt_id, 0, 1)
-        if "length" in (a.finish_reason, b.finish_reason):
+        prompt = prompts[a.prompt_id]
+        if content_digest(prompt.messages) in asked:
+            dropped["duplicate_prompt"] += 1
+        elif "length" in (a.finish_reason, b.finish_reason):
             dropped["candidate_cut_off"] += 1
-        elif a.text.strip() == b.text.strip():
-            dropped["identical"] += 1
-        elif not a.text.strip() or not b.text.strip():
-            dropped["empty"] += 1
+        elif reason := why_not_judged(a.text, b.text):
+            dropped[reason] += 1
         else:
+            asked.add(content_digest(prompt.messages))
             names = (f"slot-{a.slot}", f"slot-{b.slot}")
-            contests.append(Contest(prompts[a.prompt_id], *names, a.text, b.text))
+            contests.append(Contest(prompt, *names, a.text, b.text))
     return contests

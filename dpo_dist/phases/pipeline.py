@@ -35,6 +35,10 @@ RUNTIME_KEYS = frozenset(
         "logging_steps",
         "save_steps",
         "keep_checkpoints",
+        "concurrency",
+        "max_attempts",
+        "max_usd",
+        "prices",
     }
 )
 
@@ -68,11 +72,11 @@ def run_phase(phase: str, config: Config, *, force: bool = False) -> None:
         say(f"{phase}: done in {out.manifest['wall_seconds']:.0f} s")
 
 
-def _fixed(sections: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: {key: value for key, value in section.items() if key not in RUNTIME_KEYS}
-        for name, section in sections.items()
-    }
+def _fixed(section: Any) -> Any:
+    """A section without the keys that may change, at any depth."""
+    if not isinstance(section, dict):
+        return section
+    return {key: _fixed(value) for key, value in section.items() if key not in RUNTIME_KEYS}
 
 
 def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: bool) -> int:

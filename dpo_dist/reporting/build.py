@@ -12,7 +12,13 @@ from dpo_dist.config import Config
 from dpo_dist.records import Generation, Prompt, Score, Verdict
 from dpo_dist.reporting.page import render_page
 from dpo_dist.reporting.plots import training_plots
-from dpo_dist.reporting.tables import comparison_table, decoding_name, to_markdown, to_text
+from dpo_dist.reporting.tables import (
+    audit_table,
+    comparison_table,
+    decoding_name,
+    to_markdown,
+    to_text,
+)
 from dpo_dist.reporting.text import plain_markdown, visible
 
 PHASES = ("sft", "sample", "judge", "train", "evaluate")
@@ -35,12 +41,18 @@ def build(config: Config, root: Path, out: Path) -> dict[str, Any]:
         "summary": summary(scores),
         "comparison": scores,
         "funnel": funnel(manifests),
+        "audit": manifests.get("judge", {}).get("audit", []),
         "alarms": alarms(metrics),
         "phases": {phase: manifest["wall_seconds"] for phase, manifest in manifests.items()},
         "judges": {
             phase: manifests[phase].get("judge")
             for phase in ("judge", "evaluate")
             if phase in manifests
+        },
+        "spend": {
+            phase: manifest["spend"]
+            for phase, manifest in manifests.items()
+            if manifest.get("spend") is not None
         },
         "versions": manifests["evaluate"]["versions"],
         "git": manifests["evaluate"]["git"],
@@ -193,6 +205,14 @@ def _markdown(report: dict[str, Any]) -> str:
             f"- {step['phase']}: {step['in']} {step['unit']} in, {step['kept']} kept; "
             f"dropped: {dropped}"
         )
+    if report["audit"]:
+        parts.append("\n## Labels\n")
+        parts.append(to_markdown(audit_table(report["audit"])))
+        parts += [
+            f"- {plain_markdown(s['label'])}: {s['remedy']}."
+            for s in report["audit"]
+            if s["remedy"]
+        ]
     if report["alarms"]:
         parts.append("\n## Alarms during training\n")
         parts += [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpo_dist.reporting.tables import HEADERS, comparison_table, decoding_name
+from dpo_dist.reporting.tables import HEADERS, audit_table, comparison_table, decoding_name
 
 
 def render_page(
@@ -35,17 +35,17 @@ def render_page(
     return environment.get_template("report.html.j2").render(
         report=report,
         tables=tables,
+        audit=audit_table(report["audit"]),
         labels=labels,
         headers=HEADERS,
         plots=[(title, Markup(svg)) for title, svg in plots],
         samples=samples,
-        same_judge=_same_judge(report["config"]),
+        same_judge=_same_judge(report["judges"]),
         configuration=yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True),
     )
 
 
-def _same_judge(config: Mapping[str, Any]) -> bool:
+def _same_judge(judges: Mapping[str, str | None]) -> bool:
     """Whether the judge of the evaluation made the training labels, too."""
-    labelling = (config.get("judge") or {}).get("judge")
-    evaluating = (config.get("evaluate") or {}).get("judge")
-    return labelling is not None and labelling == evaluating
+    labelling = judges.get("judge")
+    return labelling is not None and labelling == judges.get("evaluate")

@@ -50,6 +50,16 @@ def comparison_table(scores: Mapping[str, Any], decoding: int = 0) -> Table:
     return Table(headers, tuple(rows))
 
 
+def audit_table(shares: Sequence[Mapping[str, Any]]) -> Table:
+    """What the labels say about themselves; toned where a share is out of its range."""
+    rows = []
+    for share in shares:
+        cell = _share(share)
+        tone = "worse" if share["remedy"] else ""
+        rows.append((share["label"], (Cell(cell.value, cell.detail, tone),)))
+    return Table(("Labels", "Share"), tuple(rows))
+
+
 def decoding_name(decoding: Mapping[str, Any]) -> str:
     """How answers were drawn: `greedy` or `temperature 0.7, top-p 0.9`."""
     if decoding["temperature"] == 0:

@@ -164,9 +164,13 @@ def test_killed_judging_keeps_what_was_paid_for_and_labels_right(
     assert len(ballots) == len(set(ballots)) == 2 * (PROMPTS - 2)
     verdicts = list(read_records(out / "verdicts.jsonl", Verdict))
     assert {v.outcome for v in verdicts} == {"preferred"}
-    counts = json.loads((out / "manifest.json").read_text())["counts"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    audit = {share["name"]: share for share in manifest["audit"]}
+    assert audit["swap_consistency"]["mean"] == 1.0 and not audit["swap_consistency"]["remedy"]
+    assert audit["first_position"]["mean"] == 0.5
+    assert audit["chosen_is_longer"]["mean"] == 1.0 and audit["chosen_is_longer"]["remedy"]
     dropped = {"identical": 1, "candidate_cut_off": 1}
-    assert counts == {"in": PROMPTS, "kept": PROMPTS - 2, "dropped": dropped}
+    assert manifest["counts"] == {"in": PROMPTS, "kept": PROMPTS - 2, "dropped": dropped}
     pairs = pyarrow.parquet.read_table(out / "preferences" / "pairs.parquet").to_pylist()
     assert len(pairs) == PROMPTS - 2
     for pair in pairs:

@@ -52,6 +52,7 @@ def _key(monkeypatch) -> None:
         Fault(status=529),
         Fault(status=0),
         Fault(body=b"<html>busy</html>"),
+        Fault(body=b"<html>busy</html>", headers={"content-type": "text/html"}),
         Fault(body=b'{"id": "msg_1", "content'),
     ],
     ids=lambda fault: f"{fault.status}{fault.headers}{(fault.body or b'')[:6]}",

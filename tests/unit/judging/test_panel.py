@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from dpo_dist.artifacts import Journal
 from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.panel import Contest, comparisons, judge_all, reconcile
+from dpo_dist.judging.spend import Ledger
 from dpo_dist.records import Ballot, Message, Prompt
 
 
@@ -25,7 +26,11 @@ class Planted:
         self._random = random.Random(seed)
         self._patience = patience
 
-    def compare(self, items: Sequence[Comparison]) -> Iterator[Ballot]:
+    def expected_usage(self, comparisons: Sequence[Comparison]) -> dict[str, int]:
+        return {}
+
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Ballot]:
+        items = list(comparisons)
         for item in self._random.sample(items, len(items)):
             if self._patience == 0:
                 raise JudgeFailed("planned")
@@ -60,7 +65,13 @@ def contests(count: int = 40) -> list[Contest]:
 def run(judge: Planted, path: Path, *, both: bool = True, items: list[Contest] | None = None):
     with Journal(path, Ballot) as journal:
         return judge_all(
-            judge, items or contests(), journal, both_orders=both, seed=3, on_done=lambda n: None
+            judge,
+            items or contests(),
+            journal,
+            ledger=Ledger(),
+            both_orders=both,
+            seed=3,
+            on_done=lambda n, note="": None,
         )
 
 

@@ -54,6 +54,12 @@ SCORES = {
 }
 
 
+AUDIT = [
+    {"name": "a", "label": "Chosen is longer", **estimate(30, 0.9, 0.74, 0.97), "remedy": "look"},
+    {"name": "b", "label": "Both orders agree", **estimate(47, 0.98, 0.9, 1.0), "remedy": ""},
+]
+
+
 def make_run(root: Path) -> None:
     counts = {
         "sample": {"in": 50, "kept": 48, "dropped": {"prompt_too_long": 2}},
@@ -64,6 +70,8 @@ def make_run(root: Path) -> None:
     for phase, count in counts.items():
         manifest = {"counts": count, "wall_seconds": 12.3, "judge": "metric:x"}
         manifest |= {"versions": {"torch": "2.13.0"}, "git": "abc"}
+        if phase == "judge":
+            manifest["audit"] = AUDIT
         write_json(root / phase / "manifest.json", manifest)
     lines = [
         {"step": 1, "loss": 0.69, "rewards/margins": 0.0},
@@ -246,3 +254,12 @@ def test_control_and_direction_characters_are_shown() -> None:
     assert visible("a\tb\nc") == "a\tb\nc"
     assert visible("\x1b[0m\x00\x7f\u200f\ud800") == "␛[0m␀⟨U+007F⟩⟨U+200F⟩⟨U+D800⟩"
     assert visible("👩\u200d🚀 שלום") == "👩\u200d🚀 שלום"
+
+
+def test_labels_out_of_their_range_are_pointed_out(report: Path) -> None:
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert page.count("Outside of what is expected") == 1
+    assert "<strong>90.0 %</strong>" in page and "[74–97] n=30" in page
+    markdown = (report / "report.md").read_text(encoding="utf-8")
+    assert "| Both orders agree | 98.0 % [90–100] n=47 |" in markdown
+    assert "- Chosen is longer: look." in markdown
