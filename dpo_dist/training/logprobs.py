@@ -80,11 +80,11 @@ class TiledLogProbs(torch.autograd.Function):
         log_probs, entropy, log_sum_sq, mean_logits = values
         is_top1 = torch.empty(len(hidden), dtype=torch.bool)
         for rows in _slices(len(hidden), TILE_ROWS):
-            logits = tiles.logits(hidden[rows])
+            logits = tiles.logits(hidden[rows], targets[rows])
             at_target = logits.gather(1, targets[rows, None])[:, 0]
             largest = logits.amax(-1)
             is_top1[rows] = at_target >= largest
-            mean_logits[rows] = logits.mean(-1)
+            mean_logits[rows] = logits.mean(-1) + tiles.shift
             probabilities = tiles.softmax()
             # The largest probability is exp(0) / sum: its logarithm is the sum's.
             log_z = largest - probabilities.amax(-1).log()
@@ -121,14 +121,29 @@ class _Tiles:
         self._projected = torch.empty(shape, dtype=dtype)
         self._logits = torch.empty(shape, dtype=self.exact)
         self._probabilities = torch.empty(shape, dtype=self.exact)
+        self.shift = torch.empty(0)  # (n,), of the logits last asked for
         self._count = 0
         self._slope: Tensor | None = None  # derivative of the softcap
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(n, V) for hidden (n, H); valid until the next call."""
+    def logits(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """(n, V) for hidden (n, H), less `shift` (n,); valid until the next call.
+
+        In bfloat16 a logit of 20 is rounded to 1/8. What it is rounded by counts only near the
+        target's logit and above: that one, rounded, is subtracted before the product is rounded,
+        and probabilities do not change with it.
+        """
         head, self._count = self._head, len(hidden)
         projected = self._projected[: self._count]
-        torch.mm(hidden.to(projected.dtype), head.weight.t(), out=projected)
+        hidden = hidden.to(projected.dtype)
+        if head.softcap is None:
+            at_targets = (hidden.to(self.exact) * head.weight[targets]).sum(-1)
+            shift = at_targets.to(projected.dtype)
+            projected.copy_(shift[:, None]).neg_()
+            projected.addmm_(hidden, head.weight.t())
+            self.shift = shift.to(self.exact) * head.scale
+        else:
+            torch.mm(hidden, head.weight.t(), out=projected)
+            self.shift = torch.zeros(self._count, dtype=self.exact)
         if head.bias is not None:
             projected += head.bias.to(projected.dtype)
         logits = self._logits[: self._count].copy_(projected)
@@ -187,7 +202,7 @@ def _head_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | No
             at_targets = torch.empty(chunk.stop - chunk.start, 1, dtype=tiles.exact)
             for tile in _slices(chunk.stop - chunk.start, TILE_ROWS):
                 rows = slice(chunk.start + tile.start, chunk.start + tile.stop)
-                tiles.logits(hidden[rows])
+                tiles.logits(hidden[rows], targets[rows])
                 tiles.softmax()
                 by_logit[tile] = tiles.weighted(grad[rows])
                 at_targets[tile] = tiles.at_targets(targets[rows]) * grad[rows, None]
