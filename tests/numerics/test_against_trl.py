@@ -6,11 +6,13 @@ reference, its LM head. The losses agree to 1e-5 at every step.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
@@ -197,6 +199,16 @@ def test_the_losses_of_twenty_steps_are_trl_s(
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), name
 
 
+@pytest.fixture
+def own_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test's mixed precision stays its own: accelerate keeps it for the whole process."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("own_precision")
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_a_live_reference_of_all_weights_rounds_as_the_policy_does(
     layout: str, tiny_model: Path, tmp_path: Path
