@@ -24,7 +24,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from dpo_dist import ranks
 from dpo_dist.config import Train
 from dpo_dist.console import progress
-from dpo_dist.training import attention
+from dpo_dist.training import attention, lora_linear
 from dpo_dist.training.divergence import (
     policy_and_reference,
     sample_divergence,
@@ -77,7 +77,9 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         self._wrap_forwards()
 
     def _wrap_forwards(self) -> None:
-        """Those of policy and reference; TRL has put its fused head on both."""
+        """Those of policy and reference; TRL has put its fused head on both. Before the reference
+        is computed: it has to round as the policy will."""
+        lora_linear.install(self.model)
         for wrapped in (self.model, self.ref_model):
             if wrapped is not None:
                 model = self.accelerator.unwrap_model(wrapped)
