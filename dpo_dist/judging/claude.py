@@ -76,7 +76,9 @@ class ClaudeJudge:
 
         A consumer that stops early, by an error or Ctrl-C, cancels the requests in flight.
         """
-        decided: queue.SimpleQueue[Ballot | BaseException | None] = queue.SimpleQueue()
+        decided: queue.SimpleQueue[tuple[Ballot, asyncio.Event] | BaseException | None] = (
+            queue.SimpleQueue()
+        )
         loop = asyncio.new_event_loop()
         task = loop.create_task(self._ask_all(comparisons, decided))
 
@@ -98,7 +100,9 @@ class ClaudeJudge:
             while (item := decided.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
-                yield item
+                ballot, kept = item
+                yield ballot
+                loop.call_soon_threadsafe(kept.set)
         finally:
             if thread.is_alive() and not task.done():
                 loop.call_soon_threadsafe(task.cancel)
@@ -107,7 +111,7 @@ class ClaudeJudge:
     async def _ask_all(
         self,
         comparisons: Iterable[Comparison],
-        decided: queue.SimpleQueue[Ballot | BaseException | None],
+        decided: queue.SimpleQueue[tuple[Ballot, asyncio.Event] | BaseException | None],
     ) -> None:
         from anthropic import AsyncAnthropic
 
@@ -116,7 +120,9 @@ class ClaudeJudge:
 
         async def worker(client: AsyncAnthropic) -> None:
             for comparison in waiting:
-                decided.put(await self._ask(client, throttle, comparison))
+                ballot, kept = await self._ask(client, throttle, comparison), asyncio.Event()
+                decided.put((ballot, kept))
+                await kept.wait()  # on disk and in the ledger before another is asked
 
         # One retry policy, ours: the SDK's would retry a spent account, and wait for weeks.
         async with AsyncAnthropic(
