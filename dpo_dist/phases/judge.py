@@ -99,16 +99,12 @@ def _audited(shares: Sequence[Share]) -> list[dict[str, Any]]:
     found = []
     for share in shares:
         estimate = wilson(share.hits, share.n)
-        low, high = estimate.low, estimate.high
-        suspicious = (
-            low is not None
-            and high is not None
-            and (high < share.healthy[0] or low > share.healthy[1])
-        )
-        if low is not None and high is not None:
+        suspicious = False
+        if estimate.low is not None and estimate.high is not None:
+            suspicious = estimate.high < share.healthy[0] or estimate.low > share.healthy[1]
             say(
                 f"{share.label}: {share.hits} of {share.n} ({100 * share.hits / share.n:.0f} %, "
-                f"95 % interval {100 * low:.0f}-{100 * high:.0f} %)"
+                f"95 % interval {100 * estimate.low:.0f}-{100 * estimate.high:.0f} %)"
             )
         if suspicious:
             warn(f"{share.label}: outside of what is expected; {share.remedy}")
@@ -136,14 +132,15 @@ def _contests(
     for a, b in zip(candidates[::2], candidates[1::2], strict=True):
         assert (a.prompt_id, a.slot, b.slot) == (b.prompt_id, 0, 1)
         prompt = prompts[a.prompt_id]
-        if content_digest(prompt.messages) in asked:
+        digest = content_digest(prompt.messages)
+        if digest in asked:
             dropped["duplicate_prompt"] += 1
         elif "length" in (a.finish_reason, b.finish_reason):
             dropped["candidate_cut_off"] += 1
         elif reason := why_not_judged(a.text, b.text):
             dropped[reason] += 1
         else:
-            asked.add(content_digest(prompt.messages))
+            asked.add(digest)
             names = (f"slot-{a.slot}", f"slot-{b.slot}")
             contests.append(Contest(prompt, *names, a.text, b.text))
     return contests

@@ -12,7 +12,7 @@ from dpo_dist import ranks
 from dpo_dist.config import Checkpointing, Lora, Train
 from dpo_dist.console import warn
 from dpo_dist.errors import ConfigError
-from dpo_dist.training import attention, lora_linear
+from dpo_dist.training import attention
 from dpo_dist.training.activations import checkpoint_selectively
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.layout import why_not_packed
@@ -97,8 +97,7 @@ def load_reference(job: TrainingJob) -> Any | None:
 
 
 def lighten(model: Any, job: TrainingJob, checkpointing: Checkpointing) -> None:
-    """Let the layers compute and keep less, with the same results."""
-    lora_linear.install(model)
+    """Let the layers copy and keep less, with the same results."""
     if uses_bf16(job):
         _share_inputs_with_lora(model)
     if checkpointing == "selective":

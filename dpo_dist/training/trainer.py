@@ -18,6 +18,7 @@ from dpo_dist.artifacts import write_json, write_text
 from dpo_dist.config import Checkpointing, Sft, Train
 from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer
+from dpo_dist.training import lora_linear
 from dpo_dist.training.activations import choose_checkpointing
 from dpo_dist.training.alarms import Alarms
 from dpo_dist.training.job import OUTCOME, PREEMPTED, TrainingJob, accumulation_steps, launch_shape
@@ -143,6 +144,7 @@ def _sft_trainer(job: TrainingJob) -> SFTTrainer:
         callbacks=[MetricsWriter(job.out / "metrics.jsonl", "sft")],
     )
     install(trainer.model)
+    lora_linear.install(trainer.model)
     lighten(trainer.model, job, checkpointing)
     return trainer
 
