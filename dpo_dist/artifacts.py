@@ -93,15 +93,19 @@ def read_records(path: Path, record: type[R]) -> Iterator[R]:
 
 def write_records(path: Path, records: Iterable[R]) -> None:
     """Write a whole JSONL file at once: either all of it is there or none."""
-    write_text(path, "".join(record.model_dump_json() + "\n" for record in records))
+    _write(path, (record.model_dump_json() + "\n" for record in records))
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file atomically and durably."""
+    _write(path, [text])
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

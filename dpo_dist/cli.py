@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -29,9 +30,11 @@ EXIT_CODES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     options = _parser().parse_args(arguments)
-    from dpo_dist.console import quiet_libraries, say, scrub
+    from dpo_dist.console import YES, quiet_libraries, say, scrub
 
     quiet_libraries()
+    if getattr(options, "yes", False):
+        os.environ[YES] = "1"  # the phases' processes inherit it
     try:
         return _execute(options)
     except KeyboardInterrupt:
@@ -110,6 +113,12 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="where settings changed, move the old phase directory aside and start again",
         )
+        if name in ("run", "judge", "evaluate"):
+            command.add_argument(
+                "--yes",
+                action="store_true",
+                help="do not ask before a judge that costs money is used",
+            )
     return parser
 
 

@@ -218,14 +218,17 @@ class MetricJudge(Section):
 
 
 class ClaudeJudge(Section):
-    """Claude through the Messages API; the key comes from ANTHROPIC_API_KEY.
+    """Claude; the key comes from ANTHROPIC_API_KEY.
 
-    No more is asked once `max_usd` would be exceeded. `prices` replaces judging/prices.toml.
+    `transport` is the Messages API (online) or Message Batches (batch: half the price, done
+    within a day). No more is asked once `max_usd` would be exceeded. `prices` replaces
+    judging/prices.toml.
     """
 
     type: Literal["claude"]
     model: str
     rubric: Path
+    transport: Literal["online", "batch"] = "online"
     max_usd: PositiveFloat | None = None
     prices: Path | None = None
     base_url: str | None = None
@@ -242,6 +245,8 @@ class Judge(Section):
 
     judge: JudgeKind
     both_orders: bool = True
+    # the share of the contests that is asked about once more, to measure the judge's own noise
+    repeat: float = Field(0.0, ge=0, le=1)
 
 
 class JudgedPreferences(Section):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from dpo_dist import ranks
+from dpo_dist.errors import NotConfirmed
 
 
 class Advance(Protocol):
@@ -42,6 +43,24 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """`say`, marked as a warning."""
     say(f"warning: {message}")
+
+
+YES = "DPO_DIST_YES"  # set by `--yes`, and by whoever runs phases without a terminal
+
+
+def confirm(message: str) -> None:
+    """Say what is about to be spent, and go on only when the user agrees.
+
+    Raises `NotConfirmed` for any other answer, and where there is nobody to ask.
+    """
+    say(message)
+    if os.environ.get(YES):
+        return
+    if not sys.stdin.isatty():
+        raise NotConfirmed("nobody is there to confirm this: pass --yes to go on")
+    print("Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().casefold() not in ("y", "yes"):
+        raise NotConfirmed("not confirmed; nothing was asked")
 
 
 def quiet_libraries() -> None:

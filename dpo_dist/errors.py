@@ -10,6 +10,7 @@
         ├── ConfigError           run.yaml: what is wrong, at which key
         ├── DataError             a data file: what is wrong, at which file:line
         ├── ModelError            a model, tokenizer or adapter that cannot serve
+        ├── NotConfirmed          what it would cost was not agreed to
         ├── FingerprintMismatch   a phase's directory holds the work of other settings
         └── MissingDependency     an optional package; carries the pip command
 
@@ -61,6 +62,10 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A model, tokenizer or adapter cannot be used for what was asked."""
+
+
+class NotConfirmed(UserError):
+    """What the work would cost was not agreed to."""
 
 
 class FingerprintMismatch(UserError):

@@ -49,23 +49,38 @@ class Candidate(Record):
     engine: str
 
 
-BallotOutcome = Literal["first", "second", "tie", "refusal", "unparsed", "cut_off"]
+BallotOutcome = Literal[
+    "first", "second", "tie", "refusal", "unparsed", "cut_off", "exceeds_context", "not_answered"
+]
 
 
 class Ballot(Record):
     """One answer of a judge: which of the two texts it was shown it prefers.
 
-    `first` and `second` name the candidates in the order shown: slots when labelling, arms
-    when evaluating. `usage` counts the tokens of every attempt, also those that failed.
+    `key` is the digest of what was asked and of whom (`Judge.key`). `first` and `second` name the
+    candidates in the order shown: slots when labelling, arms when evaluating. `repeat` is 1 where
+    the same was asked once more. `usage` counts the tokens of every attempt, also those that
+    failed; it is empty where another run had paid. `category` is a refusal's; `answered_by` and
+    `request_id` are the provider's own words.
     """
 
+    key: str
     prompt_id: str
     first: str
     second: str
+    repeat: int = 0
     outcome: BallotOutcome
+    category: str = ""
     reasoning: str = ""
     judge: str
+    answered_by: str = ""
+    request_id: str = ""
     usage: dict[str, int] = {}
+
+    @property
+    def compares(self) -> bool:
+        """Whether the judge has compared at all."""
+        return self.outcome in ("first", "second", "tie")
 
     @property
     def preferred(self) -> str | None:
@@ -73,7 +88,16 @@ class Ballot(Record):
         return {"first": self.first, "second": self.second}.get(self.outcome)
 
 
-VerdictOutcome = Literal["preferred", "tie", "inconsistent", "refusal", "unparsed", "cut_off"]
+VerdictOutcome = Literal[
+    "preferred",
+    "tie",
+    "inconsistent",
+    "refusal",
+    "unparsed",
+    "cut_off",
+    "exceeds_context",
+    "not_answered",
+]
 
 
 class Verdict(Record):

@@ -89,22 +89,35 @@ def _first_slot_by_length(decided: Sequence[tuple[Contest, bool]]) -> list[Share
 
 def _positions(ballots: Sequence[Ballot]) -> list[Share]:
     """What the judge makes of the order in which it is shown the answers."""
-    first = [b.outcome == "first" for b in ballots if b.outcome in ("first", "second")]
-    groups: dict[str, list[Ballot]] = defaultdict(list)
-    for ballot in ballots:
-        if ballot.outcome in ("first", "second", "tie"):
-            groups[ballot.prompt_id].append(ballot)
-    agree = [
-        len({ballot.preferred for ballot in group}) == 1
-        for group in groups.values()
-        if len(group) > 1
-    ]
+    compared = [ballot for ballot in ballots if ballot.compares]
+    first = [b.outcome == "first" for b in compared if b.repeat == 0 and b.outcome != "tie"]
+    orders: dict[str, list[Ballot]] = defaultdict(list)
+    repeats: dict[tuple[str, str], list[Ballot]] = defaultdict(list)
+    for ballot in compared:
+        if ballot.repeat == 0:
+            orders[ballot.prompt_id].append(ballot)
+        repeats[ballot.prompt_id, ballot.first].append(ballot)
+    agree, stable = (
+        [
+            len({ballot.preferred for ballot in group}) == 1
+            for group in groups.values()
+            if len(group) > 1
+        ]
+        for groups in (orders, repeats)
+    )
     remedy = "the judge goes by the order: take a stronger judge, or make the rubric more definite"
     return [
         _share(
             "first_position", "The answer shown first is preferred", first, (0.35, 0.65), remedy
         ),
         _share("swap_consistency", "Both orders get the same verdict", agree, (0.6, 1.0), remedy),
+        _share(
+            "repeat_stability",
+            "Asked again, the judge says the same",
+            stable,
+            (0.8, 1.0),
+            "the judge decides by chance: take a stronger judge, or make the rubric more definite",
+        ),
     ]
 
 

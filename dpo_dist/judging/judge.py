@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any
 
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.config import JudgeKind
 from dpo_dist.config import MetricJudge as MetricConfig
 from dpo_dist.metrics import build_metric
-from dpo_dist.records import Ballot, Prompt
+from dpo_dist.records import Ballot, BallotOutcome, Prompt
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Two answers to one prompt, in the order in which the judge sees them.
 
-    `first` and `second` are names that the judge never sees.
+    `first` and `second` are names that the judge never sees. `repeat` counts how often the same
+    was asked before.
     """
 
     prompt: Prompt
@@ -25,28 +30,65 @@ class Comparison:
     second: str
     first_text: str
     second_text: str
+    repeat: int = 0
 
 
-class Judge(Protocol):
-    """Compares answers; `identity` names what has to be the same for a ballot to be reused."""
+class Judge(ABC):
+    """Compares answers. `identity` names who judges by which rules, down to their digest."""
 
     identity: str
 
-    def expected_usage(self, comparisons: Sequence[Comparison]) -> dict[str, int]:
-        """The tokens that asking will take, about; empty when it costs nothing."""
-        ...
-
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Ballot]:
-        """Yield one ballot per comparison, in the order in which they are decided.
+    @abstractmethod
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Sequence[Ballot]]:
+        """Yield one ballot per comparison, in the order in which they are decided; ballots that
+        are decided together come together.
 
         A comparison is taken from the iterable when it is about to be asked.
         Raises `JudgeFailed` when it cannot go on; ballots yielded before stay valid.
         """
-        ...
+
+    def check(self) -> None:
+        """Find out, before anything is paid for, whether the judge can do what is wanted.
+
+        Raises `ConfigError` where it cannot."""
+        return
+
+    def why_not_asked(self, comparison: Comparison) -> BallotOutcome | None:
+        """The outcome of a comparison that would be asked in vain, or None."""
+        return None
+
+    def expected_usage(self, comparisons: Sequence[Comparison]) -> dict[str, int]:
+        """The tokens that asking will take, about; empty when it costs nothing."""
+        return {}
+
+    def key(self, comparison: Comparison) -> str:
+        """The digest of all that a ballot depends on; equal keys need to be asked once."""
+        return self._digest(comparison)
+
+    def _digest(self, comparison: Comparison, more: Any = None) -> str:
+        """SHA-256, in hexadecimal, of what the judge is shown and of `more`."""
+        turns = [(message.role, message.content) for message in comparison.prompt.messages]
+        texts = (comparison.first_text, comparison.second_text)
+        shown = json.dumps([self.identity, turns, texts, comparison.repeat, more], sort_keys=True)
+        return hashlib.sha256(shown.encode()).hexdigest()
+
+    def ballot(self, comparison: Comparison, outcome: BallotOutcome, **more: Any) -> Ballot:
+        """This judge's answer to a comparison."""
+        return Ballot(
+            key=self.key(comparison),
+            prompt_id=comparison.prompt.id,
+            first=comparison.first,
+            second=comparison.second,
+            repeat=comparison.repeat,
+            outcome=outcome,
+            judge=self.identity,
+            **more,
+        )
 
 
-def build_judge(config: JudgeKind) -> Judge:
-    """The judge that the run file names. Raises `ConfigError` for what it lacks."""
+def build_judge(config: JudgeKind, folder: Path) -> Judge:
+    """The judge that the run file names. `folder` is the phase's, for what a judge has to keep
+    between an interrupted run and the next. Raises `ConfigError` for what it lacks."""
     match config:
         case MetricConfig():
             from dpo_dist.judging.metric_judge import MetricJudge

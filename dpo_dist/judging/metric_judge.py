@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from dpo_dist.judging.judge import Comparison
+from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.metrics import Metric
 from dpo_dist.records import Ballot, BallotOutcome, Prompt
 
 EQUAL = 1e-9  # scores are means of a few fractions; anything smaller is rounding
 
 
-class MetricJudge:
+class MetricJudge(Judge):
     """Prefers the higher weighted mean of its metrics; equal means are a tie."""
 
     def __init__(self, metrics: Sequence[Metric], weights: Sequence[float]) -> None:
@@ -20,24 +20,19 @@ class MetricJudge:
         parts = (f"{metric.key}*{weight:g}" for metric, weight in self._metrics)
         self.identity = "metric:" + "+".join(parts)
 
-    def expected_usage(self, comparisons: Sequence[Comparison]) -> dict[str, int]:
-        return {}
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Sequence[Ballot]]:
+        yield [self._decide(comparison) for comparison in comparisons]
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Ballot]:
-        for comparison in comparisons:
-            first = self._score(comparison.prompt, comparison.first_text)
-            second = self._score(comparison.prompt, comparison.second_text)
-            outcome: BallotOutcome = "tie"
-            if abs(first - second) > EQUAL:
-                outcome = "first" if first > second else "second"
-            yield Ballot(
-                prompt_id=comparison.prompt.id,
-                first=comparison.first,
-                second=comparison.second,
-                outcome=outcome,
-                reasoning=f"{first:.3f} against {second:.3f}",
-                judge=self.identity,
-            )
+    def key(self, comparison: Comparison) -> str:
+        return self._digest(comparison, comparison.prompt.reference)
+
+    def _decide(self, comparison: Comparison) -> Ballot:
+        first = self._score(comparison.prompt, comparison.first_text)
+        second = self._score(comparison.prompt, comparison.second_text)
+        outcome: BallotOutcome = "tie"
+        if abs(first - second) > EQUAL:
+            outcome = "first" if first > second else "second"
+        return self.ballot(comparison, outcome, reasoning=f"{first:.3f} against {second:.3f}")
 
     def _score(self, prompt: Prompt, text: str) -> float:
         scores = (weight * metric.score(prompt, text) for metric, weight in self._metrics)

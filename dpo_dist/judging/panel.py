@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dpo_dist.artifacts import Journal
-from dpo_dist.console import Advance, say
+from dpo_dist.console import progress, say
 from dpo_dist.errors import JudgeFailed
+from dpo_dist.judging.ballots import bound, paid_before
 from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.records import Ballot, Prompt, Verdict
 
 # Why a judge did not compare at all; the first that any ballot shows is the verdict's outcome.
-_MISSING = ("refusal", "cut_off", "unparsed")
+_MISSING = ("exceeds_context", "refusal", "cut_off", "unparsed", "not_answered")
 
 
 @dataclass(frozen=True)
@@ -28,26 +30,42 @@ class Contest:
     b_text: str
 
 
-def comparisons(contest: Contest, *, both_orders: bool, seed: int) -> list[Comparison]:
-    """A contest as the judge is asked: a first and b first, or one of the two.
+@dataclass(frozen=True)
+class Judged:
+    """A verdict per contest, in order, and all the ballots behind them. The ballots' reasons are
+    left out: the journal has them."""
 
-    A single order is drawn from the prompt's id, so that no name (no temperature, no arm) is
-    shown first more often than the other.
+    verdicts: list[Verdict]
+    ballots: list[Ballot]
+
+
+def comparisons(
+    contest: Contest, *, both_orders: bool, seed: int, repeat: float = 0.0
+) -> list[Comparison]:
+    """A contest as the judge is asked: in both orders, or in one of the two; and for a share
+    `repeat` of the contests, the first of them once more.
+
+    Orders and repeats are drawn from the prompt's id, so that no name (no temperature, no arm)
+    is shown first more often than the other.
     """
     forward = Comparison(contest.prompt, contest.a, contest.b, contest.a_text, contest.b_text)
     backward = Comparison(contest.prompt, contest.b, contest.a, contest.b_text, contest.a_text)
-    if both_orders:
-        return [forward, backward]
-    coin = hashlib.sha256(f"{seed}\0{contest.prompt.id}".encode()).digest()[0] & 1
-    return [backward if coin else forward]
+    drawn = hashlib.sha256(f"{seed}\0{contest.prompt.id}".encode()).digest()
+    asked = [backward, forward] if drawn[0] & 1 else [forward, backward]
+    if not both_orders:
+        del asked[1]
+    if int.from_bytes(drawn[1:5], "big") < repeat * 2**32:
+        asked.append(replace(asked[0], repeat=1))
+    return asked
 
 
 def reconcile(contest: Contest, ballots: Sequence[Ballot]) -> Verdict:
-    """One verdict from the ballots on a contest.
+    """One verdict from the ballots on a contest, repeats left out.
 
     A ballot without a comparison decides the outcome. Then: agreement is a preference or a
     tie, anything else (opposite preferences, a preference and a tie) is inconsistent.
     """
+    ballots = [ballot for ballot in ballots if ballot.repeat == 0]
     outcomes = {ballot.outcome for ballot in ballots}
     for outcome in _MISSING:
         if outcome in outcomes:
@@ -70,38 +88,63 @@ def judge_all(
     ledger: Ledger,
     both_orders: bool,
     seed: int,
-    on_done: Advance,
-) -> list[Verdict]:
-    """Ask what the journal lacks, and return the verdicts in the contests' order.
+    repeat: float = 0.0,
+    earlier: Iterable[Path] = (),
+    approve: Callable[[str], None] = say,
+    name: str = "judge",
+) -> Judged:
+    """Ask what neither the journal nor the `earlier` journals hold; equal questions once.
 
-    Every ballot is on disk before it counts: a ballot may have cost money. `on_done(n, note)` is
-    told how many ballots have come in, the journal's own included, and what they cost. Raises
-    `JudgeFailed` where the ledger's limit is reached, once what is in flight has been kept.
+    Every ballot is on disk before it counts: a ballot may have cost money. `approve` is told what
+    the rest will cost, about, and raises where it may not be spent. Raises `JudgeFailed` where
+    the ledger's limit is reached, once what is in flight has been kept.
     """
-    asked = [comparisons(contest, both_orders=both_orders, seed=seed) for contest in contests]
-    ballots = {_key(ballot): ballot for ballot in journal.read() if ballot.judge == judge.identity}
-    for ballot in ballots.values():
-        ledger.add(ballot.usage)
-    missing = [c for group in asked for c in group if _comparison_key(c) not in ballots]
-    if expected := judge.expected_usage(missing):
-        say(f"judge: {ledger.forecast(len(missing), expected)}")
-    on_done(sum(len(group) for group in asked) - len(missing), ledger.note)
-    for ballot in judge.compare(ledger.affordable(missing)):
-        journal.append([ballot])
-        ledger.add(ballot.usage)
-        ballots[_key(ballot)] = ballot
-        on_done(1, ledger.note)
-    if left := sum(_comparison_key(comparison) not in ballots for comparison in missing):
-        raise JudgeFailed(ledger.limit_reached(left))
-    return [
-        reconcile(contest, [ballots[_comparison_key(comparison)] for comparison in group])
-        for contest, group in zip(contests, asked, strict=True)
+    asked = [
+        [
+            (judge.key(comparison), comparison)
+            for comparison in comparisons(
+                contest, both_orders=both_orders, seed=seed, repeat=repeat
+            )
+        ]
+        for contest in contests
     ]
+    wanted = {key: comparison for group in asked for key, comparison in group}
+    ballots: dict[str, Ballot] = {}
 
+    def keep(ballot: Ballot) -> None:
+        ledger.add(ballot.usage)
+        ballots[ballot.key] = ballot.model_copy(update={"reasoning": ""})
 
-def _key(ballot: Ballot) -> tuple[str, str, str]:
-    return ballot.prompt_id, ballot.first, ballot.second
+    for ballot in journal.read():
+        if ballot.key in wanted and ballot.outcome != "not_answered":
+            keep(ballot)
+    missing = {key: comparison for key, comparison in wanted.items() if key not in ballots}
+    for key, comparison in list(missing.items()):
+        if reason := judge.why_not_asked(comparison):
+            ballots[key] = judge.ballot(comparison, reason)
+            del missing[key]
+    if judge.expected_usage(list(missing.values())):
+        if found := list(paid_before(earlier, missing)):
+            journal.append(found)
+            say(f"{name}: {len(found)} ballots were paid for before and are used again")
+        for ballot in found:
+            keep(ballot)
+            del missing[ballot.key]
+        left = list(missing.values())
+        if left:
+            approve(f"{name}: {ledger.forecast(len(left), judge.expected_usage(left))}")
 
-
-def _comparison_key(comparison: Comparison) -> tuple[str, str, str]:
-    return comparison.prompt.id, comparison.first, comparison.second
+    with progress(name, len(wanted)) as advance:
+        advance(len(wanted) - len(missing), ledger.note)
+        for decided in judge.compare(ledger.affordable(missing.values())):
+            journal.append(decided)
+            for ballot in decided:
+                keep(ballot)
+            advance(len(decided), ledger.note)
+    if left_over := sum(key not in ballots for key in missing):
+        raise JudgeFailed(ledger.limit_reached(left_over))
+    answered = [[bound(ballots[key], comparison) for key, comparison in group] for group in asked]
+    return Judged(
+        [reconcile(contest, group) for contest, group in zip(contests, answered, strict=True)],
+        [ballot for group in answered for ballot in group],
+    )

@@ -29,7 +29,7 @@ class Backoff:
         Raises `JudgeFailed` when another try would be of no use. Refusals for too many requests
         are not counted: they say nothing about the request (`Throttle` has the patience).
         """
-        asked = _explain(error)
+        asked = explain(error)
         if attempt + 1 >= self.attempts and not is_rate_limit(error):
             raise JudgeFailed(
                 f"the judge's API failed {self.attempts} times in a row, the last time with "
@@ -45,7 +45,12 @@ def is_rate_limit(error: Exception) -> bool:
     return getattr(error, "status_code", None) == 429
 
 
-def _explain(error: Exception) -> float | None:
+def is_too_long(error: Exception) -> bool:
+    """Whether the request was refused because it does not fit into the model's context."""
+    return getattr(error, "status_code", None) in (400, 413) and "too long" in str(error)
+
+
+def explain(error: Exception) -> float | None:
     """The wait that the server asks for, or None; raises `JudgeFailed` for final errors."""
     import anthropic
 

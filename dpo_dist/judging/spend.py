@@ -85,9 +85,10 @@ class Ledger:
         self._ballots = 0
 
     def add(self, usage: Mapping[str, int]) -> None:
-        """Count a ballot."""
-        self._usage.update(usage)
-        self._ballots += 1
+        """Count a ballot; one without usage has cost nothing."""
+        if usage:
+            self._usage.update(usage)
+            self._ballots += 1
 
     @property
     def usd(self) -> float | None:

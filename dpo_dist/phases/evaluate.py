@@ -8,7 +8,7 @@ from typing import Any
 
 from dpo_dist.artifacts import Journal, PhaseDirectory, read_json, write_json, write_records
 from dpo_dist.config import Config, Evaluate
-from dpo_dist.console import progress, warn
+from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import check_disjoint, read_prompts
 from dpo_dist.data.rows import source_identity
@@ -17,11 +17,12 @@ from dpo_dist.evaluation.comparison import summarise
 from dpo_dist.generation.engine import Completion, Request, build_engine
 from dpo_dist.generation.sampling import answer_all
 from dpo_dist.judging.judge import build_judge
-from dpo_dist.judging.panel import Contest, judge_all
+from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import open_ledger
 from dpo_dist.metrics import build_metric
+from dpo_dist.phases.asking import ask
 from dpo_dist.phases.runs import Weights, arm_weights, judge_files, metric_files, run_root
-from dpo_dist.records import Ballot, Generation, Prompt, Score, Verdict
+from dpo_dist.records import Generation, Prompt, Score, Verdict
 
 SECTIONS = ("evaluate",)
 
@@ -192,7 +193,7 @@ def _judge(
     evaluate = _section(config)
     if evaluate.judge is None or not {"sft", "dpo"} <= set(evaluate.arms):
         return None, {"judge": None}
-    judge, ledger = build_judge(evaluate.judge), open_ledger(evaluate.judge)
+    judge, ledger = build_judge(evaluate.judge, out.path), open_ledger(evaluate.judge)
     labels = run_root(config) / "judge" / "manifest.json"
     if labels.exists() and read_json(labels).get("judge") == judge.identity:
         warn("the judge that labelled the training pairs also evaluates: read its row with care")
@@ -200,18 +201,7 @@ def _judge(
         Contest(p, "dpo", "sft", answers["dpo", 0, p.id].text, answers["sft", 0, p.id].text)
         for p in prompts
     ]
-    with (
-        out.journal("ballots.jsonl", Ballot) as journal,
-        progress("evaluate: judge", 2 * len(contests)) as advance,
-    ):
-        verdicts = judge_all(
-            judge,
-            contests,
-            journal,
-            ledger=ledger,
-            both_orders=True,
-            seed=config.run.seed,
-            on_done=advance,
-        )
+    judge.check()
+    verdicts = ask(judge, ledger, contests, out, config, name="evaluate: judge").verdicts
     write_records(out.path / "verdicts.jsonl", verdicts)
     return verdicts, {"judge": judge.identity, "spend": ledger.figures()}

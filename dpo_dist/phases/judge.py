@@ -9,7 +9,7 @@ from typing import Any
 
 from dpo_dist.artifacts import PhaseDirectory, file_digest, read_records, write_records
 from dpo_dist.config import Config
-from dpo_dist.console import progress, say, warn
+from dpo_dist.console import say, warn
 from dpo_dist.data.hygiene import why_not_judged
 from dpo_dist.data.preferences import JUDGED_FILE, write_pairs
 from dpo_dist.data.prompts import content_digest
@@ -17,10 +17,11 @@ from dpo_dist.errors import DataError
 from dpo_dist.evaluation.statistics import wilson
 from dpo_dist.judging.audit import Share, audit
 from dpo_dist.judging.judge import build_judge
-from dpo_dist.judging.panel import Contest, judge_all
+from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import open_ledger
+from dpo_dist.phases.asking import ask
 from dpo_dist.phases.runs import judge_files, run_root
-from dpo_dist.records import Ballot, Candidate, PreferencePair, Prompt
+from dpo_dist.records import Candidate, PreferencePair, Prompt
 
 SECTIONS = ("judge",)
 TIE_WARNING = 0.5
@@ -46,22 +47,19 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     candidates = list(read_records(sample / "candidates.jsonl", Candidate))
     dropped: Counter[str] = Counter()
     contests = _contests(prompts, candidates, dropped)
-    judge, ledger = build_judge(config.judge.judge), open_ledger(config.judge.judge)
-    asked = 2 if config.judge.both_orders else 1
-    with (
-        out.journal("ballots.jsonl", Ballot) as journal,
-        progress("judge", asked * len(contests)) as advance,
-    ):
-        verdicts = judge_all(
-            judge,
-            contests,
-            journal,
-            ledger=ledger,
-            both_orders=config.judge.both_orders,
-            seed=config.run.seed,
-            on_done=advance,
-        )
-        ballots = [ballot for ballot in journal.read() if ballot.judge == judge.identity]
+    judge, ledger = build_judge(config.judge.judge, out.path), open_ledger(config.judge.judge)
+    judge.check()
+    judged = ask(
+        judge,
+        ledger,
+        contests,
+        out,
+        config,
+        both_orders=config.judge.both_orders,
+        repeat=config.judge.repeat,
+        name="judge",
+    )
+    verdicts = judged.verdicts
     write_records(out.path / "verdicts.jsonl", verdicts)
 
     pairs: list[PreferencePair] = []
@@ -90,7 +88,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         "counts": {"in": total, "kept": len(pairs), "dropped": dict(sorted(dropped.items()))},
         "judge": judge.identity,
         "spend": ledger.figures(),
-        "audit": _audited(audit(contests, verdicts, ballots)),
+        "audit": _audited(audit(contests, verdicts, judged.ballots)),
     }
 
 

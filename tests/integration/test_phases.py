@@ -15,6 +15,7 @@ import pytest
 
 from dpo_dist.artifacts import read_records
 from dpo_dist.cli import main
+from dpo_dist.console import YES
 from dpo_dist.records import Ballot, Candidate, Verdict
 from tests.anthropic_server import KEY, serve
 from tests.conftest import ROOT
@@ -51,7 +52,7 @@ def run_file(tmp_path: Path, tiny_model: Path, write_run, write_jsonl) -> Iterat
 
 def start(phase: str, run_file: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "dpo_dist", phase, str(run_file)]
-    environment = os.environ | {"ANTHROPIC_API_KEY": KEY}
+    environment = os.environ | {"ANTHROPIC_API_KEY": KEY, YES: "1"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from dpo_dist.judging.audit import Share, audit
 from dpo_dist.judging.panel import Contest, comparisons, reconcile
-from dpo_dist.records import Ballot, Message, Prompt
+from dpo_dist.records import Message, Prompt
+from tests.unit.judging.test_panel import Planted
 
 
 def shares(
@@ -20,13 +21,7 @@ def shares(
     ballots, verdicts = [], []
     for contest in contests:
         group = [
-            Ballot(
-                prompt_id=contest.prompt.id,
-                first=asked.first,
-                second=asked.second,
-                outcome=decide(asked.first_text, asked.second_text),
-                judge="planted",
-            )
+            Planted().ballot(asked, decide(asked.first_text, asked.second_text))
             for asked in comparisons(contest, both_orders=both, seed=0)
         ]
         ballots += group

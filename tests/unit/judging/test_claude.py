@@ -13,7 +13,7 @@ from dpo_dist.errors import ConfigError, JudgeFailed
 from dpo_dist.judging.claude import ClaudeJudge
 from dpo_dist.records import Ballot
 from tests.anthropic_server import KEY, Fault, Server, serve
-from tests.contracts.test_judges import comparison
+from tests.contracts.test_judges import asked, comparison
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def ask(server: Server, rubric: Path, count: int = 1, attempts: int = 4) -> list
         type="claude", model="m", rubric=rubric, base_url=server.url, max_attempts=attempts
     )
     judge = ClaudeJudge(config, backoff_base=0.001)
-    return list(judge.compare([comparison(n, "GOOD", "bad") for n in range(count)]))
+    return asked(judge, [comparison(n, "GOOD", "bad") for n in range(count)])
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +65,7 @@ def test_a_passing_fault_is_survived(server: Server, rubric: Path, fault: Fault)
     assert ballot.usage["attempts"] == 3
     assert ballot.usage["attempts_with_unknown_usage"] == 2
     assert ballot.usage["input_tokens"] == 100
+    assert ballot.answered_by == "m" and ballot.request_id.startswith("req_")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_a_malformed_verdict_is_repaired_once_and_never_guessed(
 def test_a_refusal_is_an_outcome_with_its_category(server: Server, rubric: Path) -> None:
     server.faults += [Fault(stop_reason="refusal")]
     (ballot,) = ask(server, rubric)
-    assert (ballot.outcome, ballot.reasoning) == ("refusal", "category: cyber")
+    assert (ballot.outcome, ballot.category) == ("refusal", "cyber")
     assert len(server.requests) == 1, "a refusal is not asked again"
 
 
@@ -142,8 +143,8 @@ def test_what_was_decided_before_a_failure_is_handed_over(server: Server, rubric
     server.faults += [Fault(), Fault(), Fault(status=401)]
     ballots = []
     with pytest.raises(JudgeFailed):
-        for ballot in judge.compare([comparison(n, "GOOD", "bad") for n in range(9)]):
-            ballots.append(ballot)
+        for group in judge.compare([comparison(n, "GOOD", "bad") for n in range(9)]):
+            ballots += group
     assert [ballot.prompt_id for ballot in ballots] == ["p0", "p1"]
 
 

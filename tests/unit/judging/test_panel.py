@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import Journal
-from dpo_dist.errors import JudgeFailed
-from dpo_dist.judging.judge import Comparison
-from dpo_dist.judging.panel import Contest, comparisons, judge_all, reconcile
+from dpo_dist.artifacts import Journal, read_records
+from dpo_dist.errors import JudgeFailed, NotConfirmed
+from dpo_dist.judging.judge import Comparison, Judge
+from dpo_dist.judging.panel import Contest, Judged, comparisons, judge_all, reconcile
 from dpo_dist.judging.spend import Ledger
-from dpo_dist.records import Ballot, Message, Prompt
+from dpo_dist.records import Ballot, BallotOutcome, Message, Prompt
 
 
-class Planted:
+class Planted(Judge):
     """Prefers GOOD; answers in a shuffled order; fails after `patience` ballots."""
 
     identity = "planted"
@@ -26,32 +27,22 @@ class Planted:
         self._random = random.Random(seed)
         self._patience = patience
 
-    def expected_usage(self, comparisons: Sequence[Comparison]) -> dict[str, int]:
-        return {}
-
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Ballot]:
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Sequence[Ballot]]:
         items = list(comparisons)
         for item in self._random.sample(items, len(items)):
             if self._patience == 0:
                 raise JudgeFailed("planned")
             self._patience -= 1
             self.asked += 1
-            yield self.decide(item)
+            yield [self.ballot(item, self.decide(item))]
 
-    def decide(self, item: Comparison) -> Ballot:
-        outcome = "first" if "GOOD" in item.first_text else "second"
-        return Ballot(
-            prompt_id=item.prompt.id,
-            first=item.first,
-            second=item.second,
-            outcome=outcome,
-            judge=self.identity,
-        )
+    def decide(self, item: Comparison) -> BallotOutcome:
+        return "first" if "GOOD" in item.first_text else "second"
 
 
 class AlwaysFirst(Planted):
-    def decide(self, item: Comparison) -> Ballot:
-        return super().decide(item).model_copy(update={"outcome": "first"})
+    def decide(self, item: Comparison) -> BallotOutcome:
+        return "first"
 
 
 def contests(count: int = 40) -> list[Contest]:
@@ -71,8 +62,7 @@ def run(judge: Planted, path: Path, *, both: bool = True, items: list[Contest] |
             ledger=Ledger(),
             both_orders=both,
             seed=3,
-            on_done=lambda n, note="": None,
-        )
+        ).verdicts
 
 
 @pytest.mark.parametrize("both", [True, False])
@@ -127,12 +117,105 @@ def test_a_single_order_shows_no_slot_first_more_often() -> None:
         (("cut_off", "unparsed"), "cut_off"),
     ],
 )
-def test_two_ballots_make_one_verdict(outcomes: tuple[str, str], expected: str) -> None:
+def test_two_ballots_make_one_verdict(
+    outcomes: tuple[BallotOutcome, BallotOutcome], expected: str
+) -> None:
     (contest,) = contests(1)
     asked = comparisons(contest, both_orders=True, seed=0)
-    ballots = [
-        Ballot(prompt_id="p0", first=c.first, second=c.second, outcome=outcome, judge="j")
-        for c, outcome in zip(asked, outcomes, strict=True)
-    ]
+    ballots = [Planted().ballot(c, outcome) for c, outcome in zip(asked, outcomes, strict=True)]
     for order in (ballots, ballots[::-1]):
         assert reconcile(contest, order).outcome == expected
+
+
+def test_a_share_is_asked_once_more_and_decides_nothing(tmp_path: Path) -> None:
+    judge = Planted()
+    with Journal(tmp_path / "j", Ballot) as journal:
+        judged = judge_all(
+            judge,
+            contests(1000),
+            journal,
+            ledger=Ledger(),
+            both_orders=True,
+            seed=3,
+            repeat=0.1,
+        )
+    again = [ballot for ballot in judged.ballots if ballot.repeat]
+    assert 70 < len(again) < 130 and judge.asked == 2000 + len(again)
+    assert len({ballot.key for ballot in judged.ballots}) == judge.asked
+    (contest,) = contests(1)
+    asked = comparisons(contest, both_orders=True, seed=0, repeat=1.0)
+    outcomes: list[BallotOutcome] = ["first", "second", "second"]
+    assert [c.repeat for c in asked] == [0, 0, 1] and asked[2].first == asked[0].first
+    votes = [judge.ballot(c, outcome) for c, outcome in zip(asked, outcomes, strict=True)]
+    assert reconcile(contest, votes).outcome == "preferred"
+
+
+class Paid(Planted):
+    """A planted judge whose ballots have a price."""
+
+    def expected_usage(self, comparisons: Sequence[Comparison]) -> dict[str, int]:
+        return {"input_tokens": 10 * len(comparisons)}
+
+
+def poll(judge: Judge, path: Path, *earlier: Path, items: list[Contest]) -> Judged:
+    with Journal(path, Ballot) as journal:
+        return judge_all(
+            judge, items, journal, ledger=Ledger(), both_orders=True, seed=3, earlier=earlier
+        )
+
+
+def test_what_another_run_has_paid_for_is_used_under_this_runs_names(tmp_path: Path) -> None:
+    poll(Paid(), tmp_path / "a", items=contests())
+    with (tmp_path / "a").open("a") as torn:
+        torn.write('{"key": "to')
+    moved = [
+        replace(c, prompt=c.prompt.model_copy(update={"id": f"other-{n}"}), a="dpo", b="sft")
+        for n, c in enumerate(reversed(contests(50)))
+    ]
+    judge = Paid()
+    judged = poll(judge, tmp_path / "b", tmp_path / "a", tmp_path / "none", items=moved)
+    assert judge.asked == 2 * 10, "ten contests are new, whatever the order of the others"
+    for contest, verdict in zip(moved, judged.verdicts, strict=True):
+        assert verdict.prompt_id == contest.prompt.id
+        assert verdict.preferred == ("dpo" if contest.a_text == "GOOD" else "sft")
+    written = list(read_records(tmp_path / "b", Ballot))
+    assert {b.prompt_id for b in written} == {c.prompt.id for c in moved}
+
+
+def test_equal_questions_are_asked_once(tmp_path: Path) -> None:
+    (one,) = contests(1)
+    twin = replace(one, prompt=one.prompt.model_copy(update={"id": "twin"}))
+    judge = Planted()
+    judged = poll(judge, tmp_path / "j", items=[one, twin])
+    assert judge.asked == 2
+    assert [v.prompt_id for v in judged.verdicts] == ["p0", "twin"]
+    assert {v.preferred for v in judged.verdicts} == {"slot-0"}
+
+
+def test_what_was_not_answered_is_asked_again(tmp_path: Path) -> None:
+    class Silent(Planted):
+        def decide(self, item: Comparison) -> BallotOutcome:
+            return "not_answered"
+
+    (verdict,) = poll(Silent(), tmp_path / "j", items=contests(1)).verdicts
+    assert verdict.outcome == "not_answered"
+    (verdict,) = poll(Planted(), tmp_path / "j", items=contests(1)).verdicts
+    assert verdict.outcome == "preferred"
+
+
+def test_nothing_is_asked_that_was_not_agreed_to(tmp_path: Path) -> None:
+    def refuse(forecast: str) -> None:
+        raise NotConfirmed(forecast)
+
+    judge = Paid()
+    with Journal(tmp_path / "j", Ballot) as journal, pytest.raises(NotConfirmed, match="80 req"):
+        judge_all(
+            judge,
+            contests(),
+            journal,
+            ledger=Ledger(),
+            both_orders=True,
+            seed=3,
+            approve=refuse,
+        )
+    assert judge.asked == 0

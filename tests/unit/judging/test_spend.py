@@ -38,7 +38,6 @@ def judge_with(config: ClaudeConfig, path: Path) -> Ledger:
             ledger=ledger,
             both_orders=True,
             seed=0,
-            on_done=lambda n, note="": None,
         )
     return ledger
 

@@ -15,7 +15,7 @@ from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.claude import ClaudeJudge
 from dpo_dist.judging.throttle import Throttle
 from tests.anthropic_server import KEY, Server, serve
-from tests.contracts.test_judges import comparison
+from tests.contracts.test_judges import asked, comparison
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_judge_settles_below_what_the_account_allows(server: Server, tmp_path:
         max_attempts=2,
     )
     judge = ClaudeJudge(config, backoff_base=0.01)
-    ballots = list(judge.compare([comparison(n, "GOOD", "bad") for n in range(60)]))
+    ballots = asked(judge, [comparison(n, "GOOD", "bad") for n in range(60)])
     assert {ballot.outcome for ballot in ballots} == {"first"} and len(ballots) == 60
     refused = sum(ballot.usage.get("attempts_with_unknown_usage", 0) for ballot in ballots)
     assert 0 < refused < 60
