@@ -11,6 +11,7 @@ from typing import Any
 
 from dpo_dist.artifacts import file_digest
 from dpo_dist.config import DataSource
+from dpo_dist.data.hygiene import encodable
 from dpo_dist.errors import DataError
 from dpo_dist.records import Message
 
@@ -118,7 +119,7 @@ def messages_of(row: Row, key: str, role: str) -> tuple[Message, ...]:
 
 def check_text(row: Row, key: str, text: str) -> None:
     """Refuse what no tokenizer or API can carry: NUL and unpaired surrogates."""
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+    if not encodable(text):
         raise row.error(f"`{key}` holds a NUL character or an unpaired surrogate")
 
 
