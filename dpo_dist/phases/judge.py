@@ -11,24 +11,28 @@ from dpo_dist.artifacts import PhaseDirectory, file_digest, read_records, write_
 from dpo_dist.config import Config
 from dpo_dist.console import say, warn
 from dpo_dist.data.hygiene import why_not_judged
+from dpo_dist.data.leakage import overlaps
 from dpo_dist.data.preferences import JUDGED_FILE, write_pairs
-from dpo_dist.data.prompts import content_digest
+from dpo_dist.data.prompts import check_disjoint, content_digest
 from dpo_dist.errors import DataError
 from dpo_dist.evaluation.statistics import wilson
 from dpo_dist.judging.audit import Share, audit
 from dpo_dist.judging.judge import build_judge
+from dpo_dist.judging.labels import Label, fitting_smoothing, labels_of
 from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import open_ledger
 from dpo_dist.phases.asking import ask
+from dpo_dist.phases.held_out import held_out_identity, held_out_prompts
 from dpo_dist.phases.runs import judge_files, run_root
-from dpo_dist.records import Candidate, PreferencePair, Prompt
+from dpo_dist.records import Candidate, Prompt
 
 SECTIONS = ("judge",)
 TIE_WARNING = 0.5
 
 
 def inputs(config: Config) -> dict[str, Any]:
-    """What the phase reads: the candidates, and the rubric that the judge follows."""
+    """What the phase reads: the candidates, the rubric that the judge follows, and the held-out
+    prompts, which may not be trained on."""
     assert config.judge is not None
     candidates = run_root(config) / "sample" / "candidates.jsonl"
     if not (candidates.parent / "manifest.json").exists():
@@ -36,6 +40,7 @@ def inputs(config: Config) -> dict[str, Any]:
     return {
         "candidates": file_digest(candidates),
         "judge_files": judge_files(config.judge.judge),
+        "held_out": held_out_identity(config),
     }
 
 
@@ -45,8 +50,10 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     sample = run_root(config) / "sample"
     prompts = {p.id: p for p in read_records(sample / "prompts.jsonl", Prompt)}
     candidates = list(read_records(sample / "candidates.jsonl", Candidate))
+    held_out = held_out_prompts(config)
+    check_disjoint(list(prompts.values()), held_out)
     dropped: Counter[str] = Counter()
-    contests = _contests(prompts, candidates, dropped)
+    contests = _contests(prompts, candidates, _given_away(prompts, held_out), dropped)
     judge, ledger = build_judge(config.judge.judge, out.path), open_ledger(config.judge.judge)
     judge.check()
     judged = ask(
@@ -62,34 +69,41 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     verdicts = judged.verdicts
     write_records(out.path / "verdicts.jsonl", verdicts)
 
-    pairs: list[PreferencePair] = []
-    for contest, verdict in zip(contests, verdicts, strict=True):
-        if verdict.outcome != "preferred":
-            dropped[verdict.outcome] += 1
-            continue
-        texts = {contest.a: contest.a_text, contest.b: contest.b_text}
-        assert verdict.preferred is not None and verdict.other is not None
-        pairs.append(
-            PreferencePair(
-                prompt_id=contest.prompt.id,
-                prompt=contest.prompt.messages,
-                chosen=texts[verdict.preferred],
-                rejected=texts[verdict.other],
-            )
-        )
+    labels = labels_of(contests, judged, config.judge, config.run.seed, dropped)
     total = len(candidates) // 2
-    assert total == len(pairs) + sum(dropped.values()), "the funnel must add up"
-    if not pairs:
+    assert total == len(labels) + sum(dropped.values()), "the funnel must add up"
+    if not labels:
         raise DataError(f"the judge decided no pair; dropped: {dict(dropped)}")
     if dropped["tie"] > TIE_WARNING * total:
         warn(f"{dropped['tie']} of {total} comparisons are ties")
-    write_pairs(out.path / JUDGED_FILE, pairs)
+    write_pairs(out.path / JUDGED_FILE, [label.pair() for label in labels])
     return {
-        "counts": {"in": total, "kept": len(pairs), "dropped": dict(sorted(dropped.items()))},
+        "counts": {
+            "in": total,
+            "kept": len(labels),
+            "dropped": dict(sorted(dropped.items())),
+            **_kept_inconsistent(config, labels),
+        },
         "judge": judge.identity,
         "spend": ledger.figures(),
         "audit": _audited(audit(contests, verdicts, judged.ballots)),
     }
+
+
+def _kept_inconsistent(config: Config, labels: Sequence[Label]) -> dict[str, int]:
+    """How many of the kept pairs are inconsistent, for the counts; and what they ask of the
+    training is said."""
+    assert config.judge is not None
+    if config.judge.inconsistent == "drop":
+        return {}
+    kept = sum(label.inconsistent for label in labels)
+    say(
+        f"{kept} of {len(labels)} pairs are inconsistent and kept; "
+        f"train.label_smoothing: {fitting_smoothing(labels)} fits them"
+    )
+    if config.train is not None and "robust" not in config.train.loss:
+        warn("judge.inconsistent: keep makes labels for train.loss: robust; no other expects them")
+    return {"kept_inconsistent": kept}
 
 
 def _audited(shares: Sequence[Share]) -> list[dict[str, Any]]:
@@ -118,12 +132,16 @@ def _audited(shares: Sequence[Share]) -> list[dict[str, Any]]:
 
 
 def _contests(
-    prompts: dict[str, Prompt], candidates: list[Candidate], dropped: Counter[str]
+    prompts: dict[str, Prompt],
+    candidates: list[Candidate],
+    given_away: set[str],
+    dropped: Counter[str],
 ) -> list[Contest]:
     """The pairs worth a judgement, one a prompt.
 
     A cut-off answer is not worth one: as `chosen` it would teach the model to stop mid-sentence,
-    and its end token would be one that was never sampled.
+    and its end token would be one that was never sampled. Nor are the prompts of which the
+    evaluation asks much (the ids `given_away`): they are not to be trained on.
     """
     contests: list[Contest] = []
     asked: set[str] = set()
@@ -133,6 +151,8 @@ def _contests(
         digest = content_digest(prompt.messages)
         if digest in asked:
             dropped["duplicate_prompt"] += 1
+        elif prompt.id in given_away:
+            dropped["evaluation_overlap"] += 1
         elif "length" in (a.finish_reason, b.finish_reason):
             dropped["candidate_cut_off"] += 1
         elif reason := why_not_judged(a.text, b.text):
@@ -142,3 +162,9 @@ def _contests(
             names = (f"slot-{a.slot}", f"slot-{b.slot}")
             contests.append(Contest(prompt, *names, a.text, b.text))
     return contests
+
+
+def _given_away(prompts: dict[str, Prompt], held_out: list[Prompt]) -> set[str]:
+    """The ids of the prompts that overlap with held-out ones."""
+    found = overlaps([p.messages for p in prompts.values()], [p.messages for p in held_out])
+    return {name for name, overlap in zip(prompts, found, strict=True) if overlap}
