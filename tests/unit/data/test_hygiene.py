@@ -52,11 +52,11 @@ def test_a_word_makes_a_difference_in_short_answers_and_order_in_all() -> None:
 
 
 def test_answers_of_other_lengths_or_words_are_told_apart_at_once() -> None:
-    a = " ".join(f"a{n}" for n in range(20_000))
-    started = time.perf_counter()
+    a = " ".join(f"na na na a{n}" for n in range(1000))
+    started = time.process_time()
     assert not similar(a, a[: len(a) // 2])
-    assert not similar(a, a.replace("a", "b"))
-    assert time.perf_counter() - started < 2, "the filters spare the alignment"
+    assert not similar(a, a.replace(" a", " b"))
+    assert time.process_time() - started < 2, "the filters spare the alignment"
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from dpo_dist.errors import ModelError
+from dpo_dist.artifacts import phase_directory
+from dpo_dist.config import Config
+from dpo_dist.errors import DataError, ModelError
+from dpo_dist.phases import train
 from dpo_dist.phases.train import _check_vocabulary, _tokenize
 from dpo_dist.planning.memory import ModelShape
-from dpo_dist.records import Message, PreferencePair
+from dpo_dist.records import Message, PreferencePair, Prompt
 from tests.tiny import make_tokenizer
 
 SHAPE = ModelShape(
@@ -52,3 +56,32 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
     rows[0]["rejected_ids"][-1] = 259
     with pytest.raises(ModelError, match="token 259, but the model has only 259 embeddings"):
         _check_vocabulary("m", SHAPE, rows)
+
+
+@pytest.mark.parametrize(("source", "expected"), [("path", ["h"]), ("judged", [])])
+def test_pairs_from_elsewhere_are_held_against_the_evaluation(
+    tmp_path: Path, write_jsonl, monkeypatch: pytest.MonkeyPatch, source: str, expected: list[str]
+) -> None:
+    seen: list[str] = []
+
+    def load(config: object, folder: Path, seed: int, held_out: list[Prompt]) -> None:
+        seen.extend(prompt.id for prompt in held_out)
+        raise DataError("read enough")
+
+    monkeypatch.setattr(train, "load_preferences", load)
+    task = {"type": "metric", "metrics": [{"type": "label_match", "field": "f"}]}
+    prompts = {"path": write_jsonl(tmp_path / "eval.jsonl", [{"id": "h", "prompt": "q"}])}
+    config = Config.model_validate(
+        {
+            "run": {"name": "test", "output_dir": tmp_path},
+            "model": {"base": "org/model"},
+            "sample": {"prompts": prompts, "engine": {"type": "hf"}},
+            "judge": {"judge": task},
+            "preferences": {"source": source} | ({"path": "p.jsonl"} if source == "path" else {}),
+            "train": {},
+            "evaluate": {"prompts": prompts, "metrics": task["metrics"]},
+        }
+    )
+    with phase_directory(tmp_path / "out", {}) as out, pytest.raises(DataError, match="enough"):
+        train.run(config, out)
+    assert seen == expected
