@@ -53,9 +53,11 @@ def is_too_long(error: Exception) -> bool:
 def explain(error: Exception) -> float | None:
     """The wait that the server asks for, or None; raises `JudgeFailed` for final errors."""
     import anthropic
+    import httpx2
 
     transient = (
         anthropic.APIConnectionError,
+        httpx2.TransportError,  # in the middle of a stream
         json.JSONDecodeError,
         UnicodeDecodeError,
         NotAMessage,

@@ -36,6 +36,7 @@ RUNTIME_KEYS = frozenset(
         "save_steps",
         "keep_checkpoints",
         "concurrency",
+        "transport",
         "max_attempts",
         "max_usd",
         "prices",
