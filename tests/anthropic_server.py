@@ -33,6 +33,7 @@ class Fault:
     message: str = "planned fault"
     delay: float = 0.0  # seconds before anything is said
     after: bool = False
+    torn: bool = False  # the connection ends in the middle of the answer
 
 
 class Server:
@@ -220,6 +221,13 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self.connection.close()
             elif fault.body is not None:
                 self.send(fault.status, fault.body, dict(fault.headers))
+            elif fault.torn:
+                self.close_connection = True
+                self.send_response(200)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", "500")
+                self.end_headers()
+                self.wfile.write(b'{"id": "msg_1", "content": [')
             elif fault.status != 200:
                 error = _error(fault.error, fault.message, fault.error_code)
                 self.answer(fault.status, error, fault.headers)

@@ -24,8 +24,11 @@ _Decided = queue.SimpleQueue[tuple[Ballot, asyncio.Event] | BaseException | None
 class ClaudeJudge(Claude):
     """Asks `concurrency` comparisons at a time; yields ballots as they are decided."""
 
-    def __init__(self, config: ClaudeConfig, *, backoff_base: float = 0.5) -> None:
+    def __init__(
+        self, config: ClaudeConfig, *, backoff_base: float = 0.5, timeout: float = 600
+    ) -> None:
         super().__init__(config)
+        self._timeout = timeout  # seconds
         self._backoff = Backoff(config.max_attempts, backoff_base)
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Sequence[Ballot]]:
@@ -77,7 +80,7 @@ class ClaudeJudge(Claude):
 
         # One retry policy, ours: the SDK's would retry a spent account, and wait for weeks.
         async with AsyncAnthropic(
-            base_url=self.config.base_url, max_retries=0, timeout=600
+            base_url=self.config.base_url, max_retries=0, timeout=self._timeout
         ) as client:
             try:
                 async with asyncio.TaskGroup() as group:
