@@ -44,6 +44,7 @@ class Batches:
     archived: bool = False
     results_host: str | None = None
     downloads: int = 0
+    first_download: float = 0.0  # when it began; seconds since the epoch
     items: int = 0
 
     def create(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:

@@ -49,6 +49,8 @@ class Server:
         self.limit: int | None = None  # requests at a time; more are refused with 429
         self.latency = 0.0  # seconds
         self.in_flight = 0
+        self.answered = 0  # messages, which are paid for
+        self.first_at = self.last_at = 0.0  # when they were asked; seconds since the epoch
         self.batch_faults: deque[Fault] = deque()
         self.batches = Batches(
             lambda params, fault: self.message(params, fault or Fault()),
@@ -121,6 +123,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             with server.lock:
                 server.in_flight += 1
+                server.first_at = server.first_at or time.time()
                 crowded = server.limit is not None and server.in_flight > server.limit
             try:
                 if not crowded:
@@ -146,6 +149,9 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if self.failed(fault):
                 return None
             rates = {"anthropic-ratelimit-requests-remaining": "9"}
+            with server.lock:
+                server.answered += 1
+                server.last_at = time.time()
             return self.answer(200, server.message(body, fault), rates)
 
         def create_batch(self, body: dict[str, Any]) -> None:
@@ -188,6 +194,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             """A stream without a length, in chunks; a torn one lacks its end."""
             with server.lock:
                 server.batches.downloads += 1
+                server.batches.first_download = server.batches.first_download or time.time()
                 torn = server.batches.downloads <= server.batches.torn
                 lines = server.batches.results(batch)
             self.send_response(200)
@@ -252,7 +259,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
 
 
 def _error(kind: str, message: str, code: str | None = None) -> dict[str, Any]:
-    error = {"type": kind, "message": message}
+    error: dict[str, Any] = {"type": kind, "message": message}
     if code:
         error |= {"error_code": code, "details": {"error_code": code}}
     return {"type": "error", "error": error}
