@@ -240,6 +240,23 @@ class ClaudeJudge(Section):
 JudgeKind = Annotated[MetricJudge | ClaudeJudge, Field(discriminator="type")]
 
 
+CanaryKind = Literal["identical", "empty", "padded", "injection", "other_prompt", "own"]
+
+
+class Canaries(Section):
+    """Comparisons whose right answer is known, asked of the judge after the labels.
+
+    `per_kind` of every kind are made of the run's own pairs; `path` adds the user's, rows of
+    `{"name", "prompt", "good", "bad", "reference"?}`. Where less than `pass_rate` is right, no
+    pair is written, unless what fails is of a kind that `accept` names.
+    """
+
+    per_kind: int = Field(4, ge=0)
+    path: Path | None = None
+    pass_rate: float = Field(0.9, ge=0, le=1)
+    accept: tuple[CanaryKind, ...] = ()
+
+
 class Judge(Section):
     """The judge phase. There is no default judge: the run file names it."""
 
@@ -247,6 +264,7 @@ class Judge(Section):
     both_orders: bool = True
     # the share of the contests that is asked about once more, to measure the judge's own noise
     repeat: float = Field(0.0, ge=0, le=1)
+    canaries: Canaries | None = Canaries()
 
 
 class JudgedPreferences(Section):

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dpo_dist.artifacts import PhaseDirectory
 from dpo_dist.config import Config
-from dpo_dist.console import confirm
+from dpo_dist.console import confirm, say
 from dpo_dist.judging.judge import Judge
 from dpo_dist.judging.panel import Contest, Judged, judge_all
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.records import Ballot
 
 BALLOTS = "ballots.jsonl"
+
+
+class Agreement:
+    """To what a phase costs: its first forecast is confirmed, those that follow are said."""
+
+    def __init__(self) -> None:
+        self._given = False
+
+    def __call__(self, forecast: str) -> None:
+        if self._given:
+            say(forecast)
+            return
+        confirm(forecast)
+        self._given = True
 
 
 def ask(
@@ -24,6 +38,7 @@ def ask(
     *,
     both_orders: bool = True,
     repeat: float = 0.0,
+    approve: Callable[[str], None] = confirm,
     name: str,
 ) -> Judged:
     """The panel's verdicts on the contests; the ballots are kept in the phase's directory.
@@ -42,6 +57,6 @@ def ask(
             seed=config.run.seed,
             repeat=repeat,
             earlier=[path for path in sorted(journals) if path != journal.path],
-            approve=confirm,
+            approve=approve,
             name=name,
         )

@@ -8,18 +8,21 @@ from dataclasses import asdict
 from typing import Any
 
 from dpo_dist.artifacts import PhaseDirectory, file_digest, read_records, write_records
-from dpo_dist.config import Config
+from dpo_dist.config import Config, DataSource
 from dpo_dist.console import say, warn
 from dpo_dist.data.hygiene import why_not_judged
 from dpo_dist.data.preferences import JUDGED_FILE, write_pairs
 from dpo_dist.data.prompts import content_digest
+from dpo_dist.data.rows import source_identity
 from dpo_dist.errors import DataError
 from dpo_dist.evaluation.statistics import wilson
 from dpo_dist.judging.audit import Share, audit
-from dpo_dist.judging.judge import build_judge
+from dpo_dist.judging.canaries import drawn_canaries, own_canaries
+from dpo_dist.judging.judge import Judge, build_judge
 from dpo_dist.judging.panel import Contest
-from dpo_dist.judging.spend import open_ledger
-from dpo_dist.phases.asking import ask
+from dpo_dist.judging.spend import Ledger, open_ledger
+from dpo_dist.phases.asking import Agreement, ask
+from dpo_dist.phases.canaries import examine, most_requests
 from dpo_dist.phases.runs import judge_files, run_root
 from dpo_dist.records import Candidate, PreferencePair, Prompt
 
@@ -33,22 +36,35 @@ def inputs(config: Config) -> dict[str, Any]:
     candidates = run_root(config) / "sample" / "candidates.jsonl"
     if not (candidates.parent / "manifest.json").exists():
         raise DataError(f"{candidates.parent} is not complete: run the phase `sample` first")
+    canaries = config.judge.canaries
     return {
         "candidates": file_digest(candidates),
         "judge_files": judge_files(config.judge.judge),
+        "canaries": canaries and canaries.path and source_identity(DataSource(path=canaries.path)),
     }
 
 
 def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
-    """Ask for what the journal lacks, reconcile, and write verdicts and preference pairs."""
+    """Let the judge that the run file names label the candidates."""
     assert config.judge is not None
+    judge, ledger = build_judge(config.judge.judge, out.path), open_ledger(config.judge.judge)
+    judge.check()
+    return label(judge, ledger, config, out)
+
+
+def label(judge: Judge, ledger: Ledger, config: Config, out: PhaseDirectory) -> dict[str, Any]:
+    """Ask for what the journal lacks, reconcile, examine the judge with canaries, and write
+    verdicts and preference pairs."""
+    assert config.judge is not None
+    canaries = config.judge.canaries
+    own = own_canaries(canaries.path) if canaries and canaries.path else []
     sample = run_root(config) / "sample"
     prompts = {p.id: p for p in read_records(sample / "prompts.jsonl", Prompt)}
     candidates = list(read_records(sample / "candidates.jsonl", Candidate))
     dropped: Counter[str] = Counter()
     contests = _contests(prompts, candidates, dropped)
-    judge, ledger = build_judge(config.judge.judge, out.path), open_ledger(config.judge.judge)
-    judge.check()
+    agreement = Agreement()
+    announced = f"; then at most {most_requests(canaries, own)} for canaries" if canaries else ""
     judged = ask(
         judge,
         ledger,
@@ -57,6 +73,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         config,
         both_orders=config.judge.both_orders,
         repeat=config.judge.repeat,
+        approve=lambda forecast: agreement(forecast + announced),
         name="judge",
     )
     verdicts = judged.verdicts
@@ -83,12 +100,18 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         raise DataError(f"the judge decided no pair; dropped: {dict(dropped)}")
     if dropped["tie"] > TIE_WARNING * total:
         warn(f"{dropped['tie']} of {total} comparisons are ties")
+    audited = _audited(audit(contests, verdicts, judged.ballots))
+    card: list[dict[str, Any]] = []
+    if canaries:
+        drawn = drawn_canaries(pairs, prompts, per_kind=canaries.per_kind, seed=config.run.seed)
+        card = examine(judge, ledger, [*drawn, *own], out, config, approve=agreement)
     write_pairs(out.path / JUDGED_FILE, pairs)
     return {
         "counts": {"in": total, "kept": len(pairs), "dropped": dict(sorted(dropped.items()))},
         "judge": judge.identity,
         "spend": ledger.figures(),
-        "audit": _audited(audit(contests, verdicts, judged.ballots)),
+        "audit": audited,
+        "canaries": card,
     }
 
 

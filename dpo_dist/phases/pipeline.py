@@ -40,6 +40,9 @@ RUNTIME_KEYS = frozenset(
         "max_attempts",
         "max_usd",
         "prices",
+        # of judge.canaries: whether the judge's answers will do, not what was asked
+        "pass_rate",
+        "accept",
     }
 )
 

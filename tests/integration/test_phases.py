@@ -185,8 +185,12 @@ def test_killed_judging_keeps_what_was_paid_for_and_labels_right(
     process.wait()
     finish("judge", run_file)
 
-    ballots = [(b.prompt_id, b.first) for b in read_records(out / "ballots.jsonl", Ballot)]
-    assert len(ballots) == len(set(ballots)) == 2 * (PROMPTS - 2)
+    ballots = list(read_records(out / "ballots.jsonl", Ballot))
+    assert len(ballots) == len({ballot.key for ballot in ballots})
+    labels = {(b.prompt_id, b.first) for b in ballots if b.first.startswith("slot-")}
+    assert len(labels) == 2 * (PROMPTS - 2)
+    # Canaries: four in one order, three times four in two; all chosen answers are the same.
+    assert len(ballots) == len(labels) + 4 + 2 * 12
     verdicts = list(read_records(out / "verdicts.jsonl", Verdict))
     assert {v.outcome for v in verdicts} == {"preferred"}
     manifest = json.loads((out / "manifest.json").read_text())
@@ -194,6 +198,9 @@ def test_killed_judging_keeps_what_was_paid_for_and_labels_right(
     assert audit["swap_consistency"]["mean"] == 1.0 and not audit["swap_consistency"]["remedy"]
     assert audit["first_position"]["mean"] == 0.5
     assert audit["chosen_is_longer"]["mean"] == 1.0 and audit["chosen_is_longer"]["remedy"]
+    assert [(row["kind"], row["passed"], row["status"]) for row in manifest["canaries"]] == [
+        (kind, 4, "passed") for kind in ("identical", "empty", "padded", "injection")
+    ]
     dropped = {"identical": 1, "candidate_cut_off": 1}
     assert manifest["counts"] == {"in": PROMPTS, "kept": PROMPTS - 2, "dropped": dropped}
     pairs = pyarrow.parquet.read_table(out / "preferences" / "pairs.parquet").to_pylist()

@@ -39,6 +39,7 @@ def test_defaults_are_those_of_the_readme(write_run) -> None:
         ({"model": {"base": "m", "sft": "phase"}}, r"there is no `sft` section"),
         ({"model": {}}, r"model\.base: missing"),
         ({"judge": {"both_orders": True}}, r"judge\.judge: missing"),
+        ({"judge": {"canaries": {"accept": ["pad"]}}}, r"judge\.canaries\.accept\.0: .*'padded'"),
         ({"preferences": {"source": "judged"}, "train": {}}, r"needs the sections `sample`"),
         (
             {"sample": {"prompts": {"path": "p"}, "engine": {"type": "hf"}, "slots": []}},
