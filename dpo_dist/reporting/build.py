@@ -13,7 +13,10 @@ from dpo_dist.records import Generation, Prompt, Score, Verdict
 from dpo_dist.reporting.page import render_page
 from dpo_dist.reporting.plots import training_plots
 from dpo_dist.reporting.tables import (
+    CARD_NOTE,
+    NO_CARD,
     audit_table,
+    canary_table,
     comparison_table,
     decoding_name,
     to_markdown,
@@ -42,6 +45,7 @@ def build(config: Config, root: Path, out: Path) -> dict[str, Any]:
         "comparison": scores,
         "funnel": funnel(manifests),
         "audit": manifests.get("judge", {}).get("audit", []),
+        "canaries": manifests.get("judge", {}).get("canaries", []),
         "alarms": alarms(metrics),
         "phases": {phase: manifest["wall_seconds"] for phase, manifest in manifests.items()},
         "judges": {
@@ -213,6 +217,11 @@ def _markdown(report: dict[str, Any]) -> str:
             for s in report["audit"]
             if s["remedy"]
         ]
+    if report["canaries"]:
+        parts.append("\n## The judge's card\n")
+        parts += [to_markdown(canary_table(report["canaries"])), CARD_NOTE]
+    elif report["judges"].get("judge"):
+        parts.append(f"\n{NO_CARD}")
     if report["alarms"]:
         parts.append("\n## Alarms during training\n")
         parts += [

@@ -9,6 +9,11 @@ from typing import Any
 HEADERS = {"base": "Base", "sft": "SFT", "dpo": "SFT+DPO"}
 PREFERRED = "Preferred (judge, pairwise vs SFT)"
 ABSENT = "–"
+CARD_NOTE = (
+    "A canary is a comparison whose right answer is known, asked in both orders. `failed`: fewer "
+    "passed than the run file asks for. `accepted`: so they did, and the run file goes on with it."
+)
+NO_CARD = "The judge was asked about no canaries: whether it can tell good from bad is not shown."
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,19 @@ def audit_table(shares: Sequence[Mapping[str, Any]]) -> Table:
     return Table(("Labels", "Share"), tuple(rows))
 
 
+def canary_table(card: Sequence[Mapping[str, Any]]) -> Table:
+    """How the judge fared with comparisons whose right answer is known: the judge's card."""
+    tones = {"passed": "better", "failed": "worse", "accepted": "worse"}
+    rows = []
+    for row in card:
+        detail = _interval(row)
+        if row["not_compared"]:
+            detail += f", {row['not_compared']} without a comparison"
+        passed = Cell(f"{row['passed']} of {row['n']}", detail)
+        rows.append((row["label"], (passed, Cell(row["status"], "", tones[row["status"]]))))
+    return Table(("Judge", "Canaries passed", "Result"), tuple(rows))
+
+
 def decoding_name(decoding: Mapping[str, Any]) -> str:
     """How answers were drawn: `greedy` or `temperature 0.7, top-p 0.9`."""
     if decoding["temperature"] == 0:
@@ -94,10 +112,14 @@ def _markdown_row(parts: Sequence[str]) -> str:
 def _share(estimate: Mapping[str, Any]) -> Cell:
     if estimate["mean"] is None:
         return Cell(ABSENT, "n=0")
-    interval = "n/a"
-    if estimate["low"] is not None:
-        interval = f"{100 * estimate['low']:.0f}–{100 * estimate['high']:.0f}"
-    return Cell(f"{100 * estimate['mean']:.1f} %", f"[{interval}] n={estimate['n']}")
+    return Cell(f"{100 * estimate['mean']:.1f} %", f"{_interval(estimate)} n={estimate['n']}")
+
+
+def _interval(estimate: Mapping[str, Any]) -> str:
+    """Of a share, in percent."""
+    if estimate["low"] is None:
+        return "[n/a]"
+    return f"[{100 * estimate['low']:.0f}–{100 * estimate['high']:.0f}]"
 
 
 def _difference(estimate: Mapping[str, Any] | None) -> Cell:

@@ -58,6 +58,20 @@ AUDIT = [
     {"name": "a", "label": "Chosen is longer", **estimate(30, 0.9, 0.74, 0.97), "remedy": "look"},
     {"name": "b", "label": "Both orders agree", **estimate(47, 0.98, 0.9, 1.0), "remedy": ""},
 ]
+CARD = [
+    {
+        **{"kind": "padded", "label": "Said twice is no better", "status": "accepted"},
+        **{"passed": 1, "not_compared": 2, **estimate(4, 0.25, 0.05, 0.7)},
+    },
+    {
+        **{"kind": "own", "label": "Own canaries", "status": "passed"},
+        **{"passed": 8, "not_compared": 0, **estimate(8, 1.0, 0.68, 1.0)},
+    },
+    {
+        **{"kind": "empty", "label": "Better than none", "status": "failed"},
+        **{"passed": 0, "not_compared": 0, "n": 1, "mean": 0.0, "low": None, "high": None},
+    },
+]
 
 
 def make_run(root: Path) -> None:
@@ -71,7 +85,7 @@ def make_run(root: Path) -> None:
         manifest = {"counts": count, "wall_seconds": 12.3, "judge": "metric:x"}
         manifest |= {"versions": {"torch": "2.13.0"}, "git": "abc"}
         if phase == "judge":
-            manifest["audit"] = AUDIT
+            manifest |= {"audit": AUDIT, "canaries": CARD}
         write_json(root / phase / "manifest.json", manifest)
     lines = [
         {"step": 1, "loss": 0.69, "rewards/margins": 0.0},
@@ -263,3 +277,33 @@ def test_labels_out_of_their_range_are_pointed_out(report: Path) -> None:
     markdown = (report / "report.md").read_text(encoding="utf-8")
     assert "| Both orders agree | 98.0 % [90–100] n=47 |" in markdown
     assert "- Chosen is longer: look." in markdown
+
+
+def test_the_judges_card_says_what_passed_and_what_did_not(report: Path) -> None:
+    assert json.loads((report / "report.json").read_text())["canaries"] == CARD
+    markdown = (report / "report.md").read_text(encoding="utf-8")
+    section = markdown[markdown.index("## The judge's card") :]
+    for row in (
+        "| Said twice is no better | 1 of 4 [5–70], 2 without a comparison | accepted |",
+        "| Own canaries | 8 of 8 [68–100] | passed |",
+        "| Better than none | 0 of 1 [n/a] | failed |",
+    ):
+        assert row in section
+    page = (report / "report.html").read_text(encoding="utf-8")
+    data = page[page.index("<h2>Preference data") : page.index("<h2>Side by side")]
+    assert "<strong>1 of 4</strong>" in data and "[5–70], 2 without a comparison" in data
+    assert re.findall(r'class="(\w+)"><strong>(passed|failed|accepted)<', data) == [
+        ("worse", "accepted"),
+        ("better", "passed"),
+        ("worse", "failed"),
+    ]
+    assert "was asked about no canaries" not in page + markdown
+
+
+def test_a_judge_without_a_card_is_said_to_have_none(report: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "judge" / "manifest.json"
+    write_json(path, {**json.loads(path.read_text()), "canaries": []})
+    build(load_config(tmp_path / "run.yaml"), tmp_path / "run", tmp_path / "again")
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "again" / name).read_text(encoding="utf-8")
+        assert "The judge was asked about no canaries" in text and "judge's card" not in text
