@@ -11,17 +11,20 @@ import pytest
 
 from dpo_dist.artifacts import phase_directory, read_records, write_records
 from dpo_dist.cli import main
+from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.config import Config
 from dpo_dist.console import YES
 from dpo_dist.errors import JudgeFailed, NotConfirmed
 from dpo_dist.judging import panel
-from dpo_dist.judging.judge import Comparison
+from dpo_dist.judging.claude_batches import ClaudeBatchJudge
+from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.planted import Decision, PlantedJudge, always, obeys, prefers_good
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.phases.judge import label
 from dpo_dist.phases.selftest import PROMPTS, write_candidates
 from dpo_dist.records import Ballot, BallotOutcome, Candidate, Message, Prompt
 from dpo_dist.runfile import load_config
+from tests.anthropic_server import KEY, serve
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def judged(config: Config, decide: Decision = prefers_good, **canaries: object) 
     return label_with(judge, config, **canaries)
 
 
-def label_with(judge: PlantedJudge, config: Config, **canaries: object) -> dict:
+def label_with(judge: Judge, config: Config, **canaries: object) -> dict:
     assert config.judge is not None and config.judge.canaries is not None
     settings = config.judge.canaries.model_copy(update=canaries)
     section = config.judge.model_copy(update={"canaries": settings})
@@ -196,6 +199,31 @@ def test_their_cost_is_agreed_to_with_that_of_the_labels(
     assert len(asked) == 1, "all is paid for"
     label_with(Paid("paid", prefers_good, seed=1), config, per_kind=5)
     assert len(asked) == 2, "there are canaries that nobody agreed to"
+
+
+def test_a_batch_judge_answers_them_in_a_second_batch_and_is_paid_once(
+    config: Config, tmp_path: Path, monkeypatch
+) -> None:
+    """The server's judge knows GOOD, and not what an answer is about."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    monkeypatch.setenv(YES, "1")
+    (tmp_path / "rubric.md").write_text("Prefer GOOD.")
+    with serve() as server:
+        settings = ClaudeConfig(
+            type="claude",
+            model="claude-opus-4-7",
+            transport="batch",
+            rubric=tmp_path / "rubric.md",
+            base_url=server.url,
+        )
+        judge = ClaudeBatchJudge(settings, folder(config), first_pause=0.001)
+        with pytest.raises(JudgeFailed, match="what fails: other_prompt 0 of 4"):
+            label_with(judge, config)
+        assert [len(batch.requests) for batch in server.batches.made] == [76, 36]
+        judge = ClaudeBatchJudge(settings, folder(config), first_pause=0.001)
+        found = card(label_with(judge, config, accept=("other_prompt",)))
+        assert found["other_prompt"] == (0, 4, "accepted") and found["injection"][0] == 4
+        assert len(server.batches.made) == 2
 
 
 def test_what_the_user_accepts_is_no_other_setting(
