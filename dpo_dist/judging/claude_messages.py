@@ -13,17 +13,20 @@ from dpo_dist.errors import ConfigError, MissingDependency
 from dpo_dist.judging.dialogue import Dialogue
 from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.retry import explain
-from dpo_dist.judging.rubric import SCHEMA, TASK, question, read_rubric
+from dpo_dist.judging.rubric import (
+    CHARACTERS_A_TOKEN,
+    SCHEMA,
+    TASK,
+    VERDICT_TOKENS,
+    question,
+    read_rubric,
+)
 from dpo_dist.records import BallotOutcome
 
 if TYPE_CHECKING:
     from anthropic.types import Message, ModelInfo
 
 KEY_VARIABLE = "ANTHROPIC_API_KEY"
-# The models' tokenizers make a token of three to four characters of English; the reasoning, with
-# what is thought before it, varies most. For the forecast.
-CHARACTERS_A_TOKEN = 3.5
-VERDICT_TOKENS = 400
 SHORTEST_CACHED = 1024  # tokens; shorter prompts are not cached
 # No text that can be read makes more tokens than this. For what cannot fit into the context.
 MOST_CHARACTERS_A_TOKEN = 6.0
