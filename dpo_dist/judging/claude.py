@@ -17,8 +17,11 @@ from dpo_dist.records import Ballot
 class ClaudeJudge(Claude):
     """Asks `concurrency` comparisons at a time; yields ballots as they are decided."""
 
-    def __init__(self, config: ClaudeConfig, *, backoff_base: float = 0.5) -> None:
+    def __init__(
+        self, config: ClaudeConfig, *, backoff_base: float = 0.5, timeout: float = 600
+    ) -> None:
         super().__init__(config)
+        self._timeout = timeout  # seconds
         self._workers = Workers(
             concurrency=config.concurrency,
             backoff=Backoff(config.max_attempts, backoff_base),
@@ -35,7 +38,7 @@ class ClaudeJudge(Claude):
 
         # One retry policy, ours: the SDK's would retry a spent account, and wait for weeks.
         async with AsyncAnthropic(
-            base_url=self.config.base_url, max_retries=0, timeout=600
+            base_url=self.config.base_url, max_retries=0, timeout=self._timeout
         ) as client:
 
             async def send(request: dict[str, Any]) -> Reply:

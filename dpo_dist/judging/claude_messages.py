@@ -96,6 +96,7 @@ class Claude(Judge):
             "cache_creation_input_tokens": rubric if cached else 0,
             "cache_read_input_tokens": rubric * (count - 1) if cached else 0,
             "output_tokens": VERDICT_TOKENS * count,
+            "batch_attempts": count if self.config.transport == "batch" else 0,
         }
 
 

@@ -101,6 +101,10 @@ def build_judge(config: JudgeKind, folder: Path) -> Judge:
             metrics = [build_metric(metric) for metric in config.metrics]
             return MetricJudge(metrics, config.weights or (1.0,) * len(metrics))
         case ClaudeConfig():
+            if config.transport == "batch":
+                from dpo_dist.judging.claude_batches import ClaudeBatchJudge
+
+                return ClaudeBatchJudge(config, folder)
             from dpo_dist.judging.claude import ClaudeJudge
 
             return ClaudeJudge(config)

@@ -68,8 +68,15 @@ def explain(error: Exception, key_variable: str = "ANTHROPIC_API_KEY") -> float 
 
     The errors of the packages `anthropic` and `openai` are understood.
     """
+    import httpx2
+
     names = _sdk_names(error)
-    passing = (json.JSONDecodeError, UnicodeDecodeError, NotAMessage)
+    passing = (
+        httpx2.TransportError,  # in the middle of a stream
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        NotAMessage,
+    )
     if isinstance(error, passing) or "APIConnectionError" in names:
         return None
     if "APIStatusError" not in names:

@@ -37,6 +37,7 @@ RUNTIME_KEYS = frozenset(
         "save_steps",
         "keep_checkpoints",
         "concurrency",
+        "transport",
         "max_attempts",
         "max_usd",
         "prices",

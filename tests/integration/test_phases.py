@@ -149,6 +149,30 @@ def write_candidates(run_file: Path, tmp_path: Path, monkeypatch) -> list[tuple[
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("transport", ["online", "batch"])
+def test_the_key_is_found_nowhere(
+    run_file: Path, tmp_path: Path, monkeypatch, transport: str
+) -> None:
+    """The server refuses this key, and everything that can talk is told to."""
+    canary = "sk-ant-canary-5f3a9c1e7b"
+    write_candidates(run_file, tmp_path, monkeypatch)
+    environment = os.environ | {
+        "ANTHROPIC_API_KEY": canary,
+        "ANTHROPIC_LOG": "debug",
+        "PYTHONFAULTHANDLER": "1",
+        YES: "1",
+    }
+    command = [sys.executable, "-m", "dpo_dist", "judge", str(run_file)]
+    command += ["--set", f"judge.judge.transport={transport}"]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1 and "refused the credentials" in ended.stderr
+    assert "debug" in ended.stderr.casefold(), "the SDK was talking"
+    assert canary not in ended.stdout + ended.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written and not any(canary in path.read_text(errors="replace") for path in written)
+
+
+@pytest.mark.slow
 def test_killed_judging_keeps_what_was_paid_for_and_labels_right(
     run_file: Path, tmp_path: Path, monkeypatch
 ) -> None:
