@@ -237,7 +237,51 @@ class ClaudeJudge(Section):
     max_attempts: PositiveInt = 6
 
 
-JudgeKind = Annotated[MetricJudge | ClaudeJudge, Field(discriminator="type")]
+class OpenAiJudge(Section):
+    """Any server of OpenAI's chat completions with structured output, such as `vllm serve`.
+
+    `base_url` ends with /v1 as a rule. The key comes from the variable `api_key_variable`; a
+    server of one's own needs none.
+    """
+
+    type: Literal["openai_compatible"]
+    model: str
+    base_url: str
+    rubric: Path
+    max_tokens: PositiveInt = 4096
+    temperature: float = Field(0.0, ge=0)
+    concurrency: PositiveInt = 8
+    max_attempts: PositiveInt = 6
+    api_key_variable: str = "OPENAI_API_KEY"
+
+
+class RewardModelJudge(Section):
+    """A sequence classifier with one label, in this process; `model` is a path or Hub id.
+
+    It scores a conversation with its answer; scores no further apart than `tie_margin` are a tie.
+    `max_length` is in tokens; what is longer is dropped, never cut.
+    """
+
+    type: Literal["reward_model"]
+    model: str
+    batch_size: PositiveInt = 16
+    max_length: PositiveInt = 2048
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    tie_margin: float = Field(0.0, ge=0)
+    trust_remote_code: bool = False
+
+
+class HumanJudge(Section):
+    """People, who fill in a sheet (CSV) that is written where `sheet` says."""
+
+    type: Literal["human"]
+    sheet: Path
+
+
+JudgeKind = Annotated[
+    MetricJudge | ClaudeJudge | OpenAiJudge | RewardModelJudge | HumanJudge,
+    Field(discriminator="type"),
+]
 
 
 CanaryKind = Literal["identical", "empty", "padded", "injection", "other_prompt", "own"]

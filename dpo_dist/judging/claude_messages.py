@@ -5,27 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.errors import ConfigError, MissingDependency
+from dpo_dist.judging.dialogue import Dialogue
 from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.retry import explain
-from dpo_dist.judging.rubric import SCHEMA, TASK, JudgeAnswer, question, read_rubric
-from dpo_dist.records import Ballot, BallotOutcome
+from dpo_dist.judging.rubric import (
+    CHARACTERS_A_TOKEN,
+    SCHEMA,
+    TASK,
+    VERDICT_TOKENS,
+    question,
+    read_rubric,
+)
+from dpo_dist.records import BallotOutcome
 
 if TYPE_CHECKING:
     from anthropic.types import Message, ModelInfo
 
 KEY_VARIABLE = "ANTHROPIC_API_KEY"
-# The models' tokenizers make a token of three to four characters of English; the reasoning, with
-# what is thought before it, varies most. For the forecast.
-CHARACTERS_A_TOKEN = 3.5
-VERDICT_TOKENS = 400
 SHORTEST_CACHED = 1024  # tokens; shorter prompts are not cached
 # No text that can be read makes more tokens than this. For what cannot fit into the context.
 MOST_CHARACTERS_A_TOKEN = 6.0
@@ -112,77 +113,36 @@ def _incapable(model: ModelInfo, *, batch: bool) -> str | None:
     return None
 
 
-class Exchange:
-    """One comparison's course: a first message, and where it is malformed or cut off, one more.
-
-    `request` is what to send next; `read` takes what came back and says whether that decides.
-    """
+class Exchange(Dialogue):
+    """One comparison's course with Claude."""
 
     def __init__(self, judge: Claude, comparison: Comparison) -> None:
-        self.comparison = comparison
-        self.usage: Counter[str] = Counter()
-        self._judge = judge
-        self._turns: list[dict[str, Any]] = [{"role": "user", "content": question(comparison)}]
-        self._max_tokens = judge.config.max_tokens
-        self._messages = 0
-        self._outcome: BallotOutcome = "not_answered"
-        self._more: dict[str, str] = {}
+        super().__init__(judge, comparison, judge.config.max_tokens)
+        self._claude = judge
 
     @property
     def request(self) -> dict[str, Any]:
-        """The parameters of the next message."""
         cached = {"type": "ephemeral"}
         return {
-            "model": self._judge.config.model,
+            "model": self._claude.config.model,
             "max_tokens": self._max_tokens,
-            "system": [{"type": "text", "text": self._judge.rubric, "cache_control": cached}],
+            "system": [{"type": "text", "text": self._claude.rubric, "cache_control": cached}],
             "messages": self._turns,
             "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
         }
 
     def read(self, message: Message, request_id: str = "") -> bool:
-        """Take a message; True when it decides, False when `request` is to be sent."""
         for name in _USAGE:
             self.usage[name] += getattr(message.usage, name, None) or 0
-        self._messages += 1
         text = "".join(block.text for block in message.content if block.type == "text")
-        self._more = {
-            "reasoning": text,
-            "answered_by": message.model,
-            "request_id": request_id or message.id,
-        }
-        again = self._messages == 1
+        self._begin(text, answered_by=message.model, request_id=request_id or message.id)
         match message.stop_reason:
             case "refusal":
-                self._outcome = "refusal"
                 details = getattr(message, "stop_details", None)
-                self._more["category"] = getattr(details, "category", None) or "unnamed"
-                return True
+                return self._refused(getattr(details, "category", None))
             case "model_context_window_exceeded":
                 self._outcome = "exceeds_context"
                 return True
             case "max_tokens":
-                self._outcome = "cut_off"
-                self._max_tokens *= 2
-                return not again
-        try:
-            answer = JudgeAnswer.model_validate_json(text)
-        except ValidationError as error:
-            self._outcome = "unparsed"
-            self._turns += [
-                {"role": "assistant", "content": text or "(empty)"},
-                {"role": "user", "content": f"Not valid: {error.errors()[0]['msg']}. Again."},
-            ]
-            return not again
-        self._outcome = answer.verdict
-        self._more["reasoning"] = answer.reasoning
-        return True
-
-    def too_long(self) -> None:
-        """The API has refused the request for its length."""
-        self._outcome = "exceeds_context"
-
-    def ballot(self) -> Ballot:
-        return self._judge.ballot(
-            self.comparison, self._outcome, usage=dict(self.usage), **self._more
-        )
+                return self._cut_off()
+        return self._verdict(text)

@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
+from dpo_dist.config import HumanJudge as HumanConfig
 from dpo_dist.config import JudgeKind
 from dpo_dist.config import MetricJudge as MetricConfig
+from dpo_dist.config import OpenAiJudge as OpenAiConfig
+from dpo_dist.config import RewardModelJudge as RewardModelConfig
 from dpo_dist.metrics import build_metric
 from dpo_dist.records import Ballot, BallotOutcome, Prompt
+
+BALLOTS = "ballots.jsonl"  # the journal in a phase's folder
 
 
 @dataclass(frozen=True)
@@ -103,3 +108,15 @@ def build_judge(config: JudgeKind, folder: Path) -> Judge:
             from dpo_dist.judging.claude import ClaudeJudge
 
             return ClaudeJudge(config)
+        case OpenAiConfig():
+            from dpo_dist.judging.openai_compatible import OpenAiJudge
+
+            return OpenAiJudge(config)
+        case RewardModelConfig():
+            from dpo_dist.judging.reward_model import RewardModelJudge
+
+            return RewardModelJudge(config)
+        case HumanConfig():
+            from dpo_dist.judging.human import HumanJudge
+
+            return HumanJudge(config, folder / BALLOTS)

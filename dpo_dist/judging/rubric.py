@@ -12,6 +12,11 @@ from pydantic import BaseModel, ConfigDict
 from dpo_dist.errors import ConfigError
 from dpo_dist.judging.judge import Comparison
 
+# The models' tokenizers make a token of three to four characters of English; the reasoning, with
+# what is thought before it, varies most. For the forecast.
+CHARACTERS_A_TOKEN = 3.5
+VERDICT_TOKENS = 400
+
 # `reasoning` comes first: a verdict that is written before its reasons does not follow them.
 SCHEMA: dict[str, Any] = {
     "type": "object",

@@ -7,12 +7,10 @@ from collections.abc import Callable, Sequence
 from dpo_dist.artifacts import PhaseDirectory
 from dpo_dist.config import Config
 from dpo_dist.console import confirm, say
-from dpo_dist.judging.judge import Judge
+from dpo_dist.judging.judge import BALLOTS, Judge
 from dpo_dist.judging.panel import Contest, Judged, judge_all
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.records import Ballot
-
-BALLOTS = "ballots.jsonl"
 
 
 class Agreement:

@@ -19,6 +19,7 @@ from dpo_dist.config import Canaries, CanaryKind, Config, DataSource
 from dpo_dist.data.preferences import JUDGED_FILE
 from dpo_dist.data.rows import read_rows
 from dpo_dist.errors import DpoDistError, UserError
+from dpo_dist.judging.judge import BALLOTS
 from dpo_dist.judging.planted import (
     Decision,
     PlantedJudge,
@@ -28,7 +29,6 @@ from dpo_dist.judging.planted import (
     prefers_length,
 )
 from dpo_dist.judging.spend import Ledger
-from dpo_dist.phases.asking import BALLOTS
 from dpo_dist.phases.judge import label
 from dpo_dist.phases.runs import run_root
 from dpo_dist.records import Ballot, Candidate, Message, Prompt
