@@ -235,6 +235,7 @@ class ClaudeJudge(Section):
     max_tokens: PositiveInt = 4096
     concurrency: PositiveInt = 8
     max_attempts: PositiveInt = 6
+    max_hours: PositiveFloat | None = None
 
 
 class OpenAiJudge(Section):
@@ -252,6 +253,7 @@ class OpenAiJudge(Section):
     temperature: float = Field(0.0, ge=0)
     concurrency: PositiveInt = 8
     max_attempts: PositiveInt = 6
+    max_hours: PositiveFloat | None = None
     api_key_variable: str = "OPENAI_API_KEY"
 
 

@@ -10,6 +10,7 @@ from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.judging.claude_messages import Claude, Exchange
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.retry import Backoff, NotAMessage
+from dpo_dist.judging.throttle import Clock
 from dpo_dist.judging.workers import Reply, Send, Workers
 from dpo_dist.records import Ballot
 
@@ -27,6 +28,7 @@ class ClaudeJudge(Claude):
             backoff=Backoff(config.max_attempts, backoff_base),
             begin=lambda comparison: Exchange(self, comparison),
             connect=self._connect,
+            clock=Clock(config.max_hours),
         )
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Sequence[Ballot]]:

@@ -23,6 +23,7 @@ from dpo_dist.judging.batch_record import BatchRecord, read_batches
 from dpo_dist.judging.claude_messages import Claude, Exchange
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.retry import Backoff
+from dpo_dist.judging.throttle import Clock
 from dpo_dist.records import Ballot
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class ClaudeBatchJudge(Claude):
         self._folder = folder / "batches"
         self._first_pause = first_pause
         self._backoff = Backoff(config.max_attempts, backoff_base)
+        self._clock = Clock(config.max_hours)
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Sequence[Ballot]]:
         from anthropic import Anthropic
@@ -63,6 +65,7 @@ class ClaudeBatchJudge(Claude):
         course = _Course(self, {self.key(c): c for c in comparisons}, self.config.max_attempts)
         if not course.wanted:
             return
+        self._clock.start()
         with Anthropic(base_url=self.config.base_url, max_retries=0, timeout=600) as client:
             service = _Service(client, self._backoff, self._first_pause)
             sent = [batch for batch in read_batches(self._folder) if service.find(batch)]
@@ -91,6 +94,8 @@ class ClaudeBatchJudge(Claude):
                     yield from course.read(batch)
                 elif not service.search_again(batch):
                     sent.remove(batch)
+            if sent and self._clock.over:
+                raise self._clock.failure()
             if sent:
                 time.sleep(pause)
                 pause = min(LONGEST_PAUSE, pause * 1.5)

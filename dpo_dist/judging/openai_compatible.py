@@ -24,6 +24,7 @@ from dpo_dist.judging.rubric import (
     question,
     read_rubric,
 )
+from dpo_dist.judging.throttle import Clock
 from dpo_dist.judging.workers import Reply, Send, Workers
 from dpo_dist.records import Ballot
 
@@ -54,6 +55,7 @@ class OpenAiJudge(Judge):
             backoff=Backoff(config.max_attempts, backoff_base, config.api_key_variable),
             begin=lambda comparison: ChatExchange(self, comparison),
             connect=self._connect,
+            clock=Clock(config.max_hours),
         )
 
     def check(self) -> None:

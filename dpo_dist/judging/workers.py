@@ -7,14 +7,14 @@ import asyncio
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from dpo_dist.judging.dialogue import Dialogue
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.retry import Backoff, is_rate_limit, is_too_long
-from dpo_dist.judging.throttle import Throttle
+from dpo_dist.judging.throttle import Clock, Throttle
 from dpo_dist.records import Ballot
 
 _Decided = queue.SimpleQueue[tuple[Ballot, asyncio.Event] | BaseException | None]
@@ -38,12 +38,14 @@ class Workers:
     """`concurrency` workers that share one client, one throttle and one retry policy.
 
     `begin` opens a comparison's dialogue; `connect` is a context with the API's client open.
+    After `clock` runs out nothing more is asked, and what is in flight is awaited.
     """
 
     concurrency: int
     backoff: Backoff
     begin: Callable[[Comparison], Dialogue]
     connect: Callable[[], AbstractAsyncContextManager[Send]]
+    clock: Clock
 
     def ask(self, comparisons: Iterable[Comparison]) -> Iterator[Sequence[Ballot]]:
         """Run an event loop in a thread of its own and hand over what it decides.
@@ -74,18 +76,20 @@ class Workers:
                     raise item
                 ballot, kept = item
                 yield [ballot]
-                loop.call_soon_threadsafe(kept.set)
+                with suppress(RuntimeError):  # closed: another worker has failed meanwhile
+                    loop.call_soon_threadsafe(kept.set)
         finally:
-            if thread.is_alive() and not task.done():
+            with suppress(RuntimeError):  # closed: there is nothing left to cancel
                 loop.call_soon_threadsafe(task.cancel)
             thread.join()
 
     async def _ask_all(self, comparisons: Iterable[Comparison], decided: _Decided) -> None:
+        self.clock.start()
         waiting = iter(comparisons)
         throttle = Throttle(self.concurrency)
 
         async def worker(send: Send) -> None:
-            for comparison in waiting:
+            while not self.clock.over and (comparison := next(waiting, None)):
                 ballot, kept = await self._ask(send, throttle, comparison), asyncio.Event()
                 decided.put((ballot, kept))
                 await kept.wait()  # on disk and in the ledger before another is asked
@@ -97,6 +101,8 @@ class Workers:
                         group.create_task(worker(send))
             except BaseExceptionGroup as failures:
                 raise failures.exceptions[0] from None
+        if next(waiting, None):
+            raise self.clock.failure()
 
     async def _ask(self, send: Send, throttle: Throttle, comparison: Comparison) -> Ballot:
         """One comparison: a repair of a malformed answer and a longer try of a cut-off one."""

@@ -39,6 +39,7 @@ RUNTIME_KEYS = frozenset(
         "concurrency",
         "transport",
         "max_attempts",
+        "max_hours",
         "max_usd",
         "prices",
         # of judge.canaries: whether the judge's answers will do, not what was asked

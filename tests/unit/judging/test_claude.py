@@ -174,6 +174,23 @@ def test_what_was_decided_before_a_failure_is_handed_over(server: Server, rubric
     assert [ballot.prompt_id for ballot in ballots] == ["p0", "p1"]
 
 
+def test_no_more_is_asked_once_the_time_is_over(server: Server, rubric: Path) -> None:
+    server.latency = 0.1
+    config = ClaudeConfig(
+        type="claude",
+        model="m",
+        rubric=rubric,
+        base_url=server.url,
+        concurrency=2,
+        max_hours=0.25 / 3600,
+    )
+    ballots = []
+    with pytest.raises(JudgeFailed, match=r"max_hours .* are over"):
+        for group in ClaudeJudge(config).compare([comparison(n, "GOOD", "b") for n in range(99)]):
+            ballots += group
+    assert len(ballots) == len(server.requests) < 20, "what was in flight was awaited"
+
+
 def test_a_consumer_may_stop_early(server: Server, rubric: Path) -> None:
     config = ClaudeConfig(
         type="claude", model="m", rubric=rubric, base_url=server.url, concurrency=2

@@ -239,6 +239,16 @@ def test_a_torn_stream_is_fetched_again(
     assert server.batches.downloads == 3 and sizes(server) == [80]
 
 
+def test_a_batch_outlives_the_time_that_was_given(
+    server: Server, config: ClaudeConfig, tmp_path: Path
+) -> None:
+    server.batches.polls = 5
+    with pytest.raises(JudgeFailed, match=r"max_hours .* are over"):
+        poll(config.model_copy(update={"max_hours": 1e-9}), tmp_path)
+    check(poll(config, tmp_path))
+    assert sizes(server) == [80]
+
+
 def test_archived_results_are_explained(
     server: Server, config: ClaudeConfig, tmp_path: Path
 ) -> None:
