@@ -280,6 +280,7 @@ class HumanJudge(Section):
     sheet: Path
 
 
+ScorerKind = Annotated[ClaudeJudge | OpenAiJudge, Field(discriminator="type")]
 JudgeKind = Annotated[
     MetricJudge | ClaudeJudge | OpenAiJudge | RewardModelJudge | HumanJudge,
     Field(discriminator="type"),
@@ -413,6 +414,14 @@ class Train(Optimization):
         return self
 
 
+class JudgeScore(Section):
+    """A score of every answer at the first decoding, from 1 (worst) to 5 (best), by the rubric
+    that `judge` names: a rubric about one answer, not about two."""
+
+    label: str = "Judge score (1-5)"
+    judge: ScorerKind
+
+
 class Evaluate(Section):
     """The evaluate phase: every arm answers the held-out prompts at every decoding.
 
@@ -426,6 +435,7 @@ class Evaluate(Section):
     max_new_tokens: PositiveInt = 160
     metrics: tuple[Metric, ...] = Field(min_length=1)
     judge: JudgeKind | None = None
+    judge_scores: tuple[JudgeScore, ...] = ()
 
 
 class Report(Section):

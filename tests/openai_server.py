@@ -80,6 +80,9 @@ class Server:
         lines = body["messages"][1]["content"].split("\n")
         assert lines[1] == lines[3], "the data stands between two equal fences"
         data = json.loads(lines[2])
+        if "answer" in data:
+            score = 5 if "GOOD" in data["answer"] else 2
+            return json.dumps({"reasoning": "GOOD decides", "verdict": score})
         first, second = ("GOOD" in data[key] for key in ("answer_first", "answer_second"))
         choice = "tie" if first == second else "first" if first else "second"
         return json.dumps({"reasoning": "GOOD decides", "verdict": choice})

@@ -10,6 +10,7 @@ from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.judging.claude_messages import Claude, Exchange
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.retry import Backoff, NotAMessage
+from dpo_dist.judging.rubric import COMPARE, Form
 from dpo_dist.judging.throttle import Clock
 from dpo_dist.judging.workers import Reply, Send, Workers
 from dpo_dist.records import Ballot
@@ -19,9 +20,14 @@ class ClaudeJudge(Claude):
     """Asks `concurrency` comparisons at a time; yields ballots as they are decided."""
 
     def __init__(
-        self, config: ClaudeConfig, *, backoff_base: float = 0.5, timeout: float = 600
+        self,
+        config: ClaudeConfig,
+        form: Form = COMPARE,
+        *,
+        backoff_base: float = 0.5,
+        timeout: float = 600,
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, form)
         self._timeout = timeout  # seconds
         self._workers = Workers(
             concurrency=config.concurrency,

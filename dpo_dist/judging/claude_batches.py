@@ -23,6 +23,7 @@ from dpo_dist.judging.batch_record import BatchRecord, read_batches
 from dpo_dist.judging.claude_messages import Claude, Exchange
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.retry import Backoff
+from dpo_dist.judging.rubric import COMPARE, Form
 from dpo_dist.judging.throttle import Clock
 from dpo_dist.records import Ballot
 
@@ -49,11 +50,12 @@ class ClaudeBatchJudge(Claude):
         self,
         config: ClaudeConfig,
         folder: Path,
+        form: Form = COMPARE,
         *,
         first_pause: float = 5.0,
         backoff_base: float = 0.5,
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, form)
         self._folder = folder / "batches"
         self._first_pause = first_pause
         self._backoff = Backoff(config.max_attempts, backoff_base)

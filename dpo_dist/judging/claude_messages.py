@@ -15,10 +15,9 @@ from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.retry import explain
 from dpo_dist.judging.rubric import (
     CHARACTERS_A_TOKEN,
-    SCHEMA,
-    TASK,
+    COMPARE,
     VERDICT_TOKENS,
-    question,
+    Form,
     read_rubric,
 )
 from dpo_dist.records import BallotOutcome
@@ -41,7 +40,7 @@ _USAGE = (
 class Claude(Judge):
     """What both transports share: who judges, by which rules, and whether it can."""
 
-    def __init__(self, config: ClaudeConfig) -> None:
+    def __init__(self, config: ClaudeConfig, form: Form = COMPARE) -> None:
         try:
             import anthropic
         except ImportError:
@@ -49,9 +48,10 @@ class Claude(Judge):
         if not os.environ.get(KEY_VARIABLE):
             raise ConfigError(f"the judge `claude` needs an API key: set {KEY_VARIABLE}")
         self.config = config
+        self.form = form
         self.rubric = read_rubric(config.rubric)
         version = anthropic.Anthropic(api_key="-").default_headers["anthropic-version"]
-        rules = json.dumps([self.rubric, SCHEMA, TASK, version])
+        rules = json.dumps([self.rubric, form.rules(), version])
         digest = hashlib.sha256(rules.encode()).hexdigest()[:12]
         self.identity = f"claude:{config.model}:{digest}"
         self._context: int | None = None  # tokens
@@ -79,7 +79,7 @@ class Claude(Judge):
     def why_not_asked(self, comparison: Comparison) -> BallotOutcome | None:
         if self._context is None:
             return None
-        characters = len(self.rubric) + len(question(comparison))
+        characters = len(self.rubric) + len(self.form.question(comparison))
         too_long = characters / MOST_CHARACTERS_A_TOKEN > self._context
         return "exceeds_context" if too_long else None
 
@@ -88,7 +88,7 @@ class Claude(Judge):
         count = len(comparisons)
         if not count:
             return {}
-        asked = sum(len(question(comparison)) for comparison in comparisons)
+        asked = sum(len(self.form.question(comparison)) for comparison in comparisons)
         rubric = round(len(self.rubric) / CHARACTERS_A_TOKEN)
         cached = rubric >= SHORTEST_CACHED
         return {
@@ -117,7 +117,7 @@ class Exchange(Dialogue):
     """One comparison's course with Claude."""
 
     def __init__(self, judge: Claude, comparison: Comparison) -> None:
-        super().__init__(judge, comparison, judge.config.max_tokens)
+        super().__init__(judge, comparison, judge.form, judge.config.max_tokens)
         self._claude = judge
 
     @property
@@ -128,7 +128,7 @@ class Exchange(Dialogue):
             "max_tokens": self._max_tokens,
             "system": [{"type": "text", "text": self._claude.rubric, "cache_control": cached}],
             "messages": self._turns,
-            "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+            "output_config": {"format": {"type": "json_schema", "schema": self._form.schema}},
         }
 
     def read(self, message: Message, request_id: str = "") -> bool:

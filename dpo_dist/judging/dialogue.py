@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
 from dpo_dist.judging.judge import Comparison, Judge
-from dpo_dist.judging.rubric import JudgeAnswer, question
+from dpo_dist.judging.rubric import Form
 from dpo_dist.records import Ballot, BallotOutcome
 
 
@@ -19,11 +19,12 @@ class Dialogue(ABC):
     `request` is what to send next; `read` takes what came back and says whether that decides.
     """
 
-    def __init__(self, judge: Judge, comparison: Comparison, max_tokens: int) -> None:
+    def __init__(self, judge: Judge, comparison: Comparison, form: Form, max_tokens: int) -> None:
         self.comparison = comparison
         self.usage: Counter[str] = Counter()
         self._judge = judge
-        self._turns: list[dict[str, Any]] = [{"role": "user", "content": question(comparison)}]
+        self._form = form
+        self._turns: list[dict[str, Any]] = [{"role": "user", "content": form.question(comparison)}]
         self._max_tokens = max_tokens
         self._messages = 0
         self._outcome: BallotOutcome = "not_answered"
@@ -68,7 +69,7 @@ class Dialogue(ABC):
     def _verdict(self, text: str) -> bool:
         """Read the judge's answer; ask once more for one that is malformed."""
         try:
-            answer = JudgeAnswer.model_validate_json(text)
+            answer = self._form.answer.model_validate_json(text)
         except ValidationError as error:
             self._outcome = "unparsed"
             self._turns += [
@@ -76,6 +77,6 @@ class Dialogue(ABC):
                 {"role": "user", "content": f"Not valid: {error.errors()[0]['msg']}. Again."},
             ]
             return self._messages > 1
-        self._outcome = answer.verdict
+        self._outcome = cast(BallotOutcome, str(answer.verdict))
         self._more["reasoning"] = answer.reasoning
         return True

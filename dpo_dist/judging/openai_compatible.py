@@ -18,10 +18,9 @@ from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.retry import Backoff, NotAMessage, explain
 from dpo_dist.judging.rubric import (
     CHARACTERS_A_TOKEN,
-    SCHEMA,
-    TASK,
+    COMPARE,
     VERDICT_TOKENS,
-    question,
+    Form,
     read_rubric,
 )
 from dpo_dist.judging.throttle import Clock
@@ -38,15 +37,18 @@ NO_KEY = "none"  # the client insists on a key; a server that wants none ignores
 class OpenAiJudge(Judge):
     """Asks `concurrency` comparisons at a time; yields ballots as they are decided."""
 
-    def __init__(self, config: OpenAiConfig, *, backoff_base: float = 0.5) -> None:
+    def __init__(
+        self, config: OpenAiConfig, form: Form = COMPARE, *, backoff_base: float = 0.5
+    ) -> None:
         try:
             import openai  # noqa: F401
         except ImportError:
             raise MissingDependency("openai", "openai") from None
         hide(config.api_key_variable)
         self.config = config
+        self.form = form
         self.rubric = read_rubric(config.rubric)
-        rules = json.dumps([self.rubric, SCHEMA, TASK, config.temperature, config.base_url])
+        rules = json.dumps([self.rubric, form.rules(), config.temperature, config.base_url])
         digest = hashlib.sha256(rules.encode()).hexdigest()[:12]
         self.identity = f"openai_compatible:{config.model}:{digest}"
         self._key = os.environ.get(config.api_key_variable) or NO_KEY
@@ -100,7 +102,9 @@ class OpenAiJudge(Judge):
         """Reckoned from the characters. A server that wants no key sends no bill."""
         if self._key == NO_KEY or not comparisons:
             return {}
-        asked = sum(len(self.rubric) + len(question(comparison)) for comparison in comparisons)
+        asked = sum(
+            len(self.rubric) + len(self.form.question(comparison)) for comparison in comparisons
+        )
         return {
             "input_tokens": round(asked / CHARACTERS_A_TOKEN),
             "output_tokens": VERDICT_TOKENS * len(comparisons),
@@ -129,13 +133,13 @@ class ChatExchange(Dialogue):
     """One comparison's course with a server of chat completions."""
 
     def __init__(self, judge: OpenAiJudge, comparison: Comparison) -> None:
-        super().__init__(judge, comparison, judge.config.max_tokens)
+        super().__init__(judge, comparison, judge.form, judge.config.max_tokens)
         self._config = judge.config
         self._system = {"role": "system", "content": judge.rubric}
 
     @property
     def request(self) -> dict[str, Any]:
-        form = {"name": "verdict", "strict": True, "schema": SCHEMA}
+        form = {"name": "verdict", "strict": True, "schema": self._form.schema}
         return {
             "model": self._config.model,
             "max_completion_tokens": self._max_tokens,

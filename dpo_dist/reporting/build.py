@@ -102,17 +102,22 @@ def summary(scores: dict[str, Any]) -> list[str]:
         delta = row["delta"]
         if row["decoding"] or delta is None or delta["low"] is None:
             continue
+        change = f"{delta['mean']:+.2f}" if row["unit"] == "points" else _percent(delta["mean"])
         if delta["low"] > 0 or delta["high"] < 0:
             direction = "rises" if delta["mean"] > 0 else "falls"
             sentences.append(
-                f"{row['label']} {direction} by {abs(100 * delta['mean']):.1f} points over SFT."
+                f"{row['label']} {direction} by {change.lstrip('+-')} points over SFT."
             )
         else:
             sentences.append(
                 f"{row['label']}: no difference from SFT is shown "
-                f"({100 * delta['mean']:+.1f} points, interval includes zero)."
+                f"({change} points, interval includes zero)."
             )
     return sentences
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.1f}"
 
 
 def funnel(manifests: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

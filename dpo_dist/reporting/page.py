@@ -40,6 +40,7 @@ def render_page(
         for number, decoding in enumerate(scores["decodings"])
     ]
     labels = {row["metric"]: row["label"] for row in scores["metrics"]}
+    points = {row["metric"] for row in scores["metrics"] if row["unit"] == "points"}
     return environment.get_template("report.html.j2").render(
         report=report,
         tables=tables,
@@ -48,6 +49,7 @@ def render_page(
         card_note=CARD_NOTE.replace("`", ""),
         no_card=NO_CARD,
         labels=labels,
+        points=points,
         headers=HEADERS,
         plots=[(title, Markup(svg)) for title, svg in plots],
         samples=samples,

@@ -46,8 +46,9 @@ def comparison_table(scores: Mapping[str, Any], decoding: int = 0) -> Table:
     rows = []
     for row in scores["metrics"]:
         if row["decoding"] == decoding:
-            cells = [_share(row["arms"][arm]) for arm in arms]
-            rows.append((row["label"], (*cells, _difference(row["delta"]))))
+            points = row["unit"] == "points"
+            cells = [(_points if points else _share)(row["arms"][arm]) for arm in arms]
+            rows.append((row["label"], (*cells, _difference(row["delta"], points=points))))
     preferred = scores["preferred"]
     if preferred is not None and preferred["decoding"] == decoding:
         cells = [_share(preferred) if arm == "dpo" else Cell(ABSENT) for arm in arms]
@@ -115,6 +116,15 @@ def _share(estimate: Mapping[str, Any]) -> Cell:
     return Cell(f"{100 * estimate['mean']:.1f} %", f"{_interval(estimate)} n={estimate['n']}")
 
 
+def _points(estimate: Mapping[str, Any]) -> Cell:
+    if estimate["mean"] is None:
+        return Cell(ABSENT, "n=0")
+    interval = "[n/a]"
+    if estimate["low"] is not None:
+        interval = f"[{estimate['low']:.1f}–{estimate['high']:.1f}]"
+    return Cell(f"{estimate['mean']:.2f}", f"{interval} n={estimate['n']}")
+
+
 def _interval(estimate: Mapping[str, Any]) -> str:
     """Of a share, in percent."""
     if estimate["low"] is None:
@@ -122,15 +132,17 @@ def _interval(estimate: Mapping[str, Any]) -> str:
     return f"[{100 * estimate['low']:.0f}–{100 * estimate['high']:.0f}]"
 
 
-def _difference(estimate: Mapping[str, Any] | None) -> Cell:
-    """In percentage points; toned only where the interval excludes zero."""
+def _difference(estimate: Mapping[str, Any] | None, *, points: bool = False) -> Cell:
+    """In percentage points, or in points; toned only where the interval excludes zero."""
     if estimate is None or estimate["mean"] is None:
         return Cell(ABSENT)
-    value = f"{100 * estimate['mean']:+.1f} pp"
+    mean = estimate["mean"]
+    value = f"{mean:+.2f}" if points else f"{100 * mean:+.1f} pp"
     if estimate["low"] is None:
         return Cell(value, f"[n/a] n={estimate['n']}")
-    tone = "better" if estimate["low"] > 0 else "worse" if estimate["high"] < 0 else ""
-    interval = f"[{100 * estimate['low']:+.0f}, {100 * estimate['high']:+.0f}]"
+    low, high = estimate["low"], estimate["high"]
+    tone = "better" if low > 0 else "worse" if high < 0 else ""
+    interval = f"[{low:+.2f}, {high:+.2f}]" if points else f"[{100 * low:+.0f}, {100 * high:+.0f}]"
     return Cell(value, f"{interval} n={estimate['n']}", tone)
 
 

@@ -14,10 +14,12 @@ from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.config import HumanJudge as HumanConfig
 from dpo_dist.config import OpenAiJudge as OpenAiConfig
 from dpo_dist.config import RewardModelJudge as RewardModelConfig
+from dpo_dist.config import ScorerKind
 from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.claude import ClaudeJudge
+from dpo_dist.judging.claude_batches import ClaudeBatchJudge
 from dpo_dist.judging.human import HumanJudge
-from dpo_dist.judging.judge import Comparison, Judge
+from dpo_dist.judging.judge import Comparison, Judge, alone, build_judge, build_scorer
 from dpo_dist.judging.metric_judge import MetricJudge
 from dpo_dist.judging.openai_compatible import OpenAiJudge
 from dpo_dist.judging.reward_model import RewardModelJudge
@@ -61,7 +63,9 @@ def judge_of_good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_judge_of_good(tmp_path_factory.mktemp("models") / "reward")
 
 
-@pytest.fixture(params=["metric", "claude", "openai_compatible", "reward_model", "human"])
+@pytest.fixture(
+    params=["metric", "claude", "claude_batches", "openai_compatible", "reward_model", "human"]
+)
 def judge(request, tmp_path: Path, monkeypatch) -> Iterator[Judge]:
     """A judge that prefers the text with GOOD in it."""
     rubric = tmp_path / "rubric.md"
@@ -70,6 +74,17 @@ def judge(request, tmp_path: Path, monkeypatch) -> Iterator[Judge]:
         case "metric":
             good = Metric("good", "Good", lambda p, text: float("GOOD" in text))
             yield MetricJudge([good], [1.0])
+        case "claude_batches":
+            monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+            with serve() as server:
+                config = ClaudeConfig(
+                    type="claude",
+                    model="claude-opus-4-7",
+                    rubric=rubric,
+                    base_url=server.url,
+                    transport="batch",
+                )
+                yield ClaudeBatchJudge(config, tmp_path, first_pause=0.001)
         case "claude":
             monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
             with serve() as server:
@@ -147,3 +162,34 @@ def test_hostile_texts_are_data(judge: Judge) -> None:
 
 def test_nothing_to_compare_is_nothing_to_do(judge: Judge) -> None:
     assert asked(judge, []) == []
+
+
+@pytest.mark.parametrize("kind", ["claude", "batch", "openai"])
+def test_a_language_model_scores_single_answers(kind: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    rubric = tmp_path / "rubric.md"
+    rubric.write_text("5: GOOD.")
+    with serve() as claude, openai_server.serve() as local:
+        config: ScorerKind
+        if kind == "openai":
+            config = OpenAiConfig(
+                type="openai_compatible",
+                model=openai_server.MODEL,
+                base_url=local.url,
+                rubric=rubric,
+            )
+        else:
+            config = ClaudeConfig(
+                type="claude",
+                model="claude-opus-4-7",
+                rubric=rubric,
+                base_url=claude.url,
+                transport="batch" if kind == "batch" else "online",
+            )
+            claude.batches.polls = 0
+        scorer, judge = build_scorer(config, tmp_path), build_judge(config, tmp_path)
+        prompt = comparison(0, "", "").prompt
+        ballots = asked(scorer, [alone(prompt, "dpo", "so GOOD"), alone(prompt, "sft", "bad")])
+    assert {ballot.first: ballot.score for ballot in ballots} == {"dpo": 5, "sft": 2}
+    assert all(ballot.compares and ballot.preferred is None for ballot in ballots)
+    assert scorer.identity != judge.identity, "another form of question is another judge"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dpo_dist.artifacts import read_records
 from dpo_dist.cli import main
@@ -235,3 +236,31 @@ def test_training_refuses_a_reference_that_did_not_sample(
     arguments += ["--set", f"train.accelerate_config={ROOT}/accelerate_configs/cpu.yaml"]
     assert main(arguments) == 2
     assert "sampled from other weights" in capsys.readouterr().err
+
+
+def test_a_judge_scores_every_answer(
+    run_file: Path, tmp_path: Path, monkeypatch, write_jsonl
+) -> None:
+    """From the run file to the table: the arm's mean score, on the scale of the rubric."""
+    rows = [{"id": f"e{n}", "prompt": f"held-out question {n}"} for n in range(6)]
+    write_jsonl(tmp_path / "held_out.jsonl", rows)
+    values = yaml.safe_load(run_file.read_text())
+    values["evaluate"] = {
+        "prompts": {"path": "held_out.jsonl"},
+        "arms": ["base"],
+        "decodings": [{"temperature": 0.0}, {"temperature": 1.0}],
+        "max_new_tokens": 8,
+        "metrics": [{"type": "faithful_quotes", "field": "evidence"}],
+        "judge_scores": [{"label": "Faithfulness (1-5)", "judge": values["judge"]["judge"]}],
+    }
+    run_file.write_text(yaml.safe_dump(values))
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    monkeypatch.setenv(YES, "1")
+    assert main(["evaluate", str(run_file)]) == 0
+    out = tmp_path / "runs" / "test" / "evaluate"
+    rows = json.loads((out / "scores.json").read_text())["metrics"]
+    scored = [row for row in rows if row["unit"] == "points"]
+    assert [(row["label"], row["decoding"]) for row in scored] == [("Faithfulness (1-5)", 0)]
+    assert scored[0]["arms"]["base"] == {"n": 6, "mean": 2.0, "low": None, "high": None}
+    (judged,) = json.loads((out / "manifest.json").read_text())["judge_scores"]
+    assert judged["spend"]["usage"]["output_tokens"] == 60 and judged["missing"] == {}

@@ -10,7 +10,7 @@ import pytest
 
 from dpo_dist.artifacts import write_json, write_records
 from dpo_dist.records import Generation, Message, Prompt, Score, Verdict
-from dpo_dist.reporting.build import alarms, build, funnel
+from dpo_dist.reporting.build import alarms, build, funnel, summary
 from dpo_dist.reporting.plots import training_plots
 from dpo_dist.reporting.tables import comparison_table, to_markdown, to_text
 from dpo_dist.reporting.text import visible
@@ -32,6 +32,7 @@ SCORES = {
         {
             "metric": "m",
             "label": "Severity match",
+            "unit": "share",
             "decoding": decoding,
             "arms": {
                 "base": estimate(20, 0.1, 0.03, 0.3),
@@ -248,6 +249,24 @@ def test_the_table_names_the_preference_and_its_distance_from_half() -> None:
     lines = to_text(table).splitlines()
     assert lines[0].startswith("Metric") and "Δ DPO over SFT" in lines[0]
     assert to_markdown(table).count("\n") == 4
+
+
+def test_points_are_no_percentages() -> None:
+    scored = json.loads(json.dumps(SCORES))
+    scored["metrics"][0] |= {
+        "unit": "points",
+        "label": "Judge score",
+        "arms": {"base": estimate(20, 1, 1, 1), "sft": estimate(20, 3, 2.6, 3.4)}
+        | {"dpo": {"n": 20, "mean": 3.5, "low": None, "high": None}},
+        "delta": estimate(20, 0.5, 0.1, 0.9),
+    }
+    assert [str(cell) for cell in comparison_table(scored).rows[0][1]] == [
+        "1.00 [1.0–1.0] n=20",
+        "3.00 [2.6–3.4] n=20",
+        "3.50 [n/a] n=20",
+        "+0.50 [+0.10, +0.90] n=20",
+    ]
+    assert "Judge score rises by 0.50 points over SFT." in summary(scored)
 
 
 def test_no_interval_is_said_not_invented() -> None:
