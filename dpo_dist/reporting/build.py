@@ -39,6 +39,7 @@ def build(config: Config, root: Path, out: Path) -> dict[str, Any]:
     }
     scores = read_json(root / "evaluate" / "scores.json")
     metrics = _metrics(root / "train" / "metrics.jsonl")
+    judge_scores = manifests["evaluate"].get("judge_scores", [])
     report: dict[str, Any] = {
         "run": config.run.name,
         "summary": summary(scores),
@@ -57,7 +58,9 @@ def build(config: Config, root: Path, out: Path) -> dict[str, Any]:
             phase: manifest["spend"]
             for phase, manifest in manifests.items()
             if manifest.get("spend") is not None
-        },
+        }
+        | {score["label"]: score["spend"] for score in judge_scores if score["spend"]},
+        "judge_scores": judge_scores,
         "versions": manifests["evaluate"]["versions"],
         "git": manifests["evaluate"]["git"],
         "config": config.model_dump(mode="json", exclude_none=True),
