@@ -312,6 +312,10 @@ class Judge(Section):
     # the share of the contests that is asked about once more, to measure the judge's own noise
     repeat: float = Field(0.0, ge=0, le=1)
     canaries: Canaries | None = Canaries()
+    # temperature: of answers of a length, as many pairs prefer the first slot as the second
+    balance: Literal["temperature"] | None = None
+    # keep: pairs whose two orders do not agree become labels for the robust loss
+    inconsistent: Literal["drop", "keep"] = "drop"
 
 
 class JudgedPreferences(Section):

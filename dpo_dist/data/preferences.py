@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,19 @@ from dpo_dist.config import (
     Preferences,
     UltraFeedbackPreferences,
 )
+from dpo_dist.data.hygiene import CONTROL_TOKEN
+from dpo_dist.data.leakage import overlaps
 from dpo_dist.data.prompts import content_digest
-from dpo_dist.data.rows import Row, messages_of, read_rows, source_identity, write_parquet
+from dpo_dist.data.rows import (
+    Row,
+    check_text,
+    messages_of,
+    read_rows,
+    source_identity,
+    write_parquet,
+)
 from dpo_dist.errors import DataError
-from dpo_dist.records import Message, PreferencePair
+from dpo_dist.records import Message, PreferencePair, Prompt
 
 JUDGED_FILE = Path("preferences") / "pairs.parquet"
 
@@ -52,22 +61,26 @@ def preference_sources(config: Preferences, judge_dir: Path) -> list[DataSource]
             return sources
 
 
-def load_preferences(config: Preferences, judge_dir: Path, seed: int) -> PreferenceSet:
+def load_preferences(
+    config: Preferences, judge_dir: Path, seed: int, held_out: Sequence[Prompt] = ()
+) -> PreferenceSet:
     """Read and check the pairs that `config` names.
 
     A validation split of its own is kept apart; otherwise `validation_fraction` of the prompts
     (not of the rows: pairs of one prompt stay together) is held out, by a seeded draw.
+    Pairs whose prompt overlaps with the evaluation's, `held_out`, are dropped.
     Raises `DataError` for damaged rows and when nothing is left to train on.
     """
     sources = preference_sources(config, judge_dir)
     dropped: Counter[str] = Counter()
-    pairs = _read_pairs(sources[0], dropped)
-    if len(sources) == 2:
-        train, validation = pairs, _read_pairs(sources[1], dropped)
+    pairs, *others = (_read_pairs(source, held_out, dropped) for source in sources)
+    if others:
+        train, (validation,) = pairs, others
         _forget_leaks(train, validation, dropped)
     else:
         assert not isinstance(config, UltraFeedbackPreferences)
         train, validation = _split(pairs, config.validation_fraction, seed)
+    dropped = +dropped  # without the reasons that dropped nothing
     if not train:
         raise DataError(f"no preference pair is left to train on (dropped: {dict(dropped)})")
     return PreferenceSet(train, validation, dropped)
@@ -78,35 +91,76 @@ def preferences_identity(config: Preferences, judge_dir: Path) -> list[dict[str,
     return [source_identity(source) for source in preference_sources(config, judge_dir)]
 
 
-def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
+def write_pairs(path: Path, pairs: Iterable[PreferencePair]) -> None:
     """Write pairs as parquet in TRL's conversational preference format."""
 
     def turns(messages: Sequence[Message]) -> list[dict[str, str]]:
         return [message.model_dump() for message in messages]
 
-    rows = [
-        {
-            "prompt_id": pair.prompt_id,
-            "prompt": turns(pair.prompt),
-            "chosen": turns([Message(role="assistant", content=pair.chosen)]),
-            "rejected": turns([Message(role="assistant", content=pair.rejected)]),
-        }
-        for pair in pairs
-    ]
-    write_parquet(path, rows)
+    write_parquet(
+        path,
+        (
+            {
+                "prompt_id": pair.prompt_id,
+                "prompt": turns(pair.prompt),
+                "chosen": turns([Message(role="assistant", content=pair.chosen)]),
+                "rejected": turns([Message(role="assistant", content=pair.rejected)]),
+            }
+            for pair in pairs
+        ),
+    )
 
 
-def _read_pairs(source: DataSource, dropped: Counter[str]) -> list[PreferencePair]:
+def _read_pairs(
+    source: DataSource, held_out: Sequence[Prompt], dropped: Counter[str]
+) -> list[PreferencePair]:
     pairs: list[PreferencePair] = []
     for row in read_rows(source):
         pair = _pair(row)
-        if pair.chosen == pair.rejected:
-            dropped["identical"] += 1
-        elif not pair.chosen.strip() or not pair.rejected.strip():
-            dropped["empty"] += 1
+        if reason := _why_not_trained_on(pair):
+            dropped[reason] += 1
         else:
             pairs.append(pair)
-    return pairs
+    pairs = _without_contradictions(pairs, dropped)
+    return _without_overlaps(pairs, held_out, dropped) if held_out else pairs
+
+
+def _why_not_trained_on(pair: PreferencePair) -> str | None:
+    if pair.chosen == pair.rejected:
+        return "identical"
+    if not pair.chosen.strip() or not pair.rejected.strip():
+        return "empty"
+    if CONTROL_TOKEN.search(pair.chosen) or CONTROL_TOKEN.search(pair.rejected):
+        return "control_token"
+    return None
+
+
+def _without_contradictions(
+    pairs: list[PreferencePair], dropped: Counter[str]
+) -> list[PreferencePair]:
+    """One of the rows that say the same; none of those that prefer A to B and B to A."""
+    said: dict[tuple[str, str, str], PreferencePair] = {}
+    for pair in pairs:
+        said.setdefault((content_digest(pair.prompt), pair.chosen, pair.rejected), pair)
+    kept = [
+        pair
+        for (prompt, chosen, rejected), pair in said.items()
+        if (prompt, rejected, chosen) not in said
+    ]
+    dropped["duplicate"] += len(pairs) - len(said)
+    dropped["contradiction"] += len(said) - len(kept)
+    return kept
+
+
+def _without_overlaps(
+    pairs: list[PreferencePair], held_out: Sequence[Prompt], dropped: Counter[str]
+) -> list[PreferencePair]:
+    prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
+    given_away = overlaps(prompts, [prompt.messages for prompt in held_out])
+    leaks = {prompt for prompt, leak in zip(prompts, given_away, strict=True) if leak}
+    kept = [pair for pair in pairs if pair.prompt not in leaks]
+    dropped["evaluation_overlap"] += len(pairs) - len(kept)
+    return kept
 
 
 def _pair(row: Row) -> PreferencePair:
@@ -117,9 +171,10 @@ def _pair(row: Row) -> PreferencePair:
     if chosen[0] != rejected[0]:
         raise row.error("`chosen` and `rejected` answer different prompts")
     context = chosen[0] or prompt
-    identifier = row.values.get("prompt_id") or content_digest(context)[:16]
+    identifier = str(row.values.get("prompt_id") or content_digest(context)[:16])
+    check_text(row, "prompt_id", identifier)
     return PreferencePair(
-        prompt_id=str(identifier), prompt=context, chosen=chosen[1], rejected=rejected[1]
+        prompt_id=identifier, prompt=context, chosen=chosen[1], rejected=rejected[1]
     )
 
 
@@ -127,6 +182,7 @@ def _answer(row: Row, key: str, prompt: tuple[Message, ...]) -> tuple[tuple[Mess
     """(the turns before the answer, the answer)."""
     value = row.values.get(key)
     if isinstance(value, str):
+        check_text(row, key, value)
         return (), value
     if not isinstance(value, list) or not value or not isinstance(value[-1], dict):
         raise row.error(f"`{key}` is missing or empty")
@@ -135,6 +191,8 @@ def _answer(row: Row, key: str, prompt: tuple[Message, ...]) -> tuple[tuple[Mess
     if value[-1].get("role") != "assistant" or not isinstance(answer, str):
         raise row.error(f"`{key}` must end with the assistant's turn")
     before = tuple(Message(role=turn["role"], content=turn["content"]) for turn in value[:-1])
+    for text in (answer, *(message.content for message in before)):
+        check_text(row, key, text)
     if before and before[-len(prompt) :] != prompt and before[-1].content != prompt[-1].content:
         raise row.error(f"`{key}` does not begin with the row's prompt")
     return before, answer

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 
 from dpo_dist.config import DataSource
-from dpo_dist.data.rows import Row, messages_of, read_rows
+from dpo_dist.data.rows import Row, check_text, messages_of, read_rows
 from dpo_dist.errors import DataError
 from dpo_dist.records import Message, Prompt
 
@@ -25,7 +26,7 @@ def read_prompts(source: DataSource) -> list[Prompt]:
 
     `prompt` is a text or a list of messages; a missing id is derived from the content.
     Raises `DataError` (file:line) for a row without a prompt, one that does not end with the
-    user's turn, and an id that occurs twice.
+    user's turn, an id that occurs twice, and text that cannot be encoded.
     """
     places: dict[str, str] = {}
     prompts: list[Prompt] = []
@@ -81,7 +82,9 @@ def _prompt(row: Row) -> Prompt:
     reference = row.values.get("reference") or {}
     if not isinstance(reference, dict):
         raise row.error("`reference` must be an object")
+    check_text(row, "reference", json.dumps(reference, ensure_ascii=False, default=str))
     identifier = row.values.get("id")
     if identifier is None:
         identifier = content_digest(messages)[:16]
+    check_text(row, "id", str(identifier))
     return Prompt(id=str(identifier), messages=messages, reference=reference)

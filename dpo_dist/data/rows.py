@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,8 +11,11 @@ from typing import Any
 
 from dpo_dist.artifacts import file_digest
 from dpo_dist.config import DataSource
+from dpo_dist.data.hygiene import encodable
 from dpo_dist.errors import DataError
 from dpo_dist.records import Message
+
+ROW_GROUP = 10_000  # rows that are in memory together while they are written
 
 
 @dataclass(frozen=True)
@@ -118,17 +121,22 @@ def messages_of(row: Row, key: str, role: str) -> tuple[Message, ...]:
 
 def check_text(row: Row, key: str, text: str) -> None:
     """Refuse what no tokenizer or API can carry: NUL and unpaired surrogates."""
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+    if not encodable(text):
         raise row.error(f"`{key}` holds a NUL character or an unpaired surrogate")
 
 
-def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write rows as parquet, all or nothing, and return the path."""
+def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write rows of one form as parquet, all or nothing, and return the path."""
     import pyarrow
     import pyarrow.parquet
 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), partial)
+    waiting = iter(rows)
+    first = pyarrow.Table.from_pylist(list(islice(waiting, ROW_GROUP)))
+    with pyarrow.parquet.ParquetWriter(partial, first.schema) as writer:
+        writer.write_table(first)
+        while group := list(islice(waiting, ROW_GROUP)):
+            writer.write_table(pyarrow.Table.from_pylist(group, first.schema))
     partial.replace(path)
     return path

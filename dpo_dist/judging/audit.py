@@ -45,6 +45,12 @@ def audit(
     ]
 
 
+def length_band(contest: Contest) -> str:
+    """The first slot's answer is `shorter` than the other, `similar` or `longer`."""
+    ratio = len(contest.a_text) / len(contest.b_text)
+    return "shorter" if ratio < 1 / SIMILAR else "longer" if ratio > SIMILAR else "similar"
+
+
 def _longer(decided: Sequence[tuple[Contest, bool]]) -> Share:
     unequal = [
         (len(contest.a_text) > len(contest.b_text)) == a_is_chosen
@@ -66,9 +72,7 @@ def _first_slot_by_length(decided: Sequence[tuple[Contest, bool]]) -> list[Share
     is the temperature itself."""
     bands: dict[str, list[bool]] = {"shorter": [], "similar": [], "longer": []}
     for contest, a_is_chosen in decided:
-        ratio = len(contest.a_text) / len(contest.b_text)
-        band = "shorter" if ratio < 1 / SIMILAR else "longer" if ratio > SIMILAR else "similar"
-        bands[band].append(a_is_chosen)
+        bands[length_band(contest)].append(a_is_chosen)
     labels = {
         "shorter": "The first slot is chosen where its answer is shorter",
         "similar": "The first slot is chosen where the lengths are similar",

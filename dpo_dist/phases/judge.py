@@ -11,27 +11,31 @@ from dpo_dist.artifacts import PhaseDirectory, file_digest, read_records, write_
 from dpo_dist.config import Config, DataSource
 from dpo_dist.console import say, warn
 from dpo_dist.data.hygiene import why_not_judged
+from dpo_dist.data.leakage import overlaps
 from dpo_dist.data.preferences import JUDGED_FILE, write_pairs
-from dpo_dist.data.prompts import content_digest
+from dpo_dist.data.prompts import check_disjoint, content_digest
 from dpo_dist.data.rows import source_identity
 from dpo_dist.errors import DataError
 from dpo_dist.evaluation.statistics import wilson
 from dpo_dist.judging.audit import Share, audit
 from dpo_dist.judging.canaries import drawn_canaries, own_canaries
 from dpo_dist.judging.judge import Judge, build_judge
+from dpo_dist.judging.labels import Label, fitting_smoothing, labels_of
 from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import Ledger, open_ledger
 from dpo_dist.phases.asking import Agreement, ask
 from dpo_dist.phases.canaries import examine, most_requests
+from dpo_dist.phases.held_out import held_out_identity, held_out_prompts
 from dpo_dist.phases.runs import judge_files, run_root
-from dpo_dist.records import Candidate, PreferencePair, Prompt
+from dpo_dist.records import Candidate, Prompt
 
 SECTIONS = ("judge",)
 TIE_WARNING = 0.5
 
 
 def inputs(config: Config) -> dict[str, Any]:
-    """What the phase reads: the candidates, and the rubric that the judge follows."""
+    """What the phase reads: the candidates, the rubric that the judge follows, and the held-out
+    prompts, which may not be trained on."""
     assert config.judge is not None
     candidates = run_root(config) / "sample" / "candidates.jsonl"
     if not (candidates.parent / "manifest.json").exists():
@@ -41,6 +45,7 @@ def inputs(config: Config) -> dict[str, Any]:
         "candidates": file_digest(candidates),
         "judge_files": judge_files(config.judge.judge),
         "canaries": canaries and canaries.path and source_identity(DataSource(path=canaries.path)),
+        "held_out": held_out_identity(config),
     }
 
 
@@ -55,64 +60,75 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
 def label(judge: Judge, ledger: Ledger, config: Config, out: PhaseDirectory) -> dict[str, Any]:
     """Ask for what the journal lacks, reconcile, examine the judge with canaries, and write
     verdicts and preference pairs."""
-    assert config.judge is not None
-    canaries = config.judge.canaries
+    section = config.judge
+    assert section is not None
+    canaries = section.canaries
     own = own_canaries(canaries.path) if canaries and canaries.path else []
-    sample = run_root(config) / "sample"
-    prompts = {p.id: p for p in read_records(sample / "prompts.jsonl", Prompt)}
-    candidates = list(read_records(sample / "candidates.jsonl", Candidate))
-    dropped: Counter[str] = Counter()
-    contests = _contests(prompts, candidates, dropped)
     agreement = Agreement()
     announced = f"; then at most {most_requests(canaries, own)} for canaries" if canaries else ""
+    dropped: Counter[str] = Counter()
+    contests = _contests(config, dropped)
+    total = len(contests) + sum(dropped.values())
     judged = ask(
         judge,
         ledger,
         contests,
         out,
         config,
-        both_orders=config.judge.both_orders,
-        repeat=config.judge.repeat,
+        both_orders=section.both_orders,
+        repeat=section.repeat,
         approve=lambda forecast: agreement(forecast + announced),
         name="judge",
     )
-    verdicts = judged.verdicts
-    write_records(out.path / "verdicts.jsonl", verdicts)
+    write_records(out.path / "verdicts.jsonl", judged.verdicts)
+    audited = _audited(audit(contests, judged.verdicts, judged.ballots))
 
-    pairs: list[PreferencePair] = []
-    for contest, verdict in zip(contests, verdicts, strict=True):
-        if verdict.outcome != "preferred":
-            dropped[verdict.outcome] += 1
-            continue
-        texts = {contest.a: contest.a_text, contest.b: contest.b_text}
-        assert verdict.preferred is not None and verdict.other is not None
-        pairs.append(
-            PreferencePair(
-                prompt_id=contest.prompt.id,
-                prompt=contest.prompt.messages,
-                chosen=texts[verdict.preferred],
-                rejected=texts[verdict.other],
-            )
-        )
-    total = len(candidates) // 2
-    assert total == len(pairs) + sum(dropped.values()), "the funnel must add up"
-    if not pairs:
+    labels = labels_of(contests, judged, section, config.run.seed, dropped)
+    assert total == len(labels) + sum(dropped.values()), "the funnel must add up"
+    if not labels:
         raise DataError(f"the judge decided no pair; dropped: {dict(dropped)}")
     if dropped["tie"] > TIE_WARNING * total:
         warn(f"{dropped['tie']} of {total} comparisons are ties")
-    audited = _audited(audit(contests, verdicts, judged.ballots))
     card: list[dict[str, Any]] = []
     if canaries:
-        drawn = drawn_canaries(pairs, prompts, per_kind=canaries.per_kind, seed=config.run.seed)
+        drawn = drawn_canaries(
+            [label.pair() for label in labels if not label.inconsistent],
+            {contest.prompt.id: contest.prompt for contest in contests},
+            per_kind=canaries.per_kind,
+            seed=config.run.seed,
+        )
         card = examine(judge, ledger, [*drawn, *own], out, config, approve=agreement)
-    write_pairs(out.path / JUDGED_FILE, pairs)
+    write_pairs(out.path / JUDGED_FILE, (label.pair() for label in labels))
+    refusals = Counter(b.category for b in judged.ballots if b.outcome == "refusal")
     return {
-        "counts": {"in": total, "kept": len(pairs), "dropped": dict(sorted(dropped.items()))},
+        "counts": {
+            "in": total,
+            "kept": len(labels),
+            "dropped": dict(sorted(dropped.items())),
+            **_kept_inconsistent(config, labels),
+        },
         "judge": judge.identity,
         "spend": ledger.figures(),
+        "refusals": dict(refusals),
         "audit": audited,
         "canaries": card,
     }
+
+
+def _kept_inconsistent(config: Config, labels: Sequence[Label]) -> dict[str, int]:
+    """How many of the kept pairs are inconsistent, for the counts; and what they ask of the
+    training is said."""
+    assert config.judge is not None
+    if config.judge.inconsistent == "drop":
+        return {}
+    kept = sum(label.inconsistent for label in labels)
+    say(
+        f"{kept} of {len(labels)} pairs are inconsistent and kept; "
+        f"train.label_smoothing: {fitting_smoothing(labels)} fits them"
+    )
+    if config.train is not None and "robust" not in config.train.loss:
+        warn("judge.inconsistent: keep makes labels for train.loss: robust; no other expects them")
+    return {"kept_inconsistent": kept}
 
 
 def _audited(shares: Sequence[Share]) -> list[dict[str, Any]]:
@@ -140,22 +156,28 @@ def _audited(shares: Sequence[Share]) -> list[dict[str, Any]]:
     return found
 
 
-def _contests(
-    prompts: dict[str, Prompt], candidates: list[Candidate], dropped: Counter[str]
-) -> list[Contest]:
-    """The pairs worth a judgement, one a prompt.
+def _contests(config: Config, dropped: Counter[str]) -> list[Contest]:
+    """The pairs worth a judgement, one a prompt; the others are counted as `dropped`.
 
     A cut-off answer is not worth one: as `chosen` it would teach the model to stop mid-sentence,
-    and its end token would be one that was never sampled.
+    and its end token would be one that was never sampled. Nor are the prompts of which the
+    evaluation asks much: they are not to be trained on.
     """
+    sample = run_root(config) / "sample"
+    prompts = {p.id: p for p in read_records(sample / "prompts.jsonl", Prompt)}
+    given_away = _given_away(prompts, held_out_prompts(config))
+    # Read one by one: the candidates' token ids take many times the memory of their texts.
+    candidates = read_records(sample / "candidates.jsonl", Candidate)
     contests: list[Contest] = []
     asked: set[str] = set()
-    for a, b in zip(candidates[::2], candidates[1::2], strict=True):
+    for a, b in zip(candidates, candidates, strict=True):
         assert (a.prompt_id, a.slot, b.slot) == (b.prompt_id, 0, 1)
         prompt = prompts[a.prompt_id]
         digest = content_digest(prompt.messages)
         if digest in asked:
             dropped["duplicate_prompt"] += 1
+        elif prompt.id in given_away:
+            dropped["evaluation_overlap"] += 1
         elif "length" in (a.finish_reason, b.finish_reason):
             dropped["candidate_cut_off"] += 1
         elif reason := why_not_judged(a.text, b.text):
@@ -165,3 +187,11 @@ def _contests(
             names = (f"slot-{a.slot}", f"slot-{b.slot}")
             contests.append(Contest(prompt, *names, a.text, b.text))
     return contests
+
+
+def _given_away(prompts: dict[str, Prompt], held_out: list[Prompt]) -> set[str]:
+    """The ids of the prompts that overlap with held-out ones. Raises `DataError` for one that is
+    held out itself."""
+    check_disjoint(list(prompts.values()), held_out)
+    found = overlaps([p.messages for p in prompts.values()], [p.messages for p in held_out])
+    return {name for name, overlap in zip(prompts, found, strict=True) if overlap}

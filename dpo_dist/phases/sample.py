@@ -9,11 +9,12 @@ from dpo_dist.artifacts import PhaseDirectory, write_records
 from dpo_dist.config import Config, Slot
 from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
-from dpo_dist.data.prompts import read_prompts
+from dpo_dist.data.prompts import check_disjoint, read_prompts
 from dpo_dist.data.rows import source_identity
 from dpo_dist.errors import DataError
 from dpo_dist.generation.engine import Completion, Request, build_engine
 from dpo_dist.generation.sampling import answer_all
+from dpo_dist.phases.held_out import held_out_prompts
 from dpo_dist.phases.runs import arm_weights
 from dpo_dist.records import Candidate, Message, Prompt
 
@@ -34,6 +35,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     """Generate what the journal lacks, then write `candidates.jsonl` in the prompts' order."""
     assert config.sample is not None
     prompts = read_prompts(config.sample.prompts)
+    check_disjoint(prompts, held_out_prompts(config))
     requests, too_long = _requests(config, prompts)
     write_records(out.path / "prompts.jsonl", prompts)
     with out.journal("candidates.journal.jsonl", Candidate) as journal:

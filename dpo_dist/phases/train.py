@@ -14,6 +14,7 @@ from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.data.preferences import load_preferences, preferences_identity
 from dpo_dist.data.rows import write_parquet
 from dpo_dist.errors import ConfigError, DataError, ModelError
+from dpo_dist.phases.held_out import held_out_identity, held_out_prompts
 from dpo_dist.phases.resources import model_shape, planned_bytes
 from dpo_dist.phases.runs import Weights, arm_weights, run_root
 from dpo_dist.planning.memory import ModelShape
@@ -27,7 +28,8 @@ SECTIONS = ("train", "preferences")
 
 
 def inputs(config: Config) -> dict[str, Any]:
-    """What the phase reads: the pairs, and the SFT model to start from and be measured by.
+    """What the phase reads: the pairs, the SFT model to start from and be measured by, and the
+    held-out prompts that pairs from elsewhere may not be about.
 
     Raises `ModelError` when the candidates were sampled from other weights than those: the
     reference of DPO is the model that the preferences are about.
@@ -45,13 +47,18 @@ def inputs(config: Config) -> dict[str, Any]:
                 "training would start from. Sample and judge again, or restore the SFT model."
             )
     pairs = preferences_identity(config.preferences, run_root(config) / "judge")
-    return {"pairs": pairs, "weights": weights}
+    held_out = None if config.preferences.source == "judged" else held_out_identity(config)
+    return {"pairs": pairs, "weights": weights, "held_out": held_out}
 
 
 def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     """Tokenize the pairs and train; the adapter or model ends up in `model/`."""
     assert config.train is not None
-    pairs = load_preferences(config.preferences, run_root(config) / "judge", config.run.seed)
+    # The judge phase has left out what overlaps with the evaluation, before it asked.
+    held_out = [] if config.preferences.source == "judged" else held_out_prompts(config)
+    pairs = load_preferences(
+        config.preferences, run_root(config) / "judge", config.run.seed, held_out
+    )
     start = arm_weights(config, "sft")
     tokenizer = load_tokenizer(start.model, trust_remote_code=config.model.trust_remote_code)
     train_rows, validation_rows = (
@@ -62,6 +69,8 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         raise DataError(f"every pair is longer than train.max_length {config.train.max_length}")
     if config.train.select == "best" and not validation_rows:
         raise ConfigError("train.select: best needs validation pairs, and there are none")
+    if overlapping := pairs.dropped["evaluation_overlap"]:
+        warn(f"{overlapping} pairs are left out: their prompts overlap with the evaluation's")
     if too_long := pairs.dropped["too_long"] + pairs.dropped["prompt_too_long"]:
         warn(f"{too_long} pairs are left out: longer than train.max_length")
     shape = model_shape(start.model, config.model.trust_remote_code)

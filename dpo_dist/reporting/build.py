@@ -213,9 +213,11 @@ def _markdown(report: dict[str, Any]) -> str:
     parts += ["Cells: mean, 95 % interval over prompts, number of prompts.\n", "## Data\n"]
     for step in report["funnel"]:
         dropped = ", ".join(f"{n} {reason}" for reason, n in step["dropped"].items()) or "none"
+        kept = f"{step['kept']} kept"
+        if "kept_inconsistent" in step:
+            kept += f" ({step['kept_inconsistent']} inconsistent)"
         parts.append(
-            f"- {step['phase']}: {step['in']} {step['unit']} in, {step['kept']} kept; "
-            f"dropped: {dropped}"
+            f"- {step['phase']}: {step['in']} {step['unit']} in, {kept}; dropped: {dropped}"
         )
     if report["audit"]:
         parts.append("\n## Labels\n")

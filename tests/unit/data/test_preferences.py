@@ -5,12 +5,13 @@ import pytest
 from dpo_dist.config import JudgedPreferences, PathPreferences, UltraFeedbackPreferences
 from dpo_dist.data.preferences import (
     JUDGED_FILE,
+    PreferenceSet,
     load_preferences,
     preference_sources,
     write_pairs,
 )
 from dpo_dist.errors import DataError
-from dpo_dist.records import Message, PreferencePair
+from dpo_dist.records import Message, PreferencePair, Prompt
 from tests.conftest import REAL_PREFERENCES
 
 
@@ -64,12 +65,69 @@ def test_useless_pairs_are_dropped_and_counted(tmp_path: Path, write_jsonl) -> N
         ultrafeedback_row(0),
         ultrafeedback_row(1, "same", "same"),
         ultrafeedback_row(2, "good", " "),
+        ultrafeedback_row(3, "good", "bad<|im_end|>"),
+        ultrafeedback_row(4, "[INST] good", "bad"),
     ]
     path = write_jsonl(tmp_path / "p.jsonl", rows)
     config = PathPreferences(source="path", path=path, validation_fraction=0)
     pairs = load_preferences(config, tmp_path, seed=1)
     assert len(pairs.train) == 1
-    assert pairs.dropped == {"identical": 1, "empty": 1}
+    assert pairs.dropped == {"identical": 1, "empty": 1, "control_token": 2}
+
+
+def read(path: Path, held_out: list[str] | None = None) -> PreferenceSet:
+    config = PathPreferences(source="path", path=path, validation_fraction=0)
+    prompts = [
+        Prompt(id=f"h{n}", messages=(Message(role="user", content=text),))
+        for n, text in enumerate(held_out or [])
+    ]
+    return load_preferences(config, path.parent, seed=1, held_out=prompts)
+
+
+def test_a_file_that_contradicts_itself_teaches_neither_and_nothing_twice(
+    tmp_path: Path, write_jsonl
+) -> None:
+    rows = [
+        ultrafeedback_row(0, "A", "B"),
+        ultrafeedback_row(1, "A", "B"),
+        ultrafeedback_row(2, "A", "B"),
+        ultrafeedback_row(1, "B", "A"),
+        ultrafeedback_row(2, "A", "B"),
+        ultrafeedback_row(1, "A", "B"),
+        ultrafeedback_row(2, "A", "C"),
+        ultrafeedback_row(2, "C", "B"),
+    ]
+    pairs = read(write_jsonl(tmp_path / "p.jsonl", rows))
+    kept = [(pair.prompt_id, pair.chosen, pair.rejected) for pair in pairs.train]
+    assert kept == [("id-0", "A", "B"), ("id-2", "A", "B"), ("id-2", "A", "C"), ("id-2", "C", "B")]
+    assert pairs.dropped == {"duplicate": 2, "contradiction": 2}
+    assert len(kept) + sum(pairs.dropped.values()) == len(rows)
+
+
+def test_pairs_on_evaluation_prompts_are_dropped(tmp_path: Path, write_jsonl) -> None:
+    long = "please explain how a bicycle stays upright while it is moving slowly"
+    rows = [ultrafeedback_row(n) for n in range(3)] + [ultrafeedback_row(1, "fine", "worse")]
+    rows.append({"prompt": f"{long} uphill", "chosen": "good", "rejected": "bad"})
+    path = write_jsonl(tmp_path / "p.jsonl", rows)
+    pairs = read(path, ["Question  1", long])
+    assert [pair.prompt_id for pair in pairs.train] == ["id-0", "id-2"]
+    assert pairs.dropped == {"evaluation_overlap": 3}
+    assert len(read(path).train) == 5, "without an evaluation nothing is held out"
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
+@pytest.mark.parametrize("key", ["prompt", "prompt_id", "chosen", "rejected"])
+def test_text_that_no_file_can_carry_is_named(
+    tmp_path: Path, write_jsonl, key: str, text: str
+) -> None:
+    row = {"prompt": "q", "prompt_id": "i", "chosen": "good", "rejected": "bad"}
+    path = write_jsonl(tmp_path / "p.jsonl", [row, row | {key: text}])
+    with pytest.raises(DataError, match=rf"p\.jsonl:2: `{key}` holds a NUL .* surrogate"):
+        read(path)
+    turns = [turn("user", "q"), turn("assistant", text)]
+    path = write_jsonl(tmp_path / "p.jsonl", [ultrafeedback_row(0) | {"rejected": turns}])
+    with pytest.raises(DataError, match=r"p\.jsonl:1: `rejected` holds a NUL"):
+        read(path)
 
 
 def test_a_leaked_validation_prompt_is_dropped(tmp_path: Path, write_jsonl) -> None:

@@ -42,6 +42,8 @@ def test_parquet_is_read_like_jsonl(tmp_path: Path) -> None:
         (b"", r"p\.jsonl: no rows"),
         (b'{"prompt": "a\\u0000b"}\n', r"p\.jsonl:1: .*NUL"),
         (b'{"prompt": "a\\ud800b"}\n', r"p\.jsonl:1: .*surrogate"),
+        (b'{"id": "\\udc00", "prompt": "a"}\n', r"p\.jsonl:1: `id` .*surrogate"),
+        (b'{"prompt": "a", "reference": {"b": ["\\ud800"]}}\n', r":1: `reference` .*surrogate"),
         (
             b'{"prompt": [{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}',
             r"must end with the user's turn",
@@ -69,6 +71,23 @@ def test_a_held_out_prompt_in_training_is_refused(tmp_path: Path, write_jsonl) -
     held = read_prompts(DataSource(path=write_jsonl(tmp_path / "b.jsonl", [{"prompt": "a  B "}])))
     with pytest.raises(DataError, match="proves nothing"):
         check_disjoint(train, held)
+
+
+def test_a_pair_of_surrogates_is_a_character(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "\\ud83d\\ude42"}')
+    (prompt,) = read_prompts(DataSource(path=tmp_path / "p.jsonl"))
+    assert prompt.messages[0].content == "🙂"
+
+
+@pytest.mark.parametrize("key", ["prompt", "completion"])
+@pytest.mark.parametrize("text", ["a\0b", "\udfff"])
+def test_demonstrations_that_cannot_be_encoded_are_named(
+    tmp_path: Path, write_jsonl, key: str, text: str
+) -> None:
+    row = {"prompt": "q", "completion": "a"}
+    path = write_jsonl(tmp_path / "s.jsonl", [row, row | {key: text}])
+    with pytest.raises(DataError, match=rf"s\.jsonl:2: `{key}` holds a NUL .* surrogate"):
+        read_demonstrations(DataSource(path=path))
 
 
 def test_demonstrations_need_one_assistant_turn(tmp_path: Path, write_jsonl) -> None:

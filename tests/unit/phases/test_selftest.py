@@ -58,9 +58,9 @@ def test_texts_are_compared_one_by_one(capsys, monkeypatch) -> None:
     write = judge.write_pairs
 
     def one_swapped(path, pairs):
-        first = pairs[0]
+        first, *others = pairs
         texts = {"chosen": first.rejected, "rejected": first.chosen}
-        write(path, [first.model_copy(update=texts), *pairs[1:]])
+        write(path, [first.model_copy(update=texts), *others])
 
     monkeypatch.setattr(judge, "write_pairs", one_swapped)
     status, lines = run(capsys)
@@ -70,7 +70,7 @@ def test_texts_are_compared_one_by_one(capsys, monkeypatch) -> None:
 
 def test_it_fails_where_a_pair_is_lost(capsys, monkeypatch) -> None:
     write = judge.write_pairs
-    monkeypatch.setattr(judge, "write_pairs", lambda path, pairs: write(path, pairs[1:]))
+    monkeypatch.setattr(judge, "write_pairs", lambda path, pairs: write(path, list(pairs)[1:]))
     assert failed(run(capsys)[1])[0] == "prefers GOOD: 37 pairs instead of 38"
 
 

@@ -76,9 +76,10 @@ CARD = [
 
 
 def make_run(root: Path) -> None:
+    dropped = {"tie": 17, "inconsistent": 1}
     counts = {
         "sample": {"in": 50, "kept": 48, "dropped": {"prompt_too_long": 2}},
-        "judge": {"in": 48, "kept": 30, "dropped": {"tie": 17, "inconsistent": 1}},
+        "judge": {"in": 48, "kept": 30, "dropped": dropped, "kept_inconsistent": 3},
         "train": {"in": 30, "kept": 30, "dropped": {}},
         "evaluate": {"in": 20, "kept": 20, "dropped": {}},
     }
@@ -281,6 +282,15 @@ def test_no_interval_is_said_not_invented() -> None:
 def test_a_funnel_that_does_not_add_up_is_a_bug() -> None:
     with pytest.raises(AssertionError, match="judge leaks"):
         funnel({"judge": {"counts": {"in": 3, "kept": 1, "dropped": {"tie": 1}}}})
+
+
+def test_kept_inconsistent_pairs_are_in_every_format(report: Path) -> None:
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert "<td>30 (3 inconsistent)</td>" in page and page.count("inconsistent)") == 1
+    text = (report / "report.md").read_text(encoding="utf-8")
+    assert "judge: 48 pairs in, 30 kept (3 inconsistent); dropped: 17 tie" in text
+    found = json.loads((report / "report.json").read_text(encoding="utf-8"))["funnel"]
+    assert [step.get("kept_inconsistent") for step in found] == [None, 3, None]
 
 
 def test_control_and_direction_characters_are_shown() -> None:

@@ -1,0 +1,162 @@
+"""Which verdicts become labels, and that none of the choices depends on the order."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from dpo_dist.config import Judge as JudgeSection
+from dpo_dist.errors import DataError
+from dpo_dist.judging.audit import length_band
+from dpo_dist.judging.labels import Label, balanced, fitting_smoothing, labels_of
+from dpo_dist.judging.panel import Contest, Judged, comparisons, reconcile
+from dpo_dist.records import BallotOutcome, Message, Prompt
+from tests.unit.judging.test_panel import Planted
+
+SORRY = "I'm sorry, but I can't assist with that."
+
+
+def contest(name: str, a: str = "GOOD", b: str = "bad") -> Contest:
+    prompt = Prompt(id=name, messages=(Message(role="user", content="q"),))
+    return Contest(prompt, "slot-0", "slot-1", a, b)
+
+
+def settings(**values: object) -> JudgeSection:
+    metric = {"type": "json_schema", "schema_path": "s"}
+    judge = {"type": "metric", "metrics": [metric]}
+    return JudgeSection.model_validate({"judge": judge, **values})
+
+
+def judged(contests: list[Contest], preferred: list[list[str]]) -> Judged:
+    """Ballots that prefer the named answers, forward and then backward; any other name is the
+    ballot's outcome. A third is a repeat."""
+    ballots, verdicts = [], []
+    for item, names in zip(contests, preferred, strict=True):
+        asked = sorted(
+            comparisons(item, both_orders=True, seed=0, repeat=len(names) - 2),
+            key=lambda c: (c.repeat, c.first),
+        )
+        group = []
+        for comparison, name in zip(asked, names, strict=True):
+            outcome: BallotOutcome | str = name
+            if name in "ab":
+                wanted = item.a if name == "a" else item.b
+                outcome = "first" if comparison.first == wanted else "second"
+            group.append(Planted().ballot(comparison, outcome))  # type: ignore[arg-type]
+        ballots += group
+        verdicts.append(reconcile(item, group))
+    random.Random(0).shuffle(ballots)
+    return Judged(verdicts, ballots)
+
+
+def chosen(labels: list[Label]) -> dict[str, str]:
+    return {label.contest.prompt.id: label.texts[0] for label in labels}
+
+
+def test_only_decided_pairs_are_labels_by_default() -> None:
+    items = [contest(f"p{n}") for n in range(5)]
+    ballots = judged(items, [["a", "a"], ["b", "b"], ["a", "b"], ["tie", "tie"], ["a", "refusal"]])
+    dropped: Counter[str] = Counter()
+    labels = labels_of(items, ballots, settings(), 3, dropped)
+    assert chosen(labels) == {"p0": "GOOD", "p1": "bad"}
+    assert dropped == {"inconsistent": 1, "tie": 1, "refusal": 1}
+    pair = labels[1].pair()
+    assert (pair.prompt_id, pair.chosen, pair.rejected) == ("p1", "bad", "GOOD")
+
+
+def test_a_refusal_may_be_rejected_and_never_chosen() -> None:
+    items = [
+        contest("chosen", SORRY, "Sure."),
+        contest("rejected", "Sure.", SORRY),
+        contest("both", SORRY, SORRY + " Really."),
+    ]
+    dropped: Counter[str] = Counter()
+    labels = labels_of(items, judged(items, [["a", "a"]] * 3), settings(), 3, dropped)
+    assert list(chosen(labels)) == ["rejected", "both"]
+    assert dropped == {"refusal_chosen": 1}
+
+
+def test_inconsistent_pairs_are_kept_when_wanted() -> None:
+    items = [contest(f"p{n}") for n in range(6)]
+    votes = [["a", "tie"], ["tie", "b"], ["a", "b"], ["a", "a"], ["tie", "tie"], ["a", "unparsed"]]
+    dropped: Counter[str] = Counter()
+    labels = labels_of(items, judged(items, votes), settings(inconsistent="keep"), 3, dropped)
+    found = chosen(labels)
+    assert (found.pop("p0"), found.pop("p1"), found.pop("p3")) == ("GOOD", "bad", "GOOD")
+    assert list(found) == ["p2"]
+    assert [label.inconsistent for label in labels] == [True, True, True, False]
+    assert [label.contradicting for label in labels] == [False, False, True, False]
+    assert dropped == {"tie": 1, "unparsed": 1}
+    assert fitting_smoothing(labels) == 0.125
+
+
+def test_a_repeat_settles_nothing() -> None:
+    (item,) = items = [contest("p")]
+    votes = judged(items, [["a", "tie", "b"]])
+    (label,) = labels_of(items, votes, settings(inconsistent="keep"), 3, Counter())
+    assert label.a_is_chosen and not label.contradicting and label.contest is item
+
+
+def test_the_coin_is_fair_seeded_and_each_prompt_s_own() -> None:
+    items = [contest(f"p{n}") for n in range(400)]
+    keep = settings(inconsistent="keep")
+    votes = judged(items, [["a", "b"]] * 400)
+    first = chosen(labels_of(items, votes, keep, 3, Counter()))
+    assert 160 < Counter(first.values())["GOOD"] < 240
+    turned = judged(items[::-1], [["a", "b"]] * 400)
+    assert chosen(labels_of(items[::-1], turned, keep, 3, Counter())) == first
+    assert chosen(labels_of(items, votes, keep, 4, Counter())) != first
+    assert fitting_smoothing([Label(item, True, True, True) for item in items]) == 0.5
+
+
+def biased(shares: dict[str, tuple[int, int]]) -> list[Label]:
+    """Per band of lengths, labels that choose the first slot and the second."""
+    texts = {"shorter": ("x", "xxxx"), "similar": ("xxx", "yyy"), "longer": ("xxxx", "x")}
+    return [
+        Label(contest(f"{band}-{first}-{n}", *texts[band]), first)
+        for band, counts in shares.items()
+        for first, count in zip((True, False), counts, strict=True)
+        for n in range(count)
+    ]
+
+
+def test_a_balanced_set_prefers_no_slot_in_any_band() -> None:
+    labels = biased({"shorter": (30, 4), "similar": (0, 9), "longer": (5, 5)})
+    kept = balanced(labels, seed=3)
+    counts = Counter((length_band(label.contest), label.a_is_chosen) for label in kept)
+    assert counts == {
+        ("shorter", True): 4,
+        ("shorter", False): 4,
+        ("longer", True): 5,
+        ("longer", False): 5,
+    }
+    assert kept == [label for label in labels if label in kept], "the order stays"
+
+
+def test_what_is_dropped_is_drawn_by_the_prompt_and_not_by_the_order() -> None:
+    labels = biased({"similar": (40, 10)})
+    kept = {label.contest.prompt.id for label in balanced(labels, seed=3)}
+    shuffled = random.Random(1).sample(labels, len(labels))
+    assert {label.contest.prompt.id for label in balanced(shuffled, seed=3)} == kept
+    assert {label.contest.prompt.id for label in balanced(labels, seed=4)} != kept
+    assert not {f"similar-True-{n}" for n in range(10)} <= kept, "not simply the first ones"
+
+
+def test_balancing_is_counted_and_says_when_it_leaves_nothing() -> None:
+    items = [contest(f"p{n}") for n in range(6)]
+    votes = [["a", "a"]] * 4 + [["b", "b"], ["a", "b"]]
+    dropped: Counter[str] = Counter()
+    labels = labels_of(items, judged(items, votes), settings(balance="temperature"), 3, dropped)
+    assert Counter(label.a_is_chosen for label in labels) == {True: 1, False: 1}
+    assert dropped == {"unbalanced": 3, "inconsistent": 1}
+    one_sided = judged(items, [["a", "a"]] * 6)
+    with pytest.raises(DataError, match=r"judge\.balance: temperature leaves none of the 6 pairs"):
+        labels_of(items, one_sided, settings(balance="temperature"), 3, Counter())
+
+
+def test_nothing_decided_is_not_blamed_on_the_balance() -> None:
+    items = [contest("p")]
+    votes = judged(items, [["tie", "tie"]])
+    assert labels_of(items, votes, settings(balance="temperature"), 3, Counter()) == []
