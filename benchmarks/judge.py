@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -43,6 +44,7 @@ MODELS = ("claude-opus-4-7", "claude-sonnet-5-5", "claude-haiku-5-5")
 RUBRIC = Path("recipes/incident_triage/rubric.md")
 # The share of pairs on which a strong judge says the same in both orders (MT-Bench: GPT-4 65 %).
 CONSISTENT = 0.65
+WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
 
 
 def main() -> None:
@@ -145,7 +147,8 @@ def candidates(pairs: int) -> Iterator[Candidate]:
     for n in range(pairs):
         for slot in (0, 1):
             good = slot == n % 2
-            words = f"answer {n} of slot {slot}, " + "with some more words to it " * 20
+            draw = random.Random(2 * n + slot)
+            words = " ".join(f"{draw.choice(WORDS)}{draw.randrange(100)}" for _ in range(90)) + " "
             yield Candidate(
                 prompt_id=f"p{n}",
                 slot=slot,
