@@ -126,7 +126,8 @@ def prepare(folder: Path, pairs: int, url: str, **judge: Any) -> Path:
         "run": {"name": "run", "output_dir": str(folder / "runs")},
         "model": {"base": "unused"},
         "sample": {"prompts": {"path": "unused.jsonl"}, "engine": {"type": "hf"}},
-        "judge": {"judge": settings | judge},
+        # The server's taste is one word: it would take an answer to another prompt.
+        "judge": {"judge": settings | judge, "canaries": None},
     }
     run_file.write_text(yaml.safe_dump(sections))
     sample = folder / "runs" / "run" / "sample"
