@@ -53,6 +53,10 @@ def _execute(options: argparse.Namespace) -> int:
     from dpo_dist.runfile import load_config
 
     config = load_config(options.run_file, options.set)
+    if getattr(options, "selftest", False):
+        from dpo_dist.phases.selftest import selftest
+
+        return selftest(config)
     if options.command != "run":
         run_phase(options.command, config, force=options.force)
         return 0
@@ -118,6 +122,13 @@ def _parser() -> argparse.ArgumentParser:
                 "--yes",
                 action="store_true",
                 help="do not ask before a judge that costs money is used",
+            )
+        if name == "judge":
+            command.add_argument(
+                "--selftest",
+                action="store_true",
+                help="let judges with a planted taste label planted answers, check every pair, "
+                "and do nothing else",
             )
     return parser
 

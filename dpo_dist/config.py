@@ -235,9 +235,73 @@ class ClaudeJudge(Section):
     max_tokens: PositiveInt = 4096
     concurrency: PositiveInt = 8
     max_attempts: PositiveInt = 6
+    max_hours: PositiveFloat | None = None
 
 
-JudgeKind = Annotated[MetricJudge | ClaudeJudge, Field(discriminator="type")]
+class OpenAiJudge(Section):
+    """Any server of OpenAI's chat completions with structured output, such as `vllm serve`.
+
+    `base_url` ends with /v1 as a rule. The key comes from the variable `api_key_variable`; a
+    server of one's own needs none.
+    """
+
+    type: Literal["openai_compatible"]
+    model: str
+    base_url: str
+    rubric: Path
+    max_tokens: PositiveInt = 4096
+    temperature: float = Field(0.0, ge=0)
+    concurrency: PositiveInt = 8
+    max_attempts: PositiveInt = 6
+    max_hours: PositiveFloat | None = None
+    api_key_variable: str = "OPENAI_API_KEY"
+
+
+class RewardModelJudge(Section):
+    """A sequence classifier with one label, in this process; `model` is a path or Hub id.
+
+    It scores a conversation with its answer; scores no further apart than `tie_margin` are a tie.
+    `max_length` is in tokens; what is longer is dropped, never cut.
+    """
+
+    type: Literal["reward_model"]
+    model: str
+    batch_size: PositiveInt = 16
+    max_length: PositiveInt = 2048
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    tie_margin: float = Field(0.0, ge=0)
+    trust_remote_code: bool = False
+
+
+class HumanJudge(Section):
+    """People, who fill in a sheet (CSV) that is written where `sheet` says."""
+
+    type: Literal["human"]
+    sheet: Path
+
+
+ScorerKind = Annotated[ClaudeJudge | OpenAiJudge, Field(discriminator="type")]
+JudgeKind = Annotated[
+    MetricJudge | ClaudeJudge | OpenAiJudge | RewardModelJudge | HumanJudge,
+    Field(discriminator="type"),
+]
+
+
+CanaryKind = Literal["identical", "empty", "padded", "injection", "other_prompt", "own"]
+
+
+class Canaries(Section):
+    """Comparisons whose right answer is known, asked of the judge after the labels.
+
+    `per_kind` of every kind are made of the run's own pairs; `path` adds the user's, rows of
+    `{"name", "prompt", "good", "bad", "reference"?}`. Where less than `pass_rate` is right, no
+    pair is written, unless what fails is of a kind that `accept` names.
+    """
+
+    per_kind: int = Field(4, ge=0)
+    path: Path | None = None
+    pass_rate: float = Field(0.9, ge=0, le=1)
+    accept: tuple[CanaryKind, ...] = ()
 
 
 class Judge(Section):
@@ -247,6 +311,7 @@ class Judge(Section):
     both_orders: bool = True
     # the share of the contests that is asked about once more, to measure the judge's own noise
     repeat: float = Field(0.0, ge=0, le=1)
+    canaries: Canaries | None = Canaries()
     # temperature: of answers of a length, as many pairs prefer the first slot as the second
     balance: Literal["temperature"] | None = None
     # keep: pairs whose two orders do not agree become labels for the robust loss
@@ -353,6 +418,14 @@ class Train(Optimization):
         return self
 
 
+class JudgeScore(Section):
+    """A score of every answer at the first decoding, from 1 (worst) to 5 (best), by the rubric
+    that `judge` names: a rubric about one answer, not about two."""
+
+    label: str = "Judge score (1-5)"
+    judge: ScorerKind
+
+
 class Evaluate(Section):
     """The evaluate phase: every arm answers the held-out prompts at every decoding.
 
@@ -366,6 +439,7 @@ class Evaluate(Section):
     max_new_tokens: PositiveInt = 160
     metrics: tuple[Metric, ...] = Field(min_length=1)
     judge: JudgeKind | None = None
+    judge_scores: tuple[JudgeScore, ...] = ()
 
 
 class Report(Section):

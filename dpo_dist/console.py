@@ -22,7 +22,12 @@ class Advance(Protocol):
 
 
 _SECRETS = re.compile(r"sk-ant-[\w-]+|hf_[A-Za-z0-9]{16,}|(?<=Bearer )[\w.\-]{8,}")
-_SECRET_VARIABLES = ("ANTHROPIC_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY")
+_SECRET_VARIABLES = {"ANTHROPIC_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"}
+
+
+def hide(variable: str) -> None:
+    """Let `scrub` replace this environment variable's value, too: the run file names it."""
+    _SECRET_VARIABLES.add(variable)
 
 
 def scrub(text: str) -> str:

@@ -4,7 +4,7 @@
     ├── PhaseFailed               a phase's process ended with an error
     ├── TrainingDiverged          the first loss is not ln 2, or a loss is not finite
     ├── Preempted                 exit code 75: SIGTERM; what was done is saved
-    ├── JudgeFailed               the judge cannot go on (credentials, spend limit, ...)
+    ├── JudgeFailed               the judge cannot go on (credentials, a spend limit, an open sheet)
     ├── DirectoryLocked           another process owns the phase's directory
     └── UserError                 exit code 2: nothing was done; the input has to change
         ├── ConfigError           run.yaml: what is wrong, at which key

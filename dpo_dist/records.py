@@ -50,15 +50,28 @@ class Candidate(Record):
 
 
 BallotOutcome = Literal[
-    "first", "second", "tie", "refusal", "unparsed", "cut_off", "exceeds_context", "not_answered"
+    "first",
+    "second",
+    "tie",
+    "1",
+    "2",
+    "3",
+    "4",
+    "5",
+    "refusal",
+    "unparsed",
+    "cut_off",
+    "exceeds_context",
+    "not_answered",
 ]
 
 
 class Ballot(Record):
-    """One answer of a judge: which of the two texts it was shown it prefers.
+    """One answer of a judge: which of the two texts it was shown it prefers, or the score of one.
 
     `key` is the digest of what was asked and of whom (`Judge.key`). `first` and `second` name the
-    candidates in the order shown: slots when labelling, arms when evaluating. `repeat` is 1 where
+    candidates in the order shown: slots when labelling, arms when evaluating (`second` is empty
+    where one text is scored). `repeat` is 1 where
     the same was asked once more. `usage` counts the tokens of every attempt, also those that
     failed; it is empty where another run had paid. `category` is a refusal's; `answered_by` and
     `request_id` are the provider's own words.
@@ -79,8 +92,13 @@ class Ballot(Record):
 
     @property
     def compares(self) -> bool:
-        """Whether the judge has compared at all."""
-        return self.outcome in ("first", "second", "tie")
+        """Whether the judge has judged at all."""
+        return self.score is not None or self.outcome in ("first", "second", "tie")
+
+    @property
+    def score(self) -> int | None:
+        """From 1 (worst) to 5 (best), or None."""
+        return int(self.outcome) if self.outcome.isdigit() else None
 
     @property
     def preferred(self) -> str | None:

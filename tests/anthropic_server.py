@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.anthropic_batches import Batch, Batches
+
 KEY = "sk-ant-test-0123456789abcdef"
 
 
@@ -26,10 +28,17 @@ class Fault:
     error_code: str | None = None
     text: str | None = None  # the verdict's text, malformed on purpose
     stop_reason: str = "end_turn"
+    category: str = "cyber"  # of a refusal
+    error: str = "api_error"
+    message: str = "planned fault"
+    delay: float = 0.0  # seconds before anything is said
+    after: bool = False
+    torn: bool = False  # the connection ends in the middle of the answer
 
 
 class Server:
-    """Prefers the answer that holds GOOD; serves `faults` first, one a request."""
+    """Prefers the answer that holds GOOD; serves `faults` first, one a request (`batch_faults`
+    for those about batches; a fault with `after` comes when the work is done)."""
 
     def __init__(self) -> None:
         self.faults: deque[Fault] = deque()
@@ -40,13 +49,26 @@ class Server:
         self.limit: int | None = None  # requests at a time; more are refused with 429
         self.latency = 0.0  # seconds
         self.in_flight = 0
+        self.answered = 0  # messages, which are paid for
+        self.first_at = self.last_at = 0.0  # when they were asked; seconds since the epoch
+        self.batch_faults: deque[Fault] = deque()
+        self.batches = Batches(
+            lambda params, fault: self.message(params, fault or Fault()),
+            lambda params: self.misfit(params),
+        )
+        # What is known of the models; None: no such endpoint, as behind a gateway.
+        self.models: dict[str, dict[str, Any]] | None = None
 
-    def complaint(self, headers: Any, body: dict[str, Any]) -> str | None:
-        """What the real API would refuse in this request."""
+    def complaint(self, headers: Any) -> str | None:
+        """What the real API would refuse in any request."""
         if headers.get("authorization") != f"Bearer {KEY}":
             return "authentication"
         if not headers.get("anthropic-version"):
             return "anthropic-version: missing"
+        return None
+
+    def misfit(self, body: dict[str, Any]) -> str | None:
+        """What is wrong with a message's parameters."""
         for name in ("temperature", "top_p", "top_k", "tool_choice"):
             if name in body:
                 return f"{name}: not supported"
@@ -66,9 +88,32 @@ class Server:
         lines = body["messages"][0]["content"].split("\n")
         assert lines[1] == lines[3], "the data stands between two equal fences"
         data = json.loads(lines[2])
+        if "answer" in data:
+            score = 5 if "GOOD" in data["answer"] else 2
+            return json.dumps({"reasoning": "GOOD decides", "verdict": score})
         first, second = ("GOOD" in data[key] for key in ("answer_first", "answer_second"))
         choice = "tie" if first == second else "first" if first else "second"
         return json.dumps({"reasoning": "GOOD decides", "verdict": choice})
+
+    def message(self, body: dict[str, Any], fault: Fault) -> dict[str, Any]:
+        text = self.verdict(body) if fault.text is None else fault.text
+        content = [
+            {"type": "thinking", "thinking": "hm", "signature": "s"},
+            {"type": "text", "text": text},
+        ]
+        refused = fault.stop_reason == "refusal"
+        details = {"type": "refusal", "category": fault.category, "explanation": None}
+        return {
+            "id": f"msg_{next(self.numbers)}",
+            "type": "message",
+            "role": "assistant",
+            "model": body["model"],
+            "content": [] if refused else content,
+            "stop_reason": fault.stop_reason,
+            "stop_details": details if refused else None,
+            "stop_sequence": None,
+            "usage": {"input_tokens": 100, "output_tokens": 10},
+        }
 
 
 def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
@@ -81,6 +126,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             with server.lock:
                 server.in_flight += 1
+                server.first_at = server.first_at or time.time()
                 crowded = server.limit is not None and server.in_flight > server.limit
             try:
                 if not crowded:
@@ -92,46 +138,112 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
 
         def serve(self, fault: Fault | None) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if not self.admitted():
+                return None
+            if self.path == "/v1/messages/batches":
+                return self.create_batch(body)
+            if self.path != "/v1/messages":
+                return self.answer(404, _error("not_found_error", "no such endpoint"))
             with server.lock:
                 server.requests.append(body)
                 fault = fault or (server.faults.popleft() if server.faults else Fault())
-            complaint = server.complaint(self.headers, body)
-            if self.path != "/v1/messages":
-                return self.answer(404, {"type": "error"})
-            if complaint == "authentication":
-                return self.answer(401, _error("authentication_error", "invalid bearer token"))
-            if complaint:
+            if complaint := server.misfit(body):
                 return self.answer(400, _error("invalid_request_error", complaint))
+            if self.failed(fault):
+                return None
+            rates = {"anthropic-ratelimit-requests-remaining": "9"}
+            with server.lock:
+                server.answered += 1
+                server.last_at = time.time()
+            return self.answer(200, server.message(body, fault), rates)
+
+        def create_batch(self, body: dict[str, Any]) -> None:
+            fault = server.batch_faults.popleft() if server.batch_faults else Fault()
+            if not fault.after and self.failed(fault):
+                return None
+            with server.lock:
+                status, answer = server.batches.create(body)
+            if fault.after and self.failed(fault):
+                return None
+            if status != 200:
+                answer = _error("invalid_request_error", answer["message"])
+            return self.answer(status, answer)
+
+        def do_GET(self) -> None:
+            if not self.admitted():
+                return None
+            batches, path = server.batches, self.path.partition("?")[0]
+            name = path.rsplit("/", 1)[-1]
+            if path.startswith("/v1/models/") and server.models is not None:
+                if name not in server.models:
+                    return self.answer(404, _error("not_found_error", f"model: {name}"))
+                return self.answer(200, server.models[name])
+            if not path.startswith("/v1/messages/batches"):
+                return self.answer(404, _error("not_found_error", "no such endpoint"))
+            fault = server.batch_faults.popleft() if server.batch_faults else Fault()
+            if self.failed(fault):
+                return None
+            if name == "batches":
+                newest_first = [batches.state(batch, server.url) for batch in batches.made[::-1]]
+                page = {"data": newest_first, "has_more": False, "first_id": None, "last_id": None}
+                return self.answer(200, page)
+            if name == "results":
+                return self.send_results(batches.find(path.split("/")[-2]))
+            batch = batches.find(name)
+            batch.polls -= 1
+            return self.answer(200, batches.state(batch, server.url))
+
+        def send_results(self, batch: Batch) -> None:
+            """A stream without a length, in chunks; a torn one lacks its end."""
+            with server.lock:
+                server.batches.downloads += 1
+                server.batches.first_download = server.batches.first_download or time.time()
+                torn = server.batches.downloads <= server.batches.torn
+                lines = server.batches.results(batch)
+            self.send_response(200)
+            self.send_header("content-type", "application/x-jsonl")
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            for line in lines[: len(lines) // 2] if torn else lines:
+                data = line.encode() + b"\n"
+                self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+            if torn:
+                self.close_connection = True
+                self.connection.close()
+            else:
+                self.wfile.write(b"0\r\n\r\n")
+
+        def admitted(self) -> bool:
+            """Whether the credentials are right; otherwise it has been answered."""
+            complaint = server.complaint(self.headers)
+            if complaint == "authentication":
+                self.answer(401, _error("authentication_error", "invalid bearer token"))
+            elif complaint:
+                self.answer(400, _error("invalid_request_error", complaint))
+            return complaint is None
+
+        def failed(self, fault: Fault) -> bool:
+            """Whether the fault has taken the place of an answer."""
+            if fault.delay:
+                time.sleep(fault.delay)
             if fault.status == 0:
                 self.close_connection = True
                 self.connection.close()
-                return None
-            if fault.body is not None:
-                return self.send(fault.status, fault.body, dict(fault.headers))
-            if fault.status != 200:
-                error = _error("api_error", "planned fault", fault.error_code)
-                return self.answer(fault.status, error, fault.headers)
-            text = server.verdict(body) if fault.text is None else fault.text
-            content = [
-                {"type": "thinking", "thinking": "hm", "signature": "s"},
-                {"type": "text", "text": text},
-            ]
-            details = {"type": "refusal", "category": "cyber", "explanation": None}
-            return self.answer(
-                200,
-                {
-                    "id": f"msg_{next(server.numbers)}",
-                    "type": "message",
-                    "role": "assistant",
-                    "model": body["model"],
-                    "content": [] if fault.stop_reason == "refusal" else content,
-                    "stop_reason": fault.stop_reason,
-                    "stop_details": details if fault.stop_reason == "refusal" else None,
-                    "stop_sequence": None,
-                    "usage": {"input_tokens": 100, "output_tokens": 10},
-                },
-                {"anthropic-ratelimit-requests-remaining": "9"},
-            )
+            elif fault.body is not None:
+                self.send(fault.status, fault.body, dict(fault.headers))
+            elif fault.torn:
+                self.close_connection = True
+                self.send_response(200)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", "500")
+                self.end_headers()
+                self.wfile.write(b'{"id": "msg_1", "content": [')
+            elif fault.status != 200:
+                error = _error(fault.error, fault.message, fault.error_code)
+                self.answer(fault.status, error, fault.headers)
+            else:
+                return False
+            return True
 
         def answer(self, status: int, value: object, headers: dict[str, str] | None = None) -> None:
             self.send(status, json.dumps(value).encode(), dict(headers or {}))
@@ -150,7 +262,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
 
 
 def _error(kind: str, message: str, code: str | None = None) -> dict[str, Any]:
-    error = {"type": kind, "message": message}
+    error: dict[str, Any] = {"type": kind, "message": message}
     if code:
         error |= {"error_code": code, "details": {"error_code": code}}
     return {"type": "error", "error": error}

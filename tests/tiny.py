@@ -54,3 +54,65 @@ def make_model(folder: Path, seed: int = 0) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def make_reward_model(folder: Path, seed: int = 0, *, pad: bool = True, **config: object) -> Path:
+    """Save a random two-layer Llama with one score, and its tokenizer. Without `pad` the model
+    knows no pad token; `config` overrides its settings."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    tokenizer = make_tokenizer()
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.2,
+        "max_position_embeddings": 512,
+        "pad_token_id": tokenizer.pad_token_id if pad else None,
+        "num_labels": 1,
+    }
+    LlamaForSequenceClassification(LlamaConfig(**(settings | config))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_judge_of_good(folder: Path) -> Path:
+    """Save a reward model that scores above 0 what has GOOD in it, and 0 what has not.
+
+    GOOD is a token of its own; its embedding is the only one with the second number, which the
+    attention, uniform over all tokens, copies into the third, which is the score.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["GOOD"])
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        num_labels=1,
+    )
+    model = LlamaForSequenceClassification(config)
+    good = tokenizer.convert_tokens_to_ids("GOOD")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name:
+                weight.zero_()
+        model.model.embed_tokens.weight[:, 0] = 1
+        model.model.embed_tokens.weight[good] = torch.eye(8)[1]
+        model.model.layers[0].self_attn.v_proj.weight[2, 1] = 1
+        model.model.layers[0].self_attn.o_proj.weight.copy_(torch.eye(8))
+        model.score.weight[0, 2] = 1
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

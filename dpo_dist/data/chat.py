@@ -49,6 +49,16 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) ->
     return [int(token) for token in ids]
 
 
+def conversation_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: str
+) -> list[int]:
+    """Token ids of a conversation with its answer, as the template renders them as a whole."""
+    turns = [message.model_dump() for message in prompt]
+    turns.append({"role": "assistant", "content": answer})
+    ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    return [int(token) for token in ids]
+
+
 def completion_ids(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: str
 ) -> tuple[list[int], list[int]]:
@@ -60,12 +70,7 @@ def completion_ids(
     sampling did.
     """
     start = prompt_ids(tokenizer, prompt)
-    turns = [message.model_dump() for message in prompt]
-    turns.append({"role": "assistant", "content": answer})
-    whole = [
-        int(token)
-        for token in tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-    ]
+    whole = conversation_ids(tokenizer, prompt, answer)
     if whole[: len(start)] != start:
         raise ModelError(
             "the chat template renders a prompt differently once the answer follows; DPO would "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,22 +91,24 @@ def preferences_identity(config: Preferences, judge_dir: Path) -> list[dict[str,
     return [source_identity(source) for source in preference_sources(config, judge_dir)]
 
 
-def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
+def write_pairs(path: Path, pairs: Iterable[PreferencePair]) -> None:
     """Write pairs as parquet in TRL's conversational preference format."""
 
     def turns(messages: Sequence[Message]) -> list[dict[str, str]]:
         return [message.model_dump() for message in messages]
 
-    rows = [
-        {
-            "prompt_id": pair.prompt_id,
-            "prompt": turns(pair.prompt),
-            "chosen": turns([Message(role="assistant", content=pair.chosen)]),
-            "rejected": turns([Message(role="assistant", content=pair.rejected)]),
-        }
-        for pair in pairs
-    ]
-    write_parquet(path, rows)
+    write_parquet(
+        path,
+        (
+            {
+                "prompt_id": pair.prompt_id,
+                "prompt": turns(pair.prompt),
+                "chosen": turns([Message(role="assistant", content=pair.chosen)]),
+                "rejected": turns([Message(role="assistant", content=pair.rejected)]),
+            }
+            for pair in pairs
+        ),
+    )
 
 
 def _read_pairs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,8 @@ from dpo_dist.config import DataSource
 from dpo_dist.data.hygiene import encodable
 from dpo_dist.errors import DataError
 from dpo_dist.records import Message
+
+ROW_GROUP = 10_000  # rows that are in memory together while they are written
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,18 @@ def check_text(row: Row, key: str, text: str) -> None:
         raise row.error(f"`{key}` holds a NUL character or an unpaired surrogate")
 
 
-def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write rows as parquet, all or nothing, and return the path."""
+def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write rows of one form as parquet, all or nothing, and return the path."""
     import pyarrow
     import pyarrow.parquet
 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), partial)
+    waiting = iter(rows)
+    first = pyarrow.Table.from_pylist(list(islice(waiting, ROW_GROUP)))
+    with pyarrow.parquet.ParquetWriter(partial, first.schema) as writer:
+        writer.write_table(first)
+        while group := list(islice(waiting, ROW_GROUP)):
+            writer.write_table(pyarrow.Table.from_pylist(group, first.schema))
     partial.replace(path)
     return path

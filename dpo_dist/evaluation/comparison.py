@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from dpo_dist.evaluation.statistics import bootstrap_mean, mean_of, paired_difference
+from dpo_dist.evaluation.statistics import (
+    bootstrap_mean,
+    mean_of,
+    paired_difference,
+    points_mean,
+)
 from dpo_dist.metrics import Metric
 from dpo_dist.records import Score, Verdict
 
@@ -15,9 +20,19 @@ from dpo_dist.records import Score, Verdict
 # reported apart from the ties.
 _HALF = ("tie", "inconsistent")
 
+Values = dict[tuple[str, int, str], dict[str, float]]  # by metric, decoding and arm; by prompt id
+
+
+@dataclass(frozen=True)
+class Points:
+    """A judge's score from 1 to 5, which is given at the first decoding alone."""
+
+    key: str
+    label: str
+
 
 def summarise(
-    metrics: Sequence[Metric],
+    metrics: Sequence[Metric | Points],
     scores: Sequence[Score],
     verdicts: Sequence[Verdict] | None,
     arms: Sequence[str],
@@ -26,23 +41,18 @@ def summarise(
 ) -> dict[str, Any]:
     """Every metric per decoding and arm with the difference dpo - sft, and dpo's win rate.
 
-    Each estimate is `{"n", "mean", "low", "high"}`; `n` counts prompts. "preferred" is None
-    without a judge.
+    Each estimate is `{"n", "mean", "low", "high"}`; `n` counts prompts. A metric's "unit" is
+    "share" (of 1) or "points". "preferred" is None without a judge.
     """
-    values: dict[tuple[str, int, str], dict[str, float]] = {}
+    values: Values = {}
     for score in scores:
         key = (score.metric, score.decoding, score.arm)
         values.setdefault(key, {})[score.prompt_id] = score.value
     rows = [
-        {
-            "metric": metric.key,
-            "label": metric.label,
-            "decoding": decoding,
-            "arms": {arm: asdict(mean_of(values[metric.key, decoding, arm], seed)) for arm in arms},
-            "delta": _delta(values, metric.key, decoding, seed),
-        }
+        _row(metric, values, arms, decoding, seed)
         for decoding in range(len(decodings))
         for metric in metrics
+        if decoding == 0 or isinstance(metric, Metric)
     ]
     return {
         "decodings": [dict(decoding) for decoding in decodings],
@@ -52,16 +62,24 @@ def summarise(
     }
 
 
-def _delta(
-    values: Mapping[tuple[str, int, str], Mapping[str, float]],
-    metric: str,
-    decoding: int,
-    seed: int,
-) -> dict[str, Any] | None:
-    dpo, sft = values.get((metric, decoding, "dpo")), values.get((metric, decoding, "sft"))
-    if dpo is None or sft is None:
-        return None
-    return asdict(paired_difference(dpo, sft, seed))
+def _row(
+    metric: Metric | Points, values: Values, arms: Sequence[str], decoding: int, seed: int
+) -> dict[str, Any]:
+    points = isinstance(metric, Points)
+    found = {arm: values.get((metric.key, decoding, arm), {}) for arm in arms}
+    mean = points_mean if points else mean_of
+    return {
+        "metric": metric.key,
+        "label": metric.label,
+        "unit": "points" if points else "share",
+        "decoding": decoding,
+        "arms": {arm: asdict(mean(found[arm], seed)) for arm in arms},
+        "delta": (
+            asdict(paired_difference(found["dpo"], found["sft"], seed))
+            if {"dpo", "sft"} <= set(arms)
+            else None
+        ),
+    }
 
 
 def _preferred(verdicts: Sequence[Verdict], seed: int) -> dict[str, Any]:

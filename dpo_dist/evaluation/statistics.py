@@ -78,10 +78,15 @@ def mean_of(values: Mapping[str, float], seed: int) -> Estimate:
     """One value per prompt: Wilson where all are 0 or 1, the bootstrap otherwise."""
     if all(value in (0.0, 1.0) for value in values.values()):
         return wilson(int(sum(values.values())), len(values))
+    return points_mean(values, seed)
+
+
+def points_mean(values: Mapping[str, float], seed: int) -> Estimate:
+    """One value per prompt on any scale: the bootstrap."""
     return bootstrap_mean({prompt: [value] for prompt, value in values.items()}, seed)
 
 
 def paired_difference(a: Mapping[str, float], b: Mapping[str, float], seed: int) -> Estimate:
     """The mean of a - b over the prompts that both have, resampled by prompt."""
     shared = [prompt for prompt in a if prompt in b]
-    return bootstrap_mean({prompt: [a[prompt] - b[prompt]] for prompt in shared}, seed)
+    return points_mean({prompt: a[prompt] - b[prompt] for prompt in shared}, seed)

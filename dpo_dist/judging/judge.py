@@ -8,13 +8,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
-from dpo_dist.config import JudgeKind
+from dpo_dist.config import HumanJudge as HumanConfig
+from dpo_dist.config import JudgeKind, ScorerKind
 from dpo_dist.config import MetricJudge as MetricConfig
+from dpo_dist.config import OpenAiJudge as OpenAiConfig
+from dpo_dist.config import RewardModelJudge as RewardModelConfig
 from dpo_dist.metrics import build_metric
 from dpo_dist.records import Ballot, BallotOutcome, Prompt
+
+if TYPE_CHECKING:
+    from dpo_dist.judging.rubric import Form
+
+BALLOTS = "ballots.jsonl"  # the journal in a phase's folder
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,11 @@ class Comparison:
     first_text: str
     second_text: str
     repeat: int = 0
+
+
+def alone(prompt: Prompt, name: str, text: str) -> Comparison:
+    """One answer, to be scored."""
+    return Comparison(prompt, name, "", text, "")
 
 
 class Judge(ABC):
@@ -86,6 +99,29 @@ class Judge(ABC):
         )
 
 
+def build_scorer(config: ScorerKind, folder: Path) -> Judge:
+    """A language model that scores single answers (`alone`) instead of comparing two."""
+    from dpo_dist.judging.rubric import SCORE
+
+    return _language_model(config, folder, SCORE)
+
+
+def _language_model(config: ScorerKind, folder: Path, form: Form) -> Judge:
+    match config:
+        case ClaudeConfig():
+            if config.transport == "batch":
+                from dpo_dist.judging.claude_batches import ClaudeBatchJudge
+
+                return ClaudeBatchJudge(config, folder, form)
+            from dpo_dist.judging.claude import ClaudeJudge
+
+            return ClaudeJudge(config, form)
+        case OpenAiConfig():
+            from dpo_dist.judging.openai_compatible import OpenAiJudge
+
+            return OpenAiJudge(config, form)
+
+
 def build_judge(config: JudgeKind, folder: Path) -> Judge:
     """The judge that the run file names. `folder` is the phase's, for what a judge has to keep
     between an interrupted run and the next. Raises `ConfigError` for what it lacks."""
@@ -95,7 +131,15 @@ def build_judge(config: JudgeKind, folder: Path) -> Judge:
 
             metrics = [build_metric(metric) for metric in config.metrics]
             return MetricJudge(metrics, config.weights or (1.0,) * len(metrics))
-        case ClaudeConfig():
-            from dpo_dist.judging.claude import ClaudeJudge
+        case ClaudeConfig() | OpenAiConfig():
+            from dpo_dist.judging.rubric import COMPARE
 
-            return ClaudeJudge(config)
+            return _language_model(config, folder, COMPARE)
+        case RewardModelConfig():
+            from dpo_dist.judging.reward_model import RewardModelJudge
+
+            return RewardModelJudge(config)
+        case HumanConfig():
+            from dpo_dist.judging.human import HumanJudge
+
+            return HumanJudge(config, folder / BALLOTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from dpo_dist.artifacts import Journal
@@ -93,22 +94,47 @@ def judge_all(
     approve: Callable[[str], None] = say,
     name: str = "judge",
 ) -> Judged:
-    """Ask what neither the journal nor the `earlier` journals hold; equal questions once.
-
-    Every ballot is on disk before it counts: a ballot may have cost money. `approve` is told what
-    the rest will cost, about, and raises where it may not be spent. Raises `JudgeFailed` where
-    the ledger's limit is reached, once what is in flight has been kept.
-    """
+    """Verdicts on all contests, by `poll`."""
     asked = [
-        [
-            (judge.key(comparison), comparison)
-            for comparison in comparisons(
-                contest, both_orders=both_orders, seed=seed, repeat=repeat
-            )
-        ]
+        comparisons(contest, both_orders=both_orders, seed=seed, repeat=repeat)
         for contest in contests
     ]
-    wanted = {key: comparison for group in asked for key, comparison in group}
+    ballots = poll(
+        judge,
+        [comparison for group in asked for comparison in group],
+        journal,
+        ledger=ledger,
+        earlier=earlier,
+        approve=approve,
+        name=name,
+    )
+    cast = iter(ballots)
+    verdicts = [
+        reconcile(contest, list(islice(cast, len(group))))
+        for contest, group in zip(contests, asked, strict=True)
+    ]
+    return Judged(verdicts, ballots)
+
+
+def poll(
+    judge: Judge,
+    asked: Sequence[Comparison],
+    journal: Journal[Ballot],
+    *,
+    ledger: Ledger,
+    earlier: Iterable[Path] = (),
+    approve: Callable[[str], None] = say,
+    name: str = "judge",
+) -> list[Ballot]:
+    """A ballot per comparison, in order; their reasons are left out, the journal has them.
+
+    Asks what neither the journal nor the `earlier` journals hold, equal questions once. Every
+    ballot is on disk before it counts: it may have cost money. `approve` is told what the rest
+    will cost, about, and raises where it may not be spent. Raises `JudgeFailed` where the
+    ledger's limit is reached, once what is in flight has been kept.
+    """
+    keys = [judge.key(comparison) for comparison in asked]
+    wanted = dict(zip(keys, asked, strict=True))
     ballots: dict[str, Ballot] = {}
 
     def keep(ballot: Ballot) -> None:
@@ -143,8 +169,4 @@ def judge_all(
             advance(len(decided), ledger.note)
     if left_over := sum(key not in ballots for key in missing):
         raise JudgeFailed(ledger.limit_reached(left_over))
-    answered = [[bound(ballots[key], comparison) for key, comparison in group] for group in asked]
-    return Judged(
-        [reconcile(contest, group) for contest, group in zip(contests, answered, strict=True)],
-        [ballot for group in answered for ballot in group],
-    )
+    return [bound(ballots[key], comparison) for key, comparison in zip(keys, asked, strict=True)]

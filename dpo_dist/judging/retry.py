@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.throttle import LONGEST_WAIT
 
-SPENT = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
+SPENT = frozenset(
+    {
+        *("enforced_spend_limit_reached", "contract_spend_limit_reached"),  # anthropic
+        *("insufficient_quota", "billing_hard_limit_reached"),  # openai
+    }
+)
+TOO_LONG = ("too long", "maximum context length")
+_SDKS = ("anthropic", "openai")
 
 
 class NotAMessage(Exception):
@@ -18,10 +26,14 @@ class NotAMessage(Exception):
 
 @dataclass(frozen=True)
 class Backoff:
-    """Waits of `base * 2**attempt` seconds, jittered, at most `LONGEST_WAIT`."""
+    """Waits of `base * 2**attempt` seconds, jittered, at most `LONGEST_WAIT`.
+
+    `key_variable` is where the API's key comes from, for what is said of refused credentials.
+    """
 
     attempts: int
     base: float = 0.5
+    key_variable: str = "ANTHROPIC_API_KEY"
 
     def wait(self, attempt: int, error: Exception) -> float:
         """Seconds until the next try after `attempt` (0 for the first) failed with `error`.
@@ -29,7 +41,7 @@ class Backoff:
         Raises `JudgeFailed` when another try would be of no use. Refusals for too many requests
         are not counted: they say nothing about the request (`Throttle` has the patience).
         """
-        asked = explain(error)
+        asked = explain(error, self.key_variable)
         if attempt + 1 >= self.attempts and not is_rate_limit(error):
             raise JudgeFailed(
                 f"the judge's API failed {self.attempts} times in a row, the last time with "
@@ -47,25 +59,31 @@ def is_rate_limit(error: Exception) -> bool:
 
 def is_too_long(error: Exception) -> bool:
     """Whether the request was refused because it does not fit into the model's context."""
-    return getattr(error, "status_code", None) in (400, 413) and "too long" in str(error)
+    refused = getattr(error, "status_code", None) in (400, 413)
+    return refused and any(words in str(error) for words in TOO_LONG)
 
 
-def explain(error: Exception) -> float | None:
-    """The wait that the server asks for, or None; raises `JudgeFailed` for final errors."""
-    import anthropic
+def explain(error: Exception, key_variable: str = "ANTHROPIC_API_KEY") -> float | None:
+    """The wait that the server asks for, or None; raises `JudgeFailed` for final errors.
 
-    transient = (
-        anthropic.APIConnectionError,
+    The errors of the packages `anthropic` and `openai` are understood.
+    """
+    import httpx2
+
+    names = _sdk_names(error)
+    passing = (
+        httpx2.TransportError,  # in the middle of a stream
         json.JSONDecodeError,
         UnicodeDecodeError,
         NotAMessage,
     )
-    if isinstance(error, transient):
+    if isinstance(error, passing) or "APIConnectionError" in names:
         return None
-    if not isinstance(error, anthropic.APIStatusError):
+    if "APIStatusError" not in names:
         raise error
-    status = error.status_code
-    code = getattr(error, "error_code", None)
+    failed: Any = error
+    status: int = failed.status_code
+    code = getattr(error, "error_code", None) or getattr(error, "code", None)
     if code in SPENT:
         raise JudgeFailed(
             f"the judge's account has reached its spend limit ({code}). What was judged is "
@@ -73,12 +91,19 @@ def explain(error: Exception) -> float | None:
         ) from None
     if status in (401, 403):
         raise JudgeFailed(
-            f"the judge's API refused the credentials (HTTP {status}). Check ANTHROPIC_API_KEY; "
+            f"the judge's API refused the credentials (HTTP {status}). Check {key_variable}; "
             "what was judged is kept."
         ) from None
     if status not in (408, 409, 429) and status < 500:
         raise JudgeFailed(f"the judge's API refused the request: {_name(error)}") from None
-    return _retry_after(error.response.headers.get("retry-after"))
+    return _retry_after(failed.response.headers.get("retry-after"))
+
+
+def _sdk_names(error: Exception) -> set[str]:
+    """What the error is in its SDK's words. Both SDKs use the same ones, and neither has to be
+    installed for the errors of the other."""
+    kinds = type(error).__mro__
+    return {kind.__name__ for kind in kinds if kind.__module__.partition(".")[0] in _SDKS}
 
 
 def _retry_after(value: str | None) -> float | None:

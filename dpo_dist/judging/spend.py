@@ -19,8 +19,10 @@ from dpo_dist.config import ClaudeJudge, JudgeKind
 from dpo_dist.errors import ConfigError
 
 T = TypeVar("T")
+_READ = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
 MILLION = 1_000_000
+BATCH_DISCOUNT = 0.5  # on every kind of token
 
 
 class Price(BaseModel):
@@ -34,13 +36,18 @@ class Price(BaseModel):
     cache_read: NonNegativeFloat
 
     def of(self, usage: Mapping[str, int]) -> float:
-        """USD."""
+        """USD of an exchange; `batch_attempts` says that it went through the batch API."""
+        discount = BATCH_DISCOUNT if usage.get("batch_attempts") else 1.0
         return (
-            self.input * usage.get("input_tokens", 0)
-            + self.output * usage.get("output_tokens", 0)
-            + self.cache_write * usage.get("cache_creation_input_tokens", 0)
-            + self.cache_read * usage.get("cache_read_input_tokens", 0)
-        ) / MILLION
+            discount
+            * (
+                self.input * usage.get("input_tokens", 0)
+                + self.output * usage.get("output_tokens", 0)
+                + self.cache_write * usage.get("cache_creation_input_tokens", 0)
+                + self.cache_read * usage.get("cache_read_input_tokens", 0)
+            )
+            / MILLION
+        )
 
 
 class PriceTable(BaseModel):
@@ -82,18 +89,21 @@ class Ledger:
         self._as_of = as_of
         self._max_usd = max_usd
         self._usage: Counter[str] = Counter()
+        self._usd = 0.0
         self._ballots = 0
+        self._expected = 0.0  # USD a ballot, as long as none has come in
 
     def add(self, usage: Mapping[str, int]) -> None:
         """Count a ballot; one without usage has cost nothing."""
         if usage:
             self._usage.update(usage)
+            self._usd += self._price.of(usage) if self._price else 0.0
             self._ballots += 1
 
     @property
     def usd(self) -> float | None:
         """None where the price is unknown."""
-        return None if self._price is None else self._price.of(self._usage)
+        return None if self._price is None else self._usd
 
     def affordable(self, comparisons: Iterable[T]) -> Iterator[T]:
         """The comparisons that may still be asked: as many as the limit pays for."""
@@ -109,18 +119,25 @@ class Ledger:
         spent = self.usd
         if self._max_usd is None or spent is None:
             return True
-        return spent * (1 + count / max(1, self._ballots)) <= self._max_usd
+        mean = spent / self._ballots if self._ballots else self._expected
+        return spent + count * mean <= self._max_usd
 
     def forecast(self, count: int, usage: Mapping[str, int]) -> str:
-        """The sentence before the start: what `count` requests will take, about."""
-        tokens_in = sum(n for name, n in usage.items() if name != "output_tokens")
+        """The sentence before the start: what `count` requests will take, about.
+
+        Where they are all sent at once, `affordable` goes by it.
+        """
+        tokens_in = sum(n for name, n in usage.items() if name in _READ)
         what = (
             f"{count} requests, about {tokens_in / MILLION:.2f} M tokens to read and "
             f"{usage.get('output_tokens', 0) / MILLION:.2f} M to write"
         )
         if self._price is None:
             return f"{what}; the price is unknown"
-        return f"{what}: about {_dollars(self._price.of(usage))} (prices of {self._as_of})"
+        usd = self._price.of(usage)
+        if usage.get("batch_attempts"):
+            self._expected = usd / count
+        return f"{what}: about {_dollars(usd)} (prices of {self._as_of})"
 
     @property
     def note(self) -> str:

@@ -8,6 +8,7 @@ of one; the API's own headers say when a budget is used up, before it refuses.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -18,6 +19,28 @@ from dpo_dist.errors import JudgeFailed
 PATIENCE = 900.0  # seconds without a single answer, after which the judge gives up
 LONGEST_WAIT = 60.0  # seconds; a server that asks for more is not coming back soon
 _BUDGETS = ("requests", "input-tokens", "output-tokens")
+
+
+class Clock:
+    """The time that a judge may take for a phase, `max_hours`; None: any."""
+
+    def __init__(self, max_hours: float | None) -> None:
+        self._max_hours = max_hours
+        self._end = math.inf
+
+    def start(self) -> None:
+        if self._max_hours is not None:
+            self._end = time.monotonic() + 3600 * self._max_hours
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self._end
+
+    def failure(self) -> JudgeFailed:
+        return JudgeFailed(
+            f"max_hours {self._max_hours:g} are over. What was judged is kept, and what was sent "
+            "as a batch goes on; run the same command again."
+        )
 
 
 class Throttle:

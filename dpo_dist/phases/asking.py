@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from dpo_dist.artifacts import PhaseDirectory
 from dpo_dist.config import Config
-from dpo_dist.console import confirm
-from dpo_dist.judging.judge import Judge
-from dpo_dist.judging.panel import Contest, Judged, judge_all
+from dpo_dist.console import confirm, say
+from dpo_dist.judging.judge import BALLOTS, Comparison, Judge
+from dpo_dist.judging.panel import Contest, Judged, judge_all, poll
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.records import Ballot
 
-BALLOTS = "ballots.jsonl"
+
+class Agreement:
+    """To what a phase costs: its first forecast is confirmed, those that follow are said."""
+
+    def __init__(self) -> None:
+        self._given = False
+
+    def __call__(self, forecast: str) -> None:
+        if self._given:
+            say(forecast)
+            return
+        confirm(forecast)
+        self._given = True
 
 
 def ask(
@@ -24,6 +37,7 @@ def ask(
     *,
     both_orders: bool = True,
     repeat: float = 0.0,
+    approve: Callable[[str], None] = confirm,
     name: str,
 ) -> Judged:
     """The panel's verdicts on the contests; the ballots are kept in the phase's directory.
@@ -31,7 +45,6 @@ def ask(
     What costs money is said and confirmed before. Ballots that other runs beside this one have
     paid for are used again.
     """
-    journals = config.run.output_dir.glob(f"*/*/{BALLOTS}")
     with out.journal(BALLOTS, Ballot) as journal:
         return judge_all(
             judge,
@@ -41,7 +54,34 @@ def ask(
             both_orders=both_orders,
             seed=config.run.seed,
             repeat=repeat,
-            earlier=[path for path in sorted(journals) if path != journal.path],
+            earlier=_other_journals(config, journal.path),
+            approve=approve,
+            name=name,
+        )
+
+
+def ask_for_scores(
+    judge: Judge,
+    ledger: Ledger,
+    answers: Sequence[Comparison],
+    out: PhaseDirectory,
+    config: Config,
+    *,
+    name: str,
+) -> list[Ballot]:
+    """The scores of single answers, kept and confirmed like verdicts."""
+    with out.journal(BALLOTS, Ballot) as journal:
+        return poll(
+            judge,
+            answers,
+            journal,
+            ledger=ledger,
+            earlier=_other_journals(config, journal.path),
             approve=confirm,
             name=name,
         )
+
+
+def _other_journals(config: Config, own: Path) -> list[Path]:
+    journals = config.run.output_dir.glob(f"*/*/{BALLOTS}")
+    return [path for path in sorted(journals) if path != own]

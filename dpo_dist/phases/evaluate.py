@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,14 +14,14 @@ from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import check_disjoint, read_prompts
 from dpo_dist.data.rows import source_identity
 from dpo_dist.errors import DataError
-from dpo_dist.evaluation.comparison import summarise
+from dpo_dist.evaluation.comparison import Points, summarise
 from dpo_dist.generation.engine import Completion, Request, build_engine
 from dpo_dist.generation.sampling import answer_all
-from dpo_dist.judging.judge import build_judge
+from dpo_dist.judging.judge import alone, build_judge, build_scorer
 from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import open_ledger
 from dpo_dist.metrics import build_metric
-from dpo_dist.phases.asking import ask
+from dpo_dist.phases.asking import ask, ask_for_scores
 from dpo_dist.phases.runs import Weights, arm_weights, judge_files, metric_files, run_root
 from dpo_dist.records import Generation, Prompt, Score, Verdict
 
@@ -37,6 +38,7 @@ def inputs(config: Config) -> dict[str, Any]:
         "weights": {arm: arm_weights(config, arm).identity() for arm in evaluate.arms},
         "metric_files": metric_files(evaluate.metrics),
         "judge_files": judge_files(evaluate.judge) if evaluate.judge else {},
+        "score_files": [judge_files(score.judge) for score in evaluate.judge_scores],
     }
 
 
@@ -68,10 +70,19 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         for (arm, decoding, prompt_id), answer in sorted(answers.items())
         for metric in metrics
     ]
-    write_records(out.path / "scores.jsonl", scores)
     verdicts, judged = _judge(config, prompts, answers, out)
+    points, spent = _judge_scores(config, prompts, answers, out)
+    write_records(out.path / "scores.jsonl", [*scores, *points])
     decodings = [decoding.model_dump(mode="json") for decoding in evaluate.decodings]
-    summary = summarise(metrics, scores, verdicts, evaluate.arms, decodings, config.run.seed)
+    rated = [Points(score_name(n), score.label) for n, score in enumerate(evaluate.judge_scores)]
+    summary = summarise(
+        [*metrics, *rated],
+        [*scores, *points],
+        verdicts,
+        evaluate.arms,
+        decodings,
+        config.run.seed,
+    )
     write_json(out.path / "scores.json", summary)
     return {
         "counts": {
@@ -82,6 +93,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         "generations": len(answers),
         "cut_off": sum(answer.finish_reason == "length" for answer in answers.values()),
         **judged,
+        "judge_scores": spent,
         **speed,
     }
 
@@ -205,3 +217,48 @@ def _judge(
     verdicts = ask(judge, ledger, contests, out, config, name="evaluate: judge").verdicts
     write_records(out.path / "verdicts.jsonl", verdicts)
     return verdicts, {"judge": judge.identity, "spend": ledger.figures()}
+
+
+def _judge_scores(
+    config: Config, prompts: list[Prompt], answers: Answers, out: PhaseDirectory
+) -> tuple[list[Score], list[dict[str, Any]]]:
+    """What the judges of single answers give every arm at the first decoding; who they are, what
+    they cost, and what they have not scored, by reason."""
+    scores: list[Score] = []
+    spent: list[dict[str, Any]] = []
+    for number, wanted in enumerate(_section(config).judge_scores):
+        folder = out.path / score_name(number)
+        judge, ledger = build_scorer(wanted.judge, folder), open_ledger(wanted.judge)
+        judge.check()
+        asked = [
+            alone(prompt, arm, answers[arm, 0, prompt.id].text)
+            for prompt in prompts
+            for arm in _section(config).arms
+        ]
+        ballots = ask_for_scores(judge, ledger, asked, out, config, name=wanted.label)
+        scores += [
+            Score(
+                prompt_id=ballot.prompt_id,
+                arm=ballot.first,
+                decoding=0,
+                metric=score_name(number),
+                value=ballot.score,
+            )
+            for ballot in ballots
+            if ballot.score is not None
+        ]
+        missing = Counter(ballot.outcome for ballot in ballots if ballot.score is None)
+        spent.append(
+            {
+                "label": wanted.label,
+                "judge": judge.identity,
+                "spend": ledger.figures(),
+                "missing": dict(missing),
+            }
+        )
+    return scores, spent
+
+
+def score_name(number: int) -> str:
+    """The metric of the `number`-th of `evaluate.judge_scores`."""
+    return f"judge_score-{number}"

@@ -8,20 +8,23 @@ from dataclasses import asdict
 from typing import Any
 
 from dpo_dist.artifacts import PhaseDirectory, file_digest, read_records, write_records
-from dpo_dist.config import Config
+from dpo_dist.config import Config, DataSource
 from dpo_dist.console import say, warn
 from dpo_dist.data.hygiene import why_not_judged
 from dpo_dist.data.leakage import overlaps
 from dpo_dist.data.preferences import JUDGED_FILE, write_pairs
 from dpo_dist.data.prompts import check_disjoint, content_digest
+from dpo_dist.data.rows import source_identity
 from dpo_dist.errors import DataError
 from dpo_dist.evaluation.statistics import wilson
 from dpo_dist.judging.audit import Share, audit
-from dpo_dist.judging.judge import build_judge
+from dpo_dist.judging.canaries import drawn_canaries, own_canaries
+from dpo_dist.judging.judge import Judge, build_judge
 from dpo_dist.judging.labels import Label, fitting_smoothing, labels_of
 from dpo_dist.judging.panel import Contest
-from dpo_dist.judging.spend import open_ledger
-from dpo_dist.phases.asking import ask
+from dpo_dist.judging.spend import Ledger, open_ledger
+from dpo_dist.phases.asking import Agreement, ask
+from dpo_dist.phases.canaries import examine, most_requests
 from dpo_dist.phases.held_out import held_out_identity, held_out_prompts
 from dpo_dist.phases.runs import judge_files, run_root
 from dpo_dist.records import Candidate, Prompt
@@ -37,46 +40,66 @@ def inputs(config: Config) -> dict[str, Any]:
     candidates = run_root(config) / "sample" / "candidates.jsonl"
     if not (candidates.parent / "manifest.json").exists():
         raise DataError(f"{candidates.parent} is not complete: run the phase `sample` first")
+    canaries = config.judge.canaries
     return {
         "candidates": file_digest(candidates),
         "judge_files": judge_files(config.judge.judge),
+        "canaries": canaries and canaries.path and source_identity(DataSource(path=canaries.path)),
         "held_out": held_out_identity(config),
     }
 
 
 def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
-    """Ask for what the journal lacks, reconcile, and write verdicts and preference pairs."""
+    """Let the judge that the run file names label the candidates."""
     assert config.judge is not None
-    sample = run_root(config) / "sample"
-    prompts = {p.id: p for p in read_records(sample / "prompts.jsonl", Prompt)}
-    candidates = list(read_records(sample / "candidates.jsonl", Candidate))
-    held_out = held_out_prompts(config)
-    check_disjoint(list(prompts.values()), held_out)
-    dropped: Counter[str] = Counter()
-    contests = _contests(prompts, candidates, _given_away(prompts, held_out), dropped)
     judge, ledger = build_judge(config.judge.judge, out.path), open_ledger(config.judge.judge)
     judge.check()
+    return label(judge, ledger, config, out)
+
+
+def label(judge: Judge, ledger: Ledger, config: Config, out: PhaseDirectory) -> dict[str, Any]:
+    """Ask for what the journal lacks, reconcile, examine the judge with canaries, and write
+    verdicts and preference pairs."""
+    section = config.judge
+    assert section is not None
+    canaries = section.canaries
+    own = own_canaries(canaries.path) if canaries and canaries.path else []
+    agreement = Agreement()
+    announced = f"; then at most {most_requests(canaries, own)} for canaries" if canaries else ""
+    dropped: Counter[str] = Counter()
+    contests = _contests(config, dropped)
+    total = len(contests) + sum(dropped.values())
     judged = ask(
         judge,
         ledger,
         contests,
         out,
         config,
-        both_orders=config.judge.both_orders,
-        repeat=config.judge.repeat,
+        both_orders=section.both_orders,
+        repeat=section.repeat,
+        approve=lambda forecast: agreement(forecast + announced),
         name="judge",
     )
-    verdicts = judged.verdicts
-    write_records(out.path / "verdicts.jsonl", verdicts)
+    write_records(out.path / "verdicts.jsonl", judged.verdicts)
+    audited = _audited(audit(contests, judged.verdicts, judged.ballots))
 
-    labels = labels_of(contests, judged, config.judge, config.run.seed, dropped)
-    total = len(candidates) // 2
+    labels = labels_of(contests, judged, section, config.run.seed, dropped)
     assert total == len(labels) + sum(dropped.values()), "the funnel must add up"
     if not labels:
         raise DataError(f"the judge decided no pair; dropped: {dict(dropped)}")
     if dropped["tie"] > TIE_WARNING * total:
         warn(f"{dropped['tie']} of {total} comparisons are ties")
-    write_pairs(out.path / JUDGED_FILE, [label.pair() for label in labels])
+    card: list[dict[str, Any]] = []
+    if canaries:
+        drawn = drawn_canaries(
+            [label.pair() for label in labels if not label.inconsistent],
+            {contest.prompt.id: contest.prompt for contest in contests},
+            per_kind=canaries.per_kind,
+            seed=config.run.seed,
+        )
+        card = examine(judge, ledger, [*drawn, *own], out, config, approve=agreement)
+    write_pairs(out.path / JUDGED_FILE, (label.pair() for label in labels))
+    refusals = Counter(b.category for b in judged.ballots if b.outcome == "refusal")
     return {
         "counts": {
             "in": total,
@@ -86,7 +109,9 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         },
         "judge": judge.identity,
         "spend": ledger.figures(),
-        "audit": _audited(audit(contests, verdicts, judged.ballots)),
+        "refusals": dict(refusals),
+        "audit": audited,
+        "canaries": card,
     }
 
 
@@ -131,21 +156,21 @@ def _audited(shares: Sequence[Share]) -> list[dict[str, Any]]:
     return found
 
 
-def _contests(
-    prompts: dict[str, Prompt],
-    candidates: list[Candidate],
-    given_away: set[str],
-    dropped: Counter[str],
-) -> list[Contest]:
-    """The pairs worth a judgement, one a prompt.
+def _contests(config: Config, dropped: Counter[str]) -> list[Contest]:
+    """The pairs worth a judgement, one a prompt; the others are counted as `dropped`.
 
     A cut-off answer is not worth one: as `chosen` it would teach the model to stop mid-sentence,
     and its end token would be one that was never sampled. Nor are the prompts of which the
-    evaluation asks much (the ids `given_away`): they are not to be trained on.
+    evaluation asks much: they are not to be trained on.
     """
+    sample = run_root(config) / "sample"
+    prompts = {p.id: p for p in read_records(sample / "prompts.jsonl", Prompt)}
+    given_away = _given_away(prompts, held_out_prompts(config))
+    # Read one by one: the candidates' token ids take many times the memory of their texts.
+    candidates = read_records(sample / "candidates.jsonl", Candidate)
     contests: list[Contest] = []
     asked: set[str] = set()
-    for a, b in zip(candidates[::2], candidates[1::2], strict=True):
+    for a, b in zip(candidates, candidates, strict=True):
         assert (a.prompt_id, a.slot, b.slot) == (b.prompt_id, 0, 1)
         prompt = prompts[a.prompt_id]
         digest = content_digest(prompt.messages)
@@ -165,6 +190,8 @@ def _contests(
 
 
 def _given_away(prompts: dict[str, Prompt], held_out: list[Prompt]) -> set[str]:
-    """The ids of the prompts that overlap with held-out ones."""
+    """The ids of the prompts that overlap with held-out ones. Raises `DataError` for one that is
+    held out itself."""
+    check_disjoint(list(prompts.values()), held_out)
     found = overlaps([p.messages for p in prompts.values()], [p.messages for p in held_out])
     return {name for name, overlap in zip(prompts, found, strict=True) if overlap}

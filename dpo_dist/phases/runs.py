@@ -11,13 +11,17 @@ from dpo_dist.artifacts import directory_digest, file_digest
 from dpo_dist.config import (
     ClaudeJudge,
     Config,
+    HumanJudge,
     JsonSchemaMetric,
     JudgeKind,
     Metric,
     MetricJudge,
+    OpenAiJudge,
+    RewardModelJudge,
 )
 from dpo_dist.data.chat import check_adapter
-from dpo_dist.errors import DataError, ModelError
+from dpo_dist.data.models import check_model, model_identity
+from dpo_dist.errors import DataError
 
 PHASES = ("sft", "sample", "judge", "train", "evaluate", "report")
 
@@ -32,7 +36,7 @@ class Weights:
     def identity(self) -> dict[str, Any]:
         """What tells these weights from any others: the digests of their files."""
         adapter = directory_digest(self.adapter, "*.safetensors") if self.adapter else None
-        return {"model": _model_identity(self.model), "adapter": adapter}
+        return {"model": model_identity(self.model), "adapter": adapter}
 
 
 def run_root(config: Config) -> Path:
@@ -72,12 +76,18 @@ def arm_weights(config: Config, arm: str) -> Weights:
 
 
 def judge_files(judge: JudgeKind) -> dict[str, str]:
-    """Digests of the files that a judge's section names: a rubric, or its metrics' schemas."""
+    """Digests of what a judge's section names: a rubric, its metrics' schemas, or a model. A
+    sheet is none: it is filled in while the phase waits."""
     match judge:
-        case ClaudeJudge():
+        case ClaudeJudge() | OpenAiJudge():
             return _digests([judge.rubric])
         case MetricJudge():
             return metric_files(judge.metrics)
+        case RewardModelJudge():
+            check_model(judge.model)
+            return {"model": model_identity(judge.model)}
+        case HumanJudge():
+            return {}
 
 
 def metric_files(metrics: Iterable[Metric]) -> dict[str, str]:
@@ -98,17 +108,5 @@ def _weights(trained: str, base: str) -> Weights:
     if (path / "adapter_config.json").exists():
         check_adapter(path, base)
         return Weights(base, path)
-    if path.exists():
-        if not (path / "config.json").exists():
-            raise ModelError(f"{path}: neither a model (config.json) nor an adapter")
-        if not any(path.glob("*.safetensors")):
-            raise ModelError(f"{path}: no .safetensors weights (pickled weights are never loaded)")
-        return Weights(trained)
-    if path.is_absolute() or trained.startswith(".") or trained.count("/") != 1:
-        raise ModelError(f"{trained}: no such model")
-    return Weights(trained)  # owner/name: a Hub id
-
-
-def _model_identity(model: str) -> str:
-    path = Path(model)
-    return directory_digest(path, "*.safetensors") if path.is_dir() else f"hub:{model}"
+    check_model(trained)
+    return Weights(trained)

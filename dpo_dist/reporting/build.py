@@ -13,7 +13,10 @@ from dpo_dist.records import Generation, Prompt, Score, Verdict
 from dpo_dist.reporting.page import render_page
 from dpo_dist.reporting.plots import training_plots
 from dpo_dist.reporting.tables import (
+    CARD_NOTE,
+    NO_CARD,
     audit_table,
+    canary_table,
     comparison_table,
     decoding_name,
     to_markdown,
@@ -36,12 +39,14 @@ def build(config: Config, root: Path, out: Path) -> dict[str, Any]:
     }
     scores = read_json(root / "evaluate" / "scores.json")
     metrics = _metrics(root / "train" / "metrics.jsonl")
+    judge_scores = manifests["evaluate"].get("judge_scores", [])
     report: dict[str, Any] = {
         "run": config.run.name,
         "summary": summary(scores),
         "comparison": scores,
         "funnel": funnel(manifests),
         "audit": manifests.get("judge", {}).get("audit", []),
+        "canaries": manifests.get("judge", {}).get("canaries", []),
         "alarms": alarms(metrics),
         "phases": {phase: manifest["wall_seconds"] for phase, manifest in manifests.items()},
         "judges": {
@@ -53,7 +58,9 @@ def build(config: Config, root: Path, out: Path) -> dict[str, Any]:
             phase: manifest["spend"]
             for phase, manifest in manifests.items()
             if manifest.get("spend") is not None
-        },
+        }
+        | {score["label"]: score["spend"] for score in judge_scores if score["spend"]},
+        "judge_scores": judge_scores,
         "versions": manifests["evaluate"]["versions"],
         "git": manifests["evaluate"]["git"],
         "config": config.model_dump(mode="json", exclude_none=True),
@@ -98,17 +105,22 @@ def summary(scores: dict[str, Any]) -> list[str]:
         delta = row["delta"]
         if row["decoding"] or delta is None or delta["low"] is None:
             continue
+        change = f"{delta['mean']:+.2f}" if row["unit"] == "points" else _percent(delta["mean"])
         if delta["low"] > 0 or delta["high"] < 0:
             direction = "rises" if delta["mean"] > 0 else "falls"
             sentences.append(
-                f"{row['label']} {direction} by {abs(100 * delta['mean']):.1f} points over SFT."
+                f"{row['label']} {direction} by {change.lstrip('+-')} points over SFT."
             )
         else:
             sentences.append(
                 f"{row['label']}: no difference from SFT is shown "
-                f"({100 * delta['mean']:+.1f} points, interval includes zero)."
+                f"({change} points, interval includes zero)."
             )
     return sentences
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.1f}"
 
 
 def funnel(manifests: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -215,6 +227,11 @@ def _markdown(report: dict[str, Any]) -> str:
             for s in report["audit"]
             if s["remedy"]
         ]
+    if report["canaries"]:
+        parts.append("\n## The judge's card\n")
+        parts += [to_markdown(canary_table(report["canaries"])), CARD_NOTE]
+    elif report["judges"].get("judge"):
+        parts.append(f"\n{NO_CARD}")
     if report["alarms"]:
         parts.append("\n## Alarms during training\n")
         parts += [

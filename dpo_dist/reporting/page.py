@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpo_dist.reporting.tables import HEADERS, audit_table, comparison_table, decoding_name
+from dpo_dist.reporting.tables import (
+    CARD_NOTE,
+    HEADERS,
+    NO_CARD,
+    audit_table,
+    canary_table,
+    comparison_table,
+    decoding_name,
+)
 
 
 def render_page(
@@ -32,11 +40,16 @@ def render_page(
         for number, decoding in enumerate(scores["decodings"])
     ]
     labels = {row["metric"]: row["label"] for row in scores["metrics"]}
+    points = {row["metric"] for row in scores["metrics"] if row["unit"] == "points"}
     return environment.get_template("report.html.j2").render(
         report=report,
         tables=tables,
         audit=audit_table(report["audit"]),
+        card=canary_table(report["canaries"]),
+        card_note=CARD_NOTE.replace("`", ""),
+        no_card=NO_CARD,
         labels=labels,
+        points=points,
         headers=HEADERS,
         plots=[(title, Markup(svg)) for title, svg in plots],
         samples=samples,

@@ -9,6 +9,11 @@ from typing import Any
 HEADERS = {"base": "Base", "sft": "SFT", "dpo": "SFT+DPO"}
 PREFERRED = "Preferred (judge, pairwise vs SFT)"
 ABSENT = "–"
+CARD_NOTE = (
+    "A canary is a comparison whose right answer is known, asked in both orders. `failed`: fewer "
+    "passed than the run file asks for. `accepted`: so they did, and the run file goes on with it."
+)
+NO_CARD = "The judge was asked about no canaries: whether it can tell good from bad is not shown."
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,9 @@ def comparison_table(scores: Mapping[str, Any], decoding: int = 0) -> Table:
     rows = []
     for row in scores["metrics"]:
         if row["decoding"] == decoding:
-            cells = [_share(row["arms"][arm]) for arm in arms]
-            rows.append((row["label"], (*cells, _difference(row["delta"]))))
+            points = row["unit"] == "points"
+            cells = [(_points if points else _share)(row["arms"][arm]) for arm in arms]
+            rows.append((row["label"], (*cells, _difference(row["delta"], points=points))))
     preferred = scores["preferred"]
     if preferred is not None and preferred["decoding"] == decoding:
         cells = [_share(preferred) if arm == "dpo" else Cell(ABSENT) for arm in arms]
@@ -58,6 +64,19 @@ def audit_table(shares: Sequence[Mapping[str, Any]]) -> Table:
         tone = "worse" if share["remedy"] else ""
         rows.append((share["label"], (Cell(cell.value, cell.detail, tone),)))
     return Table(("Labels", "Share"), tuple(rows))
+
+
+def canary_table(card: Sequence[Mapping[str, Any]]) -> Table:
+    """How the judge fared with comparisons whose right answer is known: the judge's card."""
+    tones = {"passed": "better", "failed": "worse", "accepted": "worse"}
+    rows = []
+    for row in card:
+        detail = _interval(row)
+        if row["not_compared"]:
+            detail += f", {row['not_compared']} without a comparison"
+        passed = Cell(f"{row['passed']} of {row['n']}", detail)
+        rows.append((row["label"], (passed, Cell(row["status"], "", tones[row["status"]]))))
+    return Table(("Judge", "Canaries passed", "Result"), tuple(rows))
 
 
 def decoding_name(decoding: Mapping[str, Any]) -> str:
@@ -94,21 +113,36 @@ def _markdown_row(parts: Sequence[str]) -> str:
 def _share(estimate: Mapping[str, Any]) -> Cell:
     if estimate["mean"] is None:
         return Cell(ABSENT, "n=0")
-    interval = "n/a"
+    return Cell(f"{100 * estimate['mean']:.1f} %", f"{_interval(estimate)} n={estimate['n']}")
+
+
+def _points(estimate: Mapping[str, Any]) -> Cell:
+    if estimate["mean"] is None:
+        return Cell(ABSENT, "n=0")
+    interval = "[n/a]"
     if estimate["low"] is not None:
-        interval = f"{100 * estimate['low']:.0f}–{100 * estimate['high']:.0f}"
-    return Cell(f"{100 * estimate['mean']:.1f} %", f"[{interval}] n={estimate['n']}")
+        interval = f"[{estimate['low']:.1f}–{estimate['high']:.1f}]"
+    return Cell(f"{estimate['mean']:.2f}", f"{interval} n={estimate['n']}")
 
 
-def _difference(estimate: Mapping[str, Any] | None) -> Cell:
-    """In percentage points; toned only where the interval excludes zero."""
+def _interval(estimate: Mapping[str, Any]) -> str:
+    """Of a share, in percent."""
+    if estimate["low"] is None:
+        return "[n/a]"
+    return f"[{100 * estimate['low']:.0f}–{100 * estimate['high']:.0f}]"
+
+
+def _difference(estimate: Mapping[str, Any] | None, *, points: bool = False) -> Cell:
+    """In percentage points, or in points; toned only where the interval excludes zero."""
     if estimate is None or estimate["mean"] is None:
         return Cell(ABSENT)
-    value = f"{100 * estimate['mean']:+.1f} pp"
+    mean = estimate["mean"]
+    value = f"{mean:+.2f}" if points else f"{100 * mean:+.1f} pp"
     if estimate["low"] is None:
         return Cell(value, f"[n/a] n={estimate['n']}")
-    tone = "better" if estimate["low"] > 0 else "worse" if estimate["high"] < 0 else ""
-    interval = f"[{100 * estimate['low']:+.0f}, {100 * estimate['high']:+.0f}]"
+    low, high = estimate["low"], estimate["high"]
+    tone = "better" if low > 0 else "worse" if high < 0 else ""
+    interval = f"[{low:+.2f}, {high:+.2f}]" if points else f"[{100 * low:+.0f}, {100 * high:+.0f}]"
     return Cell(value, f"{interval} n={estimate['n']}", tone)
 
 

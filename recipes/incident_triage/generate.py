@@ -17,8 +17,13 @@ from typing import Any
 from recipes.incident_triage import catalog
 
 SEED = 17
-SPLITS = {"sft": 480, "pref": 640, "eval": 160}
-FILES = {"sft": "sft.jsonl", "pref": "prompts.jsonl", "eval": "eval.jsonl"}
+SPLITS = {"sft": 480, "pref": 640, "eval": 160, "canary": 8}
+FILES = {
+    "sft": "sft.jsonl",
+    "pref": "prompts.jsonl",
+    "eval": "eval.jsonl",
+    "canary": "canaries.jsonl",
+}
 
 INSTRUCTION = (
     'Triage the incident as JSON: "severity", "summary", "evidence" (exact quotes). SEV1: data '
@@ -62,12 +67,13 @@ class Incident:
     def text(self) -> str:
         return STYLES[self.style](self)
 
-    def answer(self) -> str:
-        """The gold answer, as compact JSON in the instruction's order of keys."""
+    def answer(self, level: str) -> str:
+        """The gold answer where `level` is the gold severity, as JSON in the instruction's order
+        of keys; otherwise wrong in this alone."""
         share = f"{self.facts.failing}% of requests fail"
         return json.dumps(
             {
-                "severity": severity(self.facts),
+                "severity": level,
                 "summary": f"{self.service} suffers from {self.pattern[1]}.",
                 "evidence": [share, self.outcome],
             }
@@ -212,10 +218,19 @@ def row(split: str, number: int, incident: Incident) -> dict[str, Any]:
         {"role": "user", "content": incident.text()},
     ]
     identifier = f"{split}-{number:04d}"
+    gold = severity(incident.facts)
     if split == "sft":
-        completion = [{"role": "assistant", "content": incident.answer()}]
+        completion = [{"role": "assistant", "content": incident.answer(gold)}]
         return {"id": identifier, "prompt": messages, "completion": completion}
-    reference = {"severity": severity(incident.facts)}
+    reference = {"severity": gold}
+    if split == "canary":
+        return {
+            "name": f"wrong-severity-{number}",
+            "prompt": messages,
+            "good": incident.answer(gold),
+            "bad": incident.answer(f"SEV{int(gold[-1]) % 4 + 1}"),
+            "reference": reference,
+        }
     return {"id": identifier, "messages": messages, "reference": reference}
 
 

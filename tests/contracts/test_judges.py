@@ -2,37 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import csv
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
+from dpo_dist.config import HumanJudge as HumanConfig
+from dpo_dist.config import OpenAiJudge as OpenAiConfig
+from dpo_dist.config import RewardModelJudge as RewardModelConfig
+from dpo_dist.config import ScorerKind
+from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.claude import ClaudeJudge
-from dpo_dist.judging.judge import Comparison, Judge
+from dpo_dist.judging.claude_batches import ClaudeBatchJudge
+from dpo_dist.judging.human import HumanJudge
+from dpo_dist.judging.judge import Comparison, Judge, alone, build_judge, build_scorer
 from dpo_dist.judging.metric_judge import MetricJudge
+from dpo_dist.judging.openai_compatible import OpenAiJudge
+from dpo_dist.judging.reward_model import RewardModelJudge
 from dpo_dist.metrics import Metric
 from dpo_dist.records import Ballot, Message, Prompt
+from tests import openai_server
 from tests.anthropic_server import KEY, serve
+from tests.tiny import make_judge_of_good
 
 
-@pytest.fixture(params=["metric", "claude"])
+class AnsweredByAPerson(HumanJudge):
+    """Between two tries, somebody fills in the sheet: the answer with GOOD in it is better."""
+
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Sequence[Ballot]]:
+        items = list(comparisons)
+        with suppress(JudgeFailed):
+            list(super().compare(items))
+            assert not items, "an empty sheet has to be filled in first"
+        if items:
+            fill_in(self._path, prefers_good)
+        yield from super().compare(items)
+
+
+def prefers_good(row: dict[str, str]) -> str:
+    first, second = ("GOOD" in row[column] for column in ("answer_1", "answer_2"))
+    return "tie" if first == second else "1" if first else "2"
+
+
+def fill_in(path: Path, choose: Callable[[dict[str, str]], str]) -> None:
+    """Write a choice into every row, as a spreadsheet program would save it."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(row | {"choice": choose(row)} for row in rows)
+
+
+@pytest.fixture(scope="session")
+def judge_of_good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_judge_of_good(tmp_path_factory.mktemp("models") / "reward")
+
+
+@pytest.fixture(
+    params=["metric", "claude", "claude_batches", "openai_compatible", "reward_model", "human"]
+)
 def judge(request, tmp_path: Path, monkeypatch) -> Iterator[Judge]:
     """A judge that prefers the text with GOOD in it."""
-    if request.param == "metric":
-        yield MetricJudge([Metric("good", "Good", lambda p, text: float("GOOD" in text))], [1.0])
-        return
-    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-    (tmp_path / "rubric.md").write_text("Prefer GOOD.")
-    with serve() as server:
-        config = ClaudeConfig(
-            type="claude",
-            model="claude-opus-4-7",
-            rubric=tmp_path / "rubric.md",
-            base_url=server.url,
-        )
-        yield ClaudeJudge(config)
+    rubric = tmp_path / "rubric.md"
+    rubric.write_text("Prefer GOOD.")
+    match request.param:
+        case "metric":
+            good = Metric("good", "Good", lambda p, text: float("GOOD" in text))
+            yield MetricJudge([good], [1.0])
+        case "claude_batches":
+            monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+            with serve() as server:
+                config = ClaudeConfig(
+                    type="claude",
+                    model="claude-opus-4-7",
+                    rubric=rubric,
+                    base_url=server.url,
+                    transport="batch",
+                )
+                yield ClaudeBatchJudge(config, tmp_path, first_pause=0.001)
+        case "claude":
+            monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+            with serve() as server:
+                yield ClaudeJudge(
+                    ClaudeConfig(
+                        type="claude", model="claude-opus-4-7", rubric=rubric, base_url=server.url
+                    )
+                )
+        case "openai_compatible":
+            with openai_server.serve() as openai:
+                yield OpenAiJudge(
+                    OpenAiConfig(
+                        type="openai_compatible",
+                        model=openai_server.MODEL,
+                        rubric=rubric,
+                        base_url=openai.url,
+                    )
+                )
+        case "reward_model":
+            model = request.getfixturevalue("judge_of_good")
+            yield RewardModelJudge(
+                RewardModelConfig(
+                    type="reward_model", model=str(model), max_length=512, dtype="float32"
+                )
+            )
+        case "human":
+            config = HumanConfig(type="human", sheet=tmp_path / "sheet.csv")
+            yield AnsweredByAPerson(config, tmp_path / "ballots.jsonl")
 
 
 def asked(judge: Judge, comparisons: Iterable[Comparison]) -> list[Ballot]:
@@ -82,3 +162,34 @@ def test_hostile_texts_are_data(judge: Judge) -> None:
 
 def test_nothing_to_compare_is_nothing_to_do(judge: Judge) -> None:
     assert asked(judge, []) == []
+
+
+@pytest.mark.parametrize("kind", ["claude", "batch", "openai"])
+def test_a_language_model_scores_single_answers(kind: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    rubric = tmp_path / "rubric.md"
+    rubric.write_text("5: GOOD.")
+    with serve() as claude, openai_server.serve() as local:
+        config: ScorerKind
+        if kind == "openai":
+            config = OpenAiConfig(
+                type="openai_compatible",
+                model=openai_server.MODEL,
+                base_url=local.url,
+                rubric=rubric,
+            )
+        else:
+            config = ClaudeConfig(
+                type="claude",
+                model="claude-opus-4-7",
+                rubric=rubric,
+                base_url=claude.url,
+                transport="batch" if kind == "batch" else "online",
+            )
+            claude.batches.polls = 0
+        scorer, judge = build_scorer(config, tmp_path), build_judge(config, tmp_path)
+        prompt = comparison(0, "", "").prompt
+        ballots = asked(scorer, [alone(prompt, "dpo", "so GOOD"), alone(prompt, "sft", "bad")])
+    assert {ballot.first: ballot.score for ballot in ballots} == {"dpo": 5, "sft": 2}
+    assert all(ballot.compares and ballot.preferred is None for ballot in ballots)
+    assert scorer.identity != judge.identity, "another form of question is another judge"

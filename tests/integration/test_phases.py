@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dpo_dist.artifacts import read_records
 from dpo_dist.cli import main
@@ -149,6 +150,30 @@ def write_candidates(run_file: Path, tmp_path: Path, monkeypatch) -> list[tuple[
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("transport", ["online", "batch"])
+def test_the_key_is_found_nowhere(
+    run_file: Path, tmp_path: Path, monkeypatch, transport: str
+) -> None:
+    """The server refuses this key, and everything that can talk is told to."""
+    canary = "sk-ant-canary-5f3a9c1e7b"
+    write_candidates(run_file, tmp_path, monkeypatch)
+    environment = os.environ | {
+        "ANTHROPIC_API_KEY": canary,
+        "ANTHROPIC_LOG": "debug",
+        "PYTHONFAULTHANDLER": "1",
+        YES: "1",
+    }
+    command = [sys.executable, "-m", "dpo_dist", "judge", str(run_file)]
+    command += ["--set", f"judge.judge.transport={transport}"]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1 and "refused the credentials" in ended.stderr
+    assert "debug" in ended.stderr.casefold(), "the SDK was talking"
+    assert canary not in ended.stdout + ended.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written and not any(canary in path.read_text(errors="replace") for path in written)
+
+
+@pytest.mark.slow
 def test_killed_judging_keeps_what_was_paid_for_and_labels_right(
     run_file: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -161,8 +186,12 @@ def test_killed_judging_keeps_what_was_paid_for_and_labels_right(
     process.wait()
     finish("judge", run_file)
 
-    ballots = [(b.prompt_id, b.first) for b in read_records(out / "ballots.jsonl", Ballot)]
-    assert len(ballots) == len(set(ballots)) == 2 * (PROMPTS - 2)
+    ballots = list(read_records(out / "ballots.jsonl", Ballot))
+    assert len(ballots) == len({ballot.key for ballot in ballots})
+    labels = {(b.prompt_id, b.first) for b in ballots if b.first.startswith("slot-")}
+    assert len(labels) == 2 * (PROMPTS - 2)
+    # Canaries: four in one order, three times four in two; all chosen answers are the same.
+    assert len(ballots) == len(labels) + 4 + 2 * 12
     verdicts = list(read_records(out / "verdicts.jsonl", Verdict))
     assert {v.outcome for v in verdicts} == {"preferred"}
     manifest = json.loads((out / "manifest.json").read_text())
@@ -170,6 +199,9 @@ def test_killed_judging_keeps_what_was_paid_for_and_labels_right(
     assert audit["swap_consistency"]["mean"] == 1.0 and not audit["swap_consistency"]["remedy"]
     assert audit["first_position"]["mean"] == 0.5
     assert audit["chosen_is_longer"]["mean"] == 1.0 and audit["chosen_is_longer"]["remedy"]
+    assert [(row["kind"], row["passed"], row["status"]) for row in manifest["canaries"]] == [
+        (kind, 4, "passed") for kind in ("identical", "empty", "padded", "injection")
+    ]
     dropped = {"identical": 1, "candidate_cut_off": 1}
     assert manifest["counts"] == {"in": PROMPTS, "kept": PROMPTS - 2, "dropped": dropped}
     pairs = pyarrow.parquet.read_table(out / "preferences" / "pairs.parquet").to_pylist()
@@ -204,3 +236,31 @@ def test_training_refuses_a_reference_that_did_not_sample(
     arguments += ["--set", f"train.accelerate_config={ROOT}/accelerate_configs/cpu.yaml"]
     assert main(arguments) == 2
     assert "sampled from other weights" in capsys.readouterr().err
+
+
+def test_a_judge_scores_every_answer(
+    run_file: Path, tmp_path: Path, monkeypatch, write_jsonl
+) -> None:
+    """From the run file to the table: the arm's mean score, on the scale of the rubric."""
+    rows = [{"id": f"e{n}", "prompt": f"held-out question {n}"} for n in range(6)]
+    write_jsonl(tmp_path / "held_out.jsonl", rows)
+    values = yaml.safe_load(run_file.read_text())
+    values["evaluate"] = {
+        "prompts": {"path": "held_out.jsonl"},
+        "arms": ["base"],
+        "decodings": [{"temperature": 0.0}, {"temperature": 1.0}],
+        "max_new_tokens": 8,
+        "metrics": [{"type": "faithful_quotes", "field": "evidence"}],
+        "judge_scores": [{"label": "Faithfulness (1-5)", "judge": values["judge"]["judge"]}],
+    }
+    run_file.write_text(yaml.safe_dump(values))
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    monkeypatch.setenv(YES, "1")
+    assert main(["evaluate", str(run_file)]) == 0
+    out = tmp_path / "runs" / "test" / "evaluate"
+    rows = json.loads((out / "scores.json").read_text())["metrics"]
+    scored = [row for row in rows if row["unit"] == "points"]
+    assert [(row["label"], row["decoding"]) for row in scored] == [("Faithfulness (1-5)", 0)]
+    assert scored[0]["arms"]["base"] == {"n": 6, "mean": 2.0, "low": None, "high": None}
+    (judged,) = json.loads((out / "manifest.json").read_text())["judge_scores"]
+    assert judged["spend"]["usage"]["output_tokens"] == 60 and judged["missing"] == {}

@@ -85,7 +85,7 @@ def test_an_unreadable_schema_is_named(tmp_path: Path) -> None:
             build_metric(JsonSchemaMetric(type="json_schema", schema_path=path))
 
 
-def test_the_metric_judge_weighs_its_metrics() -> None:
+def test_the_metric_judge_weighs_its_metrics(tmp_path: Path) -> None:
     metrics = (
         LabelMatchMetric(type="label_match", field="severity"),
         FaithfulQuotesMetric(type="faithful_quotes", field="evidence"),
@@ -94,8 +94,8 @@ def test_the_metric_judge_weighs_its_metrics() -> None:
     right_quote = answer(severity="SEV4")
 
     def prefer(weights: tuple[float, ...]) -> str:
-        judge = build_judge(MetricJudge(type="metric", metrics=metrics, weights=weights))
-        (ballot,) = judge.compare([Comparison(PROMPT, "a", "b", right_label, right_quote)])
+        judge = build_judge(MetricJudge(type="metric", metrics=metrics, weights=weights), tmp_path)
+        ((ballot,),) = judge.compare([Comparison(PROMPT, "a", "b", right_label, right_quote)])
         return ballot.outcome
 
     assert prefer(()) == "tie"

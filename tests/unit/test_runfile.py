@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,7 @@ def test_defaults_are_those_of_the_readme(write_run) -> None:
         ({"model": {"base": "m", "sft": "phase"}}, r"there is no `sft` section"),
         ({"model": {}}, r"model\.base: missing"),
         ({"judge": {"both_orders": True}}, r"judge\.judge: missing"),
+        ({"judge": {"canaries": {"accept": ["pad"]}}}, r"judge\.canaries\.accept\.0: .*'padded'"),
         ({"preferences": {"source": "judged"}, "train": {}}, r"needs the sections `sample`"),
         (
             {"sample": {"prompts": {"path": "p"}, "engine": {"type": "hf"}, "slots": []}},
@@ -64,6 +66,20 @@ def test_data_paths_follow_the_run_file_and_model_paths_do_not(write_run, tmp_pa
     config = load_config(write_run(**MINIMAL))
     assert config.preferences.path == tmp_path / "p.jsonl"
     assert config.model.base == "m"
+
+
+def test_a_judge_s_files_follow_the_run_file_and_its_model_does_not(
+    write_run, tmp_path: Path
+) -> None:
+    def judge(**section: object) -> Any:
+        config = load_config(write_run(**MINIMAL, judge={"judge": section}))
+        assert config.judge is not None
+        return config.judge.judge
+
+    assert judge(type="human", sheet="s.csv").sheet == tmp_path / "s.csv"
+    assert judge(type="reward_model", model="models/r").model == "models/r"
+    server = judge(type="openai_compatible", model="m", base_url="http://x/v1", rubric="r.md")
+    assert (server.rubric, server.base_url) == (tmp_path / "r.md", "http://x/v1")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
-from dpo_dist.evaluation.comparison import summarise
+from dpo_dist.evaluation.comparison import Points, summarise
 from dpo_dist.evaluation.statistics import (
     Estimate,
     bootstrap_mean,
@@ -90,5 +90,10 @@ def test_the_comparison_by_hand() -> None:
     counts = {key: preferred[key] for key in ("n", "wins", "losses", "ties", "inconsistent")}
     assert counts == {"n": 5, "wins": 2, "losses": 1, "ties": 1, "inconsistent": 1}
     assert preferred["missing"] == {"refusal": 1}
+    rated = [score.model_copy(update={"value": 1.0}) for score in scores if score.arm != "base"]
+    points = summarise([Points("m", "Score")], rated, None, ["sft", "dpo"], decodings * 2, seed=1)
+    (row,) = points["metrics"]
+    assert row["unit"] == "points" and row["decoding"] == 0
+    assert row["arms"]["dpo"] == {"n": 4, "mean": 1.0, "low": None, "high": None}, "not a share"
     alone = summarise([metric], scores[:4], None, ["base"], decodings, seed=1)
     assert alone["preferred"] is None and alone["metrics"][0]["delta"] is None

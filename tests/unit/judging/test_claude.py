@@ -32,7 +32,7 @@ def ask(server: Server, rubric: Path, count: int = 1, attempts: int = 4) -> list
     config = ClaudeConfig(
         type="claude", model="m", rubric=rubric, base_url=server.url, max_attempts=attempts
     )
-    judge = ClaudeJudge(config, backoff_base=0.001)
+    judge = ClaudeJudge(config, backoff_base=0.001, timeout=0.5)
     return asked(judge, [comparison(n, "GOOD", "bad") for n in range(count)])
 
 
@@ -54,8 +54,13 @@ def _key(monkeypatch) -> None:
         Fault(body=b"<html>busy</html>"),
         Fault(body=b"<html>busy</html>", headers={"content-type": "text/html"}),
         Fault(body=b'{"id": "msg_1", "content'),
+        Fault(body=b"{}"),
+        Fault(torn=True),
+        Fault(delay=1.0),
     ],
-    ids=lambda fault: f"{fault.status}{fault.headers}{(fault.body or b'')[:6]}",
+    ids=lambda fault: (
+        f"{fault.status}{fault.headers}{(fault.body or b'')[:6]}{fault.torn}{fault.delay}"
+    ),
 )
 def test_a_passing_fault_is_survived(server: Server, rubric: Path, fault: Fault) -> None:
     server.faults += [fault, fault]
@@ -118,10 +123,15 @@ def test_a_malformed_verdict_is_repaired_once_and_never_guessed(
     assert ballot.usage["output_tokens"] == 20, "what was billed is counted"
 
 
-def test_a_refusal_is_an_outcome_with_its_category(server: Server, rubric: Path) -> None:
-    server.faults += [Fault(stop_reason="refusal")]
+@pytest.mark.parametrize(
+    "category", ["cyber", "bio", "frontier_llm", "reasoning_extraction", "general_harms"]
+)
+def test_a_refusal_is_an_outcome_with_its_category(
+    server: Server, rubric: Path, category: str
+) -> None:
+    server.faults += [Fault(stop_reason="refusal", category=category)]
     (ballot,) = ask(server, rubric)
-    assert (ballot.outcome, ballot.category) == ("refusal", "cyber")
+    assert (ballot.outcome, ballot.category) == ("refusal", category)
     assert len(server.requests) == 1, "a refusal is not asked again"
 
 
@@ -135,6 +145,22 @@ def test_a_cut_off_verdict_gets_one_longer_try(server: Server, rubric: Path) -> 
     assert ballot.outcome == "cut_off"
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=400, error="invalid_request_error", message="prompt is too long: 9 > 8"),
+        Fault(status=413, error="request_too_large", message="Request too long"),
+        Fault(stop_reason="model_context_window_exceeded"),
+    ],
+    ids=lambda fault: str(fault.status),
+)
+def test_what_exceeds_the_context_is_an_outcome(server: Server, rubric: Path, fault: Fault) -> None:
+    server.faults += [fault]
+    ballots = ask(server, rubric, count=3)
+    assert sorted(ballot.outcome for ballot in ballots) == ["exceeds_context", "first", "first"]
+    assert len(server.requests) == 3
+
+
 def test_what_was_decided_before_a_failure_is_handed_over(server: Server, rubric: Path) -> None:
     config = ClaudeConfig(
         type="claude", model="m", rubric=rubric, base_url=server.url, concurrency=1
@@ -146,6 +172,23 @@ def test_what_was_decided_before_a_failure_is_handed_over(server: Server, rubric
         for group in judge.compare([comparison(n, "GOOD", "bad") for n in range(9)]):
             ballots += group
     assert [ballot.prompt_id for ballot in ballots] == ["p0", "p1"]
+
+
+def test_no_more_is_asked_once_the_time_is_over(server: Server, rubric: Path) -> None:
+    server.latency = 0.1
+    config = ClaudeConfig(
+        type="claude",
+        model="m",
+        rubric=rubric,
+        base_url=server.url,
+        concurrency=2,
+        max_hours=0.25 / 3600,
+    )
+    ballots = []
+    with pytest.raises(JudgeFailed, match=r"max_hours .* are over"):
+        for group in ClaudeJudge(config).compare([comparison(n, "GOOD", "b") for n in range(99)]):
+            ballots += group
+    assert len(ballots) == len(server.requests) < 20, "what was in flight was awaited"
 
 
 def test_a_consumer_may_stop_early(server: Server, rubric: Path) -> None:

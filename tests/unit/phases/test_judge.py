@@ -44,7 +44,7 @@ def config(tmp_path: Path, write_jsonl: Any, held_out: list[str] | None, **secti
         "run": {"name": "test", "output_dir": tmp_path / "runs"},
         "model": {"base": "org/model"},
         "sample": {"prompts": {"path": tmp_path / "prompts.jsonl"}, "engine": {"type": "hf"}},
-        "judge": {"judge": task, **section},
+        "judge": {"judge": task, "canaries": None, **section},
     }
     if held_out is not None:
         rows = [{"id": f"h{n}", "prompt": text} for n, text in enumerate(held_out)]

@@ -49,7 +49,7 @@ def test_no_incident_is_in_two_splits_or_twice_in_one() -> None:
         for split in SPLITS
         for row in shipped(split)
     ]
-    assert len(texts) == len(set(texts)) == 1280
+    assert len(texts) == len(set(texts)) == 1288
     pairs = [(i.service, i.pattern) for rows in incidents().values() for i in rows]
     assert len(pairs) == len(set(pairs)), "no near twin either"
 
@@ -89,6 +89,15 @@ def test_gold_answers_quote_the_incident() -> None:
         assert list(answer) == ["severity", "summary", "evidence"]
         assert len(answer["evidence"]) == 2
         assert all(quote in incident_text(row) for quote in answer["evidence"])
+
+
+def test_canaries_are_wrong_in_the_severity_alone() -> None:
+    rows = shipped("canary")
+    assert len({row["name"] for row in rows}) == len(rows) == 8
+    for row in rows:
+        good, bad = json.loads(row["good"]), json.loads(row["bad"])
+        assert good["severity"] == row["reference"]["severity"] != bad.pop("severity")
+        assert bad == {"summary": good["summary"], "evidence": good["evidence"]}
 
 
 def test_severities_are_balanced_and_not_given_away_by_the_service() -> None:

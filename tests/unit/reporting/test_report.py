@@ -10,7 +10,7 @@ import pytest
 
 from dpo_dist.artifacts import write_json, write_records
 from dpo_dist.records import Generation, Message, Prompt, Score, Verdict
-from dpo_dist.reporting.build import alarms, build, funnel
+from dpo_dist.reporting.build import alarms, build, funnel, summary
 from dpo_dist.reporting.plots import training_plots
 from dpo_dist.reporting.tables import comparison_table, to_markdown, to_text
 from dpo_dist.reporting.text import visible
@@ -32,6 +32,7 @@ SCORES = {
         {
             "metric": "m",
             "label": "Severity match",
+            "unit": "share",
             "decoding": decoding,
             "arms": {
                 "base": estimate(20, 0.1, 0.03, 0.3),
@@ -58,6 +59,20 @@ AUDIT = [
     {"name": "a", "label": "Chosen is longer", **estimate(30, 0.9, 0.74, 0.97), "remedy": "look"},
     {"name": "b", "label": "Both orders agree", **estimate(47, 0.98, 0.9, 1.0), "remedy": ""},
 ]
+CARD = [
+    {
+        **{"kind": "padded", "label": "Said twice is no better", "status": "accepted"},
+        **{"passed": 1, "not_compared": 2, **estimate(4, 0.25, 0.05, 0.7)},
+    },
+    {
+        **{"kind": "own", "label": "Own canaries", "status": "passed"},
+        **{"passed": 8, "not_compared": 0, **estimate(8, 1.0, 0.68, 1.0)},
+    },
+    {
+        **{"kind": "empty", "label": "Better than none", "status": "failed"},
+        **{"passed": 0, "not_compared": 0, "n": 1, "mean": 0.0, "low": None, "high": None},
+    },
+]
 
 
 def make_run(root: Path) -> None:
@@ -72,7 +87,7 @@ def make_run(root: Path) -> None:
         manifest = {"counts": count, "wall_seconds": 12.3, "judge": "metric:x"}
         manifest |= {"versions": {"torch": "2.13.0"}, "git": "abc"}
         if phase == "judge":
-            manifest["audit"] = AUDIT
+            manifest |= {"audit": AUDIT, "canaries": CARD}
         write_json(root / phase / "manifest.json", manifest)
     lines = [
         {"step": 1, "loss": 0.69, "rewards/margins": 0.0},
@@ -237,6 +252,24 @@ def test_the_table_names_the_preference_and_its_distance_from_half() -> None:
     assert to_markdown(table).count("\n") == 4
 
 
+def test_points_are_no_percentages() -> None:
+    scored = json.loads(json.dumps(SCORES))
+    scored["metrics"][0] |= {
+        "unit": "points",
+        "label": "Judge score",
+        "arms": {"base": estimate(20, 1, 1, 1), "sft": estimate(20, 3, 2.6, 3.4)}
+        | {"dpo": {"n": 20, "mean": 3.5, "low": None, "high": None}},
+        "delta": estimate(20, 0.5, 0.1, 0.9),
+    }
+    assert [str(cell) for cell in comparison_table(scored).rows[0][1]] == [
+        "1.00 [1.0–1.0] n=20",
+        "3.00 [2.6–3.4] n=20",
+        "3.50 [n/a] n=20",
+        "+0.50 [+0.10, +0.90] n=20",
+    ]
+    assert "Judge score rises by 0.50 points over SFT." in summary(scored)
+
+
 def test_no_interval_is_said_not_invented() -> None:
     lonely = json.loads(json.dumps(SCORES))
     row = lonely["metrics"][0]
@@ -273,3 +306,33 @@ def test_labels_out_of_their_range_are_pointed_out(report: Path) -> None:
     markdown = (report / "report.md").read_text(encoding="utf-8")
     assert "| Both orders agree | 98.0 % [90–100] n=47 |" in markdown
     assert "- Chosen is longer: look." in markdown
+
+
+def test_the_judges_card_says_what_passed_and_what_did_not(report: Path) -> None:
+    assert json.loads((report / "report.json").read_text())["canaries"] == CARD
+    markdown = (report / "report.md").read_text(encoding="utf-8")
+    section = markdown[markdown.index("## The judge's card") :]
+    for row in (
+        "| Said twice is no better | 1 of 4 [5–70], 2 without a comparison | accepted |",
+        "| Own canaries | 8 of 8 [68–100] | passed |",
+        "| Better than none | 0 of 1 [n/a] | failed |",
+    ):
+        assert row in section
+    page = (report / "report.html").read_text(encoding="utf-8")
+    data = page[page.index("<h2>Preference data") : page.index("<h2>Side by side")]
+    assert "<strong>1 of 4</strong>" in data and "[5–70], 2 without a comparison" in data
+    assert re.findall(r'class="(\w+)"><strong>(passed|failed|accepted)<', data) == [
+        ("worse", "accepted"),
+        ("better", "passed"),
+        ("worse", "failed"),
+    ]
+    assert "was asked about no canaries" not in page + markdown
+
+
+def test_a_judge_without_a_card_is_said_to_have_none(report: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "judge" / "manifest.json"
+    write_json(path, {**json.loads(path.read_text()), "canaries": []})
+    build(load_config(tmp_path / "run.yaml"), tmp_path / "run", tmp_path / "again")
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "again" / name).read_text(encoding="utf-8")
+        assert "The judge was asked about no canaries" in text and "judge's card" not in text

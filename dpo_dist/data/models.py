@@ -1,0 +1,29 @@
+"""Models by path or Hub id: whether their files can serve, and what tells one from another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dpo_dist.artifacts import directory_digest
+from dpo_dist.errors import ModelError
+
+
+def check_model(model: str) -> None:
+    """Refuse a directory that is no whole model with safe weights, and a path to nowhere.
+
+    A Hub id (owner/name) is believed. Raises `ModelError`.
+    """
+    path = Path(model)
+    if path.exists():
+        if not (path / "config.json").exists():
+            raise ModelError(f"{path}: neither a model (config.json) nor an adapter")
+        if not any(path.glob("*.safetensors")):
+            raise ModelError(f"{path}: no .safetensors weights (pickled weights are never loaded)")
+    elif path.is_absolute() or model.startswith(".") or model.count("/") != 1:
+        raise ModelError(f"{model}: no such model")
+
+
+def model_identity(model: str) -> str:
+    """The digest of a model's weights; a Hub id stands for itself."""
+    path = Path(model)
+    return directory_digest(path, "*.safetensors") if path.is_dir() else f"hub:{model}"

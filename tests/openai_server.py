@@ -1,0 +1,158 @@
+"""A strict loopback stand-in for a server of chat completions, such as `vllm serve`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from tests.anthropic_server import Fault
+
+KEY = "sk-test-0123456789abcdef"
+MODEL = "judge-7b"
+_KNOWN = {"model", "messages", "max_completion_tokens", "temperature", "response_format"}
+
+
+class Server:
+    """Prefers the answer that holds GOOD; serves `faults` first, one a request.
+
+    A fault's `stop_reason` is the finish_reason; "refusal" is a message with a refusal.
+    """
+
+    def __init__(self) -> None:
+        self.faults: deque[Fault] = deque()
+        self.requests: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+        self.models: list[dict[str, Any]] | None = [{"id": MODEL, "max_model_len": 8192}]
+        self.lock = threading.Lock()
+        self.numbers = itertools.count(1)
+        self.url = ""
+
+    def complaint(self, body: dict[str, Any]) -> str | None:
+        """What a careful server would refuse in this request."""
+        if unknown := body.keys() - _KNOWN:
+            return f"unknown keys: {unknown}"
+        if body["model"] != MODEL:
+            return f"the model {body['model']} does not exist"
+        if [turn["role"] for turn in body["messages"][:2]] != ["system", "user"]:
+            return "messages: expected the rubric, then the question"
+        if body["messages"][-1]["role"] != "user":
+            return "messages: the last turn is not the user's"
+        form = body["response_format"]
+        if form["type"] != "json_schema" or not form["json_schema"]["strict"]:
+            return "response_format: expected a strict JSON schema"
+        if list(form["json_schema"]["schema"]["properties"]) != ["reasoning", "verdict"]:
+            return "response_format: expected the verdict's schema"
+        return None
+
+    def completion(self, body: dict[str, Any], fault: Fault) -> dict[str, Any]:
+        refused = fault.stop_reason == "refusal"
+        message = {
+            "role": "assistant",
+            "content": None
+            if refused
+            else self.verdict(body)
+            if fault.text is None
+            else fault.text,
+            "refusal": "I will not judge this." if refused else None,
+        }
+        reason = "stop" if fault.stop_reason in ("end_turn", "refusal") else fault.stop_reason
+        return {
+            "id": f"chatcmpl-{next(self.numbers)}",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
+            "choices": [{"index": 0, "message": message, "finish_reason": reason}],
+            "usage": {
+                "prompt_tokens": 100,
+                "completion_tokens": 10,
+                "total_tokens": 110,
+                "prompt_tokens_details": {"cached_tokens": 40},
+            },
+        }
+
+    def verdict(self, body: dict[str, Any]) -> str:
+        lines = body["messages"][1]["content"].split("\n")
+        assert lines[1] == lines[3], "the data stands between two equal fences"
+        data = json.loads(lines[2])
+        if "answer" in data:
+            score = 5 if "GOOD" in data["answer"] else 2
+            return json.dumps({"reasoning": "GOOD decides", "verdict": score})
+        first, second = ("GOOD" in data[key] for key in ("answer_first", "answer_second"))
+        choice = "tie" if first == second else "first" if first else "second"
+        return json.dumps({"reasoning": "GOOD decides", "verdict": choice})
+
+
+def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            if self.path != "/v1/models" or server.models is None:
+                return self.answer(404, _error("not found"))
+            cards = [{"object": "model", "created": 0, "owned_by": "me"} | m for m in server.models]
+            return self.answer(200, {"object": "list", "data": cards})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            with server.lock:
+                server.requests.append(body)
+                server.keys.add(self.headers.get("authorization"))
+                fault = server.faults.popleft() if server.faults else Fault()
+            if self.path != "/v1/chat/completions":
+                return self.answer(404, _error("not found"))
+            if complaint := server.complaint(body):
+                return self.answer(400, _error(complaint))
+            if fault.status == 0:
+                self.close_connection = True
+                self.connection.close()
+                return None
+            if fault.body is not None:
+                return self.send(fault.status, fault.body, dict(fault.headers))
+            if fault.status != 200:
+                error = _error(fault.text or "planned fault", fault.error_code)
+                return self.answer(fault.status, error, fault.headers)
+            return self.answer(200, server.completion(body, fault))
+
+        def answer(self, status: int, value: object, headers: dict[str, str] | None = None) -> None:
+            self.send(status, json.dumps(value).encode(), dict(headers or {}))
+
+        def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            self.send_header("content-type", headers.pop("content-type", "application/json"))
+            self.send_header("content-length", str(len(content)))
+            self.send_header("x-request-id", f"req_{next(server.numbers)}")
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+    return Handler
+
+
+def _error(message: str, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "error", "param": None, "code": code}}
+
+
+@contextmanager
+def serve() -> Iterator[Server]:
+    server = Server()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(server))
+    http.daemon_threads = True
+    server.url = f"http://127.0.0.1:{http.server_port}/v1"
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()
