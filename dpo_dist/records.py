@@ -66,7 +66,32 @@ BallotOutcome = Literal[
 ]
 
 
-class Ballot(Record):
+class Choice:
+    """What an outcome says. `outcome`, `first` and `second` are those of a `Ballot`."""
+
+    __slots__ = ()
+
+    outcome: BallotOutcome
+    first: str
+    second: str
+
+    @property
+    def compares(self) -> bool:
+        """Whether the judge has judged at all."""
+        return self.score is not None or self.outcome in ("first", "second", "tie")
+
+    @property
+    def score(self) -> int | None:
+        """From 1 (worst) to 5 (best), or None."""
+        return int(self.outcome) if self.outcome.isdigit() else None
+
+    @property
+    def preferred(self) -> str | None:
+        """The name of the preferred candidate, or None without a preference."""
+        return {"first": self.first, "second": self.second}.get(self.outcome)
+
+
+class Ballot(Choice, Record):
     """One answer of a judge: which of the two texts it was shown it prefers, or the score of one.
 
     `key` is the digest of what was asked and of whom (`Judge.key`). `first` and `second` name the
@@ -89,21 +114,6 @@ class Ballot(Record):
     answered_by: str = ""
     request_id: str = ""
     usage: dict[str, int] = {}
-
-    @property
-    def compares(self) -> bool:
-        """Whether the judge has judged at all."""
-        return self.score is not None or self.outcome in ("first", "second", "tie")
-
-    @property
-    def score(self) -> int | None:
-        """From 1 (worst) to 5 (best), or None."""
-        return int(self.outcome) if self.outcome.isdigit() else None
-
-    @property
-    def preferred(self) -> str | None:
-        """The name of the preferred candidate, or None without a preference."""
-        return {"first": self.first, "second": self.second}.get(self.outcome)
 
 
 VerdictOutcome = Literal[

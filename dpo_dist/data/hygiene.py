@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from difflib import SequenceMatcher
 
 # Tokens by which chat templates tell the turns apart (ChatML, Llama 2 and 3, Gemma, Mistral, ...).
@@ -69,12 +70,11 @@ def similar(a: str, b: str) -> bool:
     """
     # The order decides between equally long matches; sorted, the result is symmetric.
     first, second = sorted((_words(a), _words(b)))
-    matcher = SequenceMatcher(None, first, second, autojunk=False)
-    return (
-        matcher.real_quick_ratio() >= NEAR_IDENTICAL
-        and matcher.quick_ratio() >= NEAR_IDENTICAL
-        and matcher.ratio() >= NEAR_IDENTICAL
-    )
+    needed = NEAR_IDENTICAL * (len(first) + len(second)) / 2
+    # The number of words in common, whatever their order, cannot be exceeded by the matches.
+    if min(len(first), len(second)) < needed or (Counter(first) & Counter(second)).total() < needed:
+        return False
+    return SequenceMatcher(None, first, second, autojunk=False).ratio() >= NEAR_IDENTICAL
 
 
 def looks_like_refusal(text: str) -> bool:

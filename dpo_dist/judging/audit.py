@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from dpo_dist.judging.ballots import Vote
 from dpo_dist.judging.panel import Contest
-from dpo_dist.records import Ballot, Verdict
+from dpo_dist.records import Verdict
 
 SIMILAR = 1.25  # answers whose lengths differ by no more than this factor are of a length
 
@@ -29,7 +30,7 @@ class Share:
 
 
 def audit(
-    contests: Sequence[Contest], verdicts: Sequence[Verdict], ballots: Iterable[Ballot]
+    contests: Sequence[Contest], verdicts: Sequence[Verdict], votes: Iterable[Vote]
 ) -> list[Share]:
     """The shares of one judged set. `contests` and `verdicts` belong together in order; in every
     contest `a` is the first slot. Lengths are in characters."""
@@ -41,7 +42,7 @@ def audit(
     return [
         _longer(decided),
         *_first_slot_by_length(decided),
-        *_positions(list(ballots)),
+        *_positions(list(votes)),
     ]
 
 
@@ -91,12 +92,12 @@ def _first_slot_by_length(decided: Sequence[tuple[Contest, bool]]) -> list[Share
     ]
 
 
-def _positions(ballots: Sequence[Ballot]) -> list[Share]:
+def _positions(votes: Sequence[Vote]) -> list[Share]:
     """What the judge makes of the order in which it is shown the answers."""
-    compared = [ballot for ballot in ballots if ballot.compares]
+    compared = [vote for vote in votes if vote.compares]
     first = [b.outcome == "first" for b in compared if b.repeat == 0 and b.outcome != "tie"]
-    orders: dict[str, list[Ballot]] = defaultdict(list)
-    repeats: dict[tuple[str, str], list[Ballot]] = defaultdict(list)
+    orders: dict[str, list[Vote]] = defaultdict(list)
+    repeats: dict[tuple[str, str], list[Vote]] = defaultdict(list)
     for ballot in compared:
         if ballot.repeat == 0:
             orders[ballot.prompt_id].append(ballot)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_dist.artifacts import read_records
 from dpo_dist.console import say
 from dpo_dist.errors import DataError
 from dpo_dist.judging.judge import Comparison
-from dpo_dist.records import Ballot
+from dpo_dist.records import Ballot, BallotOutcome, Choice
 
 
 def paid_before(journals: Iterable[Path], wanted: Mapping[str, Comparison]) -> Iterator[Ballot]:
@@ -25,16 +26,35 @@ def paid_before(journals: Iterable[Path], wanted: Mapping[str, Comparison]) -> I
         try:
             for ballot in read_records(path, Ballot):
                 if ballot.compares and (comparison := left.pop(ballot.key, None)):
-                    yield bound(ballot, comparison).model_copy(update={"usage": {}})
+                    names = {
+                        "prompt_id": comparison.prompt.id,
+                        "first": comparison.first,
+                        "second": comparison.second,
+                    }
+                    yield ballot.model_copy(update=names | {"usage": {}})
         except (DataError, OSError) as error:
             say(f"ballots of {path} are left aside: {error}")
 
 
-def bound(ballot: Ballot, comparison: Comparison) -> Ballot:
-    """The ballot under the names of another comparison that asks the same."""
-    names = {
-        "prompt_id": comparison.prompt.id,
-        "first": comparison.first,
-        "second": comparison.second,
-    }
-    return ballot.model_copy(update=names)
+@dataclass(frozen=True, slots=True)
+class Vote(Choice):
+    """What is kept in memory of a ballot, under the names of a comparison that asks the same."""
+
+    prompt_id: str
+    first: str
+    second: str
+    repeat: int
+    outcome: BallotOutcome
+    category: str
+
+
+def vote(ballot: Ballot | Vote, comparison: Comparison) -> Vote:
+    """The ballot's vote on the comparison, which asks the same."""
+    return Vote(
+        comparison.prompt.id,
+        comparison.first,
+        comparison.second,
+        comparison.repeat,
+        ballot.outcome,
+        ballot.category,
+    )

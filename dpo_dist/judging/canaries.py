@@ -14,8 +14,9 @@ from pathlib import Path
 
 from dpo_dist.config import CanaryKind, DataSource
 from dpo_dist.data.rows import Row, check_text, messages_of, read_rows
+from dpo_dist.judging.ballots import Vote
 from dpo_dist.judging.panel import Contest
-from dpo_dist.records import Ballot, PreferencePair, Prompt
+from dpo_dist.records import PreferencePair, Prompt
 
 DRAWN: tuple[CanaryKind, ...] = ("identical", "empty", "padded", "injection", "other_prompt")
 LABELS: dict[CanaryKind, str] = {
@@ -86,24 +87,24 @@ def own_canaries(path: Path) -> list[Canary]:
     return canaries
 
 
-def marks(canaries: Sequence[Canary], ballots: Iterable[Ballot]) -> list[Mark]:
+def marks(canaries: Sequence[Canary], votes: Iterable[Vote]) -> list[Mark]:
     """A mark per kind. A canary passes when all its ballots, of both orders, are right.
 
     The ballots are read here, not their verdict: nobody is to be examined by what is examined.
     """
-    of_prompt: dict[str, list[Ballot]] = {}
-    for ballot in ballots:
-        of_prompt.setdefault(ballot.prompt_id, []).append(ballot)
+    of_prompt: dict[str, list[Vote]] = {}
+    for vote in votes:
+        of_prompt.setdefault(vote.prompt_id, []).append(vote)
     kinds: dict[CanaryKind, list[str]] = {}
     for canary in canaries:
         kinds.setdefault(canary.kind, []).append(canary.contest.prompt.id)
     return [_mark(kind, ids, of_prompt) for kind, ids in kinds.items()]
 
 
-def _mark(kind: CanaryKind, ids: Sequence[str], of_prompt: Mapping[str, Sequence[Ballot]]) -> Mark:
+def _mark(kind: CanaryKind, ids: Sequence[str], of_prompt: Mapping[str, Sequence[Vote]]) -> Mark:
     right = _PASSES.get(kind, (RIGHT,))
-    silent = [i for i in ids if not all(ballot.compares for ballot in of_prompt[i])]
-    wrong = [i for i in ids if not all(ballot.preferred in right for ballot in of_prompt[i])]
+    silent = [i for i in ids if not all(vote.compares for vote in of_prompt[i])]
+    wrong = [i for i in ids if not all(vote.preferred in right for vote in of_prompt[i])]
     failed = tuple(i for i in ids if i in silent or i in wrong)
     return Mark(kind, len(ids), failed, len(silent))
 

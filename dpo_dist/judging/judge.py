@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BALLOTS = "ballots.jsonl"  # the journal in a phase's folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Two answers to one prompt, in the order in which the judge sees them.
 

@@ -11,8 +11,9 @@ from dpo_dist.config import Judge as JudgeSection
 from dpo_dist.data.hygiene import looks_like_refusal
 from dpo_dist.errors import DataError
 from dpo_dist.judging.audit import length_band
+from dpo_dist.judging.ballots import Vote
 from dpo_dist.judging.panel import Contest, Judged
-from dpo_dist.records import Ballot, PreferencePair
+from dpo_dist.records import PreferencePair
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,10 @@ def labels_of(
 
     Raises `DataError` where balancing leaves nothing.
     """
-    orders: dict[str, list[Ballot]] = defaultdict(list)
-    for ballot in judged.ballots:
-        if ballot.repeat == 0:
-            orders[ballot.prompt_id].append(ballot)
+    orders: dict[str, list[Vote]] = defaultdict(list)
+    for vote in judged.votes:
+        if vote.repeat == 0:
+            orders[vote.prompt_id].append(vote)
     labels: list[Label] = []
     for contest, verdict in zip(contests, judged.verdicts, strict=True):
         if verdict.outcome == "preferred":
@@ -85,9 +86,9 @@ def labels_of(
     return kept
 
 
-def settled(contest: Contest, ballots: Sequence[Ballot], seed: int) -> Label:
+def settled(contest: Contest, votes: Sequence[Vote], seed: int) -> Label:
     """An inconsistent contest's label: the only answer that any order preferred, or a coin."""
-    preferred = {ballot.preferred for ballot in ballots} - {None}
+    preferred = {vote.preferred for vote in votes} - {None}
     contradicting = len(preferred) > 1
     a_is_chosen = (
         _drawn(contest, "coin", seed) % 2 == 0 if contradicting else contest.a in preferred

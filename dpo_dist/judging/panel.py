@@ -11,7 +11,7 @@ from pathlib import Path
 from dpo_dist.artifacts import Journal
 from dpo_dist.console import progress, say
 from dpo_dist.errors import JudgeFailed
-from dpo_dist.judging.ballots import bound, paid_before
+from dpo_dist.judging.ballots import Vote, paid_before, vote
 from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.records import Ballot, Prompt, Verdict
@@ -20,7 +20,7 @@ from dpo_dist.records import Ballot, Prompt, Verdict
 _MISSING = ("exceeds_context", "refusal", "cut_off", "unparsed", "not_answered")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Contest:
     """Two named answers to one prompt, without an order."""
 
@@ -33,11 +33,10 @@ class Contest:
 
 @dataclass(frozen=True)
 class Judged:
-    """A verdict per contest, in order, and all the ballots behind them. The ballots' reasons are
-    left out: the journal has them."""
+    """A verdict per contest, in order, and all the votes behind them."""
 
     verdicts: list[Verdict]
-    ballots: list[Ballot]
+    votes: list[Vote]
 
 
 def comparisons(
@@ -60,18 +59,18 @@ def comparisons(
     return asked
 
 
-def reconcile(contest: Contest, ballots: Sequence[Ballot]) -> Verdict:
-    """One verdict from the ballots on a contest, repeats left out.
+def reconcile(contest: Contest, votes: Sequence[Vote]) -> Verdict:
+    """One verdict from the votes on a contest, repeats left out.
 
-    A ballot without a comparison decides the outcome. Then: agreement is a preference or a
+    A vote without a comparison decides the outcome. Then: agreement is a preference or a
     tie, anything else (opposite preferences, a preference and a tie) is inconsistent.
     """
-    ballots = [ballot for ballot in ballots if ballot.repeat == 0]
-    outcomes = {ballot.outcome for ballot in ballots}
+    votes = [vote for vote in votes if vote.repeat == 0]
+    outcomes = {vote.outcome for vote in votes}
     for outcome in _MISSING:
         if outcome in outcomes:
             return Verdict.model_validate({"prompt_id": contest.prompt.id, "outcome": outcome})
-    preferred = {ballot.preferred for ballot in ballots}
+    preferred = {vote.preferred for vote in votes}
     if len(preferred) > 1:
         return Verdict(prompt_id=contest.prompt.id, outcome="inconsistent")
     (name,) = preferred
@@ -99,7 +98,7 @@ def judge_all(
         comparisons(contest, both_orders=both_orders, seed=seed, repeat=repeat)
         for contest in contests
     ]
-    ballots = poll(
+    votes = poll(
         judge,
         [comparison for group in asked for comparison in group],
         journal,
@@ -108,12 +107,12 @@ def judge_all(
         approve=approve,
         name=name,
     )
-    cast = iter(ballots)
+    cast = iter(votes)
     verdicts = [
         reconcile(contest, list(islice(cast, len(group))))
         for contest, group in zip(contests, asked, strict=True)
     ]
-    return Judged(verdicts, ballots)
+    return Judged(verdicts, votes)
 
 
 def poll(
@@ -125,8 +124,8 @@ def poll(
     earlier: Iterable[Path] = (),
     approve: Callable[[str], None] = say,
     name: str = "judge",
-) -> list[Ballot]:
-    """A ballot per comparison, in order; their reasons are left out, the journal has them.
+) -> list[Vote]:
+    """A vote per comparison, in order. The journal has the whole ballots.
 
     Asks what neither the journal nor the `earlier` journals hold, equal questions once. Every
     ballot is on disk before it counts: it may have cost money. `approve` is told what the rest
@@ -135,19 +134,19 @@ def poll(
     """
     keys = [judge.key(comparison) for comparison in asked]
     wanted = dict(zip(keys, asked, strict=True))
-    ballots: dict[str, Ballot] = {}
+    votes: dict[str, Vote] = {}
 
     def keep(ballot: Ballot) -> None:
         ledger.add(ballot.usage)
-        ballots[ballot.key] = ballot.model_copy(update={"reasoning": ""})
+        votes[ballot.key] = vote(ballot, wanted[ballot.key])
 
     for ballot in journal.read():
         if ballot.key in wanted and ballot.outcome != "not_answered":
             keep(ballot)
-    missing = {key: comparison for key, comparison in wanted.items() if key not in ballots}
+    missing = {key: comparison for key, comparison in wanted.items() if key not in votes}
     for key, comparison in list(missing.items()):
         if reason := judge.why_not_asked(comparison):
-            ballots[key] = judge.ballot(comparison, reason)
+            votes[key] = vote(judge.ballot(comparison, reason), comparison)
             del missing[key]
     if judge.expected_usage(list(missing.values())):
         if found := list(paid_before(earlier, missing)):
@@ -167,6 +166,6 @@ def poll(
             for ballot in decided:
                 keep(ballot)
             advance(len(decided), ledger.note)
-    if left_over := sum(key not in ballots for key in missing):
+    if left_over := sum(key not in votes for key in missing):
         raise JudgeFailed(ledger.limit_reached(left_over))
-    return [bound(ballots[key], comparison) for key, comparison in zip(keys, asked, strict=True)]
+    return [vote(votes[key], comparison) for key, comparison in zip(keys, asked, strict=True)]

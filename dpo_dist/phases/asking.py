@@ -8,6 +8,7 @@ from pathlib import Path
 from dpo_dist.artifacts import PhaseDirectory
 from dpo_dist.config import Config
 from dpo_dist.console import confirm, say
+from dpo_dist.judging.ballots import Vote
 from dpo_dist.judging.judge import BALLOTS, Comparison, Judge
 from dpo_dist.judging.panel import Contest, Judged, judge_all, poll
 from dpo_dist.judging.spend import Ledger
@@ -68,7 +69,7 @@ def ask_for_scores(
     config: Config,
     *,
     name: str,
-) -> list[Ballot]:
+) -> list[Vote]:
     """The scores of single answers, kept and confirmed like verdicts."""
     with out.journal(BALLOTS, Ballot) as journal:
         return poll(

@@ -43,8 +43,8 @@ def examine(
     if not canaries:
         return []
     contests = [canary.contest for canary in canaries]
-    ballots = ask(judge, ledger, contests, out, config, approve=approve, name="canaries").ballots
-    found = marks(canaries, ballots)
+    judged = ask(judge, ledger, contests, out, config, approve=approve, name="canaries")
+    found = marks(canaries, judged.votes)
     card = [_row(mark, settings) for mark in found]
     for mark, row in zip(found, card, strict=True):
         names = ", ".join(mark.failed[:SHOWN]) + (", ..." if len(mark.failed) > SHOWN else "")

@@ -81,7 +81,7 @@ def label(judge: Judge, ledger: Ledger, config: Config, out: PhaseDirectory) -> 
         name="judge",
     )
     write_records(out.path / "verdicts.jsonl", judged.verdicts)
-    audited = _audited(audit(contests, judged.verdicts, judged.ballots))
+    audited = _audited(audit(contests, judged.verdicts, judged.votes))
 
     labels = labels_of(contests, judged, section, config.run.seed, dropped)
     assert total == len(labels) + sum(dropped.values()), "the funnel must add up"
@@ -99,7 +99,7 @@ def label(judge: Judge, ledger: Ledger, config: Config, out: PhaseDirectory) -> 
         )
         card = examine(judge, ledger, [*drawn, *own], out, config, approve=agreement)
     write_pairs(out.path / JUDGED_FILE, (label.pair() for label in labels))
-    refusals = Counter(b.category for b in judged.ballots if b.outcome == "refusal")
+    refusals = Counter(v.category for v in judged.votes if v.outcome == "refusal")
     return {
         "counts": {
             "in": total,

@@ -11,6 +11,7 @@ import pytest
 
 from dpo_dist.artifacts import Journal, read_records
 from dpo_dist.errors import JudgeFailed, NotConfirmed
+from dpo_dist.judging.ballots import vote
 from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.panel import Contest, Judged, comparisons, judge_all, reconcile
 from dpo_dist.judging.spend import Ledger
@@ -139,14 +140,14 @@ def test_a_share_is_asked_once_more_and_decides_nothing(tmp_path: Path) -> None:
             seed=3,
             repeat=0.1,
         )
-    again = [ballot for ballot in judged.ballots if ballot.repeat]
+    again = [vote for vote in judged.votes if vote.repeat]
     assert 70 < len(again) < 130 and judge.asked == 2000 + len(again)
-    assert len({ballot.key for ballot in judged.ballots}) == judge.asked
+    assert len(judged.votes) == judge.asked
     (contest,) = contests(1)
     asked = comparisons(contest, both_orders=True, seed=0, repeat=1.0)
     outcomes: list[BallotOutcome] = ["first", "second", "second"]
     assert [c.repeat for c in asked] == [0, 0, 1] and asked[2].first == asked[0].first
-    votes = [judge.ballot(c, outcome) for c, outcome in zip(asked, outcomes, strict=True)]
+    votes = [vote(judge.ballot(c, o), c) for c, o in zip(asked, outcomes, strict=True)]
     assert reconcile(contest, votes).outcome == "preferred"
 
 
