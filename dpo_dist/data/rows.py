@@ -15,7 +15,7 @@ from dpo_dist.data.hygiene import encodable
 from dpo_dist.errors import DataError
 from dpo_dist.records import Message
 
-ROW_GROUP = 10_000  # rows that are in memory together while they are written
+ROW_GROUP = 2_000  # rows that are in memory together while they are written
 
 
 @dataclass(frozen=True)

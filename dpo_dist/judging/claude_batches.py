@@ -36,7 +36,7 @@ T = TypeVar("T")
 MOST_REQUESTS = 100_000  # the API's limits
 MOST_BYTES = 256 * 10**6
 # Ours: a body is in memory two or three times while it is sent.
-BODY_BYTES = 48 * 10**6
+BODY_BYTES = 12 * 10**6
 CLOCK_SLACK = 600.0  # seconds by which the API's clock and ours may differ
 LONGEST_PAUSE = 60.0  # seconds between two looks at a batch
 DOWNLOADS = 3  # of results that are fewer than they should be, before they are taken so
