@@ -4,6 +4,7 @@
     ├── PhaseFailed               a phase's process ended with an error
     ├── TrainingDiverged          the first loss is not ln 2, or a loss is not finite
     ├── Preempted                 exit code 75: SIGTERM; what was done is saved
+    ├── EngineFailed              an engine cannot go on (no server is left, or one answers wrongly)
     ├── JudgeFailed               the judge cannot go on (credentials, a spend limit, an open sheet)
     ├── DirectoryLocked           another process owns the phase's directory
     └── UserError                 exit code 2: nothing was done; the input has to change
@@ -36,6 +37,10 @@ class Preempted(DpoDistError):
     """Training was asked to stop, saved a checkpoint and can go on from it."""
 
     exit_code = 75
+
+
+class EngineFailed(DpoDistError):
+    """An engine cannot go on; what it has answered is kept."""
 
 
 class JudgeFailed(DpoDistError):

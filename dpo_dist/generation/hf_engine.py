@@ -119,11 +119,13 @@ def _kind(request: Request) -> tuple[str, int, str]:
 
 def _sampling_options(sampling: Sampling) -> dict[str, Any]:
     if sampling.temperature == 0:
-        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        off = dict.fromkeys(("temperature", "top_p", "top_k", "min_p"))
+        return {"do_sample": False, **off}
     # top_k=0 switches off the top-50 cut that `generate` makes by default and vLLM does not.
     return {
         "do_sample": True,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "top_k": 0,
+        "top_k": sampling.top_k or 0,
+        "min_p": sampling.min_p or None,
     }

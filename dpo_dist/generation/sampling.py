@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from dpo_dist.artifacts import Journal
@@ -18,6 +19,14 @@ R = TypeVar("R", bound=Record)
 FLUSH_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How many tokens were generated, and the seconds until the first answer was there."""
+
+    tokens: int
+    first_seconds: float
+
+
 def answer_all(
     engine: Engine,
     requests: Sequence[Request],
@@ -26,22 +35,27 @@ def answer_all(
     *,
     name: str,
     done: int,
-) -> int:
-    """Generate every request, journal `record(completion)` as answers finish, and return the
-    number of tokens generated. `done` is how many an interrupted run had finished before."""
-    tokens = 0
+) -> Pace:
+    """Generate every request and journal `record(completion)` as answers finish. `done` is how
+    many an interrupted run had finished before. The share of answers that were cut off stands
+    behind the progress bar."""
+    tokens = cut_off = 0
+    first_seconds = 0.0
     pending: list[R] = []
-    flushed = time.monotonic()
+    started = flushed = time.monotonic()
     with progress(name, done + len(requests), done) as advance:
         try:
-            for completion in engine.generate(requests):
+            for answered, completion in enumerate(engine.generate(requests), start=1):
                 pending.append(record(completion))
                 tokens += len(completion.token_ids)
-                advance(1)
+                cut_off += completion.finish_reason == "length"
+                if answered == 1:
+                    first_seconds = time.monotonic() - started
+                advance(1, f"{100 * cut_off / answered:.0f} % cut off")
                 if time.monotonic() - flushed > FLUSH_SECONDS:
                     journal.append(pending)
                     pending.clear()
                     flushed = time.monotonic()
         finally:
             journal.append(pending)
-    return tokens
+    return Pace(tokens, first_seconds)

@@ -125,7 +125,11 @@ def _sampling_params(sampling: Sampling, max_tokens: int) -> Any:
     # No per-request seed: it crashes the CPU engine under chunked prefill and forces the slow
     # sampler on a GPU. The engine's own seed makes a run repeatable as a whole.
     return SamplingParams(
-        temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=max_tokens
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k or 0,
+        min_p=sampling.min_p,
+        max_tokens=max_tokens,
     )
 
 

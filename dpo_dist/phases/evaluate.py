@@ -185,11 +185,12 @@ def _generate(
 
         started = time.monotonic()
         try:
-            tokens += answer_all(
+            pace = answer_all(
                 engine, missing, record, journal, name="evaluate", done=len(group) - len(missing)
             )
         finally:
             engine.close()
+        tokens += pace.tokens
         seconds += time.monotonic() - started
         answered += len(missing)
     if identity is None:

@@ -139,12 +139,13 @@ def _generate(config: Config, missing: list[Request], journal: Any, done: int) -
         )
 
     try:
-        tokens = answer_all(engine, missing, record, journal, name="sample", done=done)
+        pace = answer_all(engine, missing, record, journal, name="sample", done=done)
     finally:
         engine.close()
     seconds = time.monotonic() - ready
     return {
         "engine_start_seconds": round(ready - started, 2),
         "candidates_per_second": round(len(missing) / seconds, 3),
-        "tokens_per_second": round(tokens / seconds, 1),
+        "first_candidate_seconds": round(pace.first_seconds, 2),
+        "tokens_per_second": round(pace.tokens / seconds, 1),
     }

@@ -80,11 +80,17 @@ def canary_table(card: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def decoding_name(decoding: Mapping[str, Any]) -> str:
-    """How answers were drawn: `greedy` or `temperature 0.7, top-p 0.9`."""
+    """How answers were drawn: `greedy` or `temperature 0.7, top-p 0.9`; what is off is left out."""
     if decoding["temperature"] == 0:
         return "greedy"
-    name = f"temperature {decoding['temperature']:g}"
-    return name if decoding["top_p"] == 1 else f"{name}, top-p {decoding['top_p']:g}"
+    parts = [f"temperature {decoding['temperature']:g}"]
+    if decoding["top_p"] != 1:
+        parts.append(f"top-p {decoding['top_p']:g}")
+    if decoding.get("top_k"):
+        parts.append(f"top-k {decoding['top_k']}")
+    if decoding.get("min_p"):
+        parts.append(f"min-p {decoding['min_p']:g}")
+    return ", ".join(parts)
 
 
 def to_markdown(table: Table) -> str:

@@ -12,7 +12,7 @@ from dpo_dist.artifacts import write_json, write_records
 from dpo_dist.records import Generation, Message, Prompt, Score, Verdict
 from dpo_dist.reporting.build import alarms, build, funnel, summary
 from dpo_dist.reporting.plots import training_plots
-from dpo_dist.reporting.tables import comparison_table, to_markdown, to_text
+from dpo_dist.reporting.tables import comparison_table, decoding_name, to_markdown, to_text
 from dpo_dist.reporting.text import visible
 from dpo_dist.runfile import load_config
 
@@ -336,3 +336,20 @@ def test_a_judge_without_a_card_is_said_to_have_none(report: Path, tmp_path: Pat
     for name in ("report.html", "report.md"):
         text = (tmp_path / "again" / name).read_text(encoding="utf-8")
         assert "The judge was asked about no canaries" in text and "judge's card" not in text
+
+
+@pytest.mark.parametrize(
+    ("decoding", "name"),
+    [
+        ({"temperature": 0.0, "top_p": 0.5, "top_k": 3}, "greedy"),
+        ({"temperature": 0.7, "top_p": 1.0}, "temperature 0.7"),
+        ({"temperature": 0.7, "top_p": 0.9}, "temperature 0.7, top-p 0.9"),
+        (
+            {"temperature": 1.2, "top_p": 0.9, "top_k": 40, "min_p": 0.05},
+            "temperature 1.2, top-p 0.9, top-k 40, min-p 0.05",
+        ),
+        ({"temperature": 1.2, "top_p": 1.0, "min_p": 0.05}, "temperature 1.2, min-p 0.05"),
+    ],
+)
+def test_a_decoding_is_named_by_what_is_on(decoding: dict[str, float], name: str) -> None:
+    assert decoding_name(decoding) == name
