@@ -6,8 +6,9 @@ The loopback server of the tests stands for the API, in a process of its own. `r
 rate of answers, from the first request to the last answer, at 2 s a request and 50 in flight, of
 the ideal 25 a second; `overbooked`: the same with 100 allowed to a client whose account takes 50.
 The judge phase on 60,000 pairs, both orders, through batches: its peak memory, the seconds from
-the first ended batch to the labels, and those of a second start that finds all ballots in the
-journal but not the labels. `requests_paid_twice`: of a phase that was killed and started again,
+the first ended batch to the labels, those of a second start that finds all ballots in the journal
+but not the labels (`restart_seconds`), and of that what the journal takes (`resume_seconds`).
+`requests_paid_twice`: of a phase that was killed and started again,
 with 8 in flight. Costs are forecasts at the package's prices, for answers of 1,200 characters.
 """
 
@@ -32,11 +33,13 @@ from typing import Any
 import yaml
 
 from benchmarks.figures import option_parser, publish
-from dpo_dist.artifacts import write_json, write_records
+from dpo_dist.artifacts import Journal, read_records, write_json, write_records
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
-from dpo_dist.judging.judge import Comparison, build_judge
-from dpo_dist.judging.spend import read_prices
-from dpo_dist.records import Candidate, Message, Prompt
+from dpo_dist.judging.judge import BALLOTS, Comparison, build_judge
+from dpo_dist.judging.panel import Contest, judge_all
+from dpo_dist.judging.spend import Ledger, read_prices
+from dpo_dist.records import Ballot, Candidate, Message, Prompt
+from dpo_dist.runfile import load_config
 from tests.anthropic_server import KEY, serve
 
 LATENCY, LIMIT = 2.0, 50
@@ -81,12 +84,35 @@ def large(folder: Path, pairs: int) -> dict[str, float]:
         for name in ("manifest.json", "verdicts.jsonl"):
             (out / name).unlink()
         again = phase(run_file)
+        resumed = resume(run_file, out / BALLOTS)
     return {
         "ingest_peak_rss_mb": first["peak_mb"],
         "ingest_seconds_per_10k": (first["finished_at"] - ended) / (2 * pairs / 10_000),
         "send_seconds_per_10k": (ended - first["started_at"]) / (2 * pairs / 10_000),
-        "resume_seconds": again["seconds"],
+        "resume_seconds": resumed,
+        "restart_seconds": again["seconds"],
     }
+
+
+def resume(run_file: Path, journal: Path) -> float:
+    """Seconds to find that a journal holds a ballot on everything that is to be asked."""
+    config = load_config(run_file)
+    assert config.judge is not None
+    read = read_records(run_file.parent / "runs" / "run" / "sample" / "candidates.jsonl", Candidate)
+    prompts = {p.id: p for p in read_records(journal.parents[1] / "sample/prompts.jsonl", Prompt)}
+    contests = [
+        Contest(prompts[a.prompt_id], "slot-0", "slot-1", a.text, b.text)
+        for a, b in zip(read, read, strict=True)
+    ]
+    judge = build_judge(config.judge.judge, journal.parent)
+    started = time.monotonic()
+    with Journal(journal, Ballot) as ballots:
+        judged = judge_all(
+            judge, contests, ballots, ledger=Ledger(), both_orders=True, seed=config.run.seed
+        )
+    seconds = time.monotonic() - started
+    assert {verdict.outcome for verdict in judged.verdicts} == {"preferred"}
+    return seconds
 
 
 def killed(folder: Path, pairs: int = 200) -> dict[str, float]:

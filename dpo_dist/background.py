@@ -17,11 +17,12 @@ Put = Callable[[T], Awaitable[None]]
 LONGEST_WAIT = 60.0  # seconds
 
 
-def stream(produce: Callable[[Put[T]], Coroutine[Any, Any, None]]) -> Iterator[T]:
-    """Run `produce(put)` on an event loop in a thread of its own and yield what it puts.
+def stream(produce: Callable[[Put[T]], Coroutine[Any, Any, None]]) -> Iterator[list[T]]:
+    """Run `produce(put)` on an event loop in a thread of its own and yield what it puts: whatever
+    has come in since the last time, together.
 
-    `await put(item)` returns once the consumer has come back for the next item: what is slow here
-    is waited for there. An error of `produce` is raised here, after all that it has put. A
+    `await put(item)` returns once the consumer has come back for more: what is slow here is
+    waited for there. An error of `produce` is raised here, after all that it has put. A
     consumer that stops early, by an error or Ctrl-C, cancels `produce`.
     """
     results: queue.SimpleQueue[tuple[T, asyncio.Event] | BaseException | None]
@@ -37,13 +38,19 @@ def stream(produce: Callable[[Put[T]], Coroutine[Any, Any, None]]) -> Iterator[T
     thread = threading.Thread(target=_finish, args=(loop, task, results), daemon=True)
     thread.start()
     try:
-        while (result := results.get()) is not None:
-            if isinstance(result, BaseException):
-                raise result
-            item, taken = result
-            yield item
+        ended = False
+        while not ended:
+            # At least one; an end is the last that is put.
+            came = [results.get(), *(results.get() for _ in range(results.qsize()))]
+            group = [result for result in came if isinstance(result, tuple)]
+            if group:
+                yield [item for item, _ in group]
             with suppress(RuntimeError):  # closed: it has failed meanwhile
-                loop.call_soon_threadsafe(taken.set)
+                for _, taken in group:
+                    loop.call_soon_threadsafe(taken.set)
+            ended = len(group) < len(came)
+            if isinstance(came[-1], BaseException):
+                raise came[-1]
     finally:
         with suppress(RuntimeError):  # closed: there is nothing left to cancel
             loop.call_soon_threadsafe(task.cancel)

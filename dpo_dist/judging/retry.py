@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import random
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_dist.background import LONGEST_WAIT, pause
 from dpo_dist.errors import JudgeFailed
-from dpo_dist.judging.throttle import LONGEST_WAIT
 
 SPENT = frozenset(
     {
@@ -26,7 +25,7 @@ class NotAMessage(Exception):
 
 @dataclass(frozen=True)
 class Backoff:
-    """Waits of `base * 2**attempt` seconds, jittered, at most `LONGEST_WAIT`.
+    """How often an attempt is repeated, and the waits between (`pause` from `base` seconds).
 
     `key_variable` is where the API's key comes from, for what is said of refused credentials.
     """
@@ -49,7 +48,7 @@ class Backoff:
             ) from None
         if asked is not None:
             return asked
-        return random.uniform(0.5, 1.0) * min(LONGEST_WAIT, self.base * 2.0 ** min(attempt, 16))
+        return pause(attempt + 1, self.base)
 
 
 def is_rate_limit(error: Exception) -> bool:

@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
+from dpo_dist.background import LONGEST_WAIT
 from dpo_dist.errors import JudgeFailed
 
 PATIENCE = 900.0  # seconds without a single answer, after which the judge gives up
-LONGEST_WAIT = 60.0  # seconds; a server that asks for more is not coming back soon
 _BUDGETS = ("requests", "input-tokens", "output-tokens")
 
 

@@ -1,23 +1,19 @@
-"""Asking many comparisons at a time: an event loop in a thread of its own, for every judge behind
-an API."""
+"""Asking many comparisons at a time, for every judge behind an API."""
 
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_dist.background import Put, stream
 from dpo_dist.judging.dialogue import Dialogue
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.retry import Backoff, is_rate_limit, is_too_long
 from dpo_dist.judging.throttle import Clock, Throttle
 from dpo_dist.records import Ballot
-
-_Decided = queue.SimpleQueue[tuple[Ballot, asyncio.Event] | BaseException | None]
 
 
 @dataclass(frozen=True)
@@ -48,51 +44,22 @@ class Workers:
     clock: Clock
 
     def ask(self, comparisons: Iterable[Comparison]) -> Iterator[Sequence[Ballot]]:
-        """Run an event loop in a thread of its own and hand over what it decides.
+        """Yield ballots as they are decided. A consumer that stops early, by an error or Ctrl-C,
+        cancels the requests in flight."""
 
-        A consumer that stops early, by an error or Ctrl-C, cancels the requests in flight.
-        """
-        decided: _Decided = queue.SimpleQueue()
-        loop = asyncio.new_event_loop()
-        task = loop.create_task(self._ask_all(comparisons, decided))
+        async def produce(put: Put[Ballot]) -> None:
+            await self._ask_all(iter(comparisons), put)
 
-        def work() -> None:
-            try:
-                loop.run_until_complete(task)
-                decided.put(None)
-            except asyncio.CancelledError:
-                decided.put(None)
-            except BaseException as error:  # handed to the consumer, whose error it is
-                decided.put(error)
-            finally:
-                loop.run_until_complete(loop.shutdown_asyncgens())
-                loop.close()
+        return stream(produce)
 
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            while (item := decided.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                ballot, kept = item
-                yield [ballot]
-                with suppress(RuntimeError):  # closed: another worker has failed meanwhile
-                    loop.call_soon_threadsafe(kept.set)
-        finally:
-            with suppress(RuntimeError):  # closed: there is nothing left to cancel
-                loop.call_soon_threadsafe(task.cancel)
-            thread.join()
-
-    async def _ask_all(self, comparisons: Iterable[Comparison], decided: _Decided) -> None:
+    async def _ask_all(self, waiting: Iterator[Comparison], put: Put[Ballot]) -> None:
         self.clock.start()
-        waiting = iter(comparisons)
         throttle = Throttle(self.concurrency)
 
         async def worker(send: Send) -> None:
             while not self.clock.over and (comparison := next(waiting, None)):
-                ballot, kept = await self._ask(send, throttle, comparison), asyncio.Event()
-                decided.put((ballot, kept))
-                await kept.wait()  # on disk and in the ledger before another is asked
+                # On disk and in the ledger before another is asked.
+                await put(await self._ask(send, throttle, comparison))
 
         async with self.connect() as send:
             try:

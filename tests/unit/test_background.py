@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -17,7 +18,7 @@ def test_what_was_put_comes_before_the_error_that_ended_it() -> None:
         raise OSError("the end")
 
     items = stream(produce)
-    assert [next(items), next(items)] == [1, 2]
+    assert [next(items), next(items)] == [[1], [2]]
     with pytest.raises(OSError, match="the end"):
         next(items)
 
@@ -30,8 +31,25 @@ def test_put_returns_when_the_consumer_comes_back() -> None:
             begun.append(n)
             await put(n)
 
-    for item in stream(produce):
+    for (item,) in stream(produce):
         assert begun == list(range(item + 1))
+
+
+def test_what_comes_in_meanwhile_comes_together_and_before_an_error() -> None:
+    async def produce(put: Put[int]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for n in range(5):
+                group.create_task(put(n))
+            await asyncio.sleep(0.05)
+            raise OSError("the end")
+
+    items = stream(produce)
+    found = next(items)
+    time.sleep(0.2)
+    with pytest.raises(ExceptionGroup, match="unhandled"):
+        while True:
+            found += next(items)
+    assert sorted(found) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("stopped_by", [GeneratorExit, KeyboardInterrupt])
