@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from dpo_dist.errors import ConfigError
 from dpo_dist.judging.judge import Comparison
@@ -34,7 +34,7 @@ class Score(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     reasoning: str
-    verdict: Literal[1, 2, 3, 4, 5]
+    verdict: int = Field(ge=1, le=5)  # no Literal: to it, `true` is 1
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from dpo_dist.judging.reward_model import RewardModelJudge
 from dpo_dist.metrics import Metric
 from dpo_dist.records import Ballot, Message, Prompt
 from tests import openai_server
-from tests.anthropic_server import KEY, serve
+from tests.anthropic_server import KEY, Fault, serve
 from tests.tiny import make_judge_of_good
 
 
@@ -193,3 +193,17 @@ def test_a_language_model_scores_single_answers(kind: str, tmp_path: Path, monke
     assert {ballot.first: ballot.score for ballot in ballots} == {"dpo": 5, "sft": 2}
     assert all(ballot.compares and ballot.preferred is None for ballot in ballots)
     assert scorer.identity != judge.identity, "another form of question is another judge"
+
+
+@pytest.mark.parametrize("verdict", ["9", "0", "3.5", '"3"', "null", "true"])
+def test_a_score_off_the_scale_is_never_taken(verdict: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    rubric = tmp_path / "rubric.md"
+    rubric.write_text("5: GOOD.")
+    with serve() as server:
+        text = f'{{"reasoning": "r", "verdict": {verdict}}}'
+        server.faults += [Fault(text=text), Fault(text=text)]
+        config = ClaudeConfig(type="claude", model="m", rubric=rubric, base_url=server.url)
+        scorer = build_scorer(config, tmp_path)
+        (ballot,) = asked(scorer, [alone(comparison(0, "", "").prompt, "dpo", "GOOD")])
+    assert (ballot.outcome, ballot.score) == ("unparsed", None)
