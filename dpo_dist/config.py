@@ -163,7 +163,33 @@ class HfEngine(Section):
     batch_size: PositiveInt = 16
 
 
-Engine = Annotated[VllmEngine | HfEngine, Field(discriminator="type")]
+class VllmServer(Section):
+    """One or more `vllm serve` that serve the same model, on this machine or on others.
+
+    `in_flight` requests at a time go to each of the `urls`. A key, where the servers want one,
+    comes from the variable `api_key_variable`. A request is tried `max_attempts` times.
+    """
+
+    type: Literal["vllm_server"]
+    urls: tuple[str, ...] = Field(min_length=1)
+    max_model_len: PositiveInt = 1024
+    in_flight: PositiveInt = 64
+    api_key_variable: str | None = None
+    max_attempts: PositiveInt = 6
+
+    @field_validator("urls")
+    @classmethod
+    def _roots(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        roots = tuple(url.rstrip("/").removesuffix("/v1") for url in urls)
+        for url in roots:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"{url} is not a URL: write http://HOST:PORT")
+        if len(set(roots)) < len(roots):
+            raise ValueError("a server is named twice; raise `in_flight` instead")
+        return roots
+
+
+Engine = Annotated[VllmEngine | VllmServer | HfEngine, Field(discriminator="type")]
 
 
 class Sample(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Protocol
 
 from dpo_dist import ranks
 from dpo_dist.config import Engine as EngineConfig
-from dpo_dist.config import HfEngine, Sampling, VllmEngine
+from dpo_dist.config import HfEngine, Sampling, VllmEngine, VllmServer
 from dpo_dist.records import FinishReason
+
+VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,14 @@ class Completion:
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
+
+
+def lora_rank(adapters: Sequence[Path]) -> int:
+    """The smallest rank that vLLM offers and that holds every adapter."""
+    needed = max(
+        int(json.loads((adapter / "adapter_config.json").read_text())["r"]) for adapter in adapters
+    )
+    return next(rank for rank in VLLM_LORA_RANKS if rank >= needed)
 
 
 class Engine(Protocol):
@@ -66,7 +77,8 @@ def build_engine(
     adapters: Sequence[Path] = (),
     trust_remote_code: bool = False,
 ) -> Engine:
-    """Start an engine on `model`, able to serve the LoRA `adapters` on top of it."""
+    """Start an engine on `model`, able to serve the LoRA `adapters` on top of it; servers were
+    started with their own dtype, seed and trust."""
     ranks.strip_launcher_variables()
     match config:
         case VllmEngine():
@@ -80,6 +92,10 @@ def build_engine(
                 adapters=adapters,
                 trust_remote_code=trust_remote_code,
             )
+        case VllmServer():
+            from dpo_dist.generation.vllm_server import VllmServers
+
+            return VllmServers(config, model, adapters=adapters)
         case HfEngine():
             from dpo_dist.generation.hf_engine import HfInProcess
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -12,12 +11,11 @@ from typing import Any
 from dpo_dist.config import Sampling, VllmEngine
 from dpo_dist.errors import MissingDependency
 from dpo_dist.generation import cpu_lora
-from dpo_dist.generation.engine import Completion, Request
+from dpo_dist.generation.engine import Completion, Request, lora_rank
 
 # vLLM shares the cache between prompts in whole blocks. The CPU's default block of 128 tokens
 # is longer than many prompts, so that the two slots of a prompt would share nothing.
 CPU_BLOCK_SIZE = 32
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class VllmInProcess:
@@ -51,7 +49,7 @@ class VllmInProcess:
             options |= {
                 "enable_lora": True,
                 "max_loras": len(adapters),
-                "max_lora_rank": _lora_rank(adapters),
+                "max_lora_rank": lora_rank(adapters),
             }
         self.max_model_len = config.max_model_len
         self._window = 2 * config.max_num_seqs
@@ -141,11 +139,3 @@ def _completion(output: Any) -> Completion:
         token_ids=tuple(answer.token_ids),
         finish_reason="length" if answer.finish_reason == "length" else "stop",
     )
-
-
-def _lora_rank(adapters: Sequence[Path]) -> int:
-    """The smallest rank that vLLM offers and that holds every adapter."""
-    needed = max(
-        int(json.loads((adapter / "adapter_config.json").read_text())["r"]) for adapter in adapters
-    )
-    return next(rank for rank in LORA_RANKS if rank >= needed)

@@ -46,6 +46,9 @@ RUNTIME_KEYS = frozenset(
         "pass_rate",
         "accept",
         "reward_model.batch_size",
+        "vllm_server.urls",
+        "vllm_server.in_flight",
+        "vllm_server.api_key_variable",
     }
 )
 

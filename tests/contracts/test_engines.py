@@ -1,19 +1,25 @@
-"""What every engine owes the phases. vLLM answers with SmolLM2, transformers with a tiny model."""
+"""What every engine owes the phases. vLLM answers with SmolLM2, transformers with a tiny model; so
+do two loopback servers, which answer with the same tiny model behind vLLM's protocol."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dpo_dist.config import HfEngine, Sampling, VllmEngine
+from dpo_dist.config import HfEngine, Sampling, VllmEngine, VllmServer
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.generation.engine import Engine, Request, build_engine
 from dpo_dist.records import Message
 from tests.conftest import SMOLLM2
+from tests.vllm_server import Answer, serve
 
 GREEDY, COOL, HOT = (Sampling(temperature=t) for t in (0.0, 0.7, 1.2))
+IDENTITIES = {"hf": "seed=1", "vllm": "seed=1", "vllm_server": "vllm-0.32.0-0a1b2c3d"}
 
 
 def make_adapter(model: Path, folder: Path) -> Path:
@@ -33,9 +39,30 @@ def make_adapter(model: Path, folder: Path) -> Path:
     return folder
 
 
+@contextmanager
+def behind_servers(engine: Engine, model: Path, adapter: Path) -> Iterator[tuple[str, ...]]:
+    """The URLs of two replicas that answer with this engine."""
+    turn, arms = threading.Lock(), {str(model): None, "sft": adapter}
+
+    def answer(name: str, body: dict[str, Any]) -> Answer:
+        settings = {key: body[key] for key in ("temperature", "top_p", "min_p")}
+        sampling = Sampling(**settings, top_k=body["top_k"] or None)
+        asked = Request("r", tuple(body["prompt"]), sampling, body["max_tokens"], arms[name])
+        with turn:
+            (given,) = engine.generate([asked])
+        return Answer(list(given.token_ids), given.text, given.finish_reason)
+
+    with serve(2, model=str(model), adapters={"sft": adapter}, answer=answer) as replicas:
+        yield tuple(replica.url for replica in replicas)
+
+
 @pytest.fixture(
     scope="module",
-    params=["hf", pytest.param("vllm", marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
+    params=[
+        "hf",
+        "vllm_server",
+        pytest.param("vllm", marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
+    ],
 )
 def served(request, tiny_model, tmp_path_factory) -> Iterator[tuple[Engine, Path, Path]]:
     """(engine, its model, an adapter that it serves)."""
@@ -46,7 +73,16 @@ def served(request, tiny_model, tmp_path_factory) -> Iterator[tuple[Engine, Path
         model, config, dtype = tiny_model, HfEngine(type="hf", max_model_len=256), "float32"
     adapter = make_adapter(model, tmp_path_factory.mktemp("adapter"))
     engine = build_engine(config, str(model), dtype=dtype, seed=1, adapters=[adapter])
-    yield engine, model, adapter
+    if request.param == "vllm_server":
+        with behind_servers(engine, model, adapter) as urls:
+            servers = VllmServer(type="vllm_server", urls=urls, max_model_len=256, in_flight=4)
+            yield (
+                build_engine(servers, str(model), dtype=dtype, seed=1, adapters=[adapter]),
+                model,
+                adapter,
+            )
+    else:
+        yield engine, model, adapter
     engine.close()
 
 
@@ -107,5 +143,21 @@ def test_no_request_is_no_work(served) -> None:
     assert list(served[0].generate([])) == []
 
 
-def test_the_engine_names_what_it_is(served) -> None:
-    assert "seed=1" in served[0].identity
+@pytest.mark.parametrize("cut", [{"top_k": 1}, {"min_p": 0.999}, {"top_p": 1e-6}], ids=str)
+def test_the_tightest_cut_leaves_the_likeliest_token_at_any_temperature(served, cut) -> None:
+    engine, model, _ = served
+    prompts = {str(n): ids(model, f"Name colour {n}.") for n in range(4)}
+
+    def ask(sampling: Sampling) -> dict[str, tuple[int, ...]]:
+        requests = [Request(name, prompt, sampling, 8) for name, prompt in prompts.items()]
+        return {answer.id: answer.token_ids for answer in engine.generate(requests)}
+
+    greedy = ask(GREEDY)
+    assert ask(Sampling(temperature=3.0)) != greedy
+    cut_off = ask(Sampling(temperature=3.0, **cut))
+    # bfloat16 may leave two tokens equally likely.
+    assert sum(cut_off[name] == greedy[name] for name in prompts) >= len(prompts) - 1
+
+
+def test_the_engine_names_what_it_is(served, request) -> None:
+    assert IDENTITIES[request.node.callspec.params["served"]] in served[0].identity

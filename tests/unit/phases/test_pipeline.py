@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dpo_dist.config import HfEngine, RewardModelJudge
+from dpo_dist.config import HfEngine, RewardModelJudge, Sampling, Slot, VllmServer
 from dpo_dist.phases.pipeline import _fixed
 
 
@@ -12,3 +12,17 @@ def test_batches_decide_what_an_engine_samples_and_not_what_a_reward_model_score
     assert "batch_size" in _fixed({"sample": {"engine": engine}})["sample"]["engine"]
     fixed = _fixed({"judge": {"judge": reward}})["judge"]["judge"]
     assert reward.keys() - fixed.keys() == {"batch_size"}
+
+
+def test_servers_may_change_between_two_commands_and_the_room_for_tokens_may_not() -> None:
+    engine = VllmServer(type="vllm_server", urls=("http://a:1",)).model_dump(mode="json")
+    assert _fixed({"engine": engine})["engine"] == {"type": "vllm_server", "max_model_len": 1024}
+
+
+def test_cuts_that_are_off_leave_older_fingerprints_as_they_are() -> None:
+    off = {"temperature": 0.7, "top_p": 1.0, "max_tokens": None}
+    assert Sampling(temperature=0.7).model_dump(mode="json") == off
+    assert Slot(temperature=0.7).model_dump(mode="json") == off | {"system": None, "few_shot": []}
+    assert Sampling(temperature=0.7, top_k=5, min_p=0.1).model_dump(mode="json") == (
+        off | {"top_k": 5, "min_p": 0.1}
+    )
