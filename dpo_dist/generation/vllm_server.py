@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,7 @@ class VllmServers:
 
         for request in requests:
             assert len(request.prompt_ids) + request.max_tokens <= self.max_model_len, request.id
-        return stream(answer)
+        return chain.from_iterable(stream(answer))
 
     def _client(self) -> AsyncClient:
         import httpx2
