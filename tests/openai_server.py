@@ -91,6 +91,7 @@ class Server:
 def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # a wait of 40 ms for every answer
 
         def log_message(self, *arguments: object) -> None:
             pass
