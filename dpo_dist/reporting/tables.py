@@ -57,9 +57,12 @@ def comparison_table(scores: Mapping[str, Any], decoding: int = 0) -> Table:
 
 
 def audit_table(shares: Sequence[Mapping[str, Any]]) -> Table:
-    """What the labels say about themselves; toned where a share is out of its range."""
+    """What the labels say about themselves, where they say anything; toned where a share is out of
+    its range."""
     rows = []
     for share in shares:
+        if not share["n"]:
+            continue
         cell = _share(share)
         tone = "worse" if share["remedy"] else ""
         rows.append((share["label"], (Cell(cell.value, cell.detail, tone),)))
