@@ -1,0 +1,167 @@
+"""The schema of run.yaml, whole. `runfile.py` reads the file and words the errors.
+
+Paths of data, rubrics and schemas are relative to the run file, so that a recipe can be moved;
+`run.output_dir`, model paths and `train.accelerate_config` are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from dpo_dist.config.base import DataSource, Section
+from dpo_dist.config.evaluation import Evaluate, JudgeScore, Report
+from dpo_dist.config.generation import (
+    Engine,
+    HfEngine,
+    Sample,
+    Sampling,
+    Slot,
+    VllmEngine,
+    VllmServer,
+)
+from dpo_dist.config.judging import (
+    Canaries,
+    CanaryKind,
+    ClaudeJudge,
+    FaithfulQuotesMetric,
+    HumanJudge,
+    JsonSchemaMetric,
+    Judge,
+    JudgeKind,
+    LabelMatchMetric,
+    Metric,
+    MetricJudge,
+    OpenAiJudge,
+    RewardModelJudge,
+    ScorerKind,
+)
+from dpo_dist.config.preferences import (
+    JudgedPreferences,
+    PathPreferences,
+    Preferences,
+    UltraFeedbackPreferences,
+)
+from dpo_dist.config.training import (
+    Checkpointing,
+    Full,
+    KlMonitor,
+    Lora,
+    Method,
+    Optimization,
+    Sft,
+    Train,
+)
+
+__all__ = [
+    "Canaries",
+    "CanaryKind",
+    "Checkpointing",
+    "ClaudeJudge",
+    "Config",
+    "DataSource",
+    "Engine",
+    "Evaluate",
+    "FaithfulQuotesMetric",
+    "Full",
+    "HfEngine",
+    "HumanJudge",
+    "JsonSchemaMetric",
+    "Judge",
+    "JudgeKind",
+    "JudgeScore",
+    "JudgedPreferences",
+    "KlMonitor",
+    "LabelMatchMetric",
+    "Lora",
+    "Method",
+    "Metric",
+    "MetricJudge",
+    "Model",
+    "OpenAiJudge",
+    "Optimization",
+    "PathPreferences",
+    "Preferences",
+    "Report",
+    "RewardModelJudge",
+    "Run",
+    "Sample",
+    "Sampling",
+    "ScorerKind",
+    "Section",
+    "Sft",
+    "Slot",
+    "Tracking",
+    "Train",
+    "UltraFeedbackPreferences",
+    "VllmEngine",
+    "VllmServer",
+    "Wandb",
+]
+
+
+class Run(Section):
+    """Where the work goes. Phases write to `<output_dir>/<name>/<phase>/`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    output_dir: Path = Path("runs")
+    seed: int = 17
+
+
+class Model(Section):
+    """The models. `sft` is "phase" (what the sft phase trains), a path or Hub id, or null."""
+
+    base: str
+    sft: str | None = None
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    trust_remote_code: bool = False
+
+
+class Wandb(Section):
+    """Weights & Biases, during training."""
+
+    project: str = "dpo-dist"
+    mode: Literal["online", "offline"] = "offline"
+
+
+class Tracking(Section):
+    """Where else the metrics go, besides metrics.jsonl and the console."""
+
+    wandb: Wandb | None = None
+
+
+class Config(Section):
+    """A run file. Sections of phases that are not run may be absent."""
+
+    run: Run
+    model: Model
+    sft: Sft | None = None
+    sample: Sample | None = None
+    judge: Judge | None = None
+    preferences: Preferences = JudgedPreferences()
+    train: Train | None = None
+    evaluate: Evaluate | None = None
+    report: Report = Report()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _phases_agree(self) -> Config:
+        if self.model.sft == "phase" and self.sft is None:
+            raise ValueError("model.sft is `phase`, but there is no `sft` section")
+        if self.sft is not None and self.model.sft != "phase":
+            raise ValueError("there is an `sft` section, but model.sft is not `phase`")
+        judged = self.preferences.source == "judged"
+        if self.train is not None and judged and (self.sample is None or self.judge is None):
+            raise ValueError(
+                "training on judged preferences needs the sections `sample` and `judge`; "
+                "or name another preferences.source"
+            )
+        if self.evaluate is not None and self.evaluate.engine is None and self.sample is None:
+            raise ValueError("evaluate.engine is missing, and there is no sample.engine to use")
+        return self
+
+    def dump(self, *sections: str) -> dict[str, Any]:
+        """The named sections as plain JSON values, defaults filled in."""
+        return self.model_dump(mode="json", include=set(sections))

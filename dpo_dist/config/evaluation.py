@@ -1,0 +1,42 @@
+"""The sections `evaluate` and `report`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from dpo_dist.config.base import DataSource, Section
+from dpo_dist.config.generation import Engine, Sampling
+from dpo_dist.config.judging import JudgeKind, Metric, ScorerKind
+
+
+class JudgeScore(Section):
+    """A score of every answer at the first decoding, from 1 (worst) to 5 (best), by the rubric
+    that `judge` names: a rubric about one answer, not about two."""
+
+    label: str = "Judge score (1-5)"
+    judge: ScorerKind
+
+
+class Evaluate(Section):
+    """The evaluate phase: every arm answers the held-out prompts at every decoding.
+
+    The first decoding is the headline of the table. `judge` compares dpo with sft there.
+    """
+
+    prompts: DataSource
+    engine: Engine | None = None  # sample.engine when absent
+    arms: tuple[Literal["base", "sft", "dpo"], ...] = ("base", "sft", "dpo")
+    decodings: tuple[Sampling, ...] = Field((Sampling(temperature=0.0),), min_length=1)
+    max_new_tokens: PositiveInt = 160
+    metrics: tuple[Metric, ...] = Field(min_length=1)
+    judge: JudgeKind | None = None
+    judge_scores: tuple[JudgeScore, ...] = ()
+
+
+class Report(Section):
+    """The report phase."""
+
+    formats: tuple[Literal["html", "md", "json"], ...] = ("html", "md", "json")
+    samples: PositiveInt = 12

