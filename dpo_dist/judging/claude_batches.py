@@ -10,16 +10,14 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.console import say
-from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.batch_record import BatchRecord, read_batches
+from dpo_dist.judging.batch_service import BatchService
 from dpo_dist.judging.claude_messages import Claude, Exchange
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.retry import Backoff
@@ -27,19 +25,10 @@ from dpo_dist.judging.rubric import COMPARE, Form
 from dpo_dist.judging.throttle import Clock
 from dpo_dist.records import Ballot
 
-if TYPE_CHECKING:
-    from anthropic import Anthropic
-    from anthropic.types.messages import MessageBatch
-
-T = TypeVar("T")
-
-MOST_REQUESTS = 100_000  # the API's limits
-MOST_BYTES = 256 * 10**6
-# Ours: a body is in memory two or three times while it is sent.
+MOST_REQUESTS = 100_000  # the API's limit
+# The API takes 256 MB; but a body is in memory two or three times while it is sent.
 BODY_BYTES = 12 * 10**6
-CLOCK_SLACK = 600.0  # seconds by which the API's clock and ours may differ
 LONGEST_PAUSE = 60.0  # seconds between two looks at a batch
-DOWNLOADS = 3  # of results that are fewer than they should be, before they are taken so
 GROUP = 500  # ballots that are put on disk together
 
 
@@ -69,7 +58,7 @@ class ClaudeBatchJudge(Claude):
             return
         self._clock.start()
         with Anthropic(base_url=self.config.base_url, max_retries=0, timeout=600) as client:
-            service = _Service(client, self._backoff, self._first_pause)
+            service = BatchService(client, self._backoff, self._first_pause)
             sent = [batch for batch in read_batches(self._folder) if service.find(batch)]
             yield from self._await(service, sent, course)
             course.forgive()
@@ -82,7 +71,7 @@ class ClaudeBatchJudge(Claude):
             yield course.given_up()
 
     def _await(
-        self, service: _Service, sent: list[BatchRecord], course: _Course
+        self, service: BatchService, sent: list[BatchRecord], course: _Course
     ) -> Iterator[Sequence[Ballot]]:
         """Look at the batches, less and less often, and read each once it has ended."""
         pause = self._first_pause
@@ -113,7 +102,7 @@ def _bodies(
     for key in keys:
         request = {"custom_id": key, "params": course.exchange(key).request}
         length = len(json.dumps(request))
-        if chunk and (len(chunk) == MOST_REQUESTS or size + length > min(BODY_BYTES, MOST_BYTES)):
+        if chunk and (len(chunk) == MOST_REQUESTS or size + length > BODY_BYTES):
             yield chunk, requests
             chunk, requests, size = [], [], 0
         chunk.append(key)
@@ -222,126 +211,3 @@ def _parse(line: bytes) -> tuple[str | None, dict[str, Any]]:
         return str(key), result
     except (ValueError, KeyError, TypeError):
         return None, {}
-
-
-class _Service:
-    """The API's side of batches, with one retry policy for every call."""
-
-    def __init__(self, client: Anthropic, backoff: Backoff, pause: float) -> None:
-        self._client = client
-        self._backoff = backoff
-        self._pause = pause
-        self._claimed: set[str] = set()
-
-    def find(self, batch: BatchRecord) -> bool:
-        """Whether an earlier run's batch was sent; looked for where its id was not noted."""
-        if batch.batch_id is None:
-            self._adopt(batch)
-        if batch.batch_id is None:
-            time.sleep(self._pause)  # it may have been created only just now
-            self._adopt(batch)
-        if batch.batch_id is None:
-            batch.forget()
-            return False
-        self._claimed.add(batch.batch_id)
-        return True
-
-    def search_again(self, batch: BatchRecord) -> bool:
-        """After another's batch had been adopted: whether there is one more that may be ours."""
-        say(f"batch {batch.batch_id}: holds other requests, and is not ours")
-        batch.disown()
-        return self.find(batch)
-
-    def send(self, batch: BatchRecord, requests: list[dict[str, Any]]) -> BatchRecord:
-        """Create a batch, once. A failure that leaves open whether it was created is no reason
-        to create it again before the API's list of batches has been searched."""
-
-        def create() -> str:
-            if attempts["made"]:
-                self._adopt(batch)
-            attempts["made"] += 1
-            if batch.batch_id is not None:
-                return batch.batch_id
-            return self._client.messages.batches.create(requests=requests).id  # type: ignore[arg-type]
-
-        attempts: Counter[str] = Counter()
-        batch.sent(self._retried(create))
-        assert batch.batch_id is not None
-        self._claimed.add(batch.batch_id)
-        say(f"batch {batch.batch_id}: {len(batch.keys)} requests; it ends within 24 hours")
-        return batch
-
-    def fetch(self, batch: BatchRecord) -> bool:
-        """Whether the results are on disk; a batch that has ended is downloaded.
-
-        Raises `JudgeFailed` when the results are gone, and when the API names another host for
-        them: the key goes with every request.
-        """
-        if batch.results.exists():
-            return True
-        assert batch.batch_id is not None
-        batch_id = batch.batch_id
-        state = self._retried(lambda: self._client.messages.batches.retrieve(batch_id))
-        if state.processing_status != "ended":
-            return False
-        if state.results_url is None:
-            raise JudgeFailed(
-                f"the results of batch {batch_id} are gone (archived {state.archived_at}). What "
-                f"was judged is kept; delete {batch.path} and run the same command again to ask, "
-                f"and pay, for its {len(batch.keys)} requests once more."
-            )
-        ours, theirs = self._client.base_url.host, urlsplit(state.results_url).hostname
-        if theirs != ours:
-            raise JudgeFailed(
-                f"the results of batch {batch_id} are said to be on {theirs}, not on {ours}: "
-                "the API key is not sent there. What was judged is kept."
-            )
-        for _ in range(DOWNLOADS):
-            if self._retried(lambda: self._download(batch, state)) >= _size(state):
-                break
-        batch.partial.replace(batch.results)
-        return True
-
-    def _adopt(self, batch: BatchRecord) -> None:
-        """Take for ours the newest batch of as many requests since the intent was noted. Whether
-        it is, its results tell."""
-        earliest = datetime.fromtimestamp(batch.sent_at - CLOCK_SLACK, UTC)
-        known = self._claimed | set(batch.strangers)
-
-        def search() -> str | None:
-            for found in self._client.messages.batches.list(limit=100):
-                if found.created_at < earliest:
-                    return None
-                if found.id not in known and _size(found) == len(batch.keys):
-                    return found.id
-            return None
-
-        if found := self._retried(search):
-            say(f"batch {found}: sent before, and adopted")
-            batch.sent(found)
-
-    def _download(self, batch: BatchRecord, state: MessageBatch) -> int:
-        """Save the results' lines as they are; how many there are."""
-        with (
-            self._client.messages.batches.with_streaming_response.results(state.id) as response,
-            batch.partial.open("wb") as file,
-        ):
-            for piece in response.iter_bytes():
-                file.write(piece)
-        with batch.partial.open("rb") as file:
-            return sum(1 for line in file if line.endswith(b"\n"))
-
-    def _retried(self, call: Callable[[], T]) -> T:
-        attempt = 0
-        while True:
-            try:
-                return call()
-            except Exception as error:
-                time.sleep(self._backoff.wait(attempt, error))
-                attempt += 1
-
-
-def _size(batch: MessageBatch) -> int:
-    counts = batch.request_counts
-    done = counts.succeeded + counts.errored + counts.canceled + counts.expired
-    return counts.processing + done
