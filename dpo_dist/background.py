@@ -6,7 +6,7 @@ import asyncio
 import queue
 import random
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -17,7 +17,9 @@ Put = Callable[[T], Awaitable[None]]
 LONGEST_WAIT = 60.0  # seconds
 
 
-def stream(produce: Callable[[Put[T]], Coroutine[Any, Any, None]]) -> Iterator[list[T]]:
+def stream(
+    produce: Callable[[Put[T]], Coroutine[Any, Any, None]],
+) -> Generator[list[T], None, None]:
     """Run `produce(put)` on an event loop in a thread of its own and yield what it puts: whatever
     has come in since the last time, together.
 

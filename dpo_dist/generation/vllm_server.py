@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,7 +86,7 @@ class VllmServers:
 
         for request in requests:
             assert len(request.prompt_ids) + request.max_tokens <= self.max_model_len, request.id
-        return chain.from_iterable(stream(answer))
+        return _one_by_one(stream(answer))
 
     def _client(self) -> AsyncClient:
         import httpx2
@@ -110,3 +110,10 @@ def _read_key(variable: str | None) -> str | None:
     if not key:
         raise ConfigError(f"api_key_variable: the environment has no {variable}")
     return key
+
+
+def _one_by_one(groups: Generator[list[Completion], None, None]) -> Iterator[Completion]:
+    """The groups' completions. A consumer that stops ends what is behind the groups, too."""
+    with closing(groups):
+        for group in groups:
+            yield from group

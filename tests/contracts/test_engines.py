@@ -153,8 +153,8 @@ def test_the_tightest_cut_leaves_the_likeliest_token_at_any_temperature(served, 
         return {answer.id: answer.token_ids for answer in engine.generate(requests)}
 
     greedy = ask(GREEDY)
-    assert ask(Sampling(temperature=3.0)) != greedy
-    cut_off = ask(Sampling(temperature=3.0, **cut))
+    assert ask(Sampling(temperature=2.0)) != greedy
+    cut_off = ask(Sampling(temperature=2.0, **cut))
     # bfloat16 may leave two tokens equally likely.
     assert sum(cut_off[name] == greedy[name] for name in prompts) >= len(prompts) - 1
 

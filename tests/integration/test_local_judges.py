@@ -6,33 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import read_json
+from dpo_dist.artifacts import read_json, write_json
 from dpo_dist.cli import main
+from dpo_dist.phases.selftest import write_candidates
+from dpo_dist.runfile import load_config
 from tests import openai_server
-from tests.contracts.test_judges import fill_in
+from tests.contracts.test_judges import fill_in, prefers_good
 from tests.tiny import make_reward_model
 
-PROMPTS = 6
+PAIRS = 38  # of the planted candidates, those worth a judgement
 
 
 @pytest.fixture
-def judge_with(tmp_path: Path, tiny_model: Path, write_run, write_jsonl):
-    """Sample once; then `judge_with(section, *options)` is the judge phase's exit code."""
-    rows = [{"id": f"p{n}", "prompt": f"question {n}"} for n in range(PROMPTS)]
-    write_jsonl(tmp_path / "prompts.jsonl", rows)
+def judge_with(tmp_path: Path, write_run):
+    """`judge_with(section, *options)` is the judge phase's exit code on planted candidates."""
     (tmp_path / "rubric.md").write_text("Prefer GOOD.")
-    sample = {
-        "prompts": {"path": "prompts.jsonl"},
-        "engine": {"type": "hf", "max_model_len": 512},
-        # Hardly one of a random model's answers ends before its room does.
-        "slots": [{"temperature": 0.7}, {"temperature": 1.2, "top_p": 0.9}],
-        "max_new_tokens": 300,
-    }
-    model = {"base": str(tiny_model), "dtype": "float32"}
+    sample = {"prompts": {"path": "unused.jsonl"}, "engine": {"type": "hf"}}
 
     def judge(section: dict[str, object], *options: str) -> int:
-        run = write_run(model=model, sample=sample, judge={"judge": section})
-        assert main(["sample", str(run)]) == 0
+        judge = {"judge": section, "canaries": None}
+        run = write_run(model={"base": "unused"}, sample=sample, judge=judge)
+        write_candidates(load_config(run))
+        write_json(tmp_path / "runs" / "test" / "sample" / "manifest.json", {})
         return main(["judge", str(run), *options])
 
     return judge
@@ -61,17 +56,10 @@ def test_people_are_waited_for(judge_with, tmp_path: Path, capsys) -> None:
     section = {"type": "human", "sheet": "sheet.csv"}
     assert judge_with(section) == 1
     assert "fill in the column `choice`" in capsys.readouterr().err
-    longer = {}
-
-    def prefers_longer(row: dict[str, str]) -> str:
-        first, second = len(row["answer_1"]), len(row["answer_2"])
-        longer[row["number"]] = max(first, second)
-        return "1" if first > second else "2"
-
-    fill_in(tmp_path / "sheet.csv", prefers_longer)
+    fill_in(tmp_path / "sheet.csv", prefers_good)
     assert judge_with(section) == 0
     assert manifest(tmp_path)["judge"] == "human:sheet"
-    assert manifest(tmp_path)["counts"]["kept"] == len(longer) // 2 > 0
+    assert manifest(tmp_path)["counts"]["kept"] == PAIRS
 
 
 def test_a_server_of_one_s_own_needs_no_key_and_no_confirmation(judge_with, tmp_path: Path) -> None:
@@ -82,7 +70,7 @@ def test_a_server_of_one_s_own_needs_no_key_and_no_confirmation(judge_with, tmp_
             "base_url": server.url,
             "rubric": "rubric.md",
         }
-        # No answer of a random model holds GOOD: all are ties, and there is nothing to train on.
-        assert judge_with(section) == 2
+        assert judge_with(section) == 0
     assert server.keys == {"Bearer none"}
-    assert len(server.requests) >= 2
+    assert len(server.requests) == 2 * PAIRS
+    assert manifest(tmp_path)["counts"]["kept"] == PAIRS
