@@ -10,10 +10,11 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from tests.anthropic_batches import Batch, Batches
+from tests.loopback import JsonHandler, listening
 
 KEY = "sk-ant-test-0123456789abcdef"
 
@@ -117,13 +118,7 @@ class Server:
 
 
 def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # a wait of 40 ms for every answer
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
+    class Handler(JsonHandler):
         def do_POST(self) -> None:
             with server.lock:
                 server.in_flight += 1
@@ -246,19 +241,6 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 return False
             return True
 
-        def answer(self, status: int, value: object, headers: dict[str, str] | None = None) -> None:
-            self.send(status, json.dumps(value).encode(), dict(headers or {}))
-
-        def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-            self.send_response(status)
-            self.send_header("content-type", headers.pop("content-type", "application/json"))
-            self.send_header("content-length", str(len(content)))
-            self.send_header("request-id", f"req_{next(server.numbers)}")
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
     return Handler
 
 
@@ -272,14 +254,6 @@ def _error(kind: str, message: str, code: str | None = None) -> dict[str, Any]:
 @contextmanager
 def serve() -> Iterator[Server]:
     server = Server()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(server))
-    http.daemon_threads = True
-    server.url = f"http://127.0.0.1:{http.server_port}"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with listening(_handler(server)) as url:
+        server.url = url
         yield server
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()

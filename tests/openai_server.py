@@ -8,10 +8,11 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from tests.anthropic_server import Fault
+from tests.loopback import JsonHandler, listening
 
 KEY = "sk-test-0123456789abcdef"
 MODEL = "judge-7b"
@@ -89,12 +90,8 @@ class Server:
 
 
 def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # a wait of 40 ms for every answer
-
-        def log_message(self, *arguments: object) -> None:
-            pass
+    class Handler(JsonHandler):
+        id_header = "x-request-id"
 
         def do_GET(self) -> None:
             if self.path != "/v1/models" or server.models is None:
@@ -123,19 +120,6 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 return self.answer(fault.status, error, fault.headers)
             return self.answer(200, server.completion(body, fault))
 
-        def answer(self, status: int, value: object, headers: dict[str, str] | None = None) -> None:
-            self.send(status, json.dumps(value).encode(), dict(headers or {}))
-
-        def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-            self.send_response(status)
-            self.send_header("content-type", headers.pop("content-type", "application/json"))
-            self.send_header("content-length", str(len(content)))
-            self.send_header("x-request-id", f"req_{next(server.numbers)}")
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
     return Handler
 
 
@@ -146,14 +130,6 @@ def _error(message: str, code: str | None = None) -> dict[str, Any]:
 @contextmanager
 def serve() -> Iterator[Server]:
     server = Server()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(server))
-    http.daemon_threads = True
-    server.url = f"http://127.0.0.1:{http.server_port}/v1"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with listening(_handler(server)) as url:
+        server.url = f"{url}/v1"
         yield server
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()

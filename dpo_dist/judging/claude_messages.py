@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.errors import ConfigError, MissingDependency
 from dpo_dist.judging.dialogue import Dialogue
-from dpo_dist.judging.judge import Comparison, Judge
+from dpo_dist.judging.judge import Comparison, Judge, rules_digest
 from dpo_dist.judging.retry import explain
 from dpo_dist.judging.rubric import (
     CHARACTERS_A_TOKEN,
@@ -51,8 +49,7 @@ class Claude(Judge):
         self.form = form
         self.rubric = read_rubric(config.rubric)
         version = anthropic.Anthropic(api_key="-").default_headers["anthropic-version"]
-        rules = json.dumps([self.rubric, form.rules(), version])
-        digest = hashlib.sha256(rules.encode()).hexdigest()[:12]
+        digest = rules_digest([self.rubric, form.rules(), version])
         self.identity = f"claude:{config.model}:{digest}"
         self._context: int | None = None  # tokens
 

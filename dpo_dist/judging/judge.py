@@ -46,6 +46,11 @@ def alone(prompt: Prompt, name: str, text: str) -> Comparison:
     return Comparison(prompt, name, "", text, "")
 
 
+def rules_digest(rules: Sequence[Any]) -> str:
+    """What stands in an identity for the rules by which a judge goes: 12 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:12]
+
+
 class Judge(ABC):
     """Compares answers. `identity` names who judges by which rules, down to their digest."""
 

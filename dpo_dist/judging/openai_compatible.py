@@ -3,8 +3,6 @@ any server that speaks them and can hold an answer to a JSON schema."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +12,7 @@ from dpo_dist.config import OpenAiJudge as OpenAiConfig
 from dpo_dist.console import hide
 from dpo_dist.errors import ConfigError, MissingDependency
 from dpo_dist.judging.dialogue import Dialogue
-from dpo_dist.judging.judge import Comparison, Judge
+from dpo_dist.judging.judge import Comparison, Judge, rules_digest
 from dpo_dist.judging.retry import Backoff, NotAMessage, explain
 from dpo_dist.judging.rubric import (
     CHARACTERS_A_TOKEN,
@@ -48,8 +46,7 @@ class OpenAiJudge(Judge):
         self.config = config
         self.form = form
         self.rubric = read_rubric(config.rubric)
-        rules = json.dumps([self.rubric, form.rules(), config.temperature, config.base_url])
-        digest = hashlib.sha256(rules.encode()).hexdigest()[:12]
+        digest = rules_digest([self.rubric, form.rules(), config.temperature, config.base_url])
         self.identity = f"openai_compatible:{config.model}:{digest}"
         self._key = os.environ.get(config.api_key_variable) or NO_KEY
         self._workers = Workers(

@@ -148,16 +148,16 @@ def poll(
         if reason := judge.why_not_asked(comparison):
             votes[key] = vote(judge.ballot(comparison, reason), comparison)
             del missing[key]
-    if judge.expected_usage(list(missing.values())):
+    if expected := judge.expected_usage(list(missing.values())):
         if found := list(paid_before(earlier, missing)):
             journal.append(found)
             say(f"{name}: {len(found)} ballots were paid for before and are used again")
-        for ballot in found:
-            keep(ballot)
-            del missing[ballot.key]
-        left = list(missing.values())
-        if left:
-            approve(f"{name}: {ledger.forecast(len(left), judge.expected_usage(left))}")
+            for ballot in found:
+                keep(ballot)
+                del missing[ballot.key]
+            expected = judge.expected_usage(list(missing.values()))
+        if missing:
+            approve(f"{name}: {ledger.forecast(len(missing), expected)}")
 
     with progress(name, len(wanted)) as advance:
         advance(len(wanted) - len(missing), ledger.note)

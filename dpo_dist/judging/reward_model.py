@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,7 @@ from dpo_dist.config import RewardModelJudge as RewardModelConfig
 from dpo_dist.data.chat import conversation_ids, load_tokenizer
 from dpo_dist.data.models import check_model, model_identity
 from dpo_dist.errors import ConfigError, JudgeFailed, ModelError
-from dpo_dist.judging.judge import Comparison, Judge
+from dpo_dist.judging.judge import Comparison, Judge, rules_digest
 from dpo_dist.records import Ballot, BallotOutcome, Message
 
 if TYPE_CHECKING:
@@ -40,8 +38,7 @@ class RewardModelJudge(Judge):
         self._own_pad: int | None = None
         template = self._tokenizer.chat_template
         settings = [template, config.max_length, config.dtype, config.tie_margin]
-        rules = json.dumps([model_identity(config.model), *settings])
-        digest = hashlib.sha256(rules.encode()).hexdigest()[:12]
+        digest = rules_digest([model_identity(config.model), *settings])
         self.identity = f"reward_model:{config.model}:{digest}"
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Sequence[Ballot]]:
