@@ -8,11 +8,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import socket
+import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +20,10 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from dpo_dist import locks
 from dpo_dist.console import say
-from dpo_dist.errors import DataError, DirectoryLocked, FingerprintMismatch
+from dpo_dist.errors import DataError, FingerprintMismatch
+from dpo_dist.ranks import WHOLE, Shard
 from dpo_dist.records import Record
 
 R = TypeVar("R", bound=Record)
@@ -78,10 +79,19 @@ class Journal(Generic[R]):
 
 def read_records(path: Path, record: type[R]) -> Iterator[R]:
     """Yield the records of a JSONL file. Raises `DataError` naming file and line."""
+    return (found for _, found in read_places(path, record))
+
+
+def read_places(path: Path, record: type[R], *, growing: bool = False) -> Iterator[tuple[int, R]]:
+    """Yield (offset in bytes, record) of a JSONL file; of one that is `growing`, what comes before
+    a last line that is not whole yet. Raises `DataError` naming file and line."""
+    offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            if growing and not line.endswith(b"\n"):
+                return
             try:
-                yield record.model_validate_json(line)
+                yield offset, record.model_validate_json(line)
             except ValidationError as error:
                 problem = error.errors()[0]
                 where = ".".join(str(part) for part in problem["loc"])
@@ -89,6 +99,7 @@ def read_records(path: Path, record: type[R]) -> Iterator[R]:
                     f"{path}:{number}: damaged record ({where} {problem['msg']}). "
                     "Move the file aside to start this phase again."
                 ) from None
+            offset += len(line)
 
 
 def write_records(path: Path, records: Iterable[R]) -> None:
@@ -103,12 +114,16 @@ def write_text(path: Path, text: str) -> None:
 
 def _write(path: Path, parts: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    # Shards write the same file, each through a temporary one of its own.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -138,11 +153,15 @@ def directory_digest(path: Path, pattern: str = "*") -> str:
 
 
 class PhaseDirectory:
-    """One phase's directory, locked by this process and bound to a fingerprint of its inputs."""
+    """One phase's directory, locked by this process and bound to a fingerprint of its inputs.
 
-    def __init__(self, path: Path, fingerprint: Mapping[str, Any]) -> None:
+    `shard` is the part of the work that this process has.
+    """
+
+    def __init__(self, path: Path, fingerprint: Mapping[str, Any], shard: Shard = WHOLE) -> None:
         self.path = path
         self.phase = path.name
+        self.shard = shard
         self._fingerprint = json.loads(json.dumps(fingerprint))
         self._started = time.monotonic()
 
@@ -186,9 +205,13 @@ class PhaseDirectory:
         )
         (self.path / ".seconds").unlink(missing_ok=True)
 
+    def add_seconds(self, seconds: float) -> None:
+        """Count time that other processes have spent on this phase."""
+        self._started -= seconds
+
     def keep_time(self) -> None:
         """Remember the time spent so far, so that a resumed phase reports the sum."""
-        if not self.complete:
+        if self.shard.whole and not self.complete:
             write_text(self.path / ".seconds", str(self._earlier_seconds() + self._elapsed()))
 
     def _elapsed(self) -> float:
@@ -201,15 +224,25 @@ class PhaseDirectory:
 
 @contextmanager
 def phase_directory(
-    path: Path, fingerprint: Mapping[str, Any], *, force: bool = False
+    path: Path, fingerprint: Mapping[str, Any], *, force: bool = False, shard: Shard = WHOLE
 ) -> Iterator[PhaseDirectory]:
-    """Lock a phase's directory for this process and bind it to `fingerprint`.
+    """Lock a phase's directory for this process, or a shard's part of it, and bind it to
+    `fingerprint`.
 
     Raises `DirectoryLocked` when another process works in it, and `FingerprintMismatch` when
-    it holds the work of other settings; `force` moves that work to `<phase>.old-<n>` instead.
+    it holds the work of other settings; `force` moves that work to `<phase>.old-<n>` instead
+    (not for a shard, beside which others may be at work).
     """
+    assert not (force and not shard.whole)
     path.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    if not shard.whole:
+        with locks.shared(path, shard):
+            part = PhaseDirectory(path, fingerprint, shard)
+            with locks.in_turn(path):
+                part.bind()
+            yield part
+        return
+    with locks.sole(path):
         directory = PhaseDirectory(path, fingerprint)
         try:
             directory.bind()
@@ -222,25 +255,6 @@ def phase_directory(
             yield directory
         finally:
             directory.keep_time()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # The lock lies beside the directory: it has to survive the directory being moved aside.
-    lock = path.with_name(f".{path.name}.lock")
-    with lock.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise DirectoryLocked(
-                f"{path} is in use by {file.read().strip() or 'another process'}. "
-                "Wait for it, or stop it, and run the same command again."
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
 
 
 def _move_aside(path: Path) -> Path:

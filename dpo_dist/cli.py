@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_dist import __version__
-from dpo_dist.errors import INTERRUPTED, DpoDistError, Preempted
+from dpo_dist.errors import INTERRUPTED, DpoDistError, Preempted, UserError
+from dpo_dist.ranks import WHOLE, Shard
 
 COMMANDS = {
     "run": "all phases that the run file asks for, in order; what is complete is skipped",
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _execute(options: argparse.Namespace) -> int:
-    from dpo_dist.phases.pipeline import run_all, run_phase
+    from dpo_dist.phases.pipeline import command_of, run_all, run_phase
     from dpo_dist.runfile import load_config
 
     config = load_config(options.run_file, options.set)
@@ -58,7 +59,18 @@ def _execute(options: argparse.Namespace) -> int:
 
         return selftest(config)
     if options.command != "run":
-        run_phase(options.command, config, force=options.force)
+        shard = getattr(options, "shard", WHOLE)
+        if options.force and not shard.whole:
+            raise UserError("--force with --shard: other shards may be at work; use it without")
+        alone = getattr(options, "worker", True)
+        command = command_of(options.command, options.run_file, options.set)
+        run_phase(
+            options.command,
+            config,
+            force=options.force,
+            shard=shard,
+            command=() if alone else command,
+        )
         return 0
     status = run_all(options.run_file, config, options.set, force=options.force)
     if status == INTERRUPTED:
@@ -86,7 +98,16 @@ def _command_line(options: argparse.Namespace) -> str:
     words = ["dpo-dist", options.command, str(options.run_file)]
     for override in options.set:
         words += ["--set", override]
+    if not getattr(options, "shard", WHOLE).whole:
+        words += ["--shard", str(options.shard)]
     return shlex.join(words)
+
+
+def _shard(text: str) -> Shard:
+    try:
+        return Shard.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,6 +144,15 @@ def _parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="do not ask before a judge that costs money is used",
             )
+        if name in ("sample", "evaluate"):
+            command.add_argument(
+                "--shard",
+                type=_shard,
+                default=WHOLE,
+                metavar="INDEX/COUNT",
+                help="generate for this part of the prompts only, counted from 0; for array jobs",
+            )
+            command.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
         if name == "judge":
             command.add_argument(
                 "--selftest",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,22 +30,33 @@ def run_to_end(
     will follow with SIGKILL.
     """
     process = subprocess.Popen(command, env=env)
-    with _handling_sigterm(lambda: on_terminate(process)):
+    with handling_sigterm(lambda: on_terminate(process)):
         try:
             return process.wait()
         except KeyboardInterrupt:
-            for seconds, number in _PATIENCE:
-                try:
-                    process.wait(seconds)
-                    break
-                except subprocess.TimeoutExpired:
-                    process.send_signal(number)
-            process.wait()
+            end_all([process])
             raise
 
 
+def end_all(processes: Sequence[Process]) -> None:
+    """Wait until all have ended; those that go on are asked, told and made to, in that order."""
+    for seconds, number in _PATIENCE:
+        deadline = time.monotonic() + seconds
+        while any(process.poll() is None for process in processes):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+    for process in processes:
+        process.wait()
+
+
 @contextmanager
-def _handling_sigterm(handle: Callable[[], object]) -> Iterator[None]:
+def handling_sigterm(handle: Callable[[], object]) -> Iterator[None]:
+    """Call `handle` on SIGTERM, in the main thread, instead of ending."""
+
     def on_signal(*_: Any) -> None:
         handle()
 

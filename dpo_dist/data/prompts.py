@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dpo_dist.config import DataSource
-from dpo_dist.data.rows import Row, check_text, messages_of, read_rows
+from dpo_dist.data.rows import Row, check_text, iterate_rows, messages_of, read_rows
 from dpo_dist.errors import DataError
 from dpo_dist.records import Message, Prompt
 
@@ -28,15 +29,18 @@ def read_prompts(source: DataSource) -> list[Prompt]:
     Raises `DataError` (file:line) for a row without a prompt, one that does not end with the
     user's turn, an id that occurs twice, and text that cannot be encoded.
     """
+    return list(iterate_prompts(source))
+
+
+def iterate_prompts(source: DataSource) -> Iterator[Prompt]:
+    """`read_prompts`, one by one; the errors come as the rows do."""
     places: dict[str, str] = {}
-    prompts: list[Prompt] = []
-    for row in read_rows(source):
+    for row in iterate_rows(source):
         prompt = _prompt(row)
         if prompt.id in places:
             raise row.error(f"the id {prompt.id!r} occurred before, at {places[prompt.id]}")
         places[prompt.id] = row.place
-        prompts.append(prompt)
-    return prompts
+        yield prompt
 
 
 def read_demonstrations(source: DataSource) -> list[Demonstration]:
@@ -53,16 +57,23 @@ def read_demonstrations(source: DataSource) -> list[Demonstration]:
     return demonstrations
 
 
-def check_disjoint(train: list[Prompt], held_out: list[Prompt]) -> None:
+def check_disjoint(train: Iterable[Prompt], held_out: Sequence[Prompt]) -> None:
     """Refuse an evaluation prompt that is also a training prompt, by content."""
-    seen = {content_digest(prompt.messages): prompt.id for prompt in train}
-    for prompt in held_out:
-        twin = seen.get(content_digest(prompt.messages))
+    for _ in disjoint(train, held_out):
+        pass
+
+
+def disjoint(train: Iterable[Prompt], held_out: Sequence[Prompt]) -> Iterator[Prompt]:
+    """The training prompts, one by one. Raises `DataError` at one that is held out, by content."""
+    kept_apart = {content_digest(prompt.messages): prompt.id for prompt in held_out}
+    for prompt in train:
+        twin = kept_apart.get(content_digest(prompt.messages)) if kept_apart else None
         if twin is not None:
             raise DataError(
-                f"the held-out prompt {prompt.id!r} is also the training prompt {twin!r}; "
+                f"the held-out prompt {twin!r} is also the training prompt {prompt.id!r}; "
                 "an evaluation on training prompts proves nothing"
             )
+        yield prompt
 
 
 def content_digest(messages: tuple[Message, ...]) -> str:

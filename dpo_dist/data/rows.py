@@ -31,10 +31,16 @@ class Row:
 
 def read_rows(source: DataSource) -> list[Row]:
     """All rows of a source, at most `limit`. Raises `DataError` naming file and line."""
-    rows = list(islice(_iterate(source), source.limit))
-    if not rows:
+    return list(iterate_rows(source))
+
+
+def iterate_rows(source: DataSource) -> Iterator[Row]:
+    """`read_rows`, one by one; the errors come as the rows do."""
+    row = None
+    for row in islice(_iterate(source), source.limit):
+        yield row
+    if row is None:
         raise DataError(f"{source.path or source.dataset}: no rows")
-    return rows
 
 
 def source_identity(source: DataSource) -> dict[str, Any]:

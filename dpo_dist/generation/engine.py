@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,8 @@ class Request:
     """One answer to draw. `prompt_ids` already carry the template and its single BOS, if any.
 
     `adapter` is the directory of a LoRA adapter on the engine's model, or None for the model
-    as it is.
+    as it is. `seed` fixes the noise of this answer, whatever else is drawn beside it; None takes
+    the engine's.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Request:
     sampling: Sampling
     max_tokens: int
     adapter: Path | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ class Engine(Protocol):
     identity: str
     max_model_len: int
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Yield one completion per request, in the order in which they finish.
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yield one completion per request, in the order in which they finish. Requests are drawn
+        as there is room for them, so that a generator need not hold them all.
 
         A request whose prompt leaves no room for `max_tokens` within `max_model_len` is the
         caller's mistake (an assertion): callers count and skip it before.
@@ -75,10 +78,12 @@ def build_engine(
     dtype: str,
     seed: int,
     adapters: Sequence[Path] = (),
+    seeded: bool = False,
     trust_remote_code: bool = False,
 ) -> Engine:
-    """Start an engine on `model`, able to serve the LoRA `adapters` on top of it; servers were
-    started with their own dtype, seed and trust."""
+    """Start an engine on `model`, able to serve the LoRA `adapters` on top of it, for requests of
+    which all or none have a seed of their own (`seeded`); servers were started with their own
+    dtype, seed and trust."""
     ranks.strip_launcher_variables()
     match config:
         case VllmEngine():
@@ -90,6 +95,7 @@ def build_engine(
                 dtype=dtype,
                 seed=seed,
                 adapters=adapters,
+                seeded=seeded,
                 trust_remote_code=trust_remote_code,
             )
         case VllmServer():

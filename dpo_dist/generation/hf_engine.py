@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ class HfInProcess:
             f"batch={config.batch_size}"
         )
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         ordered = sorted(requests, key=lambda request: (_kind(request), len(request.prompt_ids)))
         for _, group in itertools.groupby(ordered, key=_kind):
             members = list(group)

@@ -207,6 +207,7 @@ def completion_body(name: str, request: Request) -> dict[str, Any]:
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "return_token_ids": True,
+        **({} if request.seed is None else {"seed": request.seed}),
     }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from dpo_dist.artifacts import Journal
 from dpo_dist.console import progress
 from dpo_dist.generation.engine import Completion, Engine, Request
+from dpo_dist.ranks import Shard
 from dpo_dist.records import Record
 
 R = TypeVar("R", bound=Record)
@@ -17,6 +18,13 @@ R = TypeVar("R", bound=Record)
 # A record is on disk at the latest this many seconds after it was generated: an fsync for each
 # would cost more than a small model's tokens.
 FLUSH_SECONDS = 1.0
+SHARD_STRIDE = 1_000_003  # between the seeds of shards; no shard has that many requests
+
+
+def engine_seed(seed: int, done: int, shard: Shard) -> int:
+    """The seed of an engine that goes on after `done` answers: neither a resumed run nor another
+    shard may draw the noise again that was drawn before."""
+    return seed + done + SHARD_STRIDE * shard.index
 
 
 @dataclass(frozen=True)
@@ -29,21 +37,24 @@ class Pace:
 
 def answer_all(
     engine: Engine,
-    requests: Sequence[Request],
+    requests: Iterable[Request],
     record: Callable[[Completion], R],
     journal: Journal[R],
     *,
     name: str,
     done: int,
+    total: int,
 ) -> Pace:
-    """Generate every request and journal `record(completion)` as answers finish. `done` is how
-    many an interrupted run had finished before. The share of answers that were cut off stands
-    behind the progress bar."""
+    """Generate every request and journal `record(completion)` as answers finish.
+
+    Of `total` answers an interrupted run had finished `done` before. The share of answers that
+    were cut off stands behind the progress bar.
+    """
     tokens = cut_off = 0
     first_seconds = 0.0
     pending: list[R] = []
     started = flushed = time.monotonic()
-    with progress(name, done + len(requests), done) as advance:
+    with progress(name, total, done) as advance:
         try:
             for answered, completion in enumerate(engine.generate(requests), start=1):
                 pending.append(record(completion))

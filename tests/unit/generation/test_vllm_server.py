@@ -272,14 +272,14 @@ def test_no_replica_left_is_an_end_that_keeps_what_was_answered(pair, tmp_path: 
     engine, asked = connect(pair, max_attempts=2), requests(20)
     with Journal(tmp_path / "journal.jsonl", Generation) as journal:
         with pytest.raises(EngineFailed, match=r"no vLLM server is left.*Connect.*vllm serve"):
-            answer_all(engine, asked, record, journal, name="test", done=0)
+            answer_all(engine, asked, record, journal, name="test", done=0, total=len(asked))
         done = {kept.prompt_id for kept in journal.read()}
         assert 4 <= len(done) <= 12
         for server in pair:
             server.dies_after = None
             server.revive()
         missing = [request for request in asked if request.id not in done]
-        answer_all(connect(pair), missing, record, journal, name="test", done=len(done))
+        answer_all(connect(pair), missing, record, journal, name="test", done=len(done), total=len(done) + len(missing))
         assert sorted(r.prompt_id for r in journal.read()) == sorted(r.id for r in asked)
 
 
@@ -324,7 +324,7 @@ def test_a_refused_request_ends_the_work_with_the_server_s_words() -> None:
 
 def test_a_request_without_room_is_the_caller_s_mistake() -> None:
     with serve() as servers, pytest.raises(AssertionError, match="long"):
-        connect(servers).generate([Request("long", (1,) * 250, SLOTS[0], 8)])
+        list(connect(servers).generate([Request("long", (1,) * 250, SLOTS[0], 8)]))
 
 
 def test_a_replica_has_to_serve_the_model(pair) -> None:

@@ -1,0 +1,215 @@
+"""Several engine processes on one machine, one for each GPU (or group of them), each with a shard.
+
+A worker is the same command with `--shard`, as an array job on a cluster would start it. Its
+messages go to `<phase>/worker-<shard>.log`; what the user sees is one bar over all journals.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dpo_dist.config import Engine, HfEngine, VllmEngine
+from dpo_dist.console import progress, say, warn
+from dpo_dist.errors import ConfigError, PhaseFailed, Preempted, UserError
+from dpo_dist.processes import Process, end_all, handling_sigterm
+from dpo_dist.ranks import Shard
+
+LOOK_SECONDS = 0.5
+CUT_OFF = b'"finish_reason":"length"'  # quotes within a JSON text are escaped: no answer says this
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker runs: the GPUs it sees, or else the processor cores."""
+
+    gpus: tuple[str, ...] = ()
+    cores: frozenset[int] = frozenset()
+
+
+def places(engine: Engine) -> list[Place]:
+    """One for each worker; a single one where the phase's own process does the work.
+
+    Raises `ConfigError` where the GPUs do not suffice.
+    """
+    if not isinstance(engine, VllmEngine | HfEngine):
+        return [Place()]
+    each = engine.tensor_parallel_size if isinstance(engine, VllmEngine) else 1
+    gpus = visible_gpus()
+    count = engine.workers or max(1, len(gpus) // each)
+    if gpus and count * each > len(gpus):
+        raise ConfigError(
+            f"engine.workers: {count} workers with {each} GPUs each need {count * each}, but "
+            f"{len(gpus)} are visible"
+        )
+    if count == 1:
+        return [Place()]
+    if gpus:
+        return [Place(gpus=tuple(gpus[n * each : (n + 1) * each])) for n in range(count)]
+    cores = sorted(os.sched_getaffinity(0))
+    return [Place(cores=frozenset(cores[n::count] or cores)) for n in range(count)]
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA would see, as CUDA_VISIBLE_DEVICES names it, without starting CUDA here."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return listed.stdout.split()
+
+
+@dataclass
+class Worker:
+    """One process after the other that works on a shard."""
+
+    shard: Shard
+    place: Place
+    command: Sequence[str]
+    journal: Path
+    log: Path
+    process: Process | None = None
+    size_at_start: int = 0
+
+    def start(self) -> None:
+        self.size_at_start = self._size()
+        environment = {**os.environ}
+        if self.place.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.place.gpus)
+        own = os.sched_getaffinity(0)
+        with self.log.open("ab") as log:
+            # A child inherits the cores; its libraries start as many threads.
+            os.sched_setaffinity(0, self.place.cores or own)
+            try:
+                self.process = subprocess.Popen(
+                    [*self.command, "--shard", str(self.shard)],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+            finally:
+                os.sched_setaffinity(0, own)
+
+    @property
+    def has_progressed(self) -> bool:
+        """Whether anything was written since the last start: then another may get further."""
+        return self._size() > self.size_at_start
+
+    def _size(self) -> int:
+        return self.journal.stat().st_size if self.journal.exists() else 0
+
+
+def run_workers(
+    workers: Sequence[Worker], *, name: str, total: int, journals: Sequence[str]
+) -> None:
+    """Run all workers to their end; `total` records are expected in the `journals` (patterns).
+
+    A worker that dies is started again, unless it has done nothing since its last start. Raises
+    `PhaseFailed` with what the first such worker said last, once the others are done, and
+    `UserError` at once where the input is what is wrong.
+    """
+    folder = workers[0].log.parent
+    say(f"{name}: {len(workers)} workers; their messages: {folder}/worker-*.log")
+    watched = Watched(folder, journals)
+    done = watched.look()
+    failed: list[Worker] = []
+    with _started(workers) as stopped, progress(name, total, done) as advance:
+        at_work = list(workers)
+        while at_work:
+            time.sleep(LOOK_SECONDS)
+            advance(watched.look(), watched.note)
+            if stopped.is_set():
+                raise Preempted(f"the {len(workers)} workers were stopped")
+            at_work = [worker for worker in at_work if _goes_on(worker, failed)]
+        advance(watched.look(), watched.note)
+    if failed:
+        raise PhaseFailed(
+            f"{len(failed)} of {len(workers)} workers failed; what was generated is kept. The "
+            f"first of them, {failed[0].shard}, said last:\n{_last_words(failed[0])}"
+        )
+
+
+@dataclass
+class Watched:
+    """Counts the records of journals that others write, by the bytes that are new."""
+
+    folder: Path
+    patterns: Sequence[str]
+    records: int = 0
+    cut_off: int = 0
+    offsets: dict[Path, int] = field(default_factory=dict)
+
+    def look(self) -> int:
+        """How many records have come."""
+        before = self.records
+        for path in (path for pattern in self.patterns for path in self.folder.glob(pattern)):
+            with path.open("rb") as file:
+                file.seek(self.offsets.get(path, 0))
+                for line in file:
+                    if line.endswith(b"\n"):
+                        self.offsets[path] = self.offsets.get(path, 0) + len(line)
+                        self.records += 1
+                        self.cut_off += CUT_OFF in line
+        return self.records - before
+
+    @property
+    def note(self) -> str:
+        return f"{100 * self.cut_off / self.records:.0f} % cut off" if self.records else ""
+
+
+def _goes_on(worker: Worker, failed: list[Worker]) -> bool:
+    """Whether a worker is at work, or at work again; one that cannot go on joins the `failed`."""
+    assert worker.process is not None
+    status = worker.process.poll()
+    if status == UserError.exit_code:
+        raise UserError(_last_words(worker))
+    if not status:
+        return status is None
+    if worker.has_progressed:
+        warn(f"worker {worker.shard} ended with {status}; it is started again")
+        worker.start()
+        return True
+    failed.append(worker)
+    return False
+
+
+@contextmanager
+def _started(workers: Sequence[Worker]) -> Iterator[threading.Event]:
+    """The workers at work, none of which is left behind; the event tells of a SIGTERM, which is
+    passed on as an interrupt: then they put their journals in order."""
+    stopped = threading.Event()
+
+    def stop() -> None:
+        stopped.set()
+        for worker in workers:
+            if worker.process is not None:
+                worker.process.send_signal(signal.SIGINT)
+
+    with handling_sigterm(stop):
+        try:
+            for worker in workers:
+                worker.start()
+            yield stopped
+        finally:
+            end_all([worker.process for worker in workers if worker.process is not None])
+
+
+def _last_words(worker: Worker) -> str:
+    lines = worker.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(lines[-20:])
