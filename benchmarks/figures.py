@@ -11,6 +11,8 @@ from pathlib import Path
 
 from dpo_dist.phases.pipeline import package_versions
 
+MODEL = Path(".cache/models/SmolLM2-135M-Instruct")
+
 
 def option_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with the options that every benchmark has: `--quick` and `--json FILE`."""

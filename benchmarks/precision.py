@@ -18,8 +18,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from benchmarks.figures import option_parser, publish
-from benchmarks.train import MODEL, tokenized
+from benchmarks.figures import MODEL, option_parser, publish
+from benchmarks.train import tokenized
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.training import attention, layout, lora_linear
 from dpo_dist.training.preference_trainer import PairCollator

@@ -27,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import option_parser, publish
+from benchmarks.figures import MODEL, option_parser, publish
 from benchmarks.flops import useful_flops
 from benchmarks.train_block import Block
 from dpo_dist.config import PathPreferences
@@ -38,7 +38,6 @@ from dpo_dist.training.launch import CPU_ALLOCATOR
 from dpo_dist.training.reference import row_key
 from dpo_dist.training.sampler import GlobalBatchSampler
 
-MODEL = Path(".cache/models/SmolLM2-135M-Instruct")
 MAX_LENGTH = 1024
 PAIRS_A_BLOCK = 8
 COMPARISONS = ("lfl batch 2", "lfl batch 4", "lfl batch 2, full", "best")

@@ -115,7 +115,7 @@ class Server:
 
     def complaint(self, body: dict[str, Any]) -> tuple[int, str] | None:
         """What vLLM would refuse, and what it would ignore without a word."""
-        if body.keys() != BODY:
+        if body.keys() - {"seed"} != BODY:
             return 400, f"unknown or missing keys: {sorted(body.keys() ^ BODY)}"
         if body["model"] not in {self.model, *self.adapters}:
             return 404, f"The model `{body['model']}` does not exist."

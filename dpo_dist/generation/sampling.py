@@ -15,9 +15,9 @@ from dpo_dist.records import Record
 
 R = TypeVar("R", bound=Record)
 
-# A record is on disk at the latest this many seconds after it was generated: an fsync for each
-# would cost more than a small model's tokens.
-FLUSH_SECONDS = 1.0
+# A record is on disk at the latest this many seconds, or records, after it was generated: an fsync
+# for each would cost more than a small model's tokens.
+FLUSH_SECONDS, FLUSH_RECORDS = 1.0, 1000
 SHARD_STRIDE = 1_000_003  # between the seeds of shards; no shard has that many requests
 
 
@@ -53,6 +53,13 @@ def answer_all(
     tokens = cut_off = 0
     first_seconds = 0.0
     pending: list[R] = []
+
+    def flush() -> None:
+        # Taken out first: an interrupt while they are written must not write them twice.
+        nonlocal pending
+        records, pending = pending, []
+        journal.append(records)
+
     started = flushed = time.monotonic()
     with progress(name, total, done) as advance:
         try:
@@ -63,10 +70,10 @@ def answer_all(
                 if answered == 1:
                     first_seconds = time.monotonic() - started
                 advance(1, f"{100 * cut_off / answered:.0f} % cut off")
-                if time.monotonic() - flushed > FLUSH_SECONDS:
-                    journal.append(pending)
-                    pending.clear()
+                late = time.monotonic() - flushed > FLUSH_SECONDS
+                if late or len(pending) >= FLUSH_RECORDS:
+                    flush()
                     flushed = time.monotonic()
         finally:
-            journal.append(pending)
+            flush()
     return Pace(tokens, first_seconds)

@@ -101,13 +101,7 @@ def _tokenized(config: Config, out: PhaseDirectory) -> list[_Asked]:
     tokenizer = _tokenizer(config)
     prompts = read_records(out.path / "prompts.jsonl", Prompt)
     own = (p for number, p in enumerate(prompts) if out.shard.holds(number))
-    queue = [asked for p in own if (asked := _fitting(p, tokenizer, _section(config)))]
-    if out.shard.whole and not queue:
-        raise DataError(
-            f"no prompt leaves room for its answer within max_model_len "
-            f"{_section(config).engine.max_model_len}"
-        )
-    return queue
+    return [asked for p in own if (asked := _fitting(p, tokenizer, _section(config)))]
 
 
 def _fitting(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> _Asked | None:
@@ -200,18 +194,26 @@ def _noise(seed: int, name: str) -> int:
 
 
 def _order(config: Config, out: PhaseDirectory, journals: Journals[Candidate]) -> _Order | None:
-    """All answers in the prompts' order; None while one is still to be drawn, by any shard."""
-    sample, tokenizer = _section(config), _tokenizer(config)
+    """All answers in the prompts' order; None while one is still to be drawn, by any shard.
+
+    Raises `DataError` where no prompt fits the engine.
+    """
+    sample = _section(config)
+    tokenizer = None
     names: list[str] = []
     too_long = 0
     for prompt in read_records(out.path / "prompts.jsonl", Prompt):
         asked = [request_id(prompt.id, number) for number in range(len(sample.slots))]
         if all(name in journals for name in asked):
             names += asked
-        elif _fitting(prompt, tokenizer, sample):
+            continue
+        tokenizer = tokenizer or _tokenizer(config)  # seconds to load, and mostly not needed
+        if _fitting(prompt, tokenizer, sample):
             return None
-        else:
-            too_long += 1
+        too_long += 1
+    if not names:
+        room = sample.engine.max_model_len
+        raise DataError(f"no prompt leaves room for its answer within max_model_len {room}")
     return _Order(names, too_long)
 
 

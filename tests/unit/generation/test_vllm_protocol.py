@@ -22,18 +22,22 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize("seed", [None, 2**63 - 1])
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
-def test_a_server_samples_as_the_engine_in_this_process_does(sampling: Sampling) -> None:
+def test_a_server_samples_as_the_engine_in_this_process_does(
+    sampling: Sampling, seed: int | None
+) -> None:
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
-    body = completion_body("model", Request("r", (5, 6), sampling, 17))
-    assert body.keys() == BODY <= CompletionRequest.model_fields.keys()
+    asked = Request("r", (5, 6), sampling, 17, seed=seed)
+    body = completion_body("model", asked)
+    assert body.keys() - {"seed"} == BODY <= CompletionRequest.model_fields.keys()
     read = CompletionRequest.model_validate(json.loads(json.dumps(body)))
     assert (read.prompt, read.return_token_ids, read.model) == ([5, 6], True, "model")
     # A model's generation_config.json, which the server takes as its defaults.
     defaults = {"temperature": 0.3, "top_p": 0.5, "top_k": 3, "min_p": 0.2}
     defaults |= {"repetition_penalty": 1.3, "presence_penalty": 1.0, "frequency_penalty": 1.0}
-    got, wanted = read.to_sampling_params(17, defaults), _sampling_params(sampling, 17)
+    got, wanted = read.to_sampling_params(17, defaults), _sampling_params(asked)
     got.output_kind = wanted.output_kind  # whole answers: in one piece, or as it comes
     assert repr(got) == repr(wanted)
 

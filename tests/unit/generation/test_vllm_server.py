@@ -279,7 +279,15 @@ def test_no_replica_left_is_an_end_that_keeps_what_was_answered(pair, tmp_path: 
             server.dies_after = None
             server.revive()
         missing = [request for request in asked if request.id not in done]
-        answer_all(connect(pair), missing, record, journal, name="test", done=len(done), total=len(done) + len(missing))
+        answer_all(
+            connect(pair),
+            missing,
+            record,
+            journal,
+            name="test",
+            done=len(done),
+            total=len(done) + len(missing),
+        )
         assert sorted(r.prompt_id for r in journal.read()) == sorted(r.id for r in asked)
 
 
