@@ -89,7 +89,7 @@ class Sample(Section):
     max_new_tokens: PositiveInt = 160
 
     @model_validator(mode="after")
-    def _two_slots(self) -> Sample:
-        if len(self.slots) != 2:
-            raise ValueError(f"a preference needs exactly two slots, not {len(self.slots)}")
+    def _two_slots_or_more(self) -> Sample:
+        if len(self.slots) < 2:
+            raise ValueError(f"a preference needs at least two slots, not {len(self.slots)}")
         return self

@@ -44,7 +44,7 @@ def test_defaults_are_those_of_the_readme(write_run) -> None:
         ({"preferences": {"source": "judged"}, "train": {}}, r"needs the sections `sample`"),
         (
             {"sample": {"prompts": {"path": "p"}, "engine": {"type": "hf"}, "slots": []}},
-            "exactly two slots, not 0",
+            "at least two slots, not 0",
         ),
         ({"sft": {"data": {"dataset": "x"}}}, r"sft\.data: `dataset` needs its `split`"),
     ],
