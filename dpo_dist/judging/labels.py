@@ -62,6 +62,33 @@ def labels_of(
 
     Raises `DataError` where balancing leaves nothing.
     """
+    labels = _labels(contests, judged, settings, seed, dropped)
+    if settings.pairs == "best_vs_worst":
+        every = len(labels)
+        labels = best_vs_worst(labels, seed)
+        if every > len(labels):
+            dropped["not_best_vs_worst"] = every - len(labels)
+    if settings.balance is None or not labels:
+        return labels
+    kept = balanced(labels, seed)
+    dropped["unbalanced"] += len(labels) - len(kept)
+    if not kept:
+        raise DataError(
+            f"judge.balance: temperature leaves none of the {len(labels)} pairs: in no band of "
+            "lengths are both slots chosen. Bring the slots' temperatures closer together, or "
+            "set judge.balance: null"
+        )
+    return kept
+
+
+def _labels(
+    contests: Sequence[Contest],
+    judged: Judged,
+    settings: JudgeSection,
+    seed: int,
+    dropped: Counter[str],
+) -> list[Label]:
+    """What has become of every verdict: a label, or one more that is dropped."""
     orders: dict[ContestId, list[Vote]] = defaultdict(list)
     for vote in judged.votes:
         if vote.repeat == 0:
@@ -80,22 +107,7 @@ def labels_of(
             dropped["refusal_chosen"] += 1
         else:
             labels.append(label)
-    if settings.pairs == "best_vs_worst":
-        chosen = best_vs_worst(labels, seed)
-        if others := len(labels) - len(chosen):
-            dropped["not_best_vs_worst"] = others
-        labels = chosen
-    if settings.balance is None or not labels:
-        return labels
-    kept = balanced(labels, seed)
-    dropped["unbalanced"] += len(labels) - len(kept)
-    if not kept:
-        raise DataError(
-            f"judge.balance: temperature leaves none of the {len(labels)} pairs: in no band of "
-            "lengths are both slots chosen. Bring the slots' temperatures closer together, or "
-            "set judge.balance: null"
-        )
-    return kept
+    return labels
 
 
 def settled(contest: Contest, votes: Sequence[Vote], seed: int) -> Label:
@@ -112,7 +124,7 @@ def best_vs_worst(labels: Sequence[Label], seed: int) -> list[Label]:
     """One label a prompt: the one whose answers differ most in their Copeland score.
 
     An answer's score is its wins minus its losses among the prompt's labels, apart from
-    inconsistent ones: such a label is taken only where the prompt has no other. Equal differences
+    inconsistent ones; of those one is taken only where the prompt has no other. Equal differences
     are drawn between. The differences of a prompt add up to the squares of its scores: so the
     largest is 0 only where every answer wins as often as it loses, as in a cycle, and never less.
     """

@@ -65,7 +65,7 @@ def test_texts_are_compared_one_by_one(capsys, monkeypatch) -> None:
     monkeypatch.setattr(judge, "write_pairs", one_swapped)
     status, lines = run(capsys)
     assert status == 1
-    assert failed(lines)[0] == "prefers GOOD: 1 of 38 pairs are wrong, p0 for one"
+    assert failed(lines)[0] == "prefers GOOD: 1 of 38 prompts have wrong pairs, p0 for one"
 
 
 def test_it_fails_where_a_pair_is_lost(capsys, monkeypatch) -> None:
