@@ -131,17 +131,18 @@ def _slots_of_a_length(decided: Sequence[tuple[Contest, bool]]) -> list[Share]:
 
 def _transitive(decided: Sequence[tuple[Contest, bool]]) -> Share:
     """Whether three answers, each pair of which is decided, stand in an order; otherwise they
-    are a cycle, of which every answer wins once."""
-    winners: dict[str, dict[frozenset[str], str]] = defaultdict(dict)
+    are a cycle, of which every answer is preferred once."""
+    by_prompt: dict[str, dict[frozenset[str], str]] = defaultdict(dict)
     for contest, a_is_chosen in decided:
-        winner = contest.a if a_is_chosen else contest.b
-        winners[contest.prompt.id][contest.id.names] = winner
+        preferred = contest.a if a_is_chosen else contest.b
+        by_prompt[contest.prompt.id][contest.id.names] = preferred
     values = []
-    for prompt_id, won in winners.items():
-        for three in combinations(sorted(set().union(*won)), 3):
+    for prompt_id, preferred_of in by_prompt.items():
+        for three in combinations(sorted(set().union(*preferred_of)), 3):
             pairs = [frozenset(pair) for pair in combinations(three, 2)]
-            if all(pair in won for pair in pairs):
-                values.append(_Value(prompt_id, len({won[pair] for pair in pairs}) < 3))
+            if all(pair in preferred_of for pair in pairs):
+                in_order = len({preferred_of[pair] for pair in pairs}) < 3
+                values.append(_Value(prompt_id, in_order))
     return _share(
         "transitive",
         "Three verdicts on three answers agree on an order",
