@@ -1,5 +1,6 @@
 """What travels between the phases: one frozen record per line of a JSONL file."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -66,14 +67,27 @@ BallotOutcome = Literal[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class ContestId:
+    """Which two answers are compared: a prompt may have more than two."""
+
+    prompt_id: str
+    names: frozenset[str]
+
+
 class Choice:
-    """What an outcome says. `outcome`, `first` and `second` are those of a `Ballot`."""
+    """What an outcome says, and of what. The fields are those of a `Ballot`."""
 
     __slots__ = ()
 
+    prompt_id: str
     outcome: BallotOutcome
     first: str
     second: str
+
+    @property
+    def contest_id(self) -> ContestId:
+        return ContestId(self.prompt_id, frozenset((self.first, self.second)))
 
     @property
     def compares(self) -> bool:
@@ -131,10 +145,12 @@ VerdictOutcome = Literal[
 class Verdict(Record):
     """What the ballots on one pair of candidates add up to.
 
+    `between` are the two candidates' names; verdicts from when a prompt had but one pair lack it.
     `preferred` and `other` are set only for the outcome "preferred".
     """
 
     prompt_id: str
+    between: tuple[str, str] | None = None
     outcome: VerdictOutcome
     preferred: str | None = None
     other: str | None = None

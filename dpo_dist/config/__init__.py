@@ -23,6 +23,7 @@ from dpo_dist.config.generation import (
     VllmServer,
 )
 from dpo_dist.config.judging import (
+    BALANCE_OF_TWO,
     Canaries,
     CanaryKind,
     ClaudeJudge,
@@ -56,6 +57,7 @@ from dpo_dist.config.training import (
 )
 
 __all__ = [
+    "BALANCE_OF_TWO",
     "Canaries",
     "CanaryKind",
     "Checkpointing",
@@ -160,6 +162,9 @@ class Config(Section):
             )
         if self.evaluate is not None and self.evaluate.engine is None and self.sample is None:
             raise ValueError("evaluate.engine is missing, and there is no sample.engine to use")
+        balanced = self.judge is not None and self.judge.balance is not None
+        if balanced and self.sample is not None and len(self.sample.slots) > 2:
+            raise ValueError(BALANCE_OF_TWO.format(len(self.sample.slots)))
         return self
 
     def dump(self, *sections: str) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class Sample(Section):
         return self
 
     @model_validator(mode="after")
-    def _two_slots(self) -> Sample:
-        if len(self.slots) != 2:
-            raise ValueError(f"a preference needs exactly two slots, not {len(self.slots)}")
+    def _two_slots_or_more(self) -> Sample:
+        if len(self.slots) < 2:
+            raise ValueError(f"a preference needs at least two slots, not {len(self.slots)}")
         return self

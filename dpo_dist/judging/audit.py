@@ -6,44 +6,63 @@ a remedy for what lies outside; the whole interval has to lie outside before any
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from dpo_dist.judging.ballots import Vote
 from dpo_dist.judging.panel import Contest
-from dpo_dist.records import Verdict
+from dpo_dist.records import ContestId, Verdict
 
+_SLOT_RANGE = (0.1, 0.9)
+_SLOT_REMEDY = (
+    "the label is nearly the slot: DPO would learn a temperature, not a preference. Bring the "
+    "slots' temperatures closer together"
+)
 SIMILAR = 1.25  # answers whose lengths differ by no more than this factor are of a length
 
 
 @dataclass(frozen=True)
 class Share:
-    """`hits` of `n`; outside `healthy` (low, high) the `remedy` applies."""
+    """`hits` of `n`; outside `healthy` (low, high) the `remedy` applies.
+
+    The values of one prompt are not independent: `design_effect` of them are worth one that is
+    (Kish 1965). It is 1 where every prompt has one value.
+    """
 
     name: str
     label: str
     hits: int
     n: int
+    design_effect: float
     healthy: tuple[float, float]
     remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """One that a share is taken of, and the prompt that it is about."""
+
+    prompt_id: str
+    hit: bool
 
 
 def audit(
     contests: Sequence[Contest], verdicts: Sequence[Verdict], votes: Iterable[Vote]
 ) -> list[Share]:
-    """The shares of one judged set. `contests` and `verdicts` belong together in order; in every
-    contest `a` is the first slot. Lengths are in characters."""
+    """The shares of one judged set. `contests` and `verdicts` belong together in order; of two
+    slots, `a` is the first in every contest. Lengths are in characters."""
     decided = [
         (contest, verdict.preferred == contest.a)
         for contest, verdict in zip(contests, verdicts, strict=True)
         if verdict.outcome == "preferred"
     ]
-    return [
-        _longer(decided),
-        *_first_slot_by_length(decided),
-        *_positions(list(votes)),
-    ]
+    if any(contest.number for contest in contests):
+        slots = [*_slots_of_a_length(decided), _transitive(decided)]
+    else:
+        slots = _first_slot_by_length(decided)
+    return [_longer(decided), *slots, *_positions(list(votes))]
 
 
 def length_band(contest: Contest) -> str:
@@ -54,7 +73,7 @@ def length_band(contest: Contest) -> str:
 
 def _longer(decided: Sequence[tuple[Contest, bool]]) -> Share:
     unequal = [
-        (len(contest.a_text) > len(contest.b_text)) == a_is_chosen
+        _Value(contest.prompt.id, (len(contest.a_text) > len(contest.b_text)) == a_is_chosen)
         for contest, a_is_chosen in decided
         if len(contest.a_text) != len(contest.b_text)
     ]
@@ -71,9 +90,9 @@ def _longer(decided: Sequence[tuple[Contest, bool]]) -> Share:
 def _first_slot_by_length(decided: Sequence[tuple[Contest, bool]]) -> list[Share]:
     """The slots differ by temperature, and temperature by length: at equal lengths what is left
     is the temperature itself."""
-    bands: dict[str, list[bool]] = {"shorter": [], "similar": [], "longer": []}
+    bands: dict[str, list[_Value]] = {"shorter": [], "similar": [], "longer": []}
     for contest, a_is_chosen in decided:
-        bands[length_band(contest)].append(a_is_chosen)
+        bands[length_band(contest)].append(_Value(contest.prompt.id, a_is_chosen))
     labels = {
         "shorter": "The first slot is chosen where its answer is shorter",
         "similar": "The first slot is chosen where the lengths are similar",
@@ -84,27 +103,73 @@ def _first_slot_by_length(decided: Sequence[tuple[Contest, bool]]) -> list[Share
             f"first_slot_where_{band}",
             labels[band],
             chosen,
-            (0.1, 0.9) if band == "similar" else (0.0, 1.0),
-            "the label is nearly the slot: DPO would learn a temperature, not a preference. Bring "
-            "the slots' temperatures closer together",
+            _SLOT_RANGE if band == "similar" else (0.0, 1.0),
+            _SLOT_REMEDY,
         )
         for band, chosen in bands.items()
     ]
 
 
+def _slots_of_a_length(decided: Sequence[tuple[Contest, bool]]) -> list[Share]:
+    """Every slot's share of its own comparisons with answers of a length."""
+    slots: dict[str, list[_Value]] = defaultdict(list)
+    for contest, a_is_chosen in decided:
+        if length_band(contest) == "similar":
+            slots[contest.a].append(_Value(contest.prompt.id, a_is_chosen))
+            slots[contest.b].append(_Value(contest.prompt.id, not a_is_chosen))
+    return [
+        _share(
+            f"{slot}_where_similar",
+            f"Of two answers of similar lengths, {slot}'s is chosen",
+            slots[slot],
+            _SLOT_RANGE,
+            _SLOT_REMEDY,
+        )
+        for slot in sorted(slots, key=lambda slot: int(slot.rpartition("-")[2]))
+    ]
+
+
+def _transitive(decided: Sequence[tuple[Contest, bool]]) -> Share:
+    """Whether three answers, each pair of which is decided, stand in an order; otherwise they
+    are a cycle, of which every answer is preferred once."""
+    by_prompt: dict[str, dict[frozenset[str], str]] = defaultdict(dict)
+    for contest, a_is_chosen in decided:
+        preferred = contest.a if a_is_chosen else contest.b
+        by_prompt[contest.prompt.id][contest.id.names] = preferred
+    values = []
+    for prompt_id, preferred_of in by_prompt.items():
+        for three in combinations(sorted(set().union(*preferred_of)), 3):
+            pairs = [frozenset(pair) for pair in combinations(three, 2)]
+            if all(pair in preferred_of for pair in pairs):
+                in_order = len({preferred_of[pair] for pair in pairs}) < 3
+                values.append(_Value(prompt_id, in_order))
+    return _share(
+        "transitive",
+        "Three verdicts on three answers agree on an order",
+        values,
+        (0.9, 1.0),
+        "the judge's verdicts run in circles (by chance alone, a quarter do): take a stronger "
+        "judge, or make the rubric more definite",
+    )
+
+
 def _positions(votes: Sequence[Vote]) -> list[Share]:
     """What the judge makes of the order in which it is shown the answers."""
     compared = [vote for vote in votes if vote.compares]
-    first = [b.outcome == "first" for b in compared if b.repeat == 0 and b.outcome != "tie"]
-    orders: dict[str, list[Vote]] = defaultdict(list)
-    repeats: dict[tuple[str, str], list[Vote]] = defaultdict(list)
+    first = [
+        _Value(b.prompt_id, b.outcome == "first")
+        for b in compared
+        if b.repeat == 0 and b.outcome != "tie"
+    ]
+    orders: dict[ContestId, list[Vote]] = defaultdict(list)
+    repeats: dict[tuple[ContestId, str], list[Vote]] = defaultdict(list)
     for ballot in compared:
         if ballot.repeat == 0:
-            orders[ballot.prompt_id].append(ballot)
-        repeats[ballot.prompt_id, ballot.first].append(ballot)
+            orders[ballot.contest_id].append(ballot)
+        repeats[ballot.contest_id, ballot.first].append(ballot)
     agree, stable = (
         [
-            len({ballot.preferred for ballot in group}) == 1
+            _Value(group[0].prompt_id, len({ballot.preferred for ballot in group}) == 1)
             for group in groups.values()
             if len(group) > 1
         ]
@@ -127,6 +192,24 @@ def _positions(votes: Sequence[Vote]) -> list[Share]:
 
 
 def _share(
-    name: str, label: str, values: Sequence[bool], healthy: tuple[float, float], remedy: str
+    name: str, label: str, values: Sequence[_Value], healthy: tuple[float, float], remedy: str
 ) -> Share:
-    return Share(name, label, sum(values), len(values), healthy, remedy)
+    hits, effect = sum(value.hit for value in values), _design_effect(values)
+    return Share(name, label, hits, len(values), effect, healthy, remedy)
+
+
+def _design_effect(values: Sequence[_Value]) -> float:
+    """The variance of the share over prompts by that over independent values, at least 1.
+
+    Where all values are equal there is neither; then a prompt counts once.
+    """
+    if not values:
+        return 1.0
+    sizes = Counter(value.prompt_id for value in values)
+    hits = Counter(value.prompt_id for value in values if value.hit)
+    n = len(values)
+    share = hits.total() / n
+    if share in (0.0, 1.0):
+        return n / len(sizes)
+    between = sum((hits[prompt] - share * size) ** 2 for prompt, size in sizes.items())
+    return max(1.0, between / (n * share * (1 - share)))

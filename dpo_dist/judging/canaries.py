@@ -61,8 +61,13 @@ def drawn_canaries(
 ) -> list[Canary]:
     """At most `per_kind` canaries of every kind, from as many of the pairs.
 
-    They are drawn by the prompt's id: a run with more rows has most of them again, paid for.
+    They are drawn by the prompt's id: a run with more rows has most of them again, paid for. Of
+    the pairs of one prompt, the first is taken.
     """
+    first: dict[str, PreferencePair] = {}
+    for pair in pairs:
+        first.setdefault(pair.prompt_id, pair)
+    pairs = list(first.values())
     return [
         _canary(kind, prompts[pair.prompt_id], pair.chosen, wrong)
         for kind in DRAWN

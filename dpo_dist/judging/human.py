@@ -80,13 +80,21 @@ class HumanJudge(Judge):
 def spread(comparisons: Mapping[str, Comparison]) -> list[str]:
     """The keys in an order that they draw themselves: all prompts once, then all a second time.
 
-    So the questions on one prompt lie as far apart as can be: who has just preferred an answer
-    would prefer it again in the other order, to be consistent.
+    So the questions on one prompt lie as far apart as can be, and those on the same two answers
+    farthest: who has just preferred an answer would prefer it again in the other order, to be
+    consistent.
     """
-    by_prompt: dict[str, list[str]] = defaultdict(list)
+    by_prompt: dict[str, dict[frozenset[str], list[str]]] = defaultdict(lambda: defaultdict(list))
     for key in sorted(comparisons):
-        by_prompt[comparisons[key].prompt.id].append(key)
+        comparison = comparisons[key]
+        answers = frozenset((comparison.first, comparison.second))
+        by_prompt[comparison.prompt.id][answers].append(key)
+    prompts = [_in_turn(list(contests.values())) for contests in by_prompt.values()]
     # those with most questions come first in every round, so that no round begins as one ended
-    prompts = sorted(by_prompt.values(), key=lambda keys: (-len(keys), keys[0]))
-    rounds = itertools.zip_longest(*prompts)
+    return _in_turn(sorted(prompts, key=lambda keys: (-len(keys), keys[0])))
+
+
+def _in_turn(groups: Sequence[Sequence[str]]) -> list[str]:
+    """The first of every group, then the second of every group, and so on."""
+    rounds = itertools.zip_longest(*groups)
     return [key for one_round in rounds for key in one_round if key is not None]

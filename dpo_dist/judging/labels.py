@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from dpo_dist.errors import DataError
 from dpo_dist.judging.audit import length_band
 from dpo_dist.judging.ballots import Vote
 from dpo_dist.judging.panel import Contest, Judged
-from dpo_dist.records import PreferencePair
+from dpo_dist.records import ContestId, PreferencePair
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,14 @@ class Label:
     a_is_chosen: bool
     inconsistent: bool = False
     contradicting: bool = False
+
+    @property
+    def chosen(self) -> str:
+        return self.contest.a if self.a_is_chosen else self.contest.b
+
+    @property
+    def rejected(self) -> str:
+        return self.contest.b if self.a_is_chosen else self.contest.a
 
     @property
     def texts(self) -> tuple[str, str]:
@@ -55,24 +62,12 @@ def labels_of(
 
     Raises `DataError` where balancing leaves nothing.
     """
-    orders: dict[str, list[Vote]] = defaultdict(list)
-    for vote in judged.votes:
-        if vote.repeat == 0:
-            orders[vote.prompt_id].append(vote)
-    labels: list[Label] = []
-    for contest, verdict in zip(contests, judged.verdicts, strict=True):
-        if verdict.outcome == "preferred":
-            label = Label(contest, verdict.preferred == contest.a)
-        elif verdict.outcome == "inconsistent" and settings.inconsistent == "keep":
-            label = settled(contest, orders[contest.prompt.id], seed)
-        else:
-            dropped[verdict.outcome] += 1
-            continue
-        chosen, rejected = label.texts
-        if looks_like_refusal(chosen) and not looks_like_refusal(rejected):
-            dropped["refusal_chosen"] += 1
-        else:
-            labels.append(label)
+    labels = _labels(contests, judged, settings, seed, dropped)
+    if settings.pairs == "best_vs_worst":
+        every = len(labels)
+        labels = best_vs_worst(labels, seed)
+        if every > len(labels):
+            dropped["not_best_vs_worst"] = every - len(labels)
     if settings.balance is None or not labels:
         return labels
     kept = balanced(labels, seed)
@@ -86,6 +81,35 @@ def labels_of(
     return kept
 
 
+def _labels(
+    contests: Sequence[Contest],
+    judged: Judged,
+    settings: JudgeSection,
+    seed: int,
+    dropped: Counter[str],
+) -> list[Label]:
+    """What has become of every verdict: a label, or one more that is dropped."""
+    orders: dict[ContestId, list[Vote]] = defaultdict(list)
+    for vote in judged.votes:
+        if vote.repeat == 0:
+            orders[vote.contest_id].append(vote)
+    labels: list[Label] = []
+    for contest, verdict in zip(contests, judged.verdicts, strict=True):
+        if verdict.outcome == "preferred":
+            label = Label(contest, verdict.preferred == contest.a)
+        elif verdict.outcome == "inconsistent" and settings.inconsistent == "keep":
+            label = settled(contest, orders[contest.id], seed)
+        else:
+            dropped[verdict.outcome] += 1
+            continue
+        chosen, rejected = label.texts
+        if looks_like_refusal(chosen) and not looks_like_refusal(rejected):
+            dropped["refusal_chosen"] += 1
+        else:
+            labels.append(label)
+    return labels
+
+
 def settled(contest: Contest, votes: Sequence[Vote], seed: int) -> Label:
     """An inconsistent contest's label: the only answer that any order preferred, or a coin."""
     preferred = {vote.preferred for vote in votes} - {None}
@@ -96,20 +120,49 @@ def settled(contest: Contest, votes: Sequence[Vote], seed: int) -> Label:
     return Label(contest, a_is_chosen, inconsistent=True, contradicting=contradicting)
 
 
+def best_vs_worst(labels: Sequence[Label], seed: int) -> list[Label]:
+    """One label a prompt: the one whose answers differ most in their Copeland score.
+
+    An answer's score is its wins minus its losses among the prompt's labels, apart from
+    inconsistent ones; of those one is taken only where the prompt has no other. Equal differences
+    are drawn between. The differences of a prompt add up to the squares of its scores: so the
+    largest is 0 only where every answer wins as often as it loses, as in a cycle, and never less.
+    """
+    by_prompt: dict[str, list[Label]] = defaultdict(list)
+    for label in labels:
+        by_prompt[label.contest.prompt.id].append(label)
+    kept = {_widest(group, seed).contest.id for group in by_prompt.values()}
+    return [label for label in labels if label.contest.id in kept]
+
+
+def _widest(labels: Sequence[Label], seed: int) -> Label:
+    scores: Counter[str] = Counter()
+    for label in labels:
+        if not label.inconsistent:
+            scores[label.chosen] += 1
+            scores[label.rejected] -= 1
+
+    def rank(label: Label) -> tuple[bool, int, int]:
+        difference = scores[label.chosen] - scores[label.rejected]
+        return not label.inconsistent, difference, _drawn(label.contest, "best_vs_worst", seed)
+
+    return max(labels, key=rank)
+
+
 def balanced(labels: Sequence[Label], seed: int) -> list[Label]:
     """The labels without those that let a slot win more often than the other in a band of lengths.
 
-    What is dropped is drawn by the prompt's id, whatever the order.
+    What is dropped is drawn by the prompt's id, whatever the order. The slots are two.
     """
     groups: dict[tuple[str, bool], list[Label]] = defaultdict(list)
     for label in labels:
         groups[length_band(label.contest), label.a_is_chosen].append(label)
-    kept: set[str] = set()
+    kept: set[ContestId] = set()
     for (band, a_is_chosen), group in groups.items():
         room = min(len(group), len(groups.get((band, not a_is_chosen), [])))
         group.sort(key=lambda label: _drawn(label.contest, "balance", seed))
-        kept |= {label.contest.prompt.id for label in group[:room]}
-    return [label for label in labels if label.contest.prompt.id in kept]
+        kept |= {label.contest.id for label in group[:room]}
+    return [label for label in labels if label.contest.id in kept]
 
 
 def fitting_smoothing(labels: Sequence[Label]) -> float:
@@ -119,5 +172,4 @@ def fitting_smoothing(labels: Sequence[Label]) -> float:
 
 
 def _drawn(contest: Contest, what: str, seed: int) -> int:
-    drawn = hashlib.sha256(f"{seed}\0{what}\0{contest.prompt.id}".encode()).digest()
-    return int.from_bytes(drawn[:8], "big")
+    return int.from_bytes(contest.drawn(seed, what)[:8], "big")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.metrics import Metric
 from dpo_dist.records import Ballot, BallotOutcome, Prompt
 
+GROUP = 500  # ballots that are put on disk together
 EQUAL = 1e-9  # scores are means of a few fractions; anything smaller is rounding
 
 
@@ -21,7 +23,9 @@ class MetricJudge(Judge):
         self.identity = "metric:" + "+".join(parts)
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Sequence[Ballot]]:
-        yield [self._decide(comparison) for comparison in comparisons]
+        waiting = iter(comparisons)
+        while group := list(itertools.islice(waiting, GROUP)):
+            yield [self._decide(comparison) for comparison in group]
 
     def key(self, comparison: Comparison) -> str:
         return self._digest(comparison, comparison.prompt.reference)

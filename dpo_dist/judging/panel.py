@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -14,21 +15,44 @@ from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.ballots import Vote, paid_before, vote
 from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.spend import Ledger
-from dpo_dist.records import Ballot, Prompt, Verdict
+from dpo_dist.records import Ballot, ContestId, Prompt, Verdict, VerdictOutcome
 
 # Why a judge did not compare at all; the first that any ballot shows is the verdict's outcome.
-_MISSING = ("exceeds_context", "refusal", "cut_off", "unparsed", "not_answered")
+_MISSING: tuple[VerdictOutcome, ...] = (
+    "exceeds_context",
+    "refusal",
+    "cut_off",
+    "unparsed",
+    "not_answered",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """Two named answers to one prompt, without an order."""
+    """Two named answers to one prompt, without an order.
+
+    `number` tells the contests of one prompt apart where something is drawn. The first has 0 and
+    draws by the prompt alone, as the only one of a prompt does.
+    """
 
     prompt: Prompt
     a: str
     b: str
     a_text: str
     b_text: str
+    number: int = 0
+
+    @property
+    def id(self) -> ContestId:
+        return ContestId(self.prompt.id, frozenset((self.a, self.b)))
+
+    def drawn(self, seed: int, *what: str) -> bytes:
+        """32 random bytes that follow from the seed, what is drawn, the prompt's id and the
+        contest's number: whatever the order of the contests, and whichever others there are."""
+        parts = [str(seed), *what, self.prompt.id]
+        if self.number:
+            parts.append(str(self.number))
+        return hashlib.sha256("\0".join(parts).encode()).digest()
 
 
 @dataclass(frozen=True)
@@ -45,12 +69,12 @@ def comparisons(
     """A contest as the judge is asked: in both orders, or in one of the two; and for a share
     `repeat` of the contests, the first of them once more.
 
-    Orders and repeats are drawn from the prompt's id, so that no name (no temperature, no arm)
-    is shown first more often than the other.
+    Orders and repeats are drawn for each contest, so that no name (no temperature, no arm) is
+    shown first more often than another.
     """
     forward = Comparison(contest.prompt, contest.a, contest.b, contest.a_text, contest.b_text)
     backward = Comparison(contest.prompt, contest.b, contest.a, contest.b_text, contest.a_text)
-    drawn = hashlib.sha256(f"{seed}\0{contest.prompt.id}".encode()).digest()
+    drawn = contest.drawn(seed)
     asked = [backward, forward] if drawn[0] & 1 else [forward, backward]
     if not both_orders:
         del asked[1]
@@ -67,17 +91,18 @@ def reconcile(contest: Contest, votes: Sequence[Vote]) -> Verdict:
     """
     votes = [vote for vote in votes if vote.repeat == 0]
     outcomes = {vote.outcome for vote in votes}
+    verdict = partial(Verdict, prompt_id=contest.prompt.id, between=(contest.a, contest.b))
     for outcome in _MISSING:
         if outcome in outcomes:
-            return Verdict.model_validate({"prompt_id": contest.prompt.id, "outcome": outcome})
+            return verdict(outcome=outcome)
     preferred = {vote.preferred for vote in votes}
     if len(preferred) > 1:
-        return Verdict(prompt_id=contest.prompt.id, outcome="inconsistent")
+        return verdict(outcome="inconsistent")
     (name,) = preferred
     if name is None:
-        return Verdict(prompt_id=contest.prompt.id, outcome="tie")
+        return verdict(outcome="tie")
     other = contest.b if name == contest.a else contest.a
-    return Verdict(prompt_id=contest.prompt.id, outcome="preferred", preferred=name, other=other)
+    return verdict(outcome="preferred", preferred=name, other=other)
 
 
 def judge_all(

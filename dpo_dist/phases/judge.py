@@ -1,22 +1,24 @@
-"""judge: a judge compares the two candidates of every prompt; its verdicts become pairs."""
+"""judge: a judge compares the candidates of every prompt in pairs; its verdicts become pairs."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import groupby
+from math import comb
 from typing import Any
 
 from dpo_dist.artifacts import PhaseDirectory, file_digest, read_records, write_records
-from dpo_dist.config import Config, DataSource
+from dpo_dist.config import BALANCE_OF_TWO, Config, DataSource
 from dpo_dist.console import say, warn
 from dpo_dist.data.hygiene import why_not_judged
 from dpo_dist.data.leakage import overlaps
 from dpo_dist.data.preferences import JUDGED_FILE, write_pairs
 from dpo_dist.data.prompts import check_disjoint, content_digest
 from dpo_dist.data.rows import source_identity
-from dpo_dist.errors import DataError
-from dpo_dist.evaluation.statistics import wilson
+from dpo_dist.errors import ConfigError, DataError
+from dpo_dist.evaluation.statistics import Estimate, wilson
 from dpo_dist.judging.audit import Share, audit
 from dpo_dist.judging.canaries import drawn_canaries, own_canaries
 from dpo_dist.judging.judge import Judge, build_judge
@@ -135,7 +137,7 @@ def _audited(shares: Sequence[Share]) -> list[dict[str, Any]]:
     """The shares with their intervals, said and, where they are out of range, warned of."""
     found = []
     for share in shares:
-        estimate = wilson(share.hits, share.n)
+        estimate = _estimate(share)
         suspicious = False
         if estimate.low is not None and estimate.high is not None:
             suspicious = estimate.high < share.healthy[0] or estimate.low > share.healthy[1]
@@ -156,8 +158,15 @@ def _audited(shares: Sequence[Share]) -> list[dict[str, Any]]:
     return found
 
 
+def _estimate(share: Share) -> Estimate:
+    """The share of all values, with the interval of as many as are independent."""
+    effect = share.design_effect
+    independent = wilson(round(share.hits / effect), round(share.n / effect))
+    return replace(wilson(share.hits, share.n), low=independent.low, high=independent.high)
+
+
 def _contests(config: Config, dropped: Counter[str]) -> list[Contest]:
-    """The pairs worth a judgement, one a prompt; the others are counted as `dropped`.
+    """The pairs of slots worth a judgement; the others are counted as `dropped`.
 
     A cut-off answer is not worth one: as `chosen` it would teach the model to stop mid-sentence,
     and its end token would be one that was never sampled. Nor are the prompts of which the
@@ -170,23 +179,48 @@ def _contests(config: Config, dropped: Counter[str]) -> list[Contest]:
     candidates = read_records(sample / "candidates.jsonl", Candidate)
     contests: list[Contest] = []
     asked: set[str] = set()
-    for a, b in zip(candidates, candidates, strict=True):
-        assert (a.prompt_id, a.slot, b.slot) == (b.prompt_id, 0, 1)
-        prompt = prompts[a.prompt_id]
+    for prompt_id, group in groupby(candidates, key=lambda candidate: candidate.prompt_id):
+        answers = list(group)
+        assert [answer.slot for answer in answers] == list(range(len(answers)))
+        _check_balance(config, len(answers))
+        prompt, pairs = prompts[prompt_id], comb(len(answers), 2)
         digest = content_digest(prompt.messages)
         if digest in asked:
-            dropped["duplicate_prompt"] += 1
-        elif prompt.id in given_away:
-            dropped["evaluation_overlap"] += 1
-        elif "length" in (a.finish_reason, b.finish_reason):
+            dropped["duplicate_prompt"] += pairs
+        elif prompt_id in given_away:
+            dropped["evaluation_overlap"] += pairs
+        elif found := _pairs_of(prompt, answers, dropped):
+            asked.add(digest)
+            contests += found
+    return contests
+
+
+def _pairs_of(prompt: Prompt, answers: Sequence[Candidate], dropped: Counter[str]) -> list[Contest]:
+    """The pairs of one prompt's answers that are worth a judgement."""
+    contests: list[Contest] = []
+    compared: set[frozenset[str]] = set()
+    # The later slot decides the number, so that it stays the same when a slot is added.
+    pairs = ((a, b) for second, b in enumerate(answers) for a in answers[:second])
+    for number, (a, b) in enumerate(pairs):
+        texts = frozenset((a.text.strip(), b.text.strip()))
+        if "length" in (a.finish_reason, b.finish_reason):
             dropped["candidate_cut_off"] += 1
         elif reason := why_not_judged(a.text, b.text):
             dropped[reason] += 1
+        elif texts in compared:
+            dropped["same_comparison"] += 1
         else:
-            asked.add(digest)
+            compared.add(texts)
             names = (f"slot-{a.slot}", f"slot-{b.slot}")
-            contests.append(Contest(prompt, *names, a.text, b.text))
+            contests.append(Contest(prompt, *names, a.text, b.text, number))
     return contests
+
+
+def _check_balance(config: Config, slots: int) -> None:
+    """What the run file's own slots show has been refused before; here are those on disk."""
+    assert config.judge is not None
+    if slots > 2 and config.judge.balance is not None:
+        raise ConfigError(BALANCE_OF_TWO.format(slots))
 
 
 def _given_away(prompts: dict[str, Prompt], held_out: list[Prompt]) -> set[str]:

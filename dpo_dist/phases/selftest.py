@@ -34,9 +34,12 @@ from dpo_dist.phases.runs import run_root
 from dpo_dist.records import Ballot, Candidate, Message, Prompt
 
 PROMPTS = 40
-ALIKE, CUT_OFF = 5, 7  # prompts whose candidates are not worth a judgement
+ALIKE = 5  # a prompt all of whose candidates are the same
+CUT_OFF = (7, 1)  # a prompt, and the slot whose candidate is not whole
 SYLLABLES = ("ba", "do", "ke", "li", "mu", "ra", "so", "tu")
 WORDS = [first + second for first in SYLLABLES for second in SYLLABLES]
+
+Texts = tuple[str, str]  # (chosen, rejected)
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,15 @@ def _report(trial: Trial, problem: str) -> str:
 
 
 def _settings(config: Config, folder: Path, name: str) -> Config:
-    """The run file's, but in a folder of their own and with the default canaries."""
+    """The run file's, but in a folder of their own, with the default canaries, and so that every
+    pair that is decided is kept and no other."""
     assert config.judge is not None
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"output_dir": folder, "name": name}),
-            "judge": config.judge.model_copy(update={"canaries": Canaries()}),
+            "judge": config.judge.model_copy(
+                update={"canaries": Canaries(), "balance": None, "inconsistent": "drop"}
+            ),
         }
     )
 
@@ -112,20 +118,26 @@ def _run(trial: Trial, config: Config) -> str:
         return _not_stopped(trial, pairs, error)
     if error is not None:
         return f"it was stopped: {error}"
-    if len(pairs) != len(planted):
-        return f"{len(pairs)} pairs instead of {len(planted)}"
-    wrong = [identifier for identifier, texts in planted.items() if pairs.get(identifier) != texts]
+    assert config.judge is not None
+    every = config.judge.pairs == "all"
+    expected = {name: len(right) if every else 1 for name, right in planted.items()}
+    written = sum(map(len, pairs.values()))
+    if written != sum(expected.values()):
+        return f"{written} pairs instead of {sum(expected.values())}"
+    wrong = [
+        name
+        for name, right in planted.items()
+        if len(right.intersection(pairs.get(name, ()))) != expected[name]
+    ]
     if wrong:
-        return f"{len(wrong)} of {len(planted)} pairs are wrong, {wrong[0]} for one"
+        return f"{len(wrong)} of {len(planted)} prompts have wrong pairs, {wrong[0]} for one"
     keys = [ballot.key for ballot in read_records(run_root(config) / "judge" / BALLOTS, Ballot)]
     return "" if len(keys) == len(set(keys)) else "something was asked twice"
 
 
-def _not_stopped(
-    trial: Trial, pairs: dict[str, tuple[str, str]], error: DpoDistError | None
-) -> str:
+def _not_stopped(trial: Trial, pairs: dict[str, list[Texts]], error: DpoDistError | None) -> str:
     if pairs or error is None:
-        return f"its {len(pairs)} pairs were taken"
+        return f"its {sum(map(len, pairs.values()))} pairs were taken"
     missed = [kind for kind in trial.caught_by if not re.search(rf"\b{kind} 0 of \d", str(error))]
     return f"not caught by {', '.join(missed)}: {error}" if missed else ""
 
@@ -141,24 +153,22 @@ def _label(trial: Trial, config: Config, patience: int | None) -> DpoDistError |
     return None
 
 
-def write_candidates(config: Config) -> dict[str, tuple[str, str]]:
-    """Write a sample phase's files; returns the texts that have to be chosen and rejected, by
+def write_candidates(config: Config) -> dict[str, set[Texts]]:
+    """Write a sample phase's files; returns the pairs that a judge of GOOD has to decide, by
     prompt id."""
+    slots = len(config.sample.slots) if config.sample else 2
     draw = random.Random(config.run.seed)
     topics = draw.sample([f"{a} {b}" for a in WORDS for b in WORDS if a != b], PROMPTS)
     prompts, candidates, planted = [], [], {}
     for number, topic in enumerate(topics):
         question = f"{_words(draw, 12, 12)} {topic}"
         prompt = Prompt(id=f"p{number}", messages=(Message(role="user", content=question),))
-        good, bad = (
-            f"{_words(draw, 3, 30)} {topic} {word} {_words(draw, 3, 30)}"
-            for word in ("GOOD", "bad")
-        )
-        texts = draw.sample((good, bad), 2)
-        if number == ALIKE:
-            texts = [good, good]
-        elif number != CUT_OFF:
-            planted[prompt.id] = (good, bad)
+        words = ["GOOD", "bad", *draw.choices(("GOOD", "bad"), k=slots - 2)]
+        texts = [f"{_words(draw, 3, 30)} {topic} {word} {_words(draw, 3, 30)}" for word in words]
+        texts = [texts[0]] * slots if number == ALIKE else draw.sample(texts, slots)
+        whole = [text for slot, text in enumerate(texts) if (number, slot) != CUT_OFF]
+        if right := {(a, b) for a in whole for b in whole if "GOOD" in a and "GOOD" not in b}:
+            planted[prompt.id] = right
         prompts.append(prompt)
         candidates += [
             Candidate(
@@ -166,7 +176,7 @@ def write_candidates(config: Config) -> dict[str, tuple[str, str]]:
                 slot=slot,
                 text=text,
                 token_ids=(),
-                finish_reason="length" if (number, slot) == (CUT_OFF, 1) else "stop",
+                finish_reason="length" if (number, slot) == CUT_OFF else "stop",
                 settings={},
                 engine="planted",
             )
@@ -181,15 +191,13 @@ def _words(draw: random.Random, fewest: int, most: int) -> str:
     return " ".join(draw.sample(WORDS, draw.randint(fewest, most)))
 
 
-def _pairs(config: Config) -> dict[str, tuple[str, str]]:
-    """(chosen, rejected) of every pair that was written, by prompt id."""
+def _pairs(config: Config) -> dict[str, list[Texts]]:
+    """Every pair that was written, by prompt id."""
     path = run_root(config) / "judge" / JUDGED_FILE
     if not path.exists():
         return {}
-    return {
-        row.values["prompt_id"]: (
-            row.values["chosen"][-1]["content"],
-            row.values["rejected"][-1]["content"],
-        )
-        for row in read_rows(DataSource(path=path))
-    }
+    pairs: dict[str, list[Texts]] = {}
+    for row in read_rows(DataSource(path=path)):
+        chosen, rejected = (row.values[key][-1]["content"] for key in ("chosen", "rejected"))
+        pairs.setdefault(row.values["prompt_id"], []).append((chosen, rejected))
+    return pairs

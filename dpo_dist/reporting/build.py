@@ -126,7 +126,7 @@ def _percent(share: float) -> str:
 def funnel(manifests: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """What went into the preference data and what became of it, phase by phase."""
     steps = []
-    for phase, unit in (("sample", "prompts"), ("judge", "pairs"), ("train", "pairs")):
+    for phase, unit in (("sample", "prompts"), ("judge", "comparisons"), ("train", "pairs")):
         if phase in manifests:
             counts = manifests[phase]["counts"]
             dropped = {reason: n for reason, n in counts["dropped"].items() if n}

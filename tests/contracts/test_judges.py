@@ -6,10 +6,12 @@ import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
+from dpo_dist.artifacts import Journal
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.config import HumanJudge as HumanConfig
 from dpo_dist.config import OpenAiJudge as OpenAiConfig
@@ -22,7 +24,9 @@ from dpo_dist.judging.human import HumanJudge
 from dpo_dist.judging.judge import Comparison, Judge, alone, build_judge, build_scorer
 from dpo_dist.judging.metric_judge import MetricJudge
 from dpo_dist.judging.openai_compatible import OpenAiJudge
+from dpo_dist.judging.panel import Contest, judge_all
 from dpo_dist.judging.reward_model import RewardModelJudge
+from dpo_dist.judging.spend import Ledger
 from dpo_dist.metrics import Metric
 from dpo_dist.records import Ballot, Message, Prompt
 from tests import openai_server
@@ -133,6 +137,23 @@ def test_every_comparison_gets_one_ballot_of_its_own(judge: Judge) -> None:
     assert len(ballots) == 20
     assert {b.judge for b in ballots} == {judge.identity}
     assert len({b.key for b in ballots}) == 20
+
+
+def test_the_contests_of_a_prompt_are_told_apart(judge: Judge, tmp_path: Path) -> None:
+    texts = ("GOOD one", "bad two", "GOOD three", "bad four")
+    contests = [
+        Contest(comparison(n, "", "").prompt, f"slot-{a}", f"slot-{b}", texts[a], texts[b], number)
+        for n in range(6)
+        for number, (a, b) in enumerate(combinations(range(4), 2))
+    ]
+    with Journal(tmp_path / "ballots.jsonl", Ballot) as journal:
+        judged = judge_all(judge, contests, journal, ledger=Ledger(), both_orders=True, seed=1)
+        assert len({ballot.key for ballot in journal.read()}) == 6 * 6 * 2
+    for contest, verdict in zip(contests, judged.verdicts, strict=True):
+        assert (verdict.prompt_id, verdict.between) == (contest.prompt.id, (contest.a, contest.b))
+        better = [name for name in (contest.a, contest.b) if name in ("slot-0", "slot-2")]
+        if len(better) == 1:
+            assert verdict.preferred == better[0]
 
 
 def test_a_key_is_of_all_that_is_asked_and_of_nothing_else(judge: Judge) -> None:

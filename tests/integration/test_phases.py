@@ -225,6 +225,26 @@ def test_a_complete_phase_is_skipped_and_other_settings_are_refused(
     assert "config.sample.max_new_tokens: 120 -> 7" in capsys.readouterr().err
 
 
+def test_three_slots_answer_every_prompt_and_make_three_comparisons(
+    run_file: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """The tiny model never ends an answer, so that all of them are cut off."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    slots = "sample.slots=[{temperature: 0.5}, {temperature: 0.8}, {temperature: 1.1}]"
+    more = ["--set", slots, "--set", "sample.max_new_tokens=3"]
+    assert main(["sample", str(run_file), *more]) == 0
+    out = tmp_path / "runs" / "test" / "sample"
+    candidates = list(read_records(out / "candidates.jsonl", Candidate))
+    expected = [(f"p{n}", slot) for n in range(PROMPTS) for slot in range(3)]
+    assert [(c.prompt_id, c.slot) for c in candidates] == expected
+    assert [c.settings["temperature"] for c in candidates[:3]] == [0.5, 0.8, 1.1]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["counts"]["kept"], manifest["candidates"]) == (PROMPTS, 3 * PROMPTS)
+    assert main(["judge", str(run_file), *more]) == 2
+    said = f"the judge decided no pair; dropped: {{'candidate_cut_off': {3 * PROMPTS}}}"
+    assert said in capsys.readouterr().err
+
+
 def test_training_refuses_a_reference_that_did_not_sample(
     run_file: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:

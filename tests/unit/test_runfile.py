@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from dpo_dist.config import Lora, Train
+from dpo_dist.config import Config, Lora, Train
 from dpo_dist.errors import ConfigError
 from dpo_dist.runfile import load_config
 
@@ -44,7 +44,7 @@ def test_defaults_are_those_of_the_readme(write_run) -> None:
         ({"preferences": {"source": "judged"}, "train": {}}, r"needs the sections `sample`"),
         (
             {"sample": {"prompts": {"path": "p"}, "engine": {"type": "hf"}, "slots": []}},
-            "exactly two slots, not 0",
+            "at least two slots, not 0",
         ),
         ({"sft": {"data": {"dataset": "x"}}}, r"sft\.data: `dataset` needs its `split`"),
     ],
@@ -52,6 +52,27 @@ def test_defaults_are_those_of_the_readme(write_run) -> None:
 def test_a_wrong_key_is_named(write_run, sections: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(write_run(**{**MINIMAL, **sections}))
+
+
+def test_any_number_of_slots_from_two_on(write_run) -> None:
+    sample = {"prompts": {"path": "p"}, "engine": {"type": "hf"}}
+    metric = {"type": "label_match", "field": "f"}
+    judge = {"judge": {"type": "metric", "metrics": [metric]}}
+
+    def load(slots: int, **more: object) -> Config:
+        section = {**sample, "slots": [{"temperature": 0.1 * n} for n in range(slots)]}
+        return load_config(write_run(**MINIMAL, sample=section, judge={**judge, **more}))
+
+    with pytest.raises(ConfigError, match="at least two slots, not 1"):
+        load(1)
+    for slots in (2, 3, 8):
+        config = load(slots)
+        assert config.sample is not None and len(config.sample.slots) == slots
+        assert "pairs" not in config.dump("judge")["judge"], "directories from before go on"
+    assert load(3, pairs="all").dump("judge")["judge"]["pairs"] == "all"
+    assert load(2, balance="temperature").judge is not None
+    with pytest.raises(ConfigError, match=r"balance: temperature weighs two slots .* there are 3"):
+        load(3, balance="temperature")
 
 
 def test_overrides_reach_into_sections_and_make_missing_ones(write_run) -> None:

@@ -176,3 +176,24 @@ def test_real_rows_are_read_whole() -> None:
     total = len(pairs.train) + len(pairs.validation) + sum(pairs.dropped.values())
     assert total == 1797
     assert len({p.prompt_id for p in pairs.train + pairs.validation}) == 599
+
+
+def test_all_pairs_of_a_prompt_are_kept_and_stay_on_one_side(tmp_path: Path) -> None:
+    written = [
+        PreferencePair(
+            prompt_id=f"p{n}",
+            prompt=(Message(role="user", content=f"question {n}"),),
+            chosen=chosen,
+            rejected=rejected,
+        )
+        for n in range(20)
+        for chosen, rejected in (("A", "B"), ("B", "C"), ("A", "C"))
+    ]
+    write_pairs(tmp_path / JUDGED_FILE, written)
+    for seed in range(5):
+        config = JudgedPreferences(validation_fraction=0.25)
+        pairs = load_preferences(config, tmp_path, seed)
+        assert pairs.dropped == {}
+        assert (len(pairs.train), len(pairs.validation)) == (45, 15)
+        sides = [{pair.prompt_id for pair in side} for side in (pairs.train, pairs.validation)]
+        assert len(sides[1]) == 5 and not sides[0] & sides[1]

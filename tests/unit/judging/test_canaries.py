@@ -195,3 +195,16 @@ def test_a_wrong_row_is_named(tmp_path: Path, write_jsonl, row: dict, message: s
     path = write_jsonl(tmp_path / "c.jsonl", [good, {**OWN, **row}])
     with pytest.raises(DataError, match=rf"c\.jsonl:2: .*{message}"):
         own_canaries(path)
+
+
+def test_several_pairs_of_a_prompt_make_one_canary_of_a_kind() -> None:
+    pairs, prompts = rows(6)
+    more = [
+        pair.model_copy(update={"chosen": f"{pair.chosen} {name}", "rejected": pair.chosen})
+        for pair in pairs
+        for name in ("again", "anew")
+    ]
+    every = sorted([*pairs, *more], key=lambda pair: pair.prompt_id)
+    drawn = drawn_canaries(every, prompts, per_kind=4, seed=1)
+    assert drawn == drawn_canaries(pairs, prompts, per_kind=4, seed=1)
+    assert len({canary.contest.prompt.id for canary in drawn}) == len(drawn) == 4 * len(DRAWN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from dpo_dist.judging.sheet import COLUMNS, harmless, row_key
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.records import Ballot
 from tests.contracts.test_judges import comparison, fill_in, prefers_good
-from tests.unit.judging.test_panel import contests
+from tests.unit.judging.test_panel import contests, contests_of
 
 
 @pytest.fixture
@@ -221,3 +222,42 @@ def test_the_questions_on_a_prompt_lie_apart() -> None:
 
 def test_a_row_s_key_is_a_word() -> None:
     assert row_key("0123456789abcdef" * 4) == "abcdefghijkl"
+
+
+@pytest.mark.parametrize("slots", [3, 4])
+def test_the_two_orders_of_a_comparison_are_half_a_sheet_apart(slots: int) -> None:
+    human = judge(Path("sheet.csv"))
+    asked = {
+        human.key(question): question
+        for contest in contests_of(slots, 10)
+        for question in comparisons(contest, both_orders=True, seed=0)
+    }
+    order = [asked[key] for key in spread(asked)]
+    assert len(order) == 10 * slots * (slots - 1)
+    for start in range(0, len(order), 10):
+        assert len({question.prompt.id for question in order[start : start + 10]}) == 10
+    half = len(order) // 2
+    compared = [
+        {(q.prompt.id, *sorted((q.first, q.second))) for q in part}
+        for part in (order[:half], order[half:])
+    ]
+    assert compared[0] == compared[1] and len(compared[0]) == half
+
+
+def test_the_rows_of_a_prompt_with_several_comparisons_find_their_own_way_back(
+    sheet: Path,
+) -> None:
+    items = [
+        replace(item, a_text=f"{good(item.a)} {item.a}", b_text=f"{good(item.b)} {item.b}")
+        for item in contests_of(4, 5)
+    ]
+    export(sheet, items)
+    fill_in(sheet, prefers_good)
+    for item, verdict in zip(items, poll(sheet, items).verdicts, strict=True):
+        a, b = good(item.a), good(item.b)
+        assert verdict.between == (item.a, item.b)
+        assert verdict.preferred == (None if a == b else item.a if a == "GOOD" else item.b)
+
+
+def good(slot: str) -> str:
+    return "GOOD" if slot in ("slot-1", "slot-2") else "bad"

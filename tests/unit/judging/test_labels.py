@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from itertools import combinations
 
 import pytest
 
 from dpo_dist.config import Judge as JudgeSection
 from dpo_dist.errors import DataError
 from dpo_dist.judging.audit import length_band
-from dpo_dist.judging.labels import Label, balanced, fitting_smoothing, labels_of
+from dpo_dist.judging.labels import Label, balanced, best_vs_worst, fitting_smoothing, labels_of
 from dpo_dist.judging.panel import Contest, Judged, comparisons, reconcile
 from dpo_dist.records import BallotOutcome, Message, Prompt
 from tests.unit.judging.test_panel import Planted
@@ -160,3 +161,95 @@ def test_nothing_decided_is_not_blamed_on_the_balance() -> None:
     items = [contest("p")]
     votes = judged(items, [["tie", "tie"]])
     assert labels_of(items, votes, settings(balance="temperature"), 3, Counter()) == []
+
+
+def decided(prompt: str, *wins: str) -> list[Label]:
+    """Labels of one prompt: "ab" says that a is preferred to b, "ab?" that it is inconsistent."""
+    return [
+        Label(
+            Contest(contest(prompt).prompt, win[0], win[1], win[0], win[1], number),
+            a_is_chosen=True,
+            inconsistent=win.endswith("?"),
+        )
+        for number, win in enumerate(wins)
+    ]
+
+
+def kept(labels: list[Label], seed: int = 3) -> list[str]:
+    return [label.chosen + label.rejected for label in best_vs_worst(labels, seed)]
+
+
+def test_best_against_worst_is_the_decided_pair_whose_scores_differ_most() -> None:
+    assert kept(decided("p", "ab", "bc", "ac")) == ["ac"]
+    assert kept(decided("p", "ab", "bc")) in (["ab"], ["bc"]), "a against c was never decided"
+    assert kept(decided("p", "ab", "ac", "ad", "bc", "bd", "cd")) == ["ad"]
+    # d has lost to nobody but was compared with b alone: a has three wins.
+    assert kept(decided("p", "ab", "ac", "ae", "db", "bc")) == ["ac"]
+    assert kept(decided("p", "ab") + decided("q", "ba")) == ["ab", "ba"]
+
+
+def test_the_label_taken_is_one_of_the_widest_whatever_the_verdicts_and_their_order() -> None:
+    draw = random.Random(5)
+    for trial in range(300):
+        edges = [draw.choice((pair, pair[::-1])) for pair in combinations("abcde", 2)]
+        wins = ["".join(edge) for edge in edges if draw.random() < 0.7] or ["ab"]
+        labels = decided(f"p{trial}", *wins)
+        (found,) = kept(labels)
+        assert kept(draw.sample(labels, len(labels))) == [found]
+        score = {
+            name: sum(w[0] == name for w in wins) - sum(w[1] == name for w in wins)
+            for name in "abcde"
+        }
+        gaps = {win: score[win[0]] - score[win[1]] for win in wins}
+        assert gaps[found] == max(gaps.values()) >= 0
+
+
+def test_a_cycle_is_drawn_from_and_still_follows_a_verdict() -> None:
+    cycle = ("ab", "bc", "ca")
+    found = Counter(kept(decided(f"p{n}", *cycle))[0] for n in range(600))
+    assert set(found) == set(cycle) and min(found.values()) > 150
+    assert kept(decided("p1", *cycle), seed=3) == kept(decided("p1", *cycle), seed=3)
+    other = [kept(decided(f"p{n}", *cycle), seed=4) for n in range(50)]
+    assert other != [kept(decided(f"p{n}", *cycle), seed=3) for n in range(50)]
+    assert kept(decided("p", *cycle, "dc", "da", "db")) != ["ab"], "the cycle's pairs differ by 0"
+
+
+def test_an_inconsistent_label_is_taken_only_where_there_is_no_other() -> None:
+    assert kept(decided("p", "ab?", "ac?", "bc")) == ["bc"]
+    votes = ("ca?", "da?", "db?", "ab", "bc", "cd")
+    assert kept(decided("p", *votes)) in (["ab"], ["cd"]), "nor does it count for a score"
+    assert {kept(decided(f"p{n}", *votes))[0] for n in range(20)} == {"ab", "cd"}
+    found = {kept(decided(f"p{n}", "ab?", "bc?"))[0] for n in range(20)}
+    assert found == {"ab", "bc"}
+
+
+def several(votes: list[list[str]]) -> tuple[list[Contest], Judged]:
+    """One prompt with three slots, and its ballots."""
+    texts = ("one", "two", "three")
+    prompt = contest("p").prompt
+    pairs = ((0, 1), (0, 2), (1, 2))
+    items = [
+        Contest(prompt, f"slot-{a}", f"slot-{b}", texts[a], texts[b], number)
+        for number, (a, b) in enumerate(pairs)
+    ]
+    return items, judged(items, votes)
+
+
+def test_what_is_not_taken_is_counted_and_all_takes_everything() -> None:
+    items, ballots = several([["a", "a"], ["a", "a"], ["tie", "tie"]])
+    dropped: Counter[str] = Counter()
+    labels = labels_of(items, ballots, settings(), 3, dropped)
+    assert len(labels) == 1 and labels[0].texts[0] == "one"
+    assert dropped == {"tie": 1, "not_best_vs_worst": 1}
+    dropped.clear()
+    labels = labels_of(items, ballots, settings(pairs="all"), 3, dropped)
+    assert [label.texts for label in labels] == [("one", "two"), ("one", "three")]
+    assert dropped == {"tie": 1}
+
+
+def test_inconsistent_contests_of_a_prompt_are_settled_each_by_its_own_ballots() -> None:
+    items, ballots = several([["a", "tie"], ["tie", "b"], ["tie", "a"]])
+    keep = settings(pairs="all", inconsistent="keep")
+    labels = labels_of(items, ballots, keep, 3, Counter())
+    assert [label.texts for label in labels] == [("one", "two"), ("three", "one"), ("two", "three")]
+    assert not any(label.contradicting for label in labels)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from dpo_dist.judging.ballots import vote
 from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.panel import Contest, Judged, comparisons, judge_all, reconcile
 from dpo_dist.judging.spend import Ledger
-from dpo_dist.records import Ballot, BallotOutcome, Message, Prompt
+from dpo_dist.records import Ballot, BallotOutcome, Message, Prompt, Verdict
 
 
 class Planted(Judge):
@@ -52,6 +55,15 @@ def contests(count: int = 40) -> list[Contest]:
     ]
     texts = [("GOOD", "bad") if n * 7 % 5 < 2 else ("bad", "GOOD") for n in range(count)]
     return [Contest(p, "slot-0", "slot-1", *pair) for p, pair in zip(prompt, texts, strict=True)]
+
+
+def contests_of(slots: int, count: int) -> list[Contest]:
+    """All pairs of as many slots, for so many prompts."""
+    return [
+        Contest(one.prompt, f"slot-{a}", f"slot-{b}", f"text {a}", f"text {b}", number)
+        for one in contests(count)
+        for number, (a, b) in enumerate((a, b) for b in range(slots) for a in range(b))
+    ]
 
 
 def run(judge: Planted, path: Path, *, both: bool = True, items: list[Contest] | None = None):
@@ -103,6 +115,39 @@ def test_a_judge_that_looks_at_the_order_yields_no_label(tmp_path: Path) -> None
 def test_a_single_order_shows_no_slot_first_more_often() -> None:
     shown = [comparisons(c, both_orders=False, seed=1)[0].first for c in contests(1000)]
     assert 440 < shown.count("slot-0") < 560
+
+
+def test_the_only_contest_of_a_prompt_draws_as_it_always_has() -> None:
+    """Ballots from before a prompt could have several contests stay valid."""
+    for contest in contests(50):
+        drawn = hashlib.sha256(f"3\0{contest.prompt.id}".encode()).digest()
+        asked = comparisons(contest, both_orders=False, seed=3, repeat=0.25)
+        assert asked[0].first == ("slot-1" if drawn[0] % 2 else "slot-0")
+        assert len(asked) == 1 + (drawn[1] < 64)
+
+
+@pytest.mark.parametrize("slots", [3, 4])
+def test_no_slot_of_several_is_shown_first_more_often(slots: int) -> None:
+    items = contests_of(slots, 2000)
+    asked = [comparisons(item, both_orders=False, seed=1, repeat=0.1) for item in items]
+    first = Counter(group[0].first for group in asked)
+    for slot in range(slots):
+        assert 0.48 < first[f"slot-{slot}"] / (2000 * (slots - 1)) < 0.52
+    turned = [group[0].first == item.b for group, item in zip(asked, items, strict=True)]
+    size = slots * (slots - 1) // 2
+    of_prompt = [turned[start : start + size] for start in range(0, len(turned), size)]
+    for one, other in combinations(range(size), 2):
+        alike = sum(orders[one] == orders[other] for orders in of_prompt)
+        assert 0.45 < alike / 2000 < 0.55, "the contests of a prompt draw each for itself"
+    assert 0.09 < sum(len(group) - 1 for group in asked) / len(asked) < 0.11
+
+
+def test_a_contest_that_stays_draws_the_same_when_a_slot_is_added() -> None:
+    few, many = (
+        {item.id: comparisons(item, both_orders=False, seed=1) for item in contests_of(slots, 20)}
+        for slots in (3, 4)
+    )
+    assert len(few) == 60 and all(many[name] == asked for name, asked in few.items())
 
 
 @pytest.mark.parametrize(
@@ -220,3 +265,19 @@ def test_nothing_is_asked_that_was_not_agreed_to(tmp_path: Path) -> None:
             approve=refuse,
         )
     assert judge.asked == 0
+
+
+@pytest.mark.parametrize("outcome", ["first", "tie", "refusal"])
+def test_a_verdict_says_which_contest_it_is_about(tmp_path: Path, outcome: BallotOutcome) -> None:
+    class Fixed(Planted):
+        def decide(self, item: Comparison) -> BallotOutcome:
+            return outcome
+
+    items = contests_of(4, 3)
+    verdicts = run(Fixed(), tmp_path / "j", items=items)
+    assert {verdict.outcome for verdict in verdicts} <= {"inconsistent", "tie", "refusal"}
+    assert [(v.prompt_id, v.between) for v in verdicts] == [
+        (item.prompt.id, (item.a, item.b)) for item in items
+    ]
+    old = '{"prompt_id": "p", "outcome": "tie", "preferred": null, "other": null}'
+    assert Verdict.model_validate_json(old).between is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,8 @@ def config(tmp_path: Path, write_jsonl: Any, held_out: list[str] | None, **secti
     return Config.model_validate(values)
 
 
-def run(config: Config, rows: list[tuple[str, str, str]]) -> dict[str, Any]:
-    """The phase's result on rows of a prompt and its two answers."""
+def run(config: Config, rows: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+    """The phase's result on rows of a prompt and its answers; CUT ones are not whole."""
     folder = config.run.output_dir / "test" / "sample"
     folder.mkdir(parents=True, exist_ok=True)
     prompts = [
@@ -68,7 +70,7 @@ def run(config: Config, rows: list[tuple[str, str, str]]) -> dict[str, Any]:
             slot=slot,
             text=text,
             token_ids=(1,),
-            finish_reason="stop",
+            finish_reason="length" if "CUT" in text else "stop",
             settings={},
             engine="planted",
         )
@@ -79,15 +81,24 @@ def run(config: Config, rows: list[tuple[str, str, str]]) -> dict[str, Any]:
     with phase_directory(folder.parent / "judge", {}) as out:
         result = judge.run(config, out)
     counts = result["counts"]
-    assert counts["in"] == counts["kept"] + sum(counts["dropped"].values()) == len(rows)
+    compared = sum(comb(len(row) - 1, 2) for row in rows)
+    assert counts["in"] == counts["kept"] + sum(counts["dropped"].values()) == compared
     return result
 
 
 def pairs(config: Config) -> dict[str, str]:
     """The chosen answers by prompt id."""
+    return {prompt: chosen for prompt, chosen, _ in every_pair(config)}
+
+
+def every_pair(config: Config) -> list[tuple[str, str, str]]:
+    """(prompt id, chosen, rejected)"""
     path = config.run.output_dir / "test" / "judge" / "preferences" / "pairs.parquet"
     rows = pyarrow.parquet.read_table(path).to_pylist()
-    return {row["prompt_id"]: row["chosen"][-1]["content"] for row in rows}
+    return [
+        (row["prompt_id"], *(row[key][-1]["content"] for key in ("chosen", "rejected")))
+        for row in rows
+    ]
 
 
 def test_what_overlaps_with_the_evaluation_is_dropped_before_it_is_asked_about(

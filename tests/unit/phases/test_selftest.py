@@ -43,6 +43,31 @@ def test_it_needs_no_key_and_passes(
     assert len(lines) == 8 and not list(tmp_path.iterdir()), "nothing is left behind"
 
 
+@pytest.mark.parametrize("pairs", ["best_vs_worst", "all"])
+@pytest.mark.parametrize("slots", [3, 4])
+@pytest.mark.parametrize("both", ["true", "false"])
+def test_it_takes_the_run_files_slots(capsys, slots: int, pairs: str, both: str) -> None:
+    several = ", ".join(f"{{temperature: {n}}}" for n in range(slots))
+    settings = ["--set", f"sample.slots=[{several}]", "--set", f"judge.pairs={pairs}"]
+    settings += ["--set", f"judge.both_orders={both}", "--set", "judge.repeat=0.2"]
+    assert failed(run(capsys, *settings)[1]) == []
+
+
+def test_it_counts_every_pair_of_several_slots(capsys, monkeypatch) -> None:
+    write = judge.write_pairs
+    monkeypatch.setattr(judge, "write_pairs", lambda path, pairs: write(path, list(pairs)[1:]))
+    settings = ["--set", "sample.slots=[{temperature: 0}, {temperature: 1}, {temperature: 2}]"]
+    lines = failed(run(capsys, *settings, "--set", "judge.pairs=all")[1])
+    assert re.fullmatch(r"prefers GOOD: (\d+) pairs instead of (\d+)", lines[0])
+    few, every = map(int, re.findall(r"\d+", lines[0]))
+    assert every == few + 1 > 2 * 38 - 10, "two of three comparisons are decided"
+
+
+def test_labels_that_are_kept_or_balanced_do_not_disturb_it(capsys) -> None:
+    settings = ["--set", "judge.inconsistent=keep", "--set", "judge.balance=temperature"]
+    assert failed(run(capsys, *settings)[1]) == []
+
+
 def test_it_fails_where_verdicts_are_swapped(capsys, monkeypatch) -> None:
     swap(monkeypatch)
     status, lines = run(capsys)
@@ -65,7 +90,7 @@ def test_texts_are_compared_one_by_one(capsys, monkeypatch) -> None:
     monkeypatch.setattr(judge, "write_pairs", one_swapped)
     status, lines = run(capsys)
     assert status == 1
-    assert failed(lines)[0] == "prefers GOOD: 1 of 38 pairs are wrong, p0 for one"
+    assert failed(lines)[0] == "prefers GOOD: 1 of 38 prompts have wrong pairs, p0 for one"
 
 
 def test_it_fails_where_a_pair_is_lost(capsys, monkeypatch) -> None:

@@ -288,7 +288,7 @@ def test_kept_inconsistent_pairs_are_in_every_format(report: Path) -> None:
     page = (report / "report.html").read_text(encoding="utf-8")
     assert "<td>30 (3 inconsistent)</td>" in page and page.count("inconsistent)") == 1
     text = (report / "report.md").read_text(encoding="utf-8")
-    assert "judge: 48 pairs in, 30 kept (3 inconsistent); dropped: 17 tie" in text
+    assert "judge: 48 comparisons in, 30 kept (3 inconsistent); dropped: 17 tie" in text
     found = json.loads((report / "report.json").read_text(encoding="utf-8"))["funnel"]
     assert [step.get("kept_inconsistent") for step in found] == [None, 3, None]
 
