@@ -8,7 +8,8 @@ from pydantic import Field, PositiveInt
 
 from dpo_dist.config.base import DataSource, Section
 from dpo_dist.config.generation import Engine, Sampling
-from dpo_dist.config.judging import JudgeKind, Metric, ScorerKind
+from dpo_dist.config.judging import JudgeKind, ScorerKind
+from dpo_dist.config.metrics import Metric
 
 
 class JudgeScore(Section):

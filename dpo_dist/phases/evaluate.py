@@ -8,19 +8,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from dpo_dist.artifacts import Journal, PhaseDirectory, read_json, write_json, write_records
-from dpo_dist.config import Config, Evaluate
+from dpo_dist.config import Config, Evaluate, MetricJudge
 from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import check_disjoint, read_prompts
 from dpo_dist.data.rows import source_identity
 from dpo_dist.errors import DataError
 from dpo_dist.evaluation.comparison import Points, summarise
+from dpo_dist.evaluation.scoring import score_answers
 from dpo_dist.generation.engine import Completion, Request, build_engine
 from dpo_dist.generation.sampling import answer_all
 from dpo_dist.judging.judge import alone, build_judge, build_scorer
 from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import open_ledger
-from dpo_dist.metrics import build_metric
+from dpo_dist.metrics import build_metrics, check_references
 from dpo_dist.phases.asking import ask, ask_for_scores
 from dpo_dist.phases.runs import Weights, arm_weights, judge_files, metric_files, run_root
 from dpo_dist.records import Generation, Prompt, Score, Verdict
@@ -49,6 +50,10 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     if config.sample is not None:
         check_disjoint(read_prompts(config.sample.prompts), prompts)
     requests, prompts, too_long = _requests(config, prompts)
+    metrics = build_metrics(evaluate.metrics)
+    check_references(metrics, prompts)
+    if isinstance(evaluate.judge, MetricJudge):
+        check_references(build_metrics(evaluate.judge.metrics), prompts)
     write_records(out.path / "prompts.jsonl", prompts)
 
     with out.journal("generations.journal.jsonl", Generation) as journal:
@@ -57,31 +62,23 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     order = [request for group in requests.values() for request in group]
     write_records(out.path / "generations.jsonl", (answers[_key(r)] for r in order))
 
-    metrics = [build_metric(metric) for metric in evaluate.metrics]
     by_id = {prompt.id: prompt for prompt in prompts}
-    scores = [
-        Score(
-            prompt_id=prompt_id,
-            arm=arm,
-            decoding=decoding,
-            metric=metric.key,
-            value=metric.score(by_id[prompt_id], answer.text),
-        )
-        for (arm, decoding, prompt_id), answer in sorted(answers.items())
-        for metric in metrics
-    ]
+    scored = score_answers(metrics, by_id, (answers[key] for key in sorted(answers)))
+    write_records(out.path / "unscored.jsonl", scored.unscored)
     verdicts, judged = _judge(config, prompts, answers, out)
     points, spent = _judge_scores(config, prompts, answers, out)
-    write_records(out.path / "scores.jsonl", [*scores, *points])
+    write_records(out.path / "scores.jsonl", [*scored.scores, *points])
     decodings = [decoding.model_dump(mode="json") for decoding in evaluate.decodings]
     rated = [Points(score_name(n), score.label) for n, score in enumerate(evaluate.judge_scores)]
     summary = summarise(
         [*metrics, *rated],
-        [*scores, *points],
+        [*scored.scores, *points],
         verdicts,
         evaluate.arms,
         decodings,
         config.run.seed,
+        unscored=scored.unscored,
+        labelled=scored.labelled,
     )
     write_json(out.path / "scores.json", summary)
     return {
