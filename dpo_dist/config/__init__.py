@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dpo_dist.config.base import DataSource, Section
-from dpo_dist.config.evaluation import Evaluate, JudgeScore, Report
+from dpo_dist.config.evaluation import Benchmarks, Evaluate, JudgeScore, Report
 from dpo_dist.config.generation import (
     Engine,
     HfEngine,
@@ -68,6 +68,7 @@ from dpo_dist.config.training import (
 )
 
 __all__ = [
+    "Benchmarks",
     "Better",
     "Canaries",
     "CanaryKind",

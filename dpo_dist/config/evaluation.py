@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PositiveInt
@@ -20,6 +21,20 @@ class JudgeScore(Section):
     judge: ScorerKind
 
 
+class Benchmarks(Section):
+    """Tasks of lm-evaluation-harness (the extra `benchmarks`), to see what got worse elsewhere.
+
+    `limit` takes the first documents of each task only. `include_path` is a folder with tasks of
+    one's own.
+    """
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    limit: PositiveInt | None = None
+    include_path: Path | None = None
+    chat_template: bool = False
+    batch_size: PositiveInt = 8
+
+
 class Evaluate(Section):
     """The evaluate phase: every arm answers the held-out prompts at every decoding.
 
@@ -34,6 +49,7 @@ class Evaluate(Section):
     metrics: tuple[Metric, ...] = Field(min_length=1)
     judge: JudgeKind | None = None
     judge_scores: tuple[JudgeScore, ...] = ()
+    benchmarks: Benchmarks | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class Report(Section):

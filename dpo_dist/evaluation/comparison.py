@@ -29,7 +29,8 @@ Missing = dict[tuple[str, int, str], Counter[str]]  # by metric, decoding and ar
 
 @dataclass(frozen=True)
 class Points:
-    """A judge's score from 1 to 5, which is given at the first decoding alone."""
+    """A figure beside the metrics, given at the first decoding alone: a judge's score from 1 to 5,
+    or what its unit says."""
 
     key: str
     label: str

@@ -7,13 +7,21 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from dpo_dist.artifacts import Journal, PhaseDirectory, read_json, write_json, write_records
+from dpo_dist.artifacts import (
+    Journal,
+    PhaseDirectory,
+    directory_digest,
+    read_json,
+    write_json,
+    write_records,
+)
 from dpo_dist.config import Config, Evaluate, MetricJudge
 from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import check_disjoint, read_prompts
 from dpo_dist.data.rows import source_identity
 from dpo_dist.errors import DataError
+from dpo_dist.evaluation.benchmarks import check_tasks
 from dpo_dist.evaluation.comparison import Points, summarise
 from dpo_dist.evaluation.scoring import score_answers
 from dpo_dist.generation.engine import Completion, Request, build_engine
@@ -23,6 +31,7 @@ from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import open_ledger
 from dpo_dist.metrics import build_metrics, check_references
 from dpo_dist.phases.asking import ask, ask_for_scores
+from dpo_dist.phases.benchmarks import ask_benchmarks
 from dpo_dist.phases.runs import Weights, arm_weights, judge_files, metric_files, run_root
 from dpo_dist.records import Generation, Prompt, Score, Verdict
 
@@ -40,6 +49,7 @@ def inputs(config: Config) -> dict[str, Any]:
         "metric_files": metric_files(evaluate.metrics),
         "judge_files": judge_files(evaluate.judge) if evaluate.judge else {},
         "score_files": [judge_files(score.judge) for score in evaluate.judge_scores],
+        **_benchmark_files(evaluate),
     }
 
 
@@ -54,6 +64,8 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     check_references(metrics, prompts)
     if isinstance(evaluate.judge, MetricJudge):
         check_references(build_metrics(evaluate.judge.metrics), prompts)
+    if evaluate.benchmarks is not None:
+        check_tasks(evaluate.benchmarks)
     write_records(out.path / "prompts.jsonl", prompts)
 
     with out.journal("generations.journal.jsonl", Generation) as journal:
@@ -67,12 +79,13 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     write_records(out.path / "unscored.jsonl", scored.unscored)
     verdicts, judged = _judge(config, prompts, answers, out)
     points, spent = _judge_scores(config, prompts, answers, out)
+    benchmarks, documents = ask_benchmarks(config, out)
     write_records(out.path / "scores.jsonl", [*scored.scores, *points])
     decodings = [decoding.model_dump(mode="json") for decoding in evaluate.decodings]
     rated = [Points(score_name(n), score.label) for n, score in enumerate(evaluate.judge_scores)]
     summary = summarise(
-        [*metrics, *rated],
-        [*scored.scores, *points],
+        [*metrics, *rated, *benchmarks],
+        [*scored.scores, *points, *documents],
         verdicts,
         evaluate.arms,
         decodings,
@@ -93,6 +106,14 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         "judge_scores": spent,
         **speed,
     }
+
+
+def _benchmark_files(evaluate: Evaluate) -> dict[str, str]:
+    """The digest of the folder with the user's own tasks, where there is one."""
+    section = evaluate.benchmarks
+    if section is None or section.include_path is None:
+        return {}
+    return {"benchmark_tasks": directory_digest(section.include_path)}
 
 
 def _section(config: Config) -> Evaluate:

