@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from typing import get_args
+
 import pytest
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dpo_dist.config import Metric as MetricConfig
@@ -54,6 +58,20 @@ def test_each_has_its_name_its_unit_and_its_direction() -> None:
         ("repetition:4", "Repeated 4-grams", "share", "lower"),
         ("refusal_rate", "Refusal rate", "share", "lower"),
     ]
+
+
+def test_the_document_has_every_metric_and_its_example_loads() -> None:
+    document = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| `(\w+)` \|.*\|.*\| (higher|lower|–) \|", document, re.MULTILINE)
+    sections = get_args(get_args(MetricConfig)[0])
+    directions = {
+        get_args(section.model_fields["type"].annotation)[0]: section.model_fields["better"].default
+        for section in sections
+    }
+    assert dict(table) == {kind: better or "–" for kind, better in directions.items()}
+    (example,) = re.findall(r"^  metrics:\n((?:    - .*\n)+)", document, re.MULTILINE)
+    loaded = [SECTION.validate_python(section) for section in yaml.safe_load(example)]
+    assert len(loaded) == 5
 
 
 def test_what_old_run_files_say_is_written_down_as_before() -> None:
