@@ -31,14 +31,24 @@ class BenchmarkResult:
 
 
 def check_tasks(section: Benchmarks) -> None:
-    """Raises `MissingDependency` without the harness, `ConfigError` for a task that it does not
-    know."""
-    known = _task_manager(section.include_path).task_index
-    if unknown := [task for task in section.tasks if task not in known]:
+    """Load the tasks with their data, which the harness fetches where it has to.
+
+    Raises `MissingDependency` without the harness, and `ConfigError` for a task that it does not
+    know, whose data cannot be had, or that executes what the model writes.
+    """
+    manager = _task_manager(section.include_path)
+    where = "evaluate.benchmarks.tasks"
+    if unknown := [task for task in section.tasks if task not in manager.task_index]:
         raise ConfigError(
-            f"evaluate.benchmarks.tasks: lm-evaluation-harness has no {', '.join(unknown)}; "
+            f"{where}: lm-evaluation-harness has no {', '.join(unknown)}; "
             "`lm_eval ls tasks` lists what it has"
         )
+    try:
+        loaded = manager.load(list(section.tasks))["tasks"]
+    except Exception as error:  # of the hub, the network, a file or a task's template
+        raise ConfigError(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
+    if unsafe := [name for name, task in loaded.items() if getattr(task, "UNSAFE_CODE", False)]:
+        raise ConfigError(f"{where}: {', '.join(unsafe)} would execute what the model writes")
 
 
 def run_benchmarks(

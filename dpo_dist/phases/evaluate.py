@@ -29,7 +29,7 @@ from dpo_dist.generation.sampling import answer_all
 from dpo_dist.judging.judge import alone, build_judge, build_scorer
 from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import open_ledger
-from dpo_dist.metrics import build_metrics, check_references
+from dpo_dist.metrics import Metric, build_metrics, check_references
 from dpo_dist.phases.asking import ask, ask_for_scores
 from dpo_dist.phases.benchmarks import ask_benchmarks
 from dpo_dist.phases.runs import Weights, arm_weights, judge_files, metric_files, run_root
@@ -60,12 +60,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     if config.sample is not None:
         check_disjoint(read_prompts(config.sample.prompts), prompts)
     requests, prompts, too_long = _requests(config, prompts)
-    metrics = build_metrics(evaluate.metrics)
-    check_references(metrics, prompts)
-    if isinstance(evaluate.judge, MetricJudge):
-        check_references(build_metrics(evaluate.judge.metrics), prompts)
-    if evaluate.benchmarks is not None:
-        check_tasks(evaluate.benchmarks)
+    metrics = _checked(evaluate, prompts)
     write_records(out.path / "prompts.jsonl", prompts)
 
     with out.journal("generations.journal.jsonl", Generation) as journal:
@@ -114,6 +109,17 @@ def _benchmark_files(evaluate: Evaluate) -> dict[str, str]:
     if section is None or section.include_path is None:
         return {}
     return {"benchmark_tasks": directory_digest(section.include_path)}
+
+
+def _checked(evaluate: Evaluate, prompts: list[Prompt]) -> list[Metric]:
+    """The metrics, once all that scores can be sure of what it needs: generating is dear."""
+    metrics = build_metrics(evaluate.metrics)
+    check_references(metrics, prompts)
+    if isinstance(evaluate.judge, MetricJudge):
+        check_references(build_metrics(evaluate.judge.metrics), prompts)
+    if evaluate.benchmarks is not None:
+        check_tasks(evaluate.benchmarks)
+    return metrics
 
 
 def _section(config: Config) -> Evaluate:

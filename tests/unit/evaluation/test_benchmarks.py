@@ -130,8 +130,12 @@ def test_a_task_of_ones_own_stands_in_the_table(run_file: Path, tmp_path: Path) 
         command = [sys.executable, "-m", "dpo_dist", "evaluate", str(run_file), *overrides]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
-    unknown = evaluate("--set", "evaluate.benchmarks.tasks=[even_numbers, nonsense]")
-    assert unknown.returncode == 2 and "has no nonsense" in unknown.stderr
+    for task, reason in (
+        ("nonsense", "has no nonsense"),
+        ("arc_easy", "cannot be loaded: "),  # there is no hub here
+    ):
+        refused = evaluate("--set", f"evaluate.benchmarks.tasks=[even_numbers, {task}]", "--force")
+        assert refused.returncode == 2 and reason in refused.stderr
     out = tmp_path / "runs" / "test" / "evaluate"
     assert not (out / "generations.journal.jsonl").exists()
     ended = evaluate("--force")
