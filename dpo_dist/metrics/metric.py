@@ -12,6 +12,7 @@ from dpo_dist.errors import DataError
 from dpo_dist.records import FinishReason, Prompt
 
 Reason = Literal["no_reference", "too_short", "no_value", "out_of_range", "failed"]
+LONGEST_MESSAGE = 300  # characters of somebody else's error
 
 
 class NotScored(Exception):
@@ -76,7 +77,9 @@ def attempt(metric: Metric, prompt: Prompt, answer: Answer) -> float:
     except NotScored as error:
         raise NotScored(error.reason, f"{metric.label}: {error}") from error
     except Exception as error:
-        message = f"{metric.label}: {type(error).__name__}: {error}"
+        # The error may quote the answer: what is not printable is named, not shown.
+        said = repr(" ".join(str(error).split())[:LONGEST_MESSAGE])[1:-1]
+        message = f"{metric.label}: {type(error).__name__}: {said}"
         raise NotScored("failed", message) from error
     return value
 

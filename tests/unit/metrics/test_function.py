@@ -28,6 +28,9 @@ def share(prompt, answer):
 def count(prompt, answer):
     return min(len(answer), LIMIT)
 
+def quotes(prompt, answer):
+    raise ValueError(f"cannot read {answer}")
+
 constant = 1
 """
 
@@ -72,6 +75,16 @@ def test_what_a_function_cannot_score_is_named(
     with pytest.raises(NotScored, match=message) as caught:
         attempt(metric, prompt, Answer(answer))
     assert caught.value.reason == reason and str(caught.value).startswith(f"{module}:share: ")
+
+
+def test_an_error_that_quotes_the_answer_does_nothing_to_a_terminal(
+    tmp_path: Path, module: str
+) -> None:
+    metric = build_metric(section(tmp_path, f"{module}:quotes"))
+    with pytest.raises(NotScored) as caught:
+        attempt(metric, PROMPT, Answer("\x1b[31m\nred\ud800 " + "x" * 9999))
+    said = str(caught.value).removeprefix(f"{module}:quotes: ValueError: ")
+    assert said.startswith(r"cannot read \x1b[31m red\ud800 xxx") and len(said) < 320
 
 
 def test_a_function_that_is_not_there_is_named(tmp_path: Path, module: str) -> None:
