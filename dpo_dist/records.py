@@ -185,3 +185,14 @@ class Score(Record):
     decoding: int
     metric: str
     value: float
+
+
+class Unscored(Record):
+    """A generation that a metric has no value for; `reason` is one of `metrics.Reason`."""
+
+    prompt_id: str
+    arm: str
+    decoding: int
+    metric: str
+    reason: str
+    message: str

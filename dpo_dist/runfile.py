@@ -15,7 +15,9 @@ from dpo_dist.config import Config
 from dpo_dist.errors import ConfigError
 
 # Fields whose relative paths are meant relative to the run file.
-_RECIPE_PATHS = frozenset({"path", "validation_path", "rubric", "prices", "schema_path", "sheet"})
+_RECIPE_PATHS = frozenset(
+    {"path", "validation_path", "rubric", "prices", "schema_path", "sheet", "include_path"}
+)
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dpo_dist.config.base import DataSource, Section
-from dpo_dist.config.evaluation import Evaluate, JudgeScore, Report
+from dpo_dist.config.evaluation import Benchmarks, Evaluate, JudgeScore, Report
 from dpo_dist.config.generation import (
     Engine,
     HfEngine,
@@ -27,17 +27,29 @@ from dpo_dist.config.judging import (
     Canaries,
     CanaryKind,
     ClaudeJudge,
-    FaithfulQuotesMetric,
     HumanJudge,
-    JsonSchemaMetric,
     Judge,
     JudgeKind,
-    LabelMatchMetric,
-    Metric,
     MetricJudge,
     OpenAiJudge,
     RewardModelJudge,
     ScorerKind,
+)
+from dpo_dist.config.metrics import (
+    Better,
+    DistinctMetric,
+    ExactMatchMetric,
+    FaithfulQuotesMetric,
+    FunctionMetric,
+    JsonSchemaMetric,
+    LabelMatchMetric,
+    LengthMetric,
+    Metric,
+    RefusalRateMetric,
+    RegexMetric,
+    RepetitionMetric,
+    RougeLMetric,
+    StopRateMetric,
 )
 from dpo_dist.config.preferences import (
     JudgedPreferences,
@@ -58,16 +70,21 @@ from dpo_dist.config.training import (
 
 __all__ = [
     "BALANCE_OF_TWO",
+    "Benchmarks",
+    "Better",
     "Canaries",
     "CanaryKind",
     "Checkpointing",
     "ClaudeJudge",
     "Config",
     "DataSource",
+    "DistinctMetric",
     "Engine",
     "Evaluate",
+    "ExactMatchMetric",
     "FaithfulQuotesMetric",
     "Full",
+    "FunctionMetric",
     "HfEngine",
     "HumanJudge",
     "JsonSchemaMetric",
@@ -77,6 +94,7 @@ __all__ = [
     "JudgedPreferences",
     "KlMonitor",
     "LabelMatchMetric",
+    "LengthMetric",
     "Lora",
     "Method",
     "Metric",
@@ -86,8 +104,12 @@ __all__ = [
     "Optimization",
     "PathPreferences",
     "Preferences",
+    "RefusalRateMetric",
+    "RegexMetric",
+    "RepetitionMetric",
     "Report",
     "RewardModelJudge",
+    "RougeLMetric",
     "Run",
     "Sample",
     "Sampling",
@@ -95,6 +117,7 @@ __all__ = [
     "Section",
     "Sft",
     "Slot",
+    "StopRateMetric",
     "Tracking",
     "Train",
     "UltraFeedbackPreferences",

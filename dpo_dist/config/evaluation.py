@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PositiveInt
 
 from dpo_dist.config.base import DataSource, Section
 from dpo_dist.config.generation import Engine, Sampling
-from dpo_dist.config.judging import JudgeKind, Metric, ScorerKind
+from dpo_dist.config.judging import JudgeKind, ScorerKind
+from dpo_dist.config.metrics import Metric
 
 
 class JudgeScore(Section):
@@ -17,6 +19,20 @@ class JudgeScore(Section):
 
     label: str = "Judge score (1-5)"
     judge: ScorerKind
+
+
+class Benchmarks(Section):
+    """Tasks of lm-evaluation-harness (the extra `benchmarks`), to see what got worse elsewhere.
+
+    `limit` takes the first documents of each task only. `include_path` is a folder with tasks of
+    one's own.
+    """
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    limit: PositiveInt | None = None
+    include_path: Path | None = None
+    chat_template: bool = False
+    batch_size: PositiveInt = 8
 
 
 class Evaluate(Section):
@@ -33,6 +49,7 @@ class Evaluate(Section):
     metrics: tuple[Metric, ...] = Field(min_length=1)
     judge: JudgeKind | None = None
     judge_scores: tuple[JudgeScore, ...] = ()
+    benchmarks: Benchmarks | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class Report(Section):

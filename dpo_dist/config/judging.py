@@ -1,4 +1,4 @@
-"""The section `judge`: metrics, judges, canaries."""
+"""The section `judge`: judges, canaries."""
 
 from __future__ import annotations
 
@@ -8,39 +8,14 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from dpo_dist.config.base import Section
-
-
-class JsonSchemaMetric(Section):
-    """1 when the answer is nothing but JSON that conforms to the schema, else 0."""
-
-    type: Literal["json_schema"]
-    label: str = "Format-conformance"
-    schema_path: Path
-
-
-class LabelMatchMetric(Section):
-    """1 when a field of the JSON answer equals the same field of the prompt's reference."""
-
-    type: Literal["label_match"]
-    label: str = "Label match"
-    field: str
-
-
-class FaithfulQuotesMetric(Section):
-    """The share of the quotes in a field that stand word for word in the prompt."""
-
-    type: Literal["faithful_quotes"]
-    label: str = "Faithfulness"
-    field: str
-
-
-Metric = Annotated[
-    JsonSchemaMetric | LabelMatchMetric | FaithfulQuotesMetric, Field(discriminator="type")
-]
+from dpo_dist.config.metrics import Metric, why_no_judge
 
 
 class MetricJudge(Section):
-    """Prefers the candidate with the higher sum of weighted metrics; equal sums are a tie."""
+    """Prefers the candidate with the better sum of weighted metrics; equal sums are a tie.
+
+    A metric that is better when lower is subtracted.
+    """
 
     type: Literal["metric"]
     metrics: tuple[Metric, ...] = Field(min_length=1)
@@ -50,6 +25,13 @@ class MetricJudge(Section):
     def _a_weight_each(self) -> MetricJudge:
         if self.weights and len(self.weights) != len(self.metrics):
             raise ValueError(f"{len(self.weights)} weights for {len(self.metrics)} metrics")
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_that_can_judge(self) -> MetricJudge:
+        for metric in self.metrics:
+            if reason := why_no_judge(metric):
+                raise ValueError(f"the metric {metric.type} {reason}")
         return self
 
 

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dpo_dist.config import Better
+from dpo_dist.evaluation.labels import label_rows
+from dpo_dist.evaluation.scoring import Labelled
 from dpo_dist.evaluation.statistics import (
     bootstrap_mean,
     mean_of,
@@ -14,21 +17,25 @@ from dpo_dist.evaluation.statistics import (
     points_mean,
 )
 from dpo_dist.metrics import Metric
-from dpo_dist.records import Score, Verdict
+from dpo_dist.records import Score, Unscored, Verdict
 
 # What a verdict is worth to dpo. A judge that contradicts itself is counted half for each, and
 # reported apart from the ties.
 _HALF = ("tie", "inconsistent")
 
 Values = dict[tuple[str, int, str], dict[str, float]]  # by metric, decoding and arm; by prompt id
+Missing = dict[tuple[str, int, str], Counter[str]]  # by metric, decoding and arm; by reason
 
 
 @dataclass(frozen=True)
 class Points:
-    """A judge's score from 1 to 5, which is given at the first decoding alone."""
+    """A figure beside the metrics, given at the first decoding alone: a judge's score from 1 to 5,
+    or what its unit says."""
 
     key: str
     label: str
+    unit: str = "points"
+    better: Better | None = "higher"
 
 
 def summarise(
@@ -38,22 +45,34 @@ def summarise(
     arms: Sequence[str],
     decodings: Sequence[Mapping[str, Any]],
     seed: int,
+    *,
+    unscored: Sequence[Unscored] = (),
+    labelled: Mapping[str, Labelled] | None = None,
 ) -> dict[str, Any]:
     """Every metric per decoding and arm with the difference dpo - sft, and dpo's win rate.
 
     Each estimate is `{"n", "mean", "low", "high"}`; `n` counts prompts. A metric's "unit" is
-    "share" (of 1) or "points". "preferred" is None without a judge.
+    "share" (of 1), "points" of a judge, "kappa", or what it counts; "better" is "higher", "lower"
+    or None; "missing" has what it could not score per arm, by reason. Below a metric that compares
+    labels stand the figures of `labelled`. "preferred" is None without a judge.
     """
     values: Values = {}
     for score in scores:
         key = (score.metric, score.decoding, score.arm)
         values.setdefault(key, {})[score.prompt_id] = score.value
-    rows = [
-        _row(metric, values, arms, decoding, seed)
-        for decoding in range(len(decodings))
-        for metric in metrics
-        if decoding == 0 or isinstance(metric, Metric)
-    ]
+    missing: Missing = {}
+    for answer in unscored:
+        key = (answer.metric, answer.decoding, answer.arm)
+        missing.setdefault(key, Counter())[answer.reason] += 1
+    rows = []
+    for decoding in range(len(decodings)):
+        for metric in metrics:
+            if isinstance(metric, Points) and decoding > 0:
+                continue
+            row = _row(metric, values, missing, arms, decoding, seed)
+            rows.append(row)
+            if isinstance(metric, Metric) and metric.labels and labelled:
+                rows += label_rows(row, labelled[metric.key], metric.labels.order, seed)
     return {
         "decodings": [dict(decoding) for decoding in decodings],
         "arms": list(arms),
@@ -63,15 +82,21 @@ def summarise(
 
 
 def _row(
-    metric: Metric | Points, values: Values, arms: Sequence[str], decoding: int, seed: int
+    metric: Metric | Points,
+    values: Values,
+    missing: Missing,
+    arms: Sequence[str],
+    decoding: int,
+    seed: int,
 ) -> dict[str, Any]:
-    points = isinstance(metric, Points)
     found = {arm: values.get((metric.key, decoding, arm), {}) for arm in arms}
-    mean = points_mean if points else mean_of
+    mean = mean_of if metric.unit == "share" else points_mean
+    counts = {arm: missing.get((metric.key, decoding, arm)) for arm in arms}
     return {
         "metric": metric.key,
         "label": metric.label,
-        "unit": "points" if points else "share",
+        "unit": metric.unit,
+        "better": metric.better,
         "decoding": decoding,
         "arms": {arm: asdict(mean(found[arm], seed)) for arm in arms},
         "delta": (
@@ -79,6 +104,7 @@ def _row(
             if {"dpo", "sft"} <= set(arms)
             else None
         ),
+        "missing": {arm: dict(count) for arm, count in counts.items() if count},
     }
 
 

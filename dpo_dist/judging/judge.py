@@ -16,7 +16,7 @@ from dpo_dist.config import JudgeKind, ScorerKind
 from dpo_dist.config import MetricJudge as MetricConfig
 from dpo_dist.config import OpenAiJudge as OpenAiConfig
 from dpo_dist.config import RewardModelJudge as RewardModelConfig
-from dpo_dist.metrics import build_metric
+from dpo_dist.metrics import build_metrics
 from dpo_dist.records import Ballot, BallotOutcome, Prompt
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def build_judge(config: JudgeKind, folder: Path) -> Judge:
         case MetricConfig():
             from dpo_dist.judging.metric_judge import MetricJudge
 
-            metrics = [build_metric(metric) for metric in config.metrics]
+            metrics = build_metrics(config.metrics)
             return MetricJudge(metrics, config.weights or (1.0,) * len(metrics))
         case ClaudeConfig() | OpenAiConfig():
             from dpo_dist.judging.rubric import COMPARE

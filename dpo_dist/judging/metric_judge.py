@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
+from dpo_dist.console import warn
 from dpo_dist.judging.judge import Comparison, Judge
-from dpo_dist.metrics import Metric
+from dpo_dist.metrics import Answer, Metric, NotScored, attempt
 from dpo_dist.records import Ballot, BallotOutcome, Prompt
 
 GROUP = 500  # ballots that are put on disk together
@@ -14,11 +15,16 @@ EQUAL = 1e-9  # scores are means of a few fractions; anything smaller is roundin
 
 
 class MetricJudge(Judge):
-    """Prefers the higher weighted mean of its metrics; equal means are a tie."""
+    """Prefers the higher weighted mean of its metrics, where those that are better when lower
+    count negative; equal means are a tie. What a metric cannot score is not judged."""
 
     def __init__(self, metrics: Sequence[Metric], weights: Sequence[float]) -> None:
-        self._metrics = list(zip(metrics, weights, strict=True))
+        self._metrics = [
+            (metric, -weight if metric.better == "lower" else weight)
+            for metric, weight in zip(metrics, weights, strict=True)
+        ]
         self._total = sum(weights)
+        self._warned = False
         parts = (f"{metric.key}*{weight:g}" for metric, weight in self._metrics)
         self.identity = "metric:" + "+".join(parts)
 
@@ -31,13 +37,21 @@ class MetricJudge(Judge):
         return self._digest(comparison, comparison.prompt.reference)
 
     def _decide(self, comparison: Comparison) -> Ballot:
-        first = self._score(comparison.prompt, comparison.first_text)
-        second = self._score(comparison.prompt, comparison.second_text)
+        try:
+            first = self._score(comparison.prompt, comparison.first_text)
+            second = self._score(comparison.prompt, comparison.second_text)
+        except NotScored as error:
+            if not self._warned:
+                warn(f"not judged: {comparison.prompt.id!r}: {error}; others may follow")
+                self._warned = True
+            return self.ballot(comparison, "not_answered", reasoning=f"{error.reason}: {error}")
         outcome: BallotOutcome = "tie"
         if abs(first - second) > EQUAL:
             outcome = "first" if first > second else "second"
         return self.ballot(comparison, outcome, reasoning=f"{first:.3f} against {second:.3f}")
 
     def _score(self, prompt: Prompt, text: str) -> float:
-        scores = (weight * metric.score(prompt, text) for metric, weight in self._metrics)
+        scores = (
+            weight * attempt(metric, prompt, Answer(text)) for metric, weight in self._metrics
+        )
         return sum(scores) / self._total

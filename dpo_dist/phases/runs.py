@@ -11,6 +11,7 @@ from dpo_dist.artifacts import directory_digest, file_digest
 from dpo_dist.config import (
     ClaudeJudge,
     Config,
+    FunctionMetric,
     HumanJudge,
     JsonSchemaMetric,
     JudgeKind,
@@ -22,6 +23,7 @@ from dpo_dist.config import (
 from dpo_dist.data.chat import check_adapter
 from dpo_dist.data.models import check_model, model_identity
 from dpo_dist.errors import DataError
+from dpo_dist.metrics.function import source_file
 
 PHASES = ("sft", "sample", "judge", "train", "evaluate", "report")
 
@@ -76,7 +78,7 @@ def arm_weights(config: Config, arm: str) -> Weights:
 
 
 def judge_files(judge: JudgeKind) -> dict[str, str]:
-    """Digests of what a judge's section names: a rubric, its metrics' schemas, or a model. A
+    """Digests of what a judge's section names: a rubric, its metrics' files, or a model. A
     sheet is none: it is filled in while the phase waits."""
     match judge:
         case ClaudeJudge() | OpenAiJudge():
@@ -91,8 +93,9 @@ def judge_files(judge: JudgeKind) -> dict[str, str]:
 
 
 def metric_files(metrics: Iterable[Metric]) -> dict[str, str]:
-    """Digests of the schemas that metrics name."""
-    return _digests([m.schema_path for m in metrics if isinstance(m, JsonSchemaMetric)])
+    """Digests of the schemas and of the modules that metrics name."""
+    schemas = [m.schema_path for m in metrics if isinstance(m, JsonSchemaMetric)]
+    return _digests(schemas + [source_file(m) for m in metrics if isinstance(m, FunctionMetric)])
 
 
 def _digests(paths: list[Path]) -> dict[str, str]:

@@ -105,16 +105,20 @@ def summary(scores: dict[str, Any]) -> list[str]:
         delta = row["delta"]
         if row["decoding"] or delta is None or delta["low"] is None:
             continue
-        change = f"{delta['mean']:+.2f}" if row["unit"] == "points" else _percent(delta["mean"])
+        change = _percent(delta["mean"]) if row["unit"] == "share" else f"{delta['mean']:+.2f}"
+        unit = {"share": " points", "kappa": ""}.get(row["unit"], f" {row['unit']}")
         if delta["low"] > 0 or delta["high"] < 0:
             direction = "rises" if delta["mean"] > 0 else "falls"
+            verdict = ""
+            if row.get("better") == "lower":
+                verdict = ", which is worse" if delta["mean"] > 0 else ", which is better"
             sentences.append(
-                f"{row['label']} {direction} by {change.lstrip('+-')} points over SFT."
+                f"{row['label']} {direction} by {change.lstrip('+-')}{unit} over SFT{verdict}."
             )
         else:
             sentences.append(
                 f"{row['label']}: no difference from SFT is shown "
-                f"({change} points, interval includes zero)."
+                f"({change}{unit}, interval includes zero)."
             )
     return sentences
 

@@ -13,6 +13,7 @@ from dpo_dist.reporting.tables import (
     canary_table,
     comparison_table,
     decoding_name,
+    score_badge,
 )
 
 
@@ -39,8 +40,7 @@ def render_page(
         (decoding_name(decoding), comparison_table(scores, number))
         for number, decoding in enumerate(scores["decodings"])
     ]
-    labels = {row["metric"]: row["label"] for row in scores["metrics"]}
-    points = {row["metric"] for row in scores["metrics"] if row["unit"] == "points"}
+    rows = {row["metric"]: row for row in scores["metrics"]}
     return environment.get_template("report.html.j2").render(
         report=report,
         tables=tables,
@@ -48,8 +48,7 @@ def render_page(
         card=canary_table(report["canaries"]),
         card_note=CARD_NOTE.replace("`", ""),
         no_card=NO_CARD,
-        labels=labels,
-        points=points,
+        badge=lambda metric, value: score_badge(rows[metric], value),
         headers=HEADERS,
         plots=[(title, Markup(svg)) for title, svg in plots],
         samples=samples,

@@ -46,14 +46,27 @@ def comparison_table(scores: Mapping[str, Any], decoding: int = 0) -> Table:
     rows = []
     for row in scores["metrics"]:
         if row["decoding"] == decoding:
-            points = row["unit"] == "points"
-            cells = [(_points if points else _share)(row["arms"][arm]) for arm in arms]
-            rows.append((row["label"], (*cells, _difference(row["delta"], points=points))))
+            cells = [_metric_cell(row, arm) for arm in arms]
+            better = row.get("better", "higher")  # not yet in older scores.json
+            rows.append((row["label"], (*cells, _difference(row["delta"], row["unit"], better))))
     preferred = scores["preferred"]
     if preferred is not None and preferred["decoding"] == decoding:
         cells = [_share(preferred) if arm == "dpo" else Cell(ABSENT) for arm in arms]
-        rows.append((PREFERRED, (*cells, _difference(_minus_half(preferred)))))
+        rows.append((PREFERRED, (*cells, _difference(_minus_half(preferred), "share", "higher"))))
     return Table(headers, tuple(rows))
+
+
+def score_badge(row: Mapping[str, Any], value: float) -> Cell:
+    """A metric's value for one answer; toned at either end of a share."""
+    if row["unit"] != "share":
+        unit = "" if row["unit"] == "points" else f" {row['unit']}"
+        return Cell(f"{value:g}{unit}", row["label"])
+    shown = {0.0: "✗", 1.0: "✓"}.get(value, f"{value:.2f}")
+    better = row.get("better", "higher")
+    tone = ""
+    if better and value in (0.0, 1.0):
+        tone = "better" if (value == 1.0) == (better == "higher") else "worse"
+    return Cell(shown, row["label"], tone)
 
 
 def audit_table(shares: Sequence[Mapping[str, Any]]) -> Table:
@@ -125,12 +138,25 @@ def _share(estimate: Mapping[str, Any]) -> Cell:
     return Cell(f"{100 * estimate['mean']:.1f} %", f"{_interval(estimate)} n={estimate['n']}")
 
 
-def _points(estimate: Mapping[str, Any]) -> Cell:
+def _metric_cell(row: Mapping[str, Any], arm: str) -> Cell:
+    """An arm's figure; what the metric could not score is counted behind n."""
+    estimate = row["arms"][arm]
+    missing = row.get("missing", {}).get(arm, {})
+    reasons = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in missing.items())
+    cell = _share(estimate) if row["unit"] == "share" else _number(estimate, row["unit"])
+    if not reasons:
+        return cell
+    value = "n/a" if estimate["mean"] is None else cell.value
+    return Cell(value, f"{cell.detail} ({reasons})")
+
+
+def _number(estimate: Mapping[str, Any], unit: str) -> Cell:
     if estimate["mean"] is None:
-        return Cell(ABSENT, "n=0")
+        return Cell(ABSENT, f"n={estimate['n']}")
     interval = "[n/a]"
     if estimate["low"] is not None:
-        interval = f"[{estimate['low']:.1f}–{estimate['high']:.1f}]"
+        digits = 2 if unit == "kappa" else 1
+        interval = f"[{estimate['low']:.{digits}f}–{estimate['high']:.{digits}f}]"
     return Cell(f"{estimate['mean']:.2f}", f"{interval} n={estimate['n']}")
 
 
@@ -141,17 +167,21 @@ def _interval(estimate: Mapping[str, Any]) -> str:
     return f"[{100 * estimate['low']:.0f}–{100 * estimate['high']:.0f}]"
 
 
-def _difference(estimate: Mapping[str, Any] | None, *, points: bool = False) -> Cell:
-    """In percentage points, or in points; toned only where the interval excludes zero."""
+def _difference(estimate: Mapping[str, Any] | None, unit: str, better: str | None) -> Cell:
+    """In percentage points of shares, or in the unit; toned only where the interval excludes zero
+    and one way is better."""
     if estimate is None or estimate["mean"] is None:
         return Cell(ABSENT)
+    share = unit == "share"
     mean = estimate["mean"]
-    value = f"{mean:+.2f}" if points else f"{100 * mean:+.1f} pp"
+    value = f"{100 * mean:+.1f} pp" if share else f"{mean:+.2f}"
     if estimate["low"] is None:
         return Cell(value, f"[n/a] n={estimate['n']}")
     low, high = estimate["low"], estimate["high"]
-    tone = "better" if low > 0 else "worse" if high < 0 else ""
-    interval = f"[{low:+.2f}, {high:+.2f}]" if points else f"[{100 * low:+.0f}, {100 * high:+.0f}]"
+    tone = ""
+    if better and (low > 0 or high < 0):
+        tone = "better" if (low > 0) == (better == "higher") else "worse"
+    interval = f"[{100 * low:+.0f}, {100 * high:+.0f}]" if share else f"[{low:+.2f}, {high:+.2f}]"
     return Cell(value, f"{interval} n={estimate['n']}", tone)
 
 

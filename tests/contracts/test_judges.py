@@ -76,7 +76,7 @@ def judge(request, tmp_path: Path, monkeypatch) -> Iterator[Judge]:
     rubric.write_text("Prefer GOOD.")
     match request.param:
         case "metric":
-            good = Metric("good", "Good", lambda p, text: float("GOOD" in text))
+            good = Metric("good", "Good", lambda p, answer: float("GOOD" in answer.text))
             yield MetricJudge([good], [1.0])
         case "claude_batches":
             monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)

@@ -61,7 +61,7 @@ def test_equal_values_claim_no_certainty() -> None:
 
 
 def test_the_comparison_by_hand() -> None:
-    metric = Metric("m", "My metric", lambda prompt, text: 0.0)
+    metric = Metric("m", "My metric", lambda prompt, answer: 0.0)
     values = {"base": [0, 0, 0, 0], "sft": [0, 0, 1, 1], "dpo": [0, 1, 1, 1]}
     scores = [
         Score(prompt_id=f"p{n}", arm=arm, decoding=0, metric="m", value=value)

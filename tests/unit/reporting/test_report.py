@@ -12,7 +12,13 @@ from dpo_dist.artifacts import write_json, write_records
 from dpo_dist.records import Generation, Message, Prompt, Score, Verdict
 from dpo_dist.reporting.build import alarms, build, funnel, summary
 from dpo_dist.reporting.plots import training_plots
-from dpo_dist.reporting.tables import comparison_table, decoding_name, to_markdown, to_text
+from dpo_dist.reporting.tables import (
+    comparison_table,
+    decoding_name,
+    score_badge,
+    to_markdown,
+    to_text,
+)
 from dpo_dist.reporting.text import visible
 from dpo_dist.runfile import load_config
 
@@ -163,6 +169,7 @@ def test_the_figures_are_those_of_the_run(report: Path) -> None:
         assert text in page
     assert "17 tie" in page and "2 prompt too long" in page
     assert "judge prefers SFT+DPO" in page and "cut off" in page
+    assert '<span class="badge better">✓ Severity match</span>' in page
     assert page.count("<svg") == 6
     figures = json.loads((report / "report.json").read_text())
     assert figures["comparison"] == SCORES
@@ -268,6 +275,73 @@ def test_points_are_no_percentages() -> None:
         "+0.50 [+0.10, +0.90] n=20",
     ]
     assert "Judge score rises by 0.50 points over SFT." in summary(scored)
+
+
+def with_row(**changes: object) -> dict:
+    """The scores with another first row."""
+    scores = json.loads(json.dumps(SCORES))
+    scores["metrics"][0] |= changes
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("better", "tone", "verdict"),
+    [("higher", "better", "."), ("lower", "worse", ", which is worse."), (None, "", ".")],
+)
+def test_a_rise_is_better_only_where_the_metric_says_so(
+    better: str | None, tone: str, verdict: str
+) -> None:
+    scores = with_row(better=better)
+    assert comparison_table(scores).rows[0][1][-1].tone == tone
+    assert summary(scores)[1] == f"Severity match rises by 25.0 points over SFT{verdict}"
+    falls = with_row(better=better, delta=estimate(20, -0.25, -0.45, -0.05))
+    opposite = {"better": "worse", "worse": "better", "": ""}[tone]
+    assert comparison_table(falls).rows[0][1][-1].tone == opposite
+
+
+def test_lengths_and_kappas_are_no_percentages() -> None:
+    arms = dict.fromkeys(("base", "sft"), estimate(20, 81.25, 70.123, 90.5))
+    arms["dpo"] = estimate(20, 0.5, 0.25, 0.75)
+    row = {"arms": arms, "delta": estimate(20, 12.5, 3.25, 21.75), "better": None}
+    tokens = with_row(unit="tokens", label="Length", **row)
+    assert [str(cell) for cell in comparison_table(tokens).rows[0][1]][1:] == [
+        "81.25 [70.1–90.5] n=20",
+        "0.50 [0.2–0.8] n=20",
+        "+12.50 [+3.25, +21.75] n=20",
+    ]
+    assert summary(tokens)[1] == "Length rises by 12.50 tokens over SFT."
+    kappa = with_row(unit="kappa", label="Kappa", **row)
+    assert str(comparison_table(kappa).rows[0][1][2]) == "0.50 [0.25–0.75] n=20"
+    assert summary(kappa)[1] == "Kappa rises by 12.50 over SFT."
+
+
+def test_what_was_not_scored_stands_behind_n() -> None:
+    nothing = {"n": 0, "mean": None, "low": None, "high": None}
+    scores = with_row(
+        arms={**SCORES["metrics"][0]["arms"], "base": nothing},
+        missing={"base": {"no_reference": 20}, "dpo": {"failed": 2, "too_short": 1}},
+    )
+    base, sft, dpo, _ = comparison_table(scores).rows[0][1]
+    assert (base.value, base.detail) == ("n/a", "n=0 (20 no reference)")
+    assert sft.detail == "[11–47] n=20" and dpo.detail == "[30–70] n=20 (2 failed, 1 too short)"
+
+
+@pytest.mark.parametrize(
+    ("row", "value", "text", "tone"),
+    [
+        ({"unit": "share"}, 1.0, "✓ M", "better"),
+        ({"unit": "share", "better": "higher"}, 0.0, "✗ M", "worse"),
+        ({"unit": "share", "better": "lower"}, 1.0, "✓ M", "worse"),
+        ({"unit": "share", "better": "lower"}, 0.0, "✗ M", "better"),
+        ({"unit": "share", "better": None}, 1.0, "✓ M", ""),
+        ({"unit": "share"}, 0.5, "0.50 M", ""),
+        ({"unit": "points"}, 4.0, "4 M", ""),
+        ({"unit": "tokens", "better": None}, 83.0, "83 tokens M", ""),
+    ],
+)
+def test_an_answer_s_badge(row: dict, value: float, text: str, tone: str) -> None:
+    badge = score_badge({"label": "M", **row}, value)
+    assert (str(badge), badge.tone) == (text, tone)
 
 
 def test_no_interval_is_said_not_invented() -> None:

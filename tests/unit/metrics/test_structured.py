@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.config import FaithfulQuotesMetric, JsonSchemaMetric, LabelMatchMetric, MetricJudge
-from dpo_dist.errors import ConfigError, DataError
-from dpo_dist.judging.judge import Comparison, build_judge
-from dpo_dist.metrics import build_metric
+from dpo_dist.config import FaithfulQuotesMetric, JsonSchemaMetric, LabelMatchMetric
+from dpo_dist.errors import ConfigError
+from dpo_dist.metrics import Answer, NotScored, build_metric
 from dpo_dist.records import Message, Prompt
 from tests.conftest import ROOT
 
@@ -38,10 +37,8 @@ def answer(**changes: object) -> str:
     ],
 )
 def test_format(text: str, value: float) -> None:
-    assert (
-        build_metric(JsonSchemaMetric(type="json_schema", schema_path=SCHEMA)).score(PROMPT, text)
-        == value
-    )
+    metric = build_metric(JsonSchemaMetric(type="json_schema", schema_path=SCHEMA))
+    assert metric.score(PROMPT, Answer(text)) == value
 
 
 @pytest.mark.parametrize(
@@ -50,13 +47,26 @@ def test_format(text: str, value: float) -> None:
 )
 def test_label(text: str, value: float) -> None:
     metric = build_metric(LabelMatchMetric(type="label_match", field="severity"))
-    assert metric.score(PROMPT, text) == value
+    assert metric.score(PROMPT, Answer(text)) == value
 
 
-def test_a_prompt_without_a_reference_is_named() -> None:
-    metric = build_metric(LabelMatchMetric(type="label_match", field="team"))
-    with pytest.raises(DataError, match=r"'p' has no reference\.team"):
-        metric.score(PROMPT, answer())
+def test_an_answer_that_nests_without_end_is_no_json() -> None:
+    """A model that repeats itself; Python's parser gives up with a RecursionError."""
+    nested = Answer("[" * 200_000)
+    schema = JsonSchemaMetric(type="json_schema", schema_path=SCHEMA)
+    label = LabelMatchMetric(type="label_match", field="severity")
+    assert [build_metric(section).score(PROMPT, nested) for section in (schema, label)] == [0, 0]
+
+
+@pytest.mark.parametrize("reference", [{}, {"severity": None}])
+def test_a_prompt_without_the_label_is_not_scored(reference: dict) -> None:
+    """Nor does an answer without one match it."""
+    metric = build_metric(LabelMatchMetric(type="label_match", field="severity"))
+    prompt = PROMPT.model_copy(update={"reference": reference})
+    for text in (answer(), "{}"):
+        with pytest.raises(NotScored, match=r"no reference\.severity") as caught:
+            metric.score(prompt, Answer(text))
+        assert caught.value.reason == "no_reference"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +83,7 @@ def test_a_prompt_without_a_reference_is_named() -> None:
 )
 def test_quotes(evidence: object, value: float) -> None:
     metric = build_metric(FaithfulQuotesMetric(type="faithful_quotes", field="evidence"))
-    assert metric.score(PROMPT, answer(evidence=evidence)) == value
+    assert metric.score(PROMPT, Answer(answer(evidence=evidence))) == value
 
 
 def test_an_unreadable_schema_is_named(tmp_path: Path) -> None:
@@ -83,21 +93,3 @@ def test_an_unreadable_schema_is_named(tmp_path: Path) -> None:
             path.write_text(content)
         with pytest.raises(ConfigError, match=r"s\.json: not a readable JSON schema"):
             build_metric(JsonSchemaMetric(type="json_schema", schema_path=path))
-
-
-def test_the_metric_judge_weighs_its_metrics(tmp_path: Path) -> None:
-    metrics = (
-        LabelMatchMetric(type="label_match", field="severity"),
-        FaithfulQuotesMetric(type="faithful_quotes", field="evidence"),
-    )
-    right_label = answer(evidence=["invented text"])
-    right_quote = answer(severity="SEV4")
-
-    def prefer(weights: tuple[float, ...]) -> str:
-        judge = build_judge(MetricJudge(type="metric", metrics=metrics, weights=weights), tmp_path)
-        ((ballot,),) = judge.compare([Comparison(PROMPT, "a", "b", right_label, right_quote)])
-        return ballot.outcome
-
-    assert prefer(()) == "tie"
-    assert prefer((2, 1)) == "first"
-    assert prefer((1, 2)) == "second"
