@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from dpo_dist.config.base import DataSource, Section
 from dpo_dist.config.generation import Engine, Sampling
@@ -22,7 +22,9 @@ class JudgeScore(Section):
 class Evaluate(Section):
     """The evaluate phase: every arm answers the held-out prompts at every decoding.
 
-    The first decoding is the headline of the table. `judge` compares dpo with sft there.
+    The first decoding is the headline of the table. `judge` compares dpo with sft there. `guard`
+    names, by their labels, the metrics and judge scores there that may not get worse (null: all
+    metrics, []: none); it decides the outcome, and may be changed afterwards.
     """
 
     prompts: DataSource
@@ -33,6 +35,17 @@ class Evaluate(Section):
     metrics: tuple[Metric, ...] = Field(min_length=1)
     judge: JudgeKind | None = None
     judge_scores: tuple[JudgeScore, ...] = ()
+    guard: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _guarded_rows_exist(self) -> Evaluate:
+        labels = {row.label for row in (*self.metrics, *self.judge_scores)}
+        if unknown := set(self.guard or ()) - labels:
+            raise ValueError(
+                f"guard: no metric is labelled {', '.join(sorted(unknown))}; there are: "
+                + ", ".join(sorted(labels))
+            )
+        return self
 
 
 class Report(Section):

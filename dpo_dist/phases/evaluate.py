@@ -14,7 +14,7 @@ from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import check_disjoint, read_prompts
 from dpo_dist.data.rows import source_identity
 from dpo_dist.errors import DataError
-from dpo_dist.evaluation.comparison import Points, summarise
+from dpo_dist.evaluation.comparison import HEADLINE, Points, summarise
 from dpo_dist.generation.engine import Completion, Request, build_engine
 from dpo_dist.generation.sampling import answer_all
 from dpo_dist.judging.judge import alone, build_judge, build_scorer
@@ -78,10 +78,14 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     summary = summarise(
         [*metrics, *rated],
         [*scores, *points],
-        verdicts,
+        None if verdicts is None else {HEADLINE: verdicts},
         evaluate.arms,
         decodings,
         config.run.seed,
+        lengths={
+            arm: {p.id: len(answers[arm, 0, p.id].text) for p in prompts} for arm in evaluate.arms
+        },
+        guard=evaluate.guard,
     )
     write_json(out.path / "scores.json", summary)
     return {
