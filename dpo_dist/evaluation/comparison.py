@@ -62,8 +62,8 @@ def summarise(
         for metric in metrics
         if decoding == 0 or isinstance(metric, Metric)
     ]
-    for metric in metrics:
-        _adjust([row for row in rows if row["metric"] == metric.key])
+    for name in dict.fromkeys(metric.key for metric in metrics):
+        _adjust([row for row in rows if row["metric"] == name])
     pairwise = [
         {"decoding": 0, "a": a, "b": b, **asdict(win_rate(given, a, seed, _longer(lengths, a, b)))}
         for (a, b), given in (verdicts or {}).items()
@@ -96,7 +96,7 @@ def _row(
         "label": metric.label,
         "unit": "points" if points else "share",
         "judged": points,
-        "direction": "higher",
+        "direction": "higher",  # what is better, of every metric so far
         "decoding": decoding,
         "arms": {arm: asdict(mean(found[arm], seed)) for arm in arms},
         "differences": differences,

@@ -105,4 +105,4 @@ def _circular(games: Sequence[Game], arms: Sequence[str]) -> bool:
     margin = np.zeros((len(arms), len(arms)))
     for game in games:
         margin[arms.index(game.a), arms.index(game.b)] += game.worth - 0.5
-    return _components(margin - margin.T > 0, "strong") < len(arms)
+    return _components((margin > margin.T).astype(float), "strong") < len(arms)

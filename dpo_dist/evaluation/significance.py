@@ -48,8 +48,8 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 def detectable_effect(standard_error: float | None) -> float | None:
     """The smallest true effect that a two-sided test at 5 % finds with 80 % power, in the units of
-    `standard_error`: (z_0.975 + z_0.8) standard errors (Miller 2024, section 5; normal
-    approximation). None without a standard error."""
+    `standard_error`: (z_0.975 + z_0.8) standard errors (Miller 2024; normal approximation).
+    None without a standard error."""
     return None if standard_error is None else (Z + Z_POWER) * standard_error
 
 
@@ -58,7 +58,7 @@ def bootstrap_p(at_most_zero: int, at_least_zero: int, resamples: int, n: int) -
     the interval leaves zero out.
 
     The two counts are of resampled means. One is added, so that it is never zero (Davison and
-    Hinkley 1997, equation 4.11), and the expansion of the percentiles is undone.
+    Hinkley 1997), and the expansion of the percentiles is undone.
     """
     from scipy.special import ndtri, stdtr
 

@@ -100,7 +100,7 @@ def percentile_tail(n: int) -> float:
 
     The percentiles of a resampled mean lie too close together by sqrt((n - 1) / n) and by the
     normal in place of Student's distribution; the tails are expanded to make up for both
-    (Hesterberg 2015, "What teachers should know about the bootstrap", section 5.3).
+    (Hesterberg 2015, "What teachers should know about the bootstrap": expanded percentiles).
     """
     from scipy.special import ndtr, stdtrit
 
@@ -136,7 +136,7 @@ def resampled_means(clusters: Clusters, seed: int) -> Floats:
 
 def standard_error(values: Mapping[K, Sequence[float]]) -> float | None:
     """The clustered standard error of the mean of all values (Miller 2024, "Adding error bars to
-    evals", equation 4, times n / (n - 1)); s / sqrt(n) where every prompt has one value.
+    evals", with n - 1 in place of n); s / sqrt(n) where every prompt has one value.
 
     None for n < 2 and for equal values.
     """

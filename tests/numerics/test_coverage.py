@@ -2,7 +2,7 @@
 
 Simulated judges with known win rates: both orders asked and correlated, ties, contradictions and
 missing verdicts. 1,000 simulations measure a coverage of 95 % to 0.7 points (one standard error).
-The bootstrap takes 1,000 resamples here: that moves an end of an interval by 0.07 standard errors
+The bootstrap takes 1,000 resamples here: that moves an end of an interval by 0.08 standard errors
 of the mean, whose own scatter from sample to sample is what decides the coverage.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from scipy.special import expit
+from scipy.stats import binom
 
 from dpo_dist.evaluation import statistics
 from dpo_dist.evaluation.differences import paired_difference, points_difference
@@ -25,7 +26,6 @@ from dpo_dist.records import Verdict
 
 SIMULATIONS = 1_000
 PROMPTS = 100
-Draw = Callable[[np.random.Generator, int], tuple[float | None, float | None]]
 
 
 @pytest.fixture(autouse=True)
@@ -147,9 +147,24 @@ def test_means_cover(n: int) -> None:
     assert 0.93 <= coverage(estimate, 1.0) <= 0.97
 
 
+def test_of_few_skewed_values_the_interval_is_somewhat_too_narrow() -> None:
+    """The limit that docs/evaluation.md names."""
+
+    def estimate(random: np.random.Generator, seed: int) -> Estimate:
+        return mean_of(dict(enumerate(random.exponential(1, 20))), seed)
+
+    assert 0.91 <= coverage(estimate, 1.0) < 0.94
+
+
 def test_shares_cover() -> None:
-    covered = coverage(lambda r, seed: wilson(int(r.binomial(PROMPTS, 0.3)), PROMPTS), 0.3)
-    assert 0.93 <= covered <= 0.97
+    """By enumeration of all outcomes, on average over the true shares."""
+    successes = np.arange(PROMPTS + 1)
+    intervals = [wilson(int(k), PROMPTS) for k in successes]
+    covered = []
+    for truth in np.linspace(0.02, 0.98, 97):
+        held = [e.low <= truth <= e.high for e in intervals]
+        covered.append(binom.pmf(successes, PROMPTS, truth)[held].sum())
+    assert 0.94 <= np.mean(covered) <= 0.96 and min(covered) > 0.90
 
 
 def test_paired_differences_cover() -> None:
@@ -222,7 +237,7 @@ def test_the_p_value_and_the_interval_of_points_agree() -> None:
 
 
 def test_holm_keeps_the_family() -> None:
-    """Of three true null hypotheses at once, any is rejected in at most 6 %; unadjusted, in 10."""
+    """Of three true null hypotheses, any is rejected in at most 6 %; unadjusted, in more."""
 
     def smallest(random: np.random.Generator, seed: int, adjust: bool) -> float:
         p = [paired_difference(*paired_shares(random, 0), seed).p for _ in range(3)]
@@ -240,4 +255,4 @@ def test_the_detectable_effect_is_found_in_four_of_five() -> None:
         a = dict(enumerate(random.normal(effect, 1, PROMPTS)))
         return points_difference(a, dict.fromkeys(a, 0.0), seed).p
 
-    assert 0.77 <= false_findings(p_value) <= 0.83
+    assert 0.76 <= false_findings(p_value) <= 0.84
