@@ -23,8 +23,8 @@ COMMANDS = {
     "report": "write report.html, report.md and report.json",
 }
 EXIT_CODES = (
-    "exit codes: 0 done, 1 failed, 2 bad input or configuration, 75 stopped by SIGTERM (run the "
-    "same command again), 130 interrupted"
+    "exit codes: 0 done, 1 failed, 2 bad input or configuration, 3 no evidence and 4 regressed "
+    "(evaluate --gate), 75 stopped by SIGTERM (run the same command again), 130 interrupted"
 )
 
 
@@ -71,6 +71,10 @@ def _execute(options: argparse.Namespace) -> int:
             shard=shard,
             command=() if alone else command,
         )
+        if getattr(options, "gate", False):
+            from dpo_dist.phases.gate import gate
+
+            return gate(config)
         return 0
     status = run_all(options.run_file, config, options.set, force=options.force)
     if status == INTERRUPTED:
@@ -153,6 +157,12 @@ def _parser() -> argparse.ArgumentParser:
                 help="generate for this part of the prompts only, counted from 0; for array jobs",
             )
             command.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+        if name == "evaluate":
+            command.add_argument(
+                "--gate",
+                action="store_true",
+                help="let the exit code say what came out: 0 improved, 3 no evidence, 4 regressed",
+            )
         if name == "judge":
             command.add_argument(
                 "--selftest",

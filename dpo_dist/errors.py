@@ -15,7 +15,8 @@
         ├── FingerprintMismatch   a phase's directory holds the work of other settings
         └── MissingDependency     an optional package; carries the pip command
 
-Messages say what is wrong, where, and what to do about it.
+Messages say what is wrong, where, and what to do about it. `dpo-dist evaluate --gate` fails with
+the exit codes 3 and 4 without an error: the work is done, and its outcome is `GATE`'s.
 """
 
 
@@ -87,4 +88,5 @@ class MissingDependency(UserError):
 
 
 PREEMPTED = Preempted.exit_code  # sysexits.h: EX_TEMPFAIL, "try again later"
+GATE = {"improved": 0, "no_evidence": 3, "regressed": 4}  # `evaluate --gate`, by the outcome
 INTERRUPTED = 130  # the shell's convention for a program ended by Ctrl-C (128 + SIGINT)

@@ -15,6 +15,7 @@ from tests.tiny import make_model
 ROOT = Path(__file__).parents[1]
 SMOLLM2 = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct"
 REAL_PREFERENCES = ROOT.parent / "shared" / "data" / "preferences_real.jsonl"
+REAL_VERDICTS = REAL_PREFERENCES.with_name("verdicts_real.jsonl")
 
 
 @pytest.fixture(autouse=True)

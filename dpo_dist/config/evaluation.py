@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from dpo_dist.config.base import DataSource, Section
 from dpo_dist.config.generation import Engine, Sampling
@@ -38,7 +38,9 @@ class Benchmarks(Section):
 class Evaluate(Section):
     """The evaluate phase: every arm answers the held-out prompts at every decoding.
 
-    The first decoding is the headline of the table. `judge` compares dpo with sft there.
+    The first decoding is the headline of the table. `judge` compares dpo with sft there. `guard`
+    names, by their labels, the metrics and judge scores there that may not get worse (null: all
+    metrics, []: none); it decides the outcome, and may be changed afterwards.
     """
 
     prompts: DataSource
@@ -50,6 +52,17 @@ class Evaluate(Section):
     judge: JudgeKind | None = None
     judge_scores: tuple[JudgeScore, ...] = ()
     benchmarks: Benchmarks | None = Field(None, exclude_if=lambda value: value is None)
+    guard: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _guarded_rows_exist(self) -> Evaluate:
+        labels = {row.label for row in (*self.metrics, *self.judge_scores)}
+        if unknown := set(self.guard or ()) - labels:
+            raise ValueError(
+                f"guard: no metric is labelled {', '.join(sorted(unknown))}; there are: "
+                + ", ".join(sorted(labels))
+            )
+        return self
 
 
 class Report(Section):

@@ -11,11 +11,16 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 Z = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
+# What the bootstrap draws at a time: 2^22 indices take 32 MiB.
+_BLOCK = 2**22
+# Drawing how often each of k distinct clusters occurs takes as long as drawing 16 k indices.
+_MULTINOMIAL_COST = 16
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,34 @@ class Estimate:
     high: float | None = None
 
 
+@dataclass(frozen=True)
+class Clusters:
+    """The sum and the number of the values of each of n prompts. Shapes: (n,)."""
+
+    sums: Floats
+    sizes: Floats
+
+    @classmethod
+    def of(cls, values: Mapping[K, Sequence[float]]) -> Clusters:
+        """Prompts without a value are left out."""
+        found = [cluster for cluster in values.values() if len(cluster)]
+        sums = np.array([math.fsum(cluster) for cluster in found], dtype=float)
+        return cls(sums, np.array([len(cluster) for cluster in found], dtype=float))
+
+    @property
+    def n(self) -> int:
+        return len(self.sums)
+
+    @property
+    def mean(self) -> float | None:
+        return float(self.sums.sum() / self.sizes.sum()) if self.n else None
+
+    @property
+    def spread(self) -> bool:
+        """Whether resampling the prompts changes the mean at all."""
+        return self.n > 1 and bool(np.ptp(self.sums / self.sizes) > 0)
+
+
 def wilson(successes: int, n: int) -> Estimate:
     """A share with Wilson's score interval (Wilson 1927): sound also at 0 %, 100 % and small n."""
     if n < 2:
@@ -46,32 +79,73 @@ def bootstrap_mean(values: Mapping[K, Sequence[float]], seed: int) -> Estimate:
     """The mean of all values, with a percentile bootstrap over clusters (prompts).
 
     `values` maps a prompt to its values. `RESAMPLES` draws of as many prompts as there are,
-    with replacement; seeded.
+    with replacement; seeded. The percentiles are those of `percentile_tail`.
     """
-    clusters = [np.asarray(cluster, dtype=float) for cluster in values.values() if len(cluster)]
-    n = len(clusters)
-    if n == 0:
-        return Estimate(0, None)
-    sums = np.array([cluster.sum() for cluster in clusters])  # (n,)
-    sizes = np.array([len(cluster) for cluster in clusters])  # (n,)
-    mean = float(sums.sum() / sizes.sum())
-    if n < 2 or np.ptp(sums / sizes) == 0:
+    clusters = Clusters.of(values)
+    if not clusters.spread:
         # Resampling equal values has no spread; an interval of width zero would claim certainty.
-        return Estimate(n, mean)
-    means = _resample(sums, sizes, seed)
-    tail = (1 - CONFIDENCE) / 2
+        return Estimate(clusters.n, clusters.mean)
+    return interval_of(clusters, resampled_means(clusters, seed))
+
+
+def interval_of(clusters: Clusters, means: Floats) -> Estimate:
+    """The mean with the percentile interval of its resampled `means`, (RESAMPLES,)."""
+    tail = percentile_tail(clusters.n)
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Estimate(n, mean, float(low), float(high))
+    return Estimate(clusters.n, clusters.mean, float(low), float(high))
 
 
-def _resample(
-    sums: NDArray[np.float64], sizes: NDArray[np.int64], seed: int
-) -> NDArray[np.float64]:
-    """`RESAMPLES` bootstrap means. Drawing how often each cluster occurs is drawing the
-    clusters, without a (RESAMPLES, n) table of indices to gather from."""
-    n = len(sums)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    return np.asarray((counts @ sums) / (counts @ sizes), dtype=float)  # (RESAMPLES,)
+def percentile_tail(n: int) -> float:
+    """The share of the resamples beyond each end of the interval: 2.5 % for many prompts.
+
+    The percentiles of a resampled mean lie too close together by sqrt((n - 1) / n) and by the
+    normal in place of Student's distribution; the tails are expanded to make up for both
+    (Hesterberg 2015, "What teachers should know about the bootstrap": expanded percentiles).
+    """
+    from scipy.special import ndtr, stdtrit
+
+    quantile = stdtrit(n - 1, (1 + CONFIDENCE) / 2)
+    return float(ndtr(-math.sqrt(n / (n - 1)) * quantile))
+
+
+def resampled_means(clusters: Clusters, seed: int) -> Floats:
+    """`RESAMPLES` bootstrap means of n prompts drawn with replacement. Shape: (RESAMPLES,).
+
+    Few distinct clusters (outcomes of 0, 1/2 and 1) are drawn by how often each occurs, which
+    has the same distribution and takes milliseconds at any n.
+    """
+    random, n = np.random.default_rng(seed), clusters.n
+    equal_sizes = np.ptp(clusters.sizes) == 0
+    distinct, times = np.unique(
+        np.column_stack([clusters.sums, clusters.sizes]), axis=0, return_counts=True
+    )
+    counted = len(distinct) * _MULTINOMIAL_COST < n
+    rows = max(1, _BLOCK // (len(distinct) if counted else n))
+    means = []
+    for start in range(0, RESAMPLES, rows):
+        size = min(rows, RESAMPLES - start)
+        if counted:
+            sums, sizes = distinct.T @ random.multinomial(n, times / n, size=size).T
+        else:
+            drawn = random.integers(0, n, size=(size, n))
+            sums = clusters.sums[drawn].sum(axis=1)
+            sizes = clusters.sizes.sum() if equal_sizes else clusters.sizes[drawn].sum(axis=1)
+        means.append(sums / sizes)
+    return np.concatenate(means)
+
+
+def standard_error(values: Mapping[K, Sequence[float]]) -> float | None:
+    """The clustered standard error of the mean of all values (Miller 2024, "Adding error bars to
+    evals", with n - 1 in place of n); s / sqrt(n) where every prompt has one value.
+
+    None for n < 2 and for equal values.
+    """
+    clusters = Clusters.of(values)
+    if not clusters.spread:
+        return None
+    n, total = clusters.n, clusters.sizes.sum()
+    residuals = clusters.sums - clusters.sums.sum() / total * clusters.sizes  # (n,)
+    return float(math.sqrt((residuals**2).sum() * n / (n - 1)) / total)
 
 
 def mean_of(values: Mapping[str, float], seed: int) -> Estimate:
@@ -84,9 +158,3 @@ def mean_of(values: Mapping[str, float], seed: int) -> Estimate:
 def points_mean(values: Mapping[str, float], seed: int) -> Estimate:
     """One value per prompt on any scale: the bootstrap."""
     return bootstrap_mean({prompt: [value] for prompt, value in values.items()}, seed)
-
-
-def paired_difference(a: Mapping[str, float], b: Mapping[str, float], seed: int) -> Estimate:
-    """The mean of a - b over the prompts that both have, resampled by prompt."""
-    shared = [prompt for prompt in a if prompt in b]
-    return points_mean({prompt: a[prompt] - b[prompt] for prompt in shared}, seed)

@@ -21,7 +21,7 @@ from dpo_dist.data.prompts import check_disjoint, read_prompts
 from dpo_dist.data.rows import iterate_rows, source_identity
 from dpo_dist.errors import DataError
 from dpo_dist.evaluation.benchmarks import check_tasks
-from dpo_dist.evaluation.comparison import Points, summarise
+from dpo_dist.evaluation.comparison import HEADLINE, Points, summarise
 from dpo_dist.evaluation.scoring import score_answers
 from dpo_dist.generation.engine import Completion, Request, build_engine
 from dpo_dist.generation.sampling import answer_all, engine_seed
@@ -104,12 +104,16 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any] | None:
     summary = summarise(
         [*metrics, *rated, *benchmarks],
         [*scored.scores, *points, *documents],
-        verdicts,
+        None if verdicts is None else {HEADLINE: verdicts},
         evaluate.arms,
         decodings,
         config.run.seed,
         unscored=scored.unscored,
         labelled=scored.labelled,
+        lengths={
+            arm: {p.id: len(answers[arm, 0, p.id].text) for p in prompts} for arm in evaluate.arms
+        },
+        guard=evaluate.guard,
     )
     write_json(out.path / "scores.json", summary)
     return {

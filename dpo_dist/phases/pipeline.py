@@ -47,9 +47,10 @@ RUNTIME_KEYS = frozenset(
         "max_hours",
         "max_usd",
         "prices",
-        # of judge.canaries: whether the judge's answers will do, not what was asked
+        # whether the answers will do, not what was asked: of judge.canaries, and of evaluate
         "pass_rate",
         "accept",
+        "guard",
         "reward_model.batch_size",
         "workers",
         "tensor_parallel_size",

@@ -42,6 +42,7 @@ def build(config: Config, root: Path, out: Path) -> dict[str, Any]:
     judge_scores = manifests["evaluate"].get("judge_scores", [])
     report: dict[str, Any] = {
         "run": config.run.name,
+        "outcome": scores.get("outcome"),  # absent from evaluations before there was one
         "summary": summary(scores),
         "comparison": scores,
         "funnel": funnel(manifests),
@@ -86,6 +87,9 @@ def summary(scores: dict[str, Any]) -> list[str]:
     """The outcome in sentences, each from a figure of the table."""
     how = decoding_name(scores["decodings"][0])
     sentences = []
+    if outcome := scores.get("outcome"):
+        word = outcome["outcome"].replace("_", " ")
+        sentences.append(f"Outcome: {word} ({'; '.join(outcome['reasons'])}).")
     preferred = scores["preferred"]
     if preferred is not None and preferred["mean"] is not None:
         rate = f"{100 * preferred['mean']:.0f} %"

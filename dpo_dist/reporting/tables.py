@@ -8,6 +8,7 @@ from typing import Any
 
 HEADERS = {"base": "Base", "sft": "SFT", "dpo": "SFT+DPO"}
 PREFERRED = "Preferred (judge, pairwise vs SFT)"
+EQUAL_LENGTH = "Preferred, at equal lengths"
 ABSENT = "–"
 CARD_NOTE = (
     "A canary is a comparison whose right answer is known, asked in both orders. `failed`: fewer "
@@ -53,6 +54,10 @@ def comparison_table(scores: Mapping[str, Any], decoding: int = 0) -> Table:
     if preferred is not None and preferred["decoding"] == decoding:
         cells = [_share(preferred) if arm == "dpo" else Cell(ABSENT) for arm in arms]
         rows.append((PREFERRED, (*cells, _difference(_minus_half(preferred), "share", "higher"))))
+        if controlled := preferred.get("length_controlled"):
+            cells = [_share(controlled) if arm == "dpo" else Cell(ABSENT) for arm in arms]
+            delta = _difference(_minus_half(controlled), "share", "higher")
+            rows.append((EQUAL_LENGTH, (*cells, delta)))
     return Table(headers, tuple(rows))
 
 
@@ -134,7 +139,7 @@ def _markdown_row(parts: Sequence[str]) -> str:
 
 def _share(estimate: Mapping[str, Any]) -> Cell:
     if estimate["mean"] is None:
-        return Cell(ABSENT, "n=0")
+        return Cell(ABSENT, f"n={estimate['n']}")
     return Cell(f"{100 * estimate['mean']:.1f} %", f"{_interval(estimate)} n={estimate['n']}")
 
 

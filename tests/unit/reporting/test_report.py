@@ -173,6 +173,7 @@ def test_the_figures_are_those_of_the_run(report: Path) -> None:
     assert page.count("<svg") == 6
     figures = json.loads((report / "report.json").read_text())
     assert figures["comparison"] == SCORES
+    assert figures["outcome"] is None, "of an evaluation from before there was one"
     assert figures["phases"]["train"] == 12.3
     assert "not distinguishable from chance" in figures["summary"][0]
     assert figures["summary"][1] == "Severity match rises by 25.0 points over SFT."
@@ -257,6 +258,18 @@ def test_the_table_names_the_preference_and_its_distance_from_half() -> None:
     lines = to_text(table).splitlines()
     assert lines[0].startswith("Metric") and "Δ DPO over SFT" in lines[0]
     assert to_markdown(table).count("\n") == 4
+
+
+def test_the_outcome_and_the_rate_at_equal_lengths_are_shown_where_there_are_any() -> None:
+    scores = json.loads(json.dumps(SCORES))
+    scores["preferred"]["length_controlled"] = estimate(19, 0.5, 0.35, 0.65)
+    label, cells = comparison_table(scores).rows[-1]
+    assert label == "Preferred, at equal lengths"
+    assert [str(c) for c in cells[2:]] == ["50.0 % [35–65] n=19", "+0.0 pp [-15, +15] n=19"]
+    scores["preferred"]["length_controlled"] |= {"mean": None, "low": None, "high": None}
+    assert [str(c) for c in comparison_table(scores).rows[-1][1][2:]] == ["– n=19", "–"]
+    scores["outcome"] = {"outcome": "no_evidence", "reasons": ["this", "that"], "guarded": []}
+    assert summary(scores)[0] == "Outcome: no evidence (this; that)."
 
 
 def test_points_are_no_percentages() -> None:

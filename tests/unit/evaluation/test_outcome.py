@@ -1,0 +1,79 @@
+from typing import Any
+
+import pytest
+
+from dpo_dist.evaluation.outcome import decide
+
+
+def row(label: str, change: float | None, p: float | None, **more: Any) -> dict[str, Any]:
+    delta = {"n": 50, "mean": change, "low": None, "high": None, "p_holm": p}
+    return {
+        "label": label,
+        "decoding": 0,
+        "judged": False,
+        "better": "higher",
+        "differences": [],
+        "delta": delta,
+        **more,
+    }
+
+
+def scores(*rows: dict[str, Any], rate: tuple[float, float] | None = (0.52, 0.7)) -> dict[str, Any]:
+    preferred = rate and {"low": rate[0], "high": rate[1], "note": ""}
+    return {"metrics": list(rows), "preferred": preferred}
+
+
+SAME, BETTER, WORSE = row("Same", 0.01, 0.4), row("Up", 0.2, 0.001), row("Down", -0.1, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("rows", "rate", "outcome"),
+    [
+        ([SAME], (0.52, 0.7), "improved"),
+        ([SAME, BETTER], (0.5, 0.7), "no_evidence"),
+        ([SAME, WORSE], (0.52, 0.7), "regressed"),
+        ([SAME, BETTER], (0.3, 0.49), "regressed"),
+        ([SAME], (0.4, 0.6), "no_evidence"),
+        ([row("Down", -0.1, 0.0501)], (0.52, 0.7), "improved"),
+        ([SAME, BETTER], None, "improved"),
+        ([SAME], None, "no_evidence"),
+        ([BETTER, WORSE], None, "regressed"),
+        ([row("Longer", 3.0, 0.001, better="lower")], None, "regressed"),
+        ([row("Longer", -3.0, 0.001, better="lower")], None, "improved"),
+        ([row("Longer", -3.0, 0.001, better=None)], None, "no_evidence"),
+    ],
+)
+def test_the_rule(rows, rate, outcome: str) -> None:
+    assert decide(scores(*rows, rate=rate)).outcome == outcome
+
+
+def test_what_is_guarded() -> None:
+    judged = row("Judge score", -1.0, 0.001, judged=True)
+    later = row("Later", -1.0, 0.001, decoding=1)
+    everything = scores(SAME, WORSE, judged, later)
+    assert decide(everything).guarded == ("Same", "Down")
+    assert decide(scores(SAME, judged, later)).outcome == "improved"
+    assert decide(everything, ["Same"]).outcome == "improved"
+    assert decide(everything, ["Judge score"]).outcome == "regressed"
+    assert decide(everything, []).guarded == () and decide(everything, []).outcome == "improved"
+
+
+def test_the_reasons_carry_the_figures() -> None:
+    assert decide(scores(WORSE, rate=(0.523, 0.71))).reasons == (
+        "the interval of dpo's win rate over sft, 52.3 to 71.0 %, lies above 50 %",
+        "Down is significantly worse",
+    )
+    assert "no judge compared dpo with sft" in decide(scores(SAME, rate=None)).reasons
+
+
+def test_what_could_not_be_compared_is_no_evidence_and_said() -> None:
+    refused = {"low": None, "high": None, "note": "no_verdict"}
+    absent = row("Absent", None, None)
+    nobody = row("Alone", None, None, delta=None)
+    found = decide({"metrics": [absent, nobody], "preferred": refused})
+    assert found.outcome == "no_evidence"
+    assert found.reasons == (
+        "dpo's win rate over sft has no interval (no verdict)",
+        "Absent could not be compared",
+        "Alone could not be compared",
+    )
