@@ -38,7 +38,8 @@ class Benchmarks(Section):
 class Evaluate(Section):
     """The evaluate phase: every arm answers the held-out prompts at every decoding.
 
-    The first decoding is the headline of the table. `judge` compares dpo with sft there. `guard`
+    The first decoding is the headline of the table. There `judge` compares all pairs of arms, or
+    the `headline` alone, dpo with sft, for a third of the money. `guard`
     names, by their labels, the metrics and judge scores there that may not get worse (null: all
     metrics, []: none); it decides the outcome, and may be changed afterwards.
     """
@@ -50,6 +51,7 @@ class Evaluate(Section):
     max_new_tokens: PositiveInt = 160
     metrics: tuple[Metric, ...] = Field(min_length=1)
     judge: JudgeKind | None = None
+    pairwise: Literal["all", "headline"] = Field("all", exclude_if=lambda value: value == "all")
     judge_scores: tuple[JudgeScore, ...] = ()
     benchmarks: Benchmarks | None = Field(None, exclude_if=lambda value: value is None)
     guard: tuple[str, ...] | None = None

@@ -140,7 +140,7 @@ def _row(
     difference = paired_difference if metric.unit == "share" else points_difference
     differences = [
         {"a": a, "b": b, **asdict(difference(found[a], found[b], seed)), "p_holm": None}
-        for a, b in _pairs(arms)
+        for a, b in pairs_of(arms)
     ]
     counts = {arm: missing.get((metric.key, decoding, arm)) for arm in arms}
     return {
@@ -157,7 +157,7 @@ def _row(
     }
 
 
-def _pairs(arms: Sequence[str]) -> list[Pair]:
+def pairs_of(arms: Sequence[str]) -> list[Pair]:
     """All pairs of arms: the later against the earlier, and dpo against sft in any case."""
     pairs = [(later, earlier) for earlier, later in combinations(arms, 2)]
     return [HEADLINE if set(pair) == set(HEADLINE) else pair for pair in pairs]

@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from dpo_dist.artifacts import (
     PhaseDirectory,
     directory_digest,
-    read_json,
     write_json,
     write_records,
 )
 from dpo_dist.config import Config, Engine, Evaluate, MetricJudge
-from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import check_disjoint, read_prompts
 from dpo_dist.data.rows import iterate_rows, source_identity
 from dpo_dist.errors import DataError
 from dpo_dist.evaluation.benchmarks import check_tasks
-from dpo_dist.evaluation.comparison import HEADLINE, Points, summarise
+from dpo_dist.evaluation.comparison import Points, summarise
 from dpo_dist.evaluation.scoring import score_answers
 from dpo_dist.generation.engine import Completion, Request, build_engine
 from dpo_dist.generation.sampling import answer_all, engine_seed
-from dpo_dist.judging.judge import alone, build_judge, build_scorer
-from dpo_dist.judging.panel import Contest
-from dpo_dist.judging.spend import open_ledger
 from dpo_dist.metrics import Metric, build_metrics, check_references
-from dpo_dist.phases.asking import ask, ask_for_scores
 from dpo_dist.phases.benchmarks import ask_benchmarks
-from dpo_dist.phases.runs import Weights, arm_weights, judge_files, metric_files, run_root
+from dpo_dist.phases.runs import Weights, arm_weights, judge_files, metric_files
+from dpo_dist.phases.verdicts import judge_pairs, judge_scores, score_name
 from dpo_dist.ranks import Shard
-from dpo_dist.records import Generation, Prompt, Score, Verdict
+from dpo_dist.records import Generation, Prompt
 from dpo_dist.shards import Journals
 
 SECTIONS = ("evaluate",)
@@ -95,8 +89,8 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any] | None:
     by_id = {prompt.id: prompt for prompt in prompts}
     scored = score_answers(metrics, by_id, (answers[key] for key in sorted(answers)))
     write_records(out.path / "unscored.jsonl", scored.unscored)
-    verdicts, judged = _judge(config, prompts, answers, out)
-    points, spent = _judge_scores(config, prompts, answers, out)
+    verdicts, judged = judge_pairs(config, prompts, answers, out)
+    points, spent = judge_scores(config, prompts, answers, out)
     benchmarks, documents = ask_benchmarks(config, out)
     write_records(out.path / "scores.jsonl", [*scored.scores, *points])
     decodings = [decoding.model_dump(mode="json") for decoding in evaluate.decodings]
@@ -104,7 +98,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any] | None:
     summary = summarise(
         [*metrics, *rated, *benchmarks],
         [*scored.scores, *points, *documents],
-        None if verdicts is None else {HEADLINE: verdicts},
+        verdicts,
         evaluate.arms,
         decodings,
         config.run.seed,
@@ -250,70 +244,3 @@ def _generate(
         seconds += time.monotonic() - started
         answered += len(missing)
     return {"tokens_per_second": round(tokens / seconds, 1)} if tokens else {}
-
-
-def _judge(
-    config: Config, prompts: list[Prompt], answers: Answers, out: PhaseDirectory
-) -> tuple[list[Verdict] | None, dict[str, Any]]:
-    """Verdicts on dpo against sft at the first decoding, asked in both orders, and who gave
-    them at what cost."""
-    evaluate = _section(config)
-    if evaluate.judge is None or not {"sft", "dpo"} <= set(evaluate.arms):
-        return None, {"judge": None}
-    judge, ledger = build_judge(evaluate.judge, out.path), open_ledger(evaluate.judge)
-    labels = run_root(config) / "judge" / "manifest.json"
-    if labels.exists() and read_json(labels).get("judge") == judge.identity:
-        warn("the judge that labelled the training pairs also evaluates: read its row with care")
-    contests = [
-        Contest(p, "dpo", "sft", answers["dpo", 0, p.id].text, answers["sft", 0, p.id].text)
-        for p in prompts
-    ]
-    judge.check()
-    verdicts = ask(judge, ledger, contests, out, config, name="evaluate: judge").verdicts
-    write_records(out.path / "verdicts.jsonl", verdicts)
-    return verdicts, {"judge": judge.identity, "spend": ledger.figures()}
-
-
-def _judge_scores(
-    config: Config, prompts: list[Prompt], answers: Answers, out: PhaseDirectory
-) -> tuple[list[Score], list[dict[str, Any]]]:
-    """What the judges of single answers give every arm at the first decoding; who they are, what
-    they cost, and what they have not scored, by reason."""
-    scores: list[Score] = []
-    spent: list[dict[str, Any]] = []
-    for number, wanted in enumerate(_section(config).judge_scores):
-        folder = out.path / score_name(number)
-        judge, ledger = build_scorer(wanted.judge, folder), open_ledger(wanted.judge)
-        judge.check()
-        asked = [
-            alone(prompt, arm, answers[arm, 0, prompt.id].text)
-            for prompt in prompts
-            for arm in _section(config).arms
-        ]
-        ballots = ask_for_scores(judge, ledger, asked, out, config, name=wanted.label)
-        scores += [
-            Score(
-                prompt_id=ballot.prompt_id,
-                arm=ballot.first,
-                decoding=0,
-                metric=score_name(number),
-                value=ballot.score,
-            )
-            for ballot in ballots
-            if ballot.score is not None
-        ]
-        missing = Counter(ballot.outcome for ballot in ballots if ballot.score is None)
-        spent.append(
-            {
-                "label": wanted.label,
-                "judge": judge.identity,
-                "spend": ledger.figures(),
-                "missing": dict(missing),
-            }
-        )
-    return scores, spent
-
-
-def score_name(number: int) -> str:
-    """The metric of the `number`-th of `evaluate.judge_scores`."""
-    return f"judge_score-{number}"

@@ -173,7 +173,8 @@ def samples(evaluate: Path, limit: int) -> list[dict[str, Any]]:
             scores.setdefault((score.prompt_id, score.arm), {})[score.metric] = score.value
     verdicts = {}
     if (evaluate / "verdicts.jsonl").exists():
-        verdicts = {v.prompt_id: v for v in read_records(evaluate / "verdicts.jsonl", Verdict)}
+        given = read_records(evaluate / "verdicts.jsonl", Verdict)
+        verdicts = {v.prompt_id: v for v in given if v.between in (None, ("dpo", "sft"))}
     arms = list(dict.fromkeys(arm for _, arm in answers))
     stride = max(1, len(prompts) // limit)
     return [

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from dpo_dist.artifacts import read_records
-from dpo_dist.records import Generation
+from dpo_dist.records import Generation, Verdict
 from tests.conftest import ROOT
 
 
@@ -66,6 +67,14 @@ def test_one_command_from_demonstrations_to_the_report(
     texts = {arm: [g.text for g in generations if g.arm == arm] for arm in ("base", "sft", "dpo")}
     assert texts["base"] != texts["sft"] != texts["dpo"], "each arm has its own weights"
     assert "Preferred (judge, pairwise vs SFT)" in done.stdout
+    scores = json.loads((root / "evaluate" / "scores.json").read_text())
+    compared = [("dpo", "sft"), ("sft", "base"), ("dpo", "base")]
+    assert [(pair["a"], pair["b"], pair["n"]) for pair in scores["pairwise"]] == [
+        (*pair, 5) for pair in compared
+    ]
+    verdicts = Counter(v.between for v in read_records(root / "evaluate/verdicts.jsonl", Verdict))
+    assert verdicts == dict.fromkeys(compared, 5)
+    assert scores["preferred"] == scores["pairwise"][0]
     assert str(root / "report" / "report.html") in done.stdout
     assert {path.name for path in (root / "report").iterdir()} >= {
         *("report.html", "report.md", "report.json", "manifest.json")
