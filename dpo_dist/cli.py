@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(options: argparse.Namespace) -> int:
     from dpo_dist.phases.pipeline import run_all, run_phase
+    from dpo_dist.phases.runs import select_round
     from dpo_dist.runfile import load_config
 
     config = load_config(options.run_file, options.set)
@@ -58,6 +59,7 @@ def _execute(options: argparse.Namespace) -> int:
 
         return selftest(config)
     if options.command != "run":
+        config = select_round(config, options.command, getattr(options, "round", None))
         run_phase(options.command, config, force=options.force)
         return 0
     status = run_all(options.run_file, config, options.set, force=options.force)
@@ -86,6 +88,8 @@ def _command_line(options: argparse.Namespace) -> str:
     words = ["dpo-dist", options.command, str(options.run_file)]
     for override in options.set:
         words += ["--set", override]
+    if getattr(options, "round", None) is not None:
+        words += ["--round", str(options.round)]
     return shlex.join(words)
 
 
@@ -122,6 +126,13 @@ def _parser() -> argparse.ArgumentParser:
                 "--yes",
                 action="store_true",
                 help="do not ask before a judge that costs money is used",
+            )
+        if name in ("sample", "judge", "train", "evaluate"):
+            command.add_argument(
+                "--round",
+                type=int,
+                metavar="N",
+                help="which of the run file's rounds, counted from 1",
             )
         if name == "judge":
             command.add_argument(

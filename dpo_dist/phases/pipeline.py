@@ -15,7 +15,7 @@ from dpo_dist.artifacts import phase_directory
 from dpo_dist.config import Config
 from dpo_dist.console import say
 from dpo_dist.errors import INTERRUPTED, PREEMPTED, PhaseFailed, Preempted, UserError
-from dpo_dist.phases.runs import phases_of, run_root
+from dpo_dist.phases.runs import phase_dir, phases_of, steps_of
 from dpo_dist.processes import Process, run_to_end
 
 PACKAGES = (
@@ -64,8 +64,7 @@ def run_phase(phase: str, config: Config, *, force: bool = False) -> None:
         "seed": config.run.seed,
         "inputs": module.inputs(config),
     }
-    out_path = run_root(config) / phase
-    with phase_directory(out_path, fingerprint, force=force) as out:
+    with phase_directory(phase_dir(config, phase), fingerprint, force=force) as out:
         if out.complete:
             say(f"{phase}: done before ({out.path})")
             return
@@ -108,8 +107,10 @@ def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: 
         preempted = True
         child.terminate()
 
-    for phase in phases_of(config):
-        command = [sys.executable, "-m", "dpo_dist", phase, str(run_file)]
+    for step in steps_of(config):
+        command = [sys.executable, "-m", "dpo_dist", step.phase, str(run_file)]
+        if step.round:
+            command += ["--round", str(step.round)]
         for override in overrides:
             command += ["--set", override]
         if force:
@@ -118,9 +119,9 @@ def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: 
         if status in (INTERRUPTED, PREEMPTED, UserError.exit_code):
             return status  # the phase has said what to do
         if status == -signal.SIGTERM or (preempted and status == 0):
-            raise Preempted(f"stopped in the phase `{phase}`")
+            raise Preempted(f"stopped in the phase `{step}`")
         if status:
-            raise PhaseFailed(f"the phase `{phase}` failed with exit code {status}")
+            raise PhaseFailed(f"the phase `{step}` failed with exit code {status}")
     return 0
 
 

@@ -1,4 +1,5 @@
-"""sample: the SFT model answers every prompt once per slot, both slots in one pass."""
+"""sample: the policy, at first the SFT model, answers every prompt once per slot, both slots in one
+pass."""
 
 from __future__ import annotations
 
@@ -9,13 +10,14 @@ from dpo_dist.artifacts import PhaseDirectory, write_records
 from dpo_dist.config import Config, Slot
 from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
-from dpo_dist.data.prompts import check_disjoint, read_prompts
+from dpo_dist.data.prompts import check_disjoint
 from dpo_dist.data.rows import source_identity
 from dpo_dist.errors import DataError
 from dpo_dist.generation.engine import Completion, Request, build_engine
 from dpo_dist.generation.sampling import answer_all
 from dpo_dist.phases.held_out import held_out_prompts
-from dpo_dist.phases.runs import arm_weights
+from dpo_dist.phases.rounds import part_identity, round_prompts
+from dpo_dist.phases.runs import sampling_seed, start_weights
 from dpo_dist.records import Candidate, Message, Prompt
 
 SECTIONS = ("sample",)
@@ -23,18 +25,19 @@ CUT_OFF_WARNING = 0.2  # share of answers that hit max_tokens
 
 
 def inputs(config: Config) -> dict[str, Any]:
-    """What the phase reads: the prompts and the SFT model."""
+    """What the phase reads: the prompts and the model that answers them."""
     assert config.sample is not None
     return {
         "prompts": source_identity(config.sample.prompts),
-        "weights": arm_weights(config, "sft").identity(),
+        "weights": start_weights(config).identity(),
+        **part_identity(config),
     }
 
 
 def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     """Generate what the journal lacks, then write `candidates.jsonl` in the prompts' order."""
     assert config.sample is not None
-    prompts = read_prompts(config.sample.prompts)
+    prompts = round_prompts(config)
     check_disjoint(prompts, held_out_prompts(config))
     requests, too_long = _requests(config, prompts)
     write_records(out.path / "prompts.jsonl", prompts)
@@ -82,7 +85,7 @@ def _requests(config: Config, prompts: list[Prompt]) -> tuple[list[Request], int
     the prompt in the prefix cache; and the number of prompts too long for the engine."""
     assert config.sample is not None
     sample = config.sample
-    weights = arm_weights(config, "sft")
+    weights = start_weights(config)
     tokenizer = load_tokenizer(weights.model, trust_remote_code=config.model.trust_remote_code)
     requests: list[Request] = []
     too_long = 0
@@ -113,14 +116,14 @@ def _requests(config: Config, prompts: list[Prompt]) -> tuple[list[Request], int
 def _generate(config: Config, missing: list[Request], journal: Any, done: int) -> dict[str, Any]:
     assert config.sample is not None
     slots = config.sample.slots
-    weights = arm_weights(config, "sft")
+    weights = start_weights(config)
     started = time.monotonic()
     engine = build_engine(
         config.sample.engine,
         weights.model,
         dtype=config.model.dtype,
         # A resumed run must not draw the noise again that its first part drew.
-        seed=config.run.seed + done,
+        seed=sampling_seed(config) + done,
         adapters=[weights.adapter] if weights.adapter else [],
         trust_remote_code=config.model.trust_remote_code,
     )

@@ -30,7 +30,7 @@ from dpo_dist.judging.planted import (
 )
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.phases.judge import label
-from dpo_dist.phases.runs import run_root
+from dpo_dist.phases.runs import phase_dir
 from dpo_dist.records import Ballot, Candidate, Message, Prompt
 
 PROMPTS = 40
@@ -95,6 +95,7 @@ def _settings(config: Config, folder: Path, name: str) -> Config:
         update={
             "run": config.run.model_copy(update={"output_dir": folder, "name": name}),
             "judge": config.judge.model_copy(update={"canaries": Canaries()}),
+            "rounds": None,
         }
     )
 
@@ -117,7 +118,7 @@ def _run(trial: Trial, config: Config) -> str:
     wrong = [identifier for identifier, texts in planted.items() if pairs.get(identifier) != texts]
     if wrong:
         return f"{len(wrong)} of {len(planted)} pairs are wrong, {wrong[0]} for one"
-    keys = [ballot.key for ballot in read_records(run_root(config) / "judge" / BALLOTS, Ballot)]
+    keys = [ballot.key for ballot in read_records(phase_dir(config, "judge") / BALLOTS, Ballot)]
     return "" if len(keys) == len(set(keys)) else "something was asked twice"
 
 
@@ -133,7 +134,7 @@ def _not_stopped(
 def _label(trial: Trial, config: Config, patience: int | None) -> DpoDistError | None:
     """Label as the phase does; its error, if it ends in one."""
     judge = PlantedJudge(trial.name, trial.decide, seed=config.run.seed, patience=patience)
-    with phase_directory(run_root(config) / "judge", {}) as out:
+    with phase_directory(phase_dir(config, "judge"), {}) as out:
         try:
             label(judge, Ledger(), config, out)
         except DpoDistError as error:
@@ -172,8 +173,8 @@ def write_candidates(config: Config) -> dict[str, tuple[str, str]]:
             )
             for slot, text in enumerate(texts)
         ]
-    write_records(run_root(config) / "sample" / "prompts.jsonl", prompts)
-    write_records(run_root(config) / "sample" / "candidates.jsonl", candidates)
+    write_records(phase_dir(config, "sample") / "prompts.jsonl", prompts)
+    write_records(phase_dir(config, "sample") / "candidates.jsonl", candidates)
     return planted
 
 
@@ -183,7 +184,7 @@ def _words(draw: random.Random, fewest: int, most: int) -> str:
 
 def _pairs(config: Config) -> dict[str, tuple[str, str]]:
     """(chosen, rejected) of every pair that was written, by prompt id."""
-    path = run_root(config) / "judge" / JUDGED_FILE
+    path = phase_dir(config, "judge") / JUDGED_FILE
     if not path.exists():
         return {}
     return {

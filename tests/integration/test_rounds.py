@@ -1,0 +1,261 @@
+"""Two rounds of iterative DPO on a tiny model, with either reference; killed between, resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dpo_dist.artifacts import read_records
+from dpo_dist.phases.runs import arm_weights
+from dpo_dist.records import Candidate, Generation
+from dpo_dist.runfile import load_config
+from dpo_dist.training.reference import ReferenceCache, reference_key
+from tests.conftest import ROOT
+
+ROUNDS, BETA = 2, 0.2
+HELD_OUT = 6
+ANSWERS = ('{"a": 1}', "none")  # half of what the SFT model says is as the judge wants it
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    folder = tmp_path_factory.mktemp("rounds")
+
+    def write(name: str, rows: list[dict[str, Any]]) -> dict[str, str]:
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {"path": name}
+
+    (folder / "schema.json").write_text('{"type": "object"}')
+    metrics = [{"type": "json_schema", "label": "Format", "schema_path": "schema.json"}]
+    batch = {
+        "bf16": False,
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
+        "accelerate_config": str(ROOT / "accelerate_configs" / "cpu.yaml"),
+    }
+    engine = {"type": "hf", "max_model_len": 128, "batch_size": 16}
+    sections = {
+        "run": {"name": "previous", "output_dir": str(folder / "runs")},
+        "model": {"base": str(tiny_model), "sft": "phase", "dtype": "float32"},
+        "sft": {
+            "data": write(
+                "sft.jsonl",
+                [{"prompt": f"ask {n}", "completion": ANSWERS[n % 2]} for n in range(48)],
+            ),
+            "learning_rate": 2e-2,
+            "num_epochs": 8,
+            **batch,
+        },
+        "sample": {
+            "prompts": write("prompts.jsonl", [{"prompt": f"question {n}"} for n in range(24)]),
+            "engine": engine,
+            "slots": [{"temperature": 0.7}, {"temperature": 1.0}],
+            "max_new_tokens": 24,
+        },
+        "judge": {"judge": {"type": "metric", "metrics": metrics}, "canaries": None},
+        "preferences": {"source": "judged", "validation_fraction": 0.3},
+        "train": {
+            "beta": BETA,
+            "learning_rate": 3e-3,
+            "num_epochs": 2,
+            "max_length": 128,
+            "eval_per_epoch": 1,
+            "kl": {"prompts": 2, "max_new_tokens": 8},
+            **batch,
+        },
+        "rounds": {"count": ROUNDS, "prompts": "all"},
+        "evaluate": {
+            "prompts": write("eval.jsonl", [{"prompt": f"held out {n}"} for n in range(HELD_OUT)]),
+            "decodings": [{"temperature": 1.0}],
+            "max_new_tokens": 16,
+            "metrics": metrics,
+            "judge": {"type": "metric", "metrics": metrics},
+        },
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+def command(run_file: Path, *overrides: str) -> list[str]:
+    words = [sys.executable, "-m", "dpo_dist", "run", str(run_file)]
+    return words + [word for override in overrides for word in ("--set", override)]
+
+
+def finish(run_file: Path, *overrides: str) -> str:
+    """Run to the end and return what was said."""
+    done = subprocess.run(
+        command(run_file, *overrides), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stderr
+
+
+def kill_when_there(process: subprocess.Popen[bytes], file: Path) -> None:
+    deadline = time.monotonic() + 600
+    while not file.exists():
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def finished(run_file: Path) -> tuple[Path, str]:
+    """The directory of a run that was killed behind its first round, and what its second start
+    said."""
+    root = run_file.parent / "runs" / "previous"
+    process = subprocess.Popen(command(run_file), cwd=ROOT, start_new_session=True)
+    kill_when_there(process, root / "round-1" / "evaluate" / "manifest.json")
+    assert not (root / "round-2" / "sample" / "manifest.json").exists()
+    return root, finish(run_file)
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def fingerprint(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "fingerprint.json").read_text())["inputs"]
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_round_starts_from_what_the_one_before_has_trained(
+    finished: tuple[Path, str], run_file: Path
+) -> None:
+    root, said = finished
+    assert said.count("done before") == 5, "the first round and the SFT model"
+    config = load_config(run_file)
+    first, second = (config.at_round(number) for number in (1, 2))
+    one, two = root / "round-1", root / "round-2"
+    sft, trained = arm_weights(config, "sft").identity(), arm_weights(first, "dpo").identity()
+    assert len({str(sft), str(trained), str(arm_weights(second, "dpo").identity())}) == 3
+    for folder, start in ((one, sft), (two, trained)):
+        assert fingerprint(folder / "sample")["weights"] == start
+        assert fingerprint(folder / "train")["weights"] == start
+        assert "reference" not in fingerprint(folder / "train")
+        assert fingerprint(folder / "evaluate")["weights"]["sft"] == sft
+        losses = [line["loss"] for line in metrics(folder / "train") if "loss" in line]
+        start_loss = metrics(folder / "train")[0]["eval_loss"]
+        assert start_loss == pytest.approx(math.log(2), abs=1e-5)
+        assert len(losses) >= 2
+    texts = [
+        [c.text for c in read_records(folder / "sample" / "candidates.jsonl", Candidate)]
+        for folder in (one, two)
+    ]
+    assert len(texts[0]) == len(texts[1]) and texts[0] != texts[1]
+
+
+@pytest.mark.slow
+def test_base_and_sft_answer_once(finished: tuple[Path, str]) -> None:
+    root, _ = finished
+    by_round = []
+    for number in (1, 2):
+        folder = root / f"round-{number}" / "evaluate"
+        answers = list(read_records(folder / "generations.jsonl", Generation))
+        by_round.append({(g.arm, g.prompt_id): g for g in answers})
+        assert manifest(folder)["generations"] == len(answers) == 3 * HELD_OUT
+    taken_over = [manifest(root / f"round-{n}" / "evaluate")["taken_over"] for n in (1, 2)]
+    assert taken_over == [0, 2 * HELD_OUT]
+    same = {key[0] for key, answer in by_round[1].items() if by_round[0][key] == answer}
+    assert {"base", "sft"} <= same
+    assert any(by_round[0][key] != answer for key, answer in by_round[1].items())
+
+
+@pytest.mark.slow
+def test_the_report_shows_every_round(finished: tuple[Path, str]) -> None:
+    root, _ = finished
+    report = json.loads((root / "report" / "report.json").read_text())
+    first, second = report["rounds"]
+    assert (first["round"], first["reference"]) == (1, "SFT")
+    assert (second["round"], second["reference"]) == (2, "round 1")
+    for number, figures in enumerate((first, second), start=1):
+        folder = root / f"round-{number}"
+        scores = json.loads((folder / "evaluate" / "scores.json").read_text())
+        assert figures["preferred"] == scores["preferred"] and figures["preferred"]["n"] == HELD_OUT
+        assert figures["pairs"] == manifest(folder / "judge")["counts"]["kept"]
+        assert figures["kl_per_token"] > 0
+        assert [step["phase"] for step in figures["funnel"]] == ["sample", "judge", "train"]
+    assert report["comparison"] == json.loads(
+        (root / "round-2" / "evaluate" / "scores.json").read_text()
+    )
+    page = (root / "report" / "report.html").read_text()
+    assert "<h2>Rounds</h2>" in page and page.count("Round 1<") == page.count("Round 2<") == 1
+    assert "## Rounds" in (root / "report" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_initial_reference_is_the_sft_model_in_every_round(
+    finished: tuple[Path, str], run_file: Path
+) -> None:
+    before, _ = finished
+    root = before.with_name("initial")
+    shutil.copytree(before, root, ignore=shutil.ignore_patterns("round-2", "report"))
+    said = finish(run_file, "run.name=initial", "rounds.reference=initial")
+    assert said.count("done before") == 5, "the first round is the same with either reference"
+    config = load_config(run_file, ["run.name=initial", "rounds.reference=initial"])
+    sft = arm_weights(config, "sft")
+    two = root / "round-2" / "train"
+    assert fingerprint(two)["reference"] == sft.identity() != fingerprint(two)["weights"]
+
+    import pyarrow.parquet
+
+    key = reference_key(sft.identity(), "torch.float32 fp32", None)
+    cached = ReferenceCache(config.run.output_dir / "reference_logps" / f"{key}.jsonl").read()
+    margins = {}
+    for split in ("train", "validation"):
+        rows = pyarrow.parquet.read_table(two / "tokens" / f"{split}.parquet").to_pylist()
+        initial = [independent_log_probs(sft.model, sft.adapter, row) for row in rows]
+        start = [
+            independent_log_probs(sft.model, root / "round-1" / "train" / "model", row)
+            for row in rows
+        ]
+        for row, (chosen, rejected) in zip(rows, initial, strict=True):
+            assert cached[row["row"]].chosen == pytest.approx(chosen, abs=2e-3)
+            assert cached[row["row"]].rejected == pytest.approx(rejected, abs=2e-3)
+        margins[split] = [
+            (s[0] - r[0]) - (s[1] - r[1]) for s, r in zip(start, initial, strict=True)
+        ]
+    expected = [math.log1p(math.exp(-BETA * margin)) for margin in margins["validation"]]
+    first = metrics(two)[0]
+    assert first["eval_loss"] == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+    assert abs(first["eval_loss"] - math.log(2)) > 1e-3, "the policy has left the reference"
+    # Its own answers are measured against the SFT model, too: at the start it is not there.
+    assert next(line["kl/per_token"] for line in metrics(two) if "kl/per_token" in line) > 1e-6
+    assert not (two / "model" / "initial").exists() and not (two / "model" / "ref").exists()
+    report = json.loads((root / "report" / "report.json").read_text())
+    assert [figures["reference"] for figures in report["rounds"]] == ["SFT", "SFT"]
+
+
+def independent_log_probs(model: str, adapter: Path, row: dict[str, Any]) -> tuple[float, float]:
+    """By the definition, one answer at a time, with the libraries alone."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, str(adapter)).eval()
+    found = []
+    for name in ("chosen", "rejected"):
+        prompt, answer = row["prompt_ids"], row[f"{name}_ids"]
+        with torch.no_grad():
+            logits = adapted(input_ids=torch.tensor([prompt + answer])).logits[0]
+        logps = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+        found.append(float(logps.gather(1, torch.tensor(answer)[:, None]).sum()))
+    return found[0], found[1]
