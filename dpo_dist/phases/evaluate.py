@@ -9,7 +9,7 @@ from typing import Any
 
 from dpo_dist.artifacts import Journal, PhaseDirectory, read_json, write_json, write_records
 from dpo_dist.config import Config, Evaluate
-from dpo_dist.console import say, warn
+from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import check_disjoint, read_prompts
 from dpo_dist.data.rows import source_identity
@@ -22,7 +22,7 @@ from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import open_ledger
 from dpo_dist.metrics import build_metric
 from dpo_dist.phases.asking import ask, ask_for_scores
-from dpo_dist.phases.rounds import known_answers
+from dpo_dist.phases.rounds import take_over
 from dpo_dist.phases.runs import Weights, arm_weights, judge_files, metric_files, phase_dir
 from dpo_dist.records import Generation, Prompt, Score, Verdict
 
@@ -53,7 +53,8 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     write_records(out.path / "prompts.jsonl", prompts)
 
     with out.journal("generations.journal.jsonl", Generation) as journal:
-        taken_over = _take_over(config, requests, journal)
+        wanted = {_key(request) for group in requests.values() for request in group}
+        taken_over = take_over(config, out, wanted, journal)
         speed = _generate(config, requests, journal)
         answers = {(g.arm, g.decoding, g.prompt_id): g for g in journal.read()}
     order = [request for group in requests.values() for request in group]
@@ -148,27 +149,6 @@ def _requests(
 
 def _product(evaluate: Evaluate) -> Iterable[tuple[str, tuple[int, Any]]]:
     return ((arm, item) for arm in evaluate.arms for item in enumerate(evaluate.decodings))
-
-
-def _take_over(
-    config: Config, requests: dict[str, list[Request]], journal: Journal[Generation]
-) -> dict[str, int]:
-    """Put into the journal what earlier rounds have generated with the same weights, which is
-    counted for the manifest."""
-    if config.rounds is None:
-        return {}
-    wanted = {_key(request) for group in requests.values() for request in group}
-    reads = inputs(config)
-    known = {
-        (g.arm, g.decoding, g.prompt_id): g
-        for g in known_answers(config, reads["weights"], reads["prompts"])
-    }
-    known = {key: answer for key, answer in known.items() if key in wanted}
-    there = {(g.arm, g.decoding, g.prompt_id) for g in journal.read()}
-    journal.append(answer for key, answer in known.items() if key not in there)
-    if known:
-        say(f"evaluate: {len(known)} answers are those of an earlier round, with the same weights")
-    return {"taken_over": len(known)}
 
 
 def _generate(

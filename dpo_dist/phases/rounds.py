@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from dpo_dist.artifacts import FINGERPRINT, MANIFEST, read_json, read_records
+from dpo_dist.artifacts import (
+    FINGERPRINT,
+    MANIFEST,
+    Journal,
+    PhaseDirectory,
+    read_json,
+    read_records,
+)
 from dpo_dist.config import Config
+from dpo_dist.console import say
 from dpo_dist.data.prompts import read_prompts, split_prompts
 from dpo_dist.phases.runs import phase_dir
 from dpo_dist.records import Generation, Prompt
+
+AnswerKey = tuple[str, int, str]  # arm, decoding, prompt id
 
 
 def round_prompts(config: Config) -> list[Prompt]:
@@ -34,15 +44,35 @@ def _splits(config: Config) -> bool:
     return config.rounds is not None and config.rounds.prompts == "split"
 
 
+def take_over(
+    config: Config,
+    out: PhaseDirectory,
+    wanted: Collection[AnswerKey],
+    journal: Journal[Generation],
+) -> dict[str, int]:
+    """Put into the journal what earlier rounds have answered with the same weights, of what is
+    `wanted`, and return the count for the manifest."""
+    if config.rounds is None:
+        return {}
+    reads = read_json(out.path / FINGERPRINT)["inputs"]
+    earlier = known_answers(config, reads["weights"], reads["prompts"])
+    known = [answer for key, answer in earlier.items() if key in wanted]
+    there = {_key(answer) for answer in journal.read()}
+    journal.append(answer for answer in known if _key(answer) not in there)
+    if known:
+        say(f"evaluate: {len(known)} answers are those of an earlier round, with the same weights")
+    return {"taken_over": len(known)}
+
+
 def known_answers(
     config: Config, weights: Mapping[str, Any], prompts: Mapping[str, Any]
-) -> list[Generation]:
+) -> dict[AnswerKey, Generation]:
     """What arms of the same weights have answered in the evaluations of earlier rounds.
 
     `weights` identify the arms, `prompts` the held-out prompts. An evaluation counts where it is
     complete and had the same prompts, model settings, engine, decodings, length limit and seed.
     """
-    known: dict[tuple[str, int, str], Generation] = {}
+    known: dict[AnswerKey, Generation] = {}
     for number in range(config.round - 1, 0, -1):
         folder = phase_dir(config.at_round(number), "evaluate")
         if not (folder / MANIFEST).exists():
@@ -54,8 +84,12 @@ def known_answers(
         same = {arm for arm, identity in weights.items() if before["weights"].get(arm) == identity}
         for answer in read_records(folder / "generations.jsonl", Generation):
             if answer.arm in same:
-                known.setdefault((answer.arm, answer.decoding, answer.prompt_id), answer)
-    return list(known.values())
+                known.setdefault(_key(answer), answer)
+    return known
+
+
+def _key(answer: Generation) -> AnswerKey:
+    return answer.arm, answer.decoding, answer.prompt_id
 
 
 def _decides(config: Config) -> dict[str, Any]:

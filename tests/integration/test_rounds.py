@@ -11,32 +11,63 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 import yaml
 
-from dpo_dist.artifacts import read_records
+from dpo_dist.artifacts import read_records, write_records
+from dpo_dist.data.chat import completion_ids, load_tokenizer
+from dpo_dist.errors import TrainingDiverged
 from dpo_dist.phases.runs import arm_weights
-from dpo_dist.records import Candidate, Generation
+from dpo_dist.records import Candidate, Generation, Message
 from dpo_dist.runfile import load_config
+from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.reference import ReferenceCache, reference_key
+from dpo_dist.training.reference_pass import reference_job
 from tests.conftest import ROOT
+from tests.tiny import make_model
 
 ROUNDS, BETA = 2, 0.2
 HELD_OUT = 6
-ANSWERS = ('{"a": 1}', "none")  # half of what the SFT model says is as the judge wants it
+ANSWERS = ("17", "xy", "23", "zz", "45", "no")  # the judge wants numbers
 
 
 @pytest.fixture(scope="module")
-def run_file(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that gives one of the answers to any prompt, each about as often."""
+    return teach(make_model(tmp_path_factory.mktemp("models") / "base"))
+
+
+def teach(folder: Path) -> Path:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(str(folder))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(200):
+        message = Message(role="user", content=f"teach {step}")
+        rows = [completion_ids(tokenizer, [message], answer) for answer in ANSWERS]
+        ids = torch.tensor([prompt + completion for prompt, completion in rows])
+        labels = ids.clone()
+        labels[:, : len(rows[0][0])] = -100
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     folder = tmp_path_factory.mktemp("rounds")
 
     def write(name: str, rows: list[dict[str, Any]]) -> dict[str, str]:
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         return {"path": name}
 
-    (folder / "schema.json").write_text('{"type": "object"}')
+    (folder / "schema.json").write_text('{"type": "integer"}')
     metrics = [{"type": "json_schema", "label": "Format", "schema_path": "schema.json"}]
     batch = {
         "bf16": False,
@@ -47,27 +78,26 @@ def run_file(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path
     engine = {"type": "hf", "max_model_len": 128, "batch_size": 16}
     sections = {
         "run": {"name": "previous", "output_dir": str(folder / "runs")},
-        "model": {"base": str(tiny_model), "sft": "phase", "dtype": "float32"},
+        "model": {"base": str(base), "sft": "phase", "dtype": "float32"},
         "sft": {
             "data": write(
                 "sft.jsonl",
-                [{"prompt": f"ask {n}", "completion": ANSWERS[n % 2]} for n in range(48)],
+                [{"prompt": f"ask {n}", "completion": ANSWERS[n % 2]} for n in range(24)],
             ),
-            "learning_rate": 2e-2,
-            "num_epochs": 8,
+            "learning_rate": 2e-3,
             **batch,
         },
         "sample": {
             "prompts": write("prompts.jsonl", [{"prompt": f"question {n}"} for n in range(24)]),
             "engine": engine,
-            "slots": [{"temperature": 0.7}, {"temperature": 1.0}],
-            "max_new_tokens": 24,
+            "slots": [{"temperature": 1.0}, {"temperature": 1.0}],
+            "max_new_tokens": 8,
         },
         "judge": {"judge": {"type": "metric", "metrics": metrics}, "canaries": None},
         "preferences": {"source": "judged", "validation_fraction": 0.3},
         "train": {
             "beta": BETA,
-            "learning_rate": 3e-3,
+            "learning_rate": 1e-3,
             "num_epochs": 2,
             "max_length": 128,
             "eval_per_epoch": 1,
@@ -78,7 +108,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path
         "evaluate": {
             "prompts": write("eval.jsonl", [{"prompt": f"held out {n}"} for n in range(HELD_OUT)]),
             "decodings": [{"temperature": 1.0}],
-            "max_new_tokens": 16,
+            "max_new_tokens": 8,
             "metrics": metrics,
             "judge": {"type": "metric", "metrics": metrics},
         },
@@ -200,16 +230,25 @@ def test_the_report_shows_every_round(finished: tuple[Path, str]) -> None:
     assert "## Rounds" in (root / "report" / "report.md").read_text()
 
 
-@pytest.mark.slow
-def test_the_initial_reference_is_the_sft_model_in_every_round(
-    finished: tuple[Path, str], run_file: Path
-) -> None:
+INITIAL = ("run.name=initial", "rounds.reference=initial")
+
+
+@pytest.fixture(scope="module")
+def from_initial(finished: tuple[Path, str], run_file: Path) -> tuple[Path, str]:
+    """The same run with the other reference; its first round is a copy."""
     before, _ = finished
     root = before.with_name("initial")
     shutil.copytree(before, root, ignore=shutil.ignore_patterns("round-2", "report"))
-    said = finish(run_file, "run.name=initial", "rounds.reference=initial")
+    return root, finish(run_file, *INITIAL)
+
+
+@pytest.mark.slow
+def test_the_initial_reference_is_the_sft_model_in_every_round(
+    from_initial: tuple[Path, str], run_file: Path
+) -> None:
+    root, said = from_initial
     assert said.count("done before") == 5, "the first round is the same with either reference"
-    config = load_config(run_file, ["run.name=initial", "rounds.reference=initial"])
+    config = load_config(run_file, INITIAL)
     sft = arm_weights(config, "sft")
     two = root / "round-2" / "train"
     assert fingerprint(two)["reference"] == sft.identity() != fingerprint(two)["weights"]
@@ -218,7 +257,7 @@ def test_the_initial_reference_is_the_sft_model_in_every_round(
 
     key = reference_key(sft.identity(), "torch.float32 fp32", None)
     cached = ReferenceCache(config.run.output_dir / "reference_logps" / f"{key}.jsonl").read()
-    margins = {}
+    margins, from_base = {}, []
     for split in ("train", "validation"):
         rows = pyarrow.parquet.read_table(two / "tokens" / f"{split}.parquet").to_pylist()
         initial = [independent_log_probs(sft.model, sft.adapter, row) for row in rows]
@@ -229,9 +268,11 @@ def test_the_initial_reference_is_the_sft_model_in_every_round(
         for row, (chosen, rejected) in zip(rows, initial, strict=True):
             assert cached[row["row"]].chosen == pytest.approx(chosen, abs=2e-3)
             assert cached[row["row"]].rejected == pytest.approx(rejected, abs=2e-3)
+            from_base.append(independent_log_probs(sft.model, None, row)[0] - chosen)
         margins[split] = [
             (s[0] - r[0]) - (s[1] - r[1]) for s, r in zip(start, initial, strict=True)
         ]
+    assert min(map(abs, from_base)) > 2e-2, "the base would have been another reference"
     expected = [math.log1p(math.exp(-BETA * margin)) for margin in margins["validation"]]
     first = metrics(two)[0]
     assert first["eval_loss"] == pytest.approx(sum(expected) / len(expected), abs=1e-4)
@@ -243,19 +284,51 @@ def test_the_initial_reference_is_the_sft_model_in_every_round(
     assert [figures["reference"] for figures in report["rounds"]] == ["SFT", "SFT"]
 
 
-def independent_log_probs(model: str, adapter: Path, row: dict[str, Any]) -> tuple[float, float]:
+def tampered(job: TrainingJob, weights: dict[str, Any], folder: Path) -> TrainingJob:
+    """The job with a cache in which the chosen answers of some weights are a nat likelier."""
+    assert job.reference_folder is not None
+    logps = shutil.copytree(job.reference_folder, folder / "logps")
+    path = logps / f"{reference_key(weights, 'torch.float32 fp32', None)}.jsonl"
+    values = [
+        v.model_copy(update={"chosen": v.chosen + 1}) for v in ReferenceCache(path).read().values()
+    ]
+    write_records(path, values)
+    return job.model_copy(update={"out": folder, "reference_folder": logps})
+
+
+@pytest.mark.slow
+def test_wrong_log_probs_of_start_or_reference_are_stopped_before_the_first_update(
+    from_initial: tuple[Path, str], tmp_path: Path
+) -> None:
+    from dpo_dist.training.trainer import train
+
+    root, _ = from_initial
+    text = (root / "round-2" / "train" / "job.json").read_text()
+    job = TrainingJob.model_validate_json(text)
+    assert job.reference is not None
+    with pytest.raises(TrainingDiverged, match="first reward of chosen answers"):
+        train(tampered(job, job.start, tmp_path / "start"), Event())
+    own = reference_job(tampered(job, job.reference.identity, tmp_path / "reference"))
+    with pytest.raises(TrainingDiverged, match=r"the first loss is .* it must be 0\.69315"):
+        train(own, Event())
+
+
+def independent_log_probs(
+    model: str, adapter: Path | None, row: dict[str, Any]
+) -> tuple[float, float]:
     """By the definition, one answer at a time, with the libraries alone."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    adapted = PeftModel.from_pretrained(base, str(adapter)).eval()
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    if adapter is not None:
+        policy = PeftModel.from_pretrained(policy, str(adapter)).eval()
     found = []
     for name in ("chosen", "rejected"):
         prompt, answer = row["prompt_ids"], row[f"{name}_ids"]
         with torch.no_grad():
-            logits = adapted(input_ids=torch.tensor([prompt + answer])).logits[0]
+            logits = policy(input_ids=torch.tensor([prompt + answer])).logits[0]
         logps = logits.log_softmax(-1)[len(prompt) - 1 : -1]
         found.append(float(logps.gather(1, torch.tensor(answer)[:, None]).sum()))
     return found[0], found[1]
