@@ -72,14 +72,15 @@ def known_answers(
     `weights` identify the arms, `prompts` the held-out prompts. An evaluation counts where it is
     complete and had the same prompts, model settings, engine, decodings, length limit and seed.
     """
+    decides = _decides(config.model_dump(mode="json"))
     known: dict[AnswerKey, Generation] = {}
     for number in range(config.round - 1, 0, -1):
         folder = phase_dir(config.at_round(number), "evaluate")
         if not (folder / MANIFEST).exists():
             continue
         before = read_json(folder / FINGERPRINT)["inputs"]
-        made_with = Config.model_validate(read_json(folder / MANIFEST)["config"])
-        if before["prompts"] != prompts or _decides(made_with) != _decides(config):
+        made_with = _decides(read_json(folder / MANIFEST)["config"])
+        if before["prompts"] != prompts or made_with != decides:
             continue
         same = {arm for arm, identity in weights.items() if before["weights"].get(arm) == identity}
         for answer in read_records(folder / "generations.jsonl", Generation):
@@ -92,15 +93,14 @@ def _key(answer: Generation) -> AnswerKey:
     return answer.arm, answer.decoding, answer.prompt_id
 
 
-def _decides(config: Config) -> dict[str, Any]:
-    """What decides an arm's answers, besides its weights and the prompts."""
-    evaluate = config.evaluate
-    assert evaluate is not None
-    engine = evaluate.engine or (config.sample.engine if config.sample else None)
+def _decides(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides an arm's answers, besides its weights and the prompts; of a run file's values,
+    as a manifest holds them."""
+    evaluate = config["evaluate"]
     return {
-        "engine": engine,
-        "decodings": evaluate.decodings,
-        "max_new_tokens": evaluate.max_new_tokens,
-        "model": config.model,
-        "seed": config.run.seed,
+        "engine": evaluate["engine"] or config["sample"]["engine"],
+        "decodings": evaluate["decodings"],
+        "max_new_tokens": evaluate["max_new_tokens"],
+        "model": config["model"],
+        "seed": config["run"]["seed"],
     }

@@ -22,6 +22,7 @@ from dpo_dist.reporting.tables import (
     canary_table,
     comparison_table,
     decoding_name,
+    moment,
     rounds_table,
     to_markdown,
     to_text,
@@ -56,7 +57,12 @@ def build(config: Config, root: Path, out: Path, *, rounds: Sequence[Path] = ())
         "funnel": funnel(manifests),
         "audit": manifests.get("judge", {}).get("audit", []),
         "canaries": manifests.get("judge", {}).get("canaries", []),
-        "alarms": alarms(metrics),
+        "alarms": [
+            {"round": number, **alarm}
+            for number, folder in enumerate(rounds, start=1)
+            for alarm in alarms(read_metrics(folder / "train" / "metrics.jsonl"))
+        ]
+        or alarms(metrics),
         "rounds": [
             round_figures(number, found, folder, config)
             for number, (found, folder) in enumerate(zip(by_round, rounds, strict=True), start=1)
@@ -247,7 +253,7 @@ def _markdown(report: dict[str, Any]) -> str:
     if report["alarms"]:
         parts.append("\n## Alarms during training\n")
         parts += [
-            f"- Step {a['step']}, {plain_markdown(a['kind'])}: {plain_markdown(a['message'])}"
+            f"- {moment(a)}, {plain_markdown(a['kind'])}: {plain_markdown(a['message'])}"
             for a in report["alarms"]
         ]
     return "\n".join(parts) + "\n"

@@ -14,6 +14,7 @@ from dpo_dist.reporting.tables import (
     canary_table,
     comparison_table,
     decoding_name,
+    moment,
     rounds_table,
 )
 
@@ -54,6 +55,7 @@ def render_page(
         labels=labels,
         points=points,
         headers=HEADERS,
+        moment=moment,
         plots=[(title, Markup(svg)) for title, svg in plots],
         rounds=rounds_table(report["rounds"]),
         rounds_note=ROUNDS_NOTE,

@@ -130,6 +130,12 @@ def decoding_name(decoding: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def moment(alarm: Mapping[str, Any]) -> str:
+    """When an alarm was given: `Step 10`, or `Round 2, step 10`."""
+    step = f"step {alarm['step']}"
+    return f"Round {alarm['round']}, {step}" if "round" in alarm else step.capitalize()
+
+
 def to_markdown(table: Table) -> str:
     """GitHub-flavoured Markdown."""
     lines = [_markdown_row(table.headers), _markdown_row(["---"] * len(table.headers))]

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from dpo_dist.artifacts import read_records, write_records
+from dpo_dist.config import Full
 from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.errors import TrainingDiverged
 from dpo_dist.phases.runs import arm_weights
@@ -94,7 +95,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
             "max_new_tokens": 8,
         },
         "judge": {"judge": {"type": "metric", "metrics": metrics}, "canaries": None},
-        "preferences": {"source": "judged", "validation_fraction": 0.3},
+        "preferences": {"source": "judged", "validation_fraction": 0.5},
         "train": {
             "beta": BETA,
             "learning_rate": 1e-3,
@@ -311,6 +312,28 @@ def test_wrong_log_probs_of_start_or_reference_are_stopped_before_the_first_upda
     own = reference_job(tampered(job, job.reference.identity, tmp_path / "reference"))
     with pytest.raises(TrainingDiverged, match=r"the first loss is .* it must be 0\.69315"):
         train(own, Event())
+
+
+@pytest.mark.slow
+def test_all_weights_are_held_to_the_same_reference(
+    from_initial: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Another way to load policy and reference: two whole models, their adapters merged."""
+    from dpo_dist.training.trainer import train
+
+    round_2 = from_initial[0] / "round-2" / "train"
+    job = TrainingJob.model_validate_json((round_2 / "job.json").read_text())
+    settings = job.settings.model_copy(update={"method": Full(), "learning_rate": 1e-4})
+    logps = {"out": tmp_path, "reference_folder": tmp_path / "logps"}
+    job = job.model_copy(update={"settings": settings, **logps})
+    train(reference_job(job), Event())
+    train(job, Event())
+    for key in ("eval_loss", "kl/per_token"):
+        merged, adapted = (
+            next(line[key] for line in metrics(folder) if key in line)
+            for folder in (tmp_path, round_2)
+        )
+        assert merged == pytest.approx(adapted, abs=1e-5)
 
 
 def independent_log_probs(
