@@ -104,17 +104,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         return dataset  # the phase tokenized, and counted what it dropped
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> GlobalBatchSampler:
-        return self._sampler(self.train_dataset, self.args.process_index)
-
-    def _sampler(self, rows: Dataset, rank: int) -> GlobalBatchSampler:
-        return GlobalBatchSampler(
-            lengths=rows["tokens"],
-            global_batch_size=self._settings.global_batch_size,
-            micro_batch_size=self._settings.micro_batch_size,
-            world_size=self.args.world_size,
-            rank=rank,
-            seed=self.args.seed,
-        )
+        lengths = self.train_dataset["tokens"]
+        return _sampler(lengths, self._settings, self.args, self.args.process_index)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """TRL's hook, called while it is built: the reference's log-probs as two columns."""
@@ -148,7 +139,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         first = [
             row
             for rank in range(self.args.world_size)
-            for row in next(iter(self._sampler(dataset, rank)))
+            for row in next(iter(_sampler(dataset["tokens"], self._settings, self.args, rank)))
         ]
         start = self._computed(dataset.select(first), "the first batch", batch_size)
         pairs = [(s, reference[row]) for s, row in zip(start, first, strict=True)]
@@ -274,6 +265,17 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
 
 
 _COMPLETIONS = ("chosen", "rejected")
+
+
+def _sampler(lengths: Sequence[int], settings: Train, args: Any, rank: int) -> GlobalBatchSampler:
+    return GlobalBatchSampler(
+        lengths=lengths,
+        global_batch_size=settings.global_batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        world_size=args.world_size,
+        rank=rank,
+        seed=args.seed,
+    )
 
 
 def evaluation_batch_size(rows: int, micro_batch_size: int, world_size: int) -> int:
