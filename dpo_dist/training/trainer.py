@@ -50,7 +50,7 @@ def train(job: TrainingJob, preempted: Event) -> None:
     if job.settings.bf16 and not uses_bf16(job):
         warn("several CPU processes train in float32: transformers refuses bf16 there")
     if job.kind == "reference":
-        compute_reference(job)
+        fill_reference_cache(job)
         return
     trainer = build_dpo_trainer(job) if job.kind == "dpo" else _sft_trainer(job)
     trainer.remove_callback(PrinterCallback)  # MetricsWriter speaks for it
@@ -70,7 +70,7 @@ def train(job: TrainingJob, preempted: Event) -> None:
     _save(trainer, job)
 
 
-def compute_reference(job: TrainingJob) -> None:
+def fill_reference_cache(job: TrainingJob) -> None:
     """Fill the cache of the reference's log-probs, then hold them to the gate of the first loss: a
     step is taken whose result is not kept."""
     trainer = build_dpo_trainer(job)
