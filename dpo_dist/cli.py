@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(options: argparse.Namespace) -> int:
     from dpo_dist.phases.pipeline import command_of, run_all, run_phase
+    from dpo_dist.phases.runs import select_round
     from dpo_dist.runfile import load_config
 
     config = load_config(options.run_file, options.set)
@@ -62,8 +63,9 @@ def _execute(options: argparse.Namespace) -> int:
         shard = getattr(options, "shard", WHOLE)
         if options.force and not shard.whole:
             raise UserError("--force with --shard: other shards may be at work; use it without")
+        config = select_round(config, options.command, getattr(options, "round", None))
         alone = getattr(options, "worker", True)
-        command = command_of(options.command, options.run_file, options.set)
+        command = command_of(options.command, options.run_file, options.set, config.round)
         run_phase(
             options.command,
             config,
@@ -104,6 +106,8 @@ def _command_line(options: argparse.Namespace) -> str:
         words += ["--set", override]
     if not getattr(options, "shard", WHOLE).whole:
         words += ["--shard", str(options.shard)]
+    if getattr(options, "round", None) is not None:
+        words += ["--round", str(options.round)]
     return shlex.join(words)
 
 
@@ -162,6 +166,13 @@ def _parser() -> argparse.ArgumentParser:
                 "--gate",
                 action="store_true",
                 help="let the exit code say what came out: 0 improved, 3 no evidence, 4 regressed",
+            )
+        if name in ("sample", "judge", "train", "evaluate"):
+            command.add_argument(
+                "--round",
+                type=int,
+                metavar="N",
+                help="which of the run file's rounds, counted from 1",
             )
         if name == "judge":
             command.add_argument(

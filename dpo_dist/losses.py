@@ -8,7 +8,7 @@ hand; it is what tells a wrong reference from a right one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -86,6 +86,14 @@ def first_loss(
     return sum(
         weight * LOSSES[name].at_start(beta, label_smoothing) for name, weight in weights.items()
     )
+
+
+def sigmoid_loss(margins: Sequence[float], beta: float) -> float:
+    """The mean of -log sigma(beta * margin) over margins of log-ratios, in nats (Rafailov et al.
+    2023, eq. 7)."""
+    scaled = [beta * margin for margin in margins]
+    losses = [max(0.0, -x) + math.log1p(math.exp(-abs(x))) for x in scaled]
+    return sum(losses) / len(losses)
 
 
 def wrong_combination(

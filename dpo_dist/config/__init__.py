@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from dpo_dist.config.base import DataSource, Section
 from dpo_dist.config.evaluation import Benchmarks, Evaluate, JudgeScore, Report
@@ -57,6 +57,7 @@ from dpo_dist.config.preferences import (
     Preferences,
     UltraFeedbackPreferences,
 )
+from dpo_dist.config.rounds import Rounds
 from dpo_dist.config.training import (
     Checkpointing,
     Full,
@@ -110,6 +111,7 @@ __all__ = [
     "Report",
     "RewardModelJudge",
     "RougeLMetric",
+    "Rounds",
     "Run",
     "Sample",
     "Sampling",
@@ -167,9 +169,11 @@ class Config(Section):
     judge: Judge | None = None
     preferences: Preferences = JudgedPreferences()
     train: Train | None = None
+    rounds: Rounds | None = Field(None, exclude_if=lambda value: value is None)
     evaluate: Evaluate | None = None
     report: Report = Report()
     tracking: Tracking = Tracking()
+    _round: int = PrivateAttr(0)
 
     @model_validator(mode="after")
     def _phases_agree(self) -> Config:
@@ -189,6 +193,37 @@ class Config(Section):
         if balanced and self.sample is not None and len(self.sample.slots) > 2:
             raise ValueError(BALANCE_OF_TWO.format(len(self.sample.slots)))
         return self
+
+    @model_validator(mode="after")
+    def _rounds_have_their_phases(self) -> Config:
+        if self.rounds is None:
+            return self
+        phases = {"sample": self.sample, "judge": self.judge, "train": self.train}
+        if missing := [f"`{name}`" for name, section in phases.items() if section is None]:
+            raise ValueError(f"`rounds` needs the section {missing[0]}: every round does it again")
+        if self.preferences.source != "judged":
+            raise ValueError(
+                "`rounds` needs preferences.source `judged`: every round trains on its own pairs"
+            )
+        assert self.train is not None
+        initial = self.rounds.reference == "initial" and self.rounds.count > 1
+        if initial and self.train.reference == "live":
+            raise ValueError(
+                "train.reference: live is the policy that a round starts from; "
+                "rounds.reference: initial needs `cached`"
+            )
+        return self
+
+    @property
+    def round(self) -> int:
+        """Which of its `rounds` is at work, counted from 1; 0 where none is."""
+        return self._round
+
+    def at_round(self, number: int) -> Config:
+        """The same run file at a round of it."""
+        config = self.model_copy()
+        config._round = number
+        return config
 
     def dump(self, *sections: str) -> dict[str, Any]:
         """The named sections as plain JSON values, defaults filled in."""

@@ -18,7 +18,7 @@ from dpo_dist.config import (
 )
 from dpo_dist.data.hygiene import CONTROL_TOKEN
 from dpo_dist.data.leakage import overlaps
-from dpo_dist.data.prompts import content_digest
+from dpo_dist.data.prompts import content_digest, seeded_share
 from dpo_dist.data.rows import (
     Row,
     check_text,
@@ -62,12 +62,19 @@ def preference_sources(config: Preferences, judge_dir: Path) -> list[DataSource]
 
 
 def load_preferences(
-    config: Preferences, judge_dir: Path, seed: int, held_out: Sequence[Prompt] = ()
+    config: Preferences,
+    judge_dir: Path,
+    seed: int,
+    held_out: Sequence[Prompt] = (),
+    *,
+    same_in_every_round: bool = False,
 ) -> PreferenceSet:
     """Read and check the pairs that `config` names.
 
     A validation split of its own is kept apart; otherwise `validation_fraction` of the prompts
-    (not of the rows: pairs of one prompt stay together) is held out, by a seeded draw.
+    (not of the rows: pairs of one prompt stay together) is held out, by a seeded draw. With
+    `same_in_every_round` each prompt is drawn by itself: one that is held out in a round is
+    trained on in none, whatever pairs there are, and the fraction is met on average only.
     Pairs whose prompt overlaps with the evaluation's, `held_out`, are dropped.
     Raises `DataError` for damaged rows and when nothing is left to train on.
     """
@@ -79,7 +86,8 @@ def load_preferences(
         _forget_leaks(train, validation, dropped)
     else:
         assert not isinstance(config, UltraFeedbackPreferences)
-        train, validation = _split(pairs, config.validation_fraction, seed)
+        draw = _split_by_content if same_in_every_round else _split
+        train, validation = draw(pairs, config.validation_fraction, seed)
     dropped = +dropped  # without the reasons that dropped nothing
     if not train:
         raise DataError(f"no preference pair is left to train on (dropped: {dict(dropped)})")
@@ -213,6 +221,19 @@ def _split(
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
     prompts = list(dict.fromkeys(content_digest(pair.prompt) for pair in pairs))
     random.Random(seed).shuffle(prompts)
-    held_out = set(prompts[: round(fraction * len(prompts))])
+    return _without(pairs, set(prompts[: round(fraction * len(prompts))]))
+
+
+def _split_by_content(
+    pairs: list[PreferencePair], fraction: float, seed: int
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    prompts = {content_digest(pair.prompt) for pair in pairs}
+    return _without(pairs, {p for p in prompts if seeded_share(p, seed) < fraction})
+
+
+def _without(
+    pairs: list[PreferencePair], held_out: set[str]
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """(the other pairs, those of the held-out prompts)"""
     train = [pair for pair in pairs if content_digest(pair.prompt) not in held_out]
     return train, [pair for pair in pairs if content_digest(pair.prompt) in held_out]

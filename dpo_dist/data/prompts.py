@@ -76,6 +76,29 @@ def disjoint(train: Iterable[Prompt], held_out: Sequence[Prompt]) -> Iterator[Pr
         yield prompt
 
 
+def split_prompts(prompts: list[Prompt], parts: int, seed: int) -> list[list[Prompt]]:
+    """Cut prompts into disjoint parts, as equal as can be, by a seeded draw by content.
+
+    Prompts of the same content stay together, so that no part repeats what another has; within
+    a part they keep their order. Raises `DataError` where there are fewer prompts than parts.
+    """
+    digests = {prompt.id: content_digest(prompt.messages) for prompt in prompts}
+    drawn = sorted(set(digests.values()), key=lambda digest: seeded_share(digest, seed))
+    if len(drawn) < parts:
+        raise DataError(f"{len(drawn)} different prompts cannot be split into {parts} parts")
+    part_of = {digest: rank % parts for rank, digest in enumerate(drawn)}
+    split: list[list[Prompt]] = [[] for _ in range(parts)]
+    for prompt in prompts:
+        split[part_of[digests[prompt.id]]].append(prompt)
+    return split
+
+
+def seeded_share(digest: str, seed: int) -> float:
+    """A number in [0, 1) that is drawn from a content's digest, whatever else there is."""
+    drawn = hashlib.sha256(f"{seed}\0{digest}".encode()).digest()
+    return int.from_bytes(drawn[:7], "big") / 2**56
+
+
 def content_digest(messages: tuple[Message, ...]) -> str:
     """A conversation's identity, blind to case and white space."""
     parts = [f"{m.role}\0{' '.join(m.content.split()).casefold()}" for m in messages]

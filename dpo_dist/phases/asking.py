@@ -43,8 +43,8 @@ def ask(
 ) -> Judged:
     """The panel's verdicts on the contests; the ballots are kept in the phase's directory.
 
-    What costs money is said and confirmed before. Ballots that other runs beside this one have
-    paid for are used again.
+    What costs money is said and confirmed before. Ballots that other runs beside this one, or
+    other rounds, have paid for are used again.
     """
     with out.journal(BALLOTS, Ballot) as journal:
         return judge_all(
@@ -84,5 +84,6 @@ def ask_for_scores(
 
 
 def _other_journals(config: Config, own: Path) -> list[Path]:
-    journals = config.run.output_dir.glob(f"*/*/{BALLOTS}")
+    runs = config.run.output_dir
+    journals = [*runs.glob(f"*/*/{BALLOTS}"), *runs.glob(f"*/round-*/*/{BALLOTS}")]
     return [path for path in sorted(journals) if path != own]

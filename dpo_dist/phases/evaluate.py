@@ -24,6 +24,7 @@ from dpo_dist.generation.engine import Completion, Request, build_engine
 from dpo_dist.generation.sampling import answer_all, engine_seed
 from dpo_dist.metrics import Metric, build_metrics, check_references
 from dpo_dist.phases.benchmarks import ask_benchmarks
+from dpo_dist.phases.rounds import answered, take_over
 from dpo_dist.phases.runs import Weights, arm_weights, judge_files, metric_files
 from dpo_dist.phases.verdicts import judge_pairs, judge_scores, score_name
 from dpo_dist.ranks import Shard
@@ -77,12 +78,13 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any] | None:
     metrics = _checked(evaluate, prompts)
     write_records(out.path / "prompts.jsonl", prompts)
 
-    with Journals(out, JOURNALS, Generation, _name) as journals:
+    with Journals(out, JOURNALS, Generation, answered) as journals:
+        order = [request.id for group in requests.values() for request in group]
+        taken_over = take_over(config, out, order, journals)
         speed = _generate(config, requests, out.shard, journals)
         if not out.shard.whole:
             return None  # judges are asked by the one process that has all answers
         journals.refresh()
-        order = [request.id for group in requests.values() for request in group]
         answers = {(g.arm, g.decoding, g.prompt_id): g for g in journals.read(order)}
     write_records(out.path / "generations.jsonl", answers.values())
 
@@ -118,6 +120,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any] | None:
         },
         "generations": len(answers),
         "engines": sorted({answer.engine for answer in answers.values()}),
+        **taken_over,
         "cut_off": sum(answer.finish_reason == "length" for answer in answers.values()),
         **judged,
         "judge_scores": spent,
@@ -147,11 +150,6 @@ def _checked(evaluate: Evaluate, prompts: list[Prompt]) -> list[Metric]:
 def _section(config: Config) -> Evaluate:
     assert config.evaluate is not None
     return config.evaluate
-
-
-def _name(generation: Generation) -> str:
-    """The id of the request that it answers."""
-    return f"{generation.arm}/{generation.decoding}/{generation.prompt_id}"
 
 
 def _requests(

@@ -7,7 +7,7 @@ from dpo_dist.config import Config
 from dpo_dist.console import say
 from dpo_dist.errors import GATE, DataError
 from dpo_dist.evaluation.outcome import decide
-from dpo_dist.phases.runs import run_root
+from dpo_dist.phases.runs import phase_dir
 
 
 def gate(config: Config) -> int:
@@ -17,7 +17,7 @@ def gate(config: Config) -> int:
     Raises `DataError` for scores of an earlier version, which had no tests.
     """
     assert config.evaluate is not None
-    path = run_root(config) / "evaluate" / "scores.json"
+    path = phase_dir(config, "evaluate") / "scores.json"
     scores = read_json(path)
     if "outcome" not in scores:
         raise DataError(

@@ -28,7 +28,7 @@ from dpo_dist.judging.spend import Ledger, open_ledger
 from dpo_dist.phases.asking import Agreement, ask
 from dpo_dist.phases.canaries import examine, most_requests
 from dpo_dist.phases.held_out import held_out_identity, held_out_prompts
-from dpo_dist.phases.runs import judge_files, run_root
+from dpo_dist.phases.runs import judge_files, phase_dir
 from dpo_dist.records import Candidate, Prompt
 
 SECTIONS = ("judge",)
@@ -39,7 +39,7 @@ def inputs(config: Config) -> dict[str, Any]:
     """What the phase reads: the candidates, the rubric that the judge follows, and the held-out
     prompts, which may not be trained on."""
     assert config.judge is not None
-    candidates = run_root(config) / "sample" / "candidates.jsonl"
+    candidates = phase_dir(config, "sample") / "candidates.jsonl"
     if not (candidates.parent / "manifest.json").exists():
         raise DataError(f"{candidates.parent} is not complete: run the phase `sample` first")
     canaries = config.judge.canaries
@@ -172,7 +172,7 @@ def _contests(config: Config, dropped: Counter[str]) -> list[Contest]:
     and its end token would be one that was never sampled. Nor are the prompts of which the
     evaluation asks much: they are not to be trained on.
     """
-    sample = run_root(config) / "sample"
+    sample = phase_dir(config, "sample")
     prompts = {p.id: p for p in read_records(sample / "prompts.jsonl", Prompt)}
     given_away = _given_away(prompts, held_out_prompts(config))
     # Read one by one: the candidates' token ids take many times the memory of their texts.

@@ -17,7 +17,7 @@ from dpo_dist.artifacts import PhaseDirectory, phase_directory
 from dpo_dist.config import Config
 from dpo_dist.console import say
 from dpo_dist.errors import INTERRUPTED, PREEMPTED, PhaseFailed, Preempted, UserError
-from dpo_dist.phases.runs import phases_of, run_root
+from dpo_dist.phases.runs import phase_dir, phases_of, steps_of
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
 from dpo_dist.processes import Process, run_to_end
 from dpo_dist.ranks import WHOLE, Shard
@@ -87,7 +87,7 @@ def run_phase(
         "seed": config.run.seed,
         "inputs": module.inputs(config),
     }
-    path = run_root(config) / phase
+    path = phase_dir(config, phase)
     seconds = 0.0
     at = places(module.engine(config)) if command and phase in GENERATING else []
     if len(at) > 1:
@@ -119,7 +119,7 @@ def _with_workers(
     """Let workers generate this shard's part, and return the seconds that they took."""
     started = time.monotonic()
     phase = module.__name__.rpartition(".")[2]
-    path = run_root(config) / phase
+    path = phase_dir(config, phase)
     cut = shard.cut(len(at))
     workers = [
         Worker(
@@ -179,24 +179,25 @@ def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: 
         preempted = True
         child.terminate()
 
-    for phase in phases_of(config):
-        command = command_of(phase, run_file, overrides)
+    for step in steps_of(config):
+        command = command_of(step.phase, run_file, overrides, step.round)
         if force:
             command.append("--force")
         status = run_to_end(command, on_terminate=pass_on)
         if status in (INTERRUPTED, PREEMPTED, UserError.exit_code):
             return status  # the phase has said what to do
         if status == -signal.SIGTERM or (preempted and status == 0):
-            raise Preempted(f"stopped in the phase `{phase}`")
+            raise Preempted(f"stopped in the phase `{step}`")
         if status:
-            raise PhaseFailed(f"the phase `{phase}` failed with exit code {status}")
+            raise PhaseFailed(f"the phase `{step}` failed with exit code {status}")
     return 0
 
 
-def command_of(phase: str, run_file: Path, overrides: Sequence[str]) -> list[str]:
-    """The command line of a phase, in a process of its own."""
+def command_of(phase: str, run_file: Path, overrides: Sequence[str], number: int) -> list[str]:
+    """The command line of a phase, of a round where there are rounds, in a process of its own."""
     settings = [word for override in overrides for word in ("--set", override)]
-    return [sys.executable, "-m", "dpo_dist", phase, str(run_file), *settings]
+    at_round = ["--round", str(number)] if number else []
+    return [sys.executable, "-m", "dpo_dist", phase, str(run_file), *settings, *at_round]
 
 
 def package_versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 from dpo_dist.artifacts import MANIFEST, PhaseDirectory, file_digest
 from dpo_dist.config import Config
 from dpo_dist.errors import DataError
-from dpo_dist.phases.runs import phases_of, run_root
+from dpo_dist.phases.runs import phase_dir, run_root, steps_of
 from dpo_dist.reporting.build import build
 
 SECTIONS = ("report",)
@@ -16,17 +16,19 @@ SECTIONS = ("report",)
 def inputs(config: Config) -> dict[str, Any]:
     """What the phase reads: the manifests of all phases before it."""
     manifests = {}
-    for phase in phases_of(config):
-        path = run_root(config) / phase / MANIFEST
-        if phase == "report":
+    for step in steps_of(config):
+        if step.phase == "report":
             continue
+        path = phase_dir(config.at_round(step.round), step.phase) / MANIFEST
         if not path.exists():
-            raise DataError(f"{path.parent} is not complete: run the phase `{phase}` first")
-        manifests[phase] = file_digest(path)
+            raise DataError(f"{path.parent} is not complete: run the phase `{step.phase}` first")
+        manifests[str(step)] = file_digest(path)
     return {"manifests": manifests}
 
 
 def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     """Write the report in the formats asked for."""
-    build(config, run_root(config), out.path)
+    root = run_root(config)
+    count = config.rounds.count if config.rounds is not None else 0
+    build(config, root, out.path, rounds=[root / f"round-{n}" for n in range(1, count + 1)])
     return {"counts": {"in": 1, "kept": 1, "dropped": {}}}

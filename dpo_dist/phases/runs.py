@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.artifacts import directory_digest, file_digest
+from dpo_dist.artifacts import MANIFEST, directory_digest, file_digest
 from dpo_dist.config import (
     ClaudeJudge,
     Config,
@@ -22,10 +22,24 @@ from dpo_dist.config import (
 )
 from dpo_dist.data.chat import check_adapter
 from dpo_dist.data.models import check_model, model_identity
-from dpo_dist.errors import DataError
+from dpo_dist.errors import ConfigError, DataError
 from dpo_dist.metrics.function import source_file
 
 PHASES = ("sft", "sample", "judge", "train", "evaluate", "report")
+ROUND_PHASES = ("sample", "judge", "train", "evaluate")  # what every round does again
+# Between the seeds of two rounds' samples: a resumed phase adds what it has done to its own.
+SEEDS_APART = 100_000_007
+
+
+@dataclass(frozen=True)
+class Step:
+    """A phase, and the round that it belongs to or 0."""
+
+    phase: str
+    round: int = 0
+
+    def __str__(self) -> str:
+        return f"round-{self.round}/{self.phase}" if self.round else self.phase
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,15 @@ def run_root(config: Config) -> Path:
     return config.run.output_dir / config.run.name
 
 
+def phase_dir(config: Config, phase: str) -> Path:
+    """A phase's directory: `<run>/<phase>`, or `<run>/round-<n>/<phase>` for the phases of the
+    round that the configuration is at."""
+    if config.rounds is None or phase not in ROUND_PHASES:
+        return run_root(config) / phase
+    assert 1 <= config.round <= config.rounds.count, config.round
+    return run_root(config) / str(Step(phase, config.round))
+
+
 def phases_of(config: Config) -> list[str]:
     """The phases that a run file asks for, in order."""
     judged = config.preferences.source == "judged"
@@ -60,11 +83,42 @@ def phases_of(config: Config) -> list[str]:
     return [phase for phase in PHASES if wanted[phase]]
 
 
+def steps_of(config: Config) -> list[Step]:
+    """The phases in order, those of a round as often as there are rounds."""
+    phases = phases_of(config)
+    if config.rounds is None:
+        return [Step(phase) for phase in phases]
+    again = [phase for phase in phases if phase in ROUND_PHASES]
+    return [
+        *(Step(phase) for phase in phases if phase == "sft"),
+        *(Step(phase, n) for n in range(1, config.rounds.count + 1) for phase in again),
+        *(Step(phase) for phase in phases if phase == "report"),
+    ]
+
+
+def select_round(config: Config, phase: str, number: int | None) -> Config:
+    """The configuration at the round that a command names. Raises `ConfigError` where it has to
+    name one, or may not."""
+    if config.rounds is None:
+        if number is not None:
+            raise ConfigError(f"--round {number}: the run file has no `rounds`")
+        return config
+    if phase not in ROUND_PHASES:
+        return config
+    count = config.rounds.count
+    if number is None:
+        raise ConfigError(f"the run file has {count} rounds: add --round N (1 to {count})")
+    if not 1 <= number <= count:
+        raise ConfigError(f"--round {number}: the run file has the rounds 1 to {count}")
+    return config.at_round(number)
+
+
 def arm_weights(config: Config, arm: str) -> Weights:
     """The weights of an arm: "base", "sft" or "dpo".
 
-    Without an SFT model the arm "sft" is the base. Raises `ModelError` for weights that are
-    not there and for an adapter of another base.
+    Without an SFT model the arm "sft" is the base; with rounds it is the initial SFT model in all
+    of them, and "dpo" is the round's policy. Raises `ModelError` for weights that are not there
+    and for an adapter of another base.
     """
     if arm == "base":
         return _weights(config.model.base, config.model.base)
@@ -74,7 +128,35 @@ def arm_weights(config: Config, arm: str) -> Weights:
             trained = str(run_root(config) / "sft" / "model")
         return _weights(trained or config.model.base, config.model.base)
     on_top_of = arm_weights(config, "sft").model
-    return _weights(str(run_root(config) / "train" / "model"), on_top_of)
+    return _weights(str(phase_dir(config, "train") / "model"), on_top_of)
+
+
+def start_weights(config: Config) -> Weights:
+    """What candidates are sampled from and training starts from: the SFT model, or the policy of
+    the round before. Raises `DataError` where that one is not trained yet."""
+    if config.round <= 1:
+        return arm_weights(config, "sft")
+    before = config.at_round(config.round - 1)
+    trained = phase_dir(before, "train")
+    if not (trained / MANIFEST).exists():
+        raise DataError(
+            f"round {config.round} starts from what round {before.round} has trained, and "
+            f"{trained} is not complete: run its phases first (--round {before.round})"
+        )
+    return arm_weights(before, "dpo")
+
+
+def reference_weights(config: Config) -> Weights | None:
+    """The reference of the training, where it is not what training starts from."""
+    if config.rounds is None or config.rounds.reference == "previous" or config.round <= 1:
+        return None
+    return arm_weights(config, "sft")
+
+
+def sampling_seed(config: Config) -> int:
+    """The seed of a round's candidates: with that of the round before, a policy that has hardly
+    moved would give the same ones again."""
+    return config.run.seed + SEEDS_APART * max(0, config.round - 1)
 
 
 def judge_files(judge: JudgeKind) -> dict[str, str]:

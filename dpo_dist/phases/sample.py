@@ -1,4 +1,5 @@
-"""sample: the SFT model answers every prompt once per slot, all slots in one pass."""
+"""sample: the policy, at first the SFT model, answers every prompt once per slot, all slots in one
+pass."""
 
 from __future__ import annotations
 
@@ -14,13 +15,14 @@ from dpo_dist.artifacts import PhaseDirectory, read_json, read_records, write_js
 from dpo_dist.config import Config, Engine, Sample, Slot
 from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
-from dpo_dist.data.prompts import disjoint, iterate_prompts
-from dpo_dist.data.rows import iterate_rows, source_identity
+from dpo_dist.data.prompts import disjoint
+from dpo_dist.data.rows import source_identity
 from dpo_dist.errors import DataError
 from dpo_dist.generation.engine import Completion, Request, build_engine
 from dpo_dist.generation.sampling import answer_all, engine_seed
 from dpo_dist.phases.held_out import held_out_prompts
-from dpo_dist.phases.runs import arm_weights
+from dpo_dist.phases.rounds import part_identity, round_prompts
+from dpo_dist.phases.runs import sampling_seed, start_weights
 from dpo_dist.ranks import Shard
 from dpo_dist.records import Candidate, Message, Prompt
 from dpo_dist.shards import Journals
@@ -34,11 +36,12 @@ CUT_OFF_WARNING = 0.2  # share of answers that hit max_tokens
 
 
 def inputs(config: Config) -> dict[str, Any]:
-    """What the phase reads: the prompts and the SFT model."""
+    """What the phase reads: the prompts and the model that answers them."""
     sample = _section(config)
     return {
         "prompts": source_identity(sample.prompts),
-        "weights": arm_weights(config, "sft").identity(),
+        "weights": start_weights(config).identity(),
+        **part_identity(config),
     }
 
 
@@ -50,14 +53,14 @@ def engine(config: Config) -> Engine:
 def expected(config: Config, shard: Shard) -> int:
     """How many answers the shard asks for, those to prompts that are too long included."""
     sample = _section(config)
-    numbers = range(sum(1 for _ in iterate_rows(sample.prompts)))
+    numbers = range(sum(1 for _ in round_prompts(config)))
     return len(sample.slots) * sum(shard.holds(number) for number in numbers)
 
 
 def run(config: Config, out: PhaseDirectory) -> dict[str, Any] | None:
     """Generate what the journals lack of this shard, then write `candidates.jsonl` in the prompts'
     order. None: other shards are still at it."""
-    prompts = iterate_prompts(_section(config).prompts)
+    prompts = round_prompts(config)
     write_records(out.path / "prompts.jsonl", disjoint(prompts, held_out_prompts(config)))
     with Journals(out, JOURNALS, Candidate, _key) as journals:
         _generate(config, _tokenized(config, out), out, journals)
@@ -120,7 +123,7 @@ def _generate(
     config: Config, queue: Sequence[_Asked], out: PhaseDirectory, journals: Journals[Candidate]
 ) -> None:
     """Answer what the journals lack, and leave behind how fast it went."""
-    sample, weights = _section(config), arm_weights(config, "sft")
+    sample, weights = _section(config), start_weights(config)
     total = len(queue) * len(sample.slots)
     done = total - sum(1 for _ in _missing(queue, sample, weights.adapter, journals))
     if done == total:
@@ -130,7 +133,7 @@ def _generate(
         sample.engine,
         weights.model,
         dtype=config.model.dtype,
-        seed=engine_seed(config.run.seed, len(journals), out.shard),
+        seed=engine_seed(sampling_seed(config), len(journals), out.shard),
         adapters=[weights.adapter] if weights.adapter else [],
         seeded=sample.slots[0].seed is not None,
         trust_remote_code=config.model.trust_remote_code,
@@ -268,7 +271,7 @@ def _max_tokens(sample: Sample, slot: Slot) -> int:
 
 
 def _tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    model = arm_weights(config, "sft").model
+    model = start_weights(config).model
     return load_tokenizer(model, trust_remote_code=config.model.trust_remote_code)
 
 

@@ -30,7 +30,7 @@ from dpo_dist.judging.planted import (
 )
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.phases.judge import label
-from dpo_dist.phases.runs import run_root
+from dpo_dist.phases.runs import phase_dir
 from dpo_dist.records import Ballot, Candidate, Message, Prompt
 
 PROMPTS = 40
@@ -101,6 +101,7 @@ def _settings(config: Config, folder: Path, name: str) -> Config:
             "judge": config.judge.model_copy(
                 update={"canaries": Canaries(), "balance": None, "inconsistent": "drop"}
             ),
+            "rounds": None,
         }
     )
 
@@ -131,7 +132,7 @@ def _run(trial: Trial, config: Config) -> str:
     ]
     if wrong:
         return f"{len(wrong)} of {len(planted)} prompts have wrong pairs, {wrong[0]} for one"
-    keys = [ballot.key for ballot in read_records(run_root(config) / "judge" / BALLOTS, Ballot)]
+    keys = [ballot.key for ballot in read_records(phase_dir(config, "judge") / BALLOTS, Ballot)]
     return "" if len(keys) == len(set(keys)) else "something was asked twice"
 
 
@@ -145,7 +146,7 @@ def _not_stopped(trial: Trial, pairs: dict[str, list[Texts]], error: DpoDistErro
 def _label(trial: Trial, config: Config, patience: int | None) -> DpoDistError | None:
     """Label as the phase does; its error, if it ends in one."""
     judge = PlantedJudge(trial.name, trial.decide, seed=config.run.seed, patience=patience)
-    with phase_directory(run_root(config) / "judge", {}) as out:
+    with phase_directory(phase_dir(config, "judge"), {}) as out:
         try:
             label(judge, Ledger(), config, out)
         except DpoDistError as error:
@@ -182,8 +183,8 @@ def write_candidates(config: Config) -> dict[str, set[Texts]]:
             )
             for slot, text in enumerate(texts)
         ]
-    write_records(run_root(config) / "sample" / "prompts.jsonl", prompts)
-    write_records(run_root(config) / "sample" / "candidates.jsonl", candidates)
+    write_records(phase_dir(config, "sample") / "prompts.jsonl", prompts)
+    write_records(phase_dir(config, "sample") / "candidates.jsonl", candidates)
     return planted
 
 
@@ -193,7 +194,7 @@ def _words(draw: random.Random, fewest: int, most: int) -> str:
 
 def _pairs(config: Config) -> dict[str, list[Texts]]:
     """Every pair that was written, by prompt id."""
-    path = run_root(config) / "judge" / JUDGED_FILE
+    path = phase_dir(config, "judge") / JUDGED_FILE
     if not path.exists():
         return {}
     pairs: dict[str, list[Texts]] = {}

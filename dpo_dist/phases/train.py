@@ -1,4 +1,4 @@
-"""train: DPO on the preference pairs, against the SFT model that produced them."""
+"""train: DPO on the preference pairs, against the model that produced them."""
 
 from __future__ import annotations
 
@@ -16,39 +16,49 @@ from dpo_dist.data.rows import write_parquet
 from dpo_dist.errors import ConfigError, DataError, ModelError
 from dpo_dist.phases.held_out import held_out_identity, held_out_prompts
 from dpo_dist.phases.resources import model_shape, planned_bytes
-from dpo_dist.phases.runs import Weights, arm_weights, run_root
+from dpo_dist.phases.runs import Weights, phase_dir, reference_weights, start_weights
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.records import PreferencePair
-from dpo_dist.training.job import OUTCOME, TrainingJob, accumulation_steps, num_processes
+from dpo_dist.training.job import (
+    OUTCOME,
+    InitialReference,
+    TrainingJob,
+    accumulation_steps,
+    num_processes,
+)
 from dpo_dist.training.launch import launch
 from dpo_dist.training.merging import merge_adapter
 from dpo_dist.training.reference import row_key
+from dpo_dist.training.reference_pass import compute_reference
 
 SECTIONS = ("train", "preferences")
 
 
 def inputs(config: Config) -> dict[str, Any]:
-    """What the phase reads: the pairs, the SFT model to start from and be measured by, and the
-    held-out prompts that pairs from elsewhere may not be about.
+    """What the phase reads: the pairs, the model to start from and be measured by (or, in a
+    round, the initial SFT model as another reference), and the held-out prompts that pairs from
+    elsewhere may not be about.
 
-    Raises `ModelError` when the candidates were sampled from other weights than those: the
-    reference of DPO is the model that the preferences are about.
+    Raises `ModelError` when the candidates were sampled from other weights than those it starts
+    from: the preferences of DPO are about its own answers.
     """
     assert config.train is not None
     accumulation_steps(config.train, num_processes(config.train.accelerate_config))
-    start = arm_weights(config, "sft")
+    start = start_weights(config)
     _check_method(config.train, start)
     weights = start.identity()
     if config.preferences.source == "judged":
-        sampled = read_json(run_root(config) / "sample" / FINGERPRINT)["inputs"]["weights"]
+        sampled = read_json(phase_dir(config, "sample") / FINGERPRINT)["inputs"]["weights"]
         if sampled != weights:
             raise ModelError(
-                "the candidates were sampled from other weights than the SFT model that "
-                "training would start from. Sample and judge again, or restore the SFT model."
+                "the candidates were sampled from other weights than the model that "
+                "training would start from. Sample and judge again, or restore the model."
             )
-    pairs = preferences_identity(config.preferences, run_root(config) / "judge")
+    pairs = preferences_identity(config.preferences, phase_dir(config, "judge"))
     held_out = None if config.preferences.source == "judged" else held_out_identity(config)
-    return {"pairs": pairs, "weights": weights, "held_out": held_out}
+    other = reference_weights(config)
+    reference = {} if other is None else {"reference": other.identity()}
+    return {"pairs": pairs, "weights": weights, "held_out": held_out, **reference}
 
 
 def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
@@ -57,9 +67,13 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     # The judge phase has left out what overlaps with the evaluation, before it asked.
     held_out = [] if config.preferences.source == "judged" else held_out_prompts(config)
     pairs = load_preferences(
-        config.preferences, run_root(config) / "judge", config.run.seed, held_out
+        config.preferences,
+        phase_dir(config, "judge"),
+        config.run.seed,
+        held_out,
+        same_in_every_round=config.rounds is not None,
     )
-    start = arm_weights(config, "sft")
+    start = start_weights(config)
     tokenizer = load_tokenizer(start.model, trust_remote_code=config.model.trust_remote_code)
     train_rows, validation_rows = (
         _tokenize(tokenizer, split, config.train.max_length, pairs.dropped)
@@ -75,32 +89,34 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         warn(f"{too_long} pairs are left out: longer than train.max_length")
     shape = model_shape(start.model, config.model.trust_remote_code)
     _check_vocabulary(start.model, shape, [*train_rows, *validation_rows])
-    launch(
-        TrainingJob(
-            kind="dpo",
-            settings=config.train,
-            model=start.model,
-            adapter=start.adapter,
-            dtype=config.model.dtype,
-            trust_remote_code=config.model.trust_remote_code,
-            rows=write_parquet(out.path / "tokens" / "train.parquet", train_rows),
-            validation_rows=(
-                write_parquet(out.path / "tokens" / "validation.parquet", validation_rows)
-                if validation_rows
-                else None
-            ),
-            # Beside the runs, which share it: a sweep computes the reference once.
-            reference_folder=config.run.output_dir / "reference_logps",
-            start=start.identity(),
-            planned_peak_bytes=planned_bytes(
-                shape, config.train, [row["tokens"] for row in [*train_rows, *validation_rows]]
-            ),
-            out=out.path,
-            seed=config.run.seed,
-            run_name=f"{config.run.name}-train",
-            wandb=config.tracking.wandb,
-        )
+    job = TrainingJob(
+        kind="dpo",
+        settings=config.train,
+        model=start.model,
+        adapter=start.adapter,
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        rows=write_parquet(out.path / "tokens" / "train.parquet", train_rows),
+        validation_rows=(
+            write_parquet(out.path / "tokens" / "validation.parquet", validation_rows)
+            if validation_rows
+            else None
+        ),
+        # Beside the runs, which share it: a sweep computes the reference once.
+        reference_folder=config.run.output_dir / "reference_logps",
+        start=start.identity(),
+        reference=_initial_reference(config),
+        planned_peak_bytes=planned_bytes(
+            shape, config.train, [row["tokens"] for row in [*train_rows, *validation_rows]]
+        ),
+        out=out.path,
+        seed=config.run.seed,
+        run_name=f"{config.run.name}-train" + (f"-round-{config.round}" if config.round else ""),
+        wandb=config.tracking.wandb,
     )
+    if job.reference is not None:
+        compute_reference(job)
+    launch(job)
     if config.train.merge:
         _merge(config, start.model, out)
     kept = len(train_rows) + len(validation_rows)
@@ -114,6 +130,16 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         "processes": num_processes(config.train.accelerate_config),
         **read_json(out.path / OUTCOME),
     }
+
+
+def _initial_reference(config: Config) -> InitialReference | None:
+    """The reference, where it is not what training starts from."""
+    weights = reference_weights(config)
+    if weights is None:
+        return None
+    return InitialReference(
+        model=weights.model, adapter=weights.adapter, identity=weights.identity()
+    )
 
 
 def _merge(config: Config, base: str, out: PhaseDirectory) -> None:

@@ -14,7 +14,7 @@ from dpo_dist.judging.judge import alone, build_judge, build_scorer
 from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import open_ledger
 from dpo_dist.phases.asking import ask, ask_for_scores
-from dpo_dist.phases.runs import run_root
+from dpo_dist.phases.runs import phase_dir
 from dpo_dist.records import Generation, Prompt, Score, Verdict
 
 Answers = Mapping[tuple[str, int, str], Generation]  # by arm, decoding and prompt id
@@ -29,7 +29,7 @@ def judge_pairs(
     if evaluate.judge is None or not pairs:
         return None, {"judge": None}
     judge, ledger = build_judge(evaluate.judge, out.path), open_ledger(evaluate.judge)
-    labels = run_root(config) / "judge" / "manifest.json"
+    labels = phase_dir(config, "judge") / "manifest.json"
     if labels.exists() and read_json(labels).get("judge") == judge.identity:
         warn("the judge that labelled the training pairs also evaluates: read its row with care")
     contests = [

@@ -10,15 +10,20 @@ from typing import Any
 from dpo_dist.artifacts import read_json, read_records, write_json, write_text
 from dpo_dist.config import Config
 from dpo_dist.records import Generation, Prompt, Score, Verdict
+from dpo_dist.reporting.funnel import funnel, funnel_line
 from dpo_dist.reporting.page import render_page
-from dpo_dist.reporting.plots import training_plots
+from dpo_dist.reporting.plots import round_plots, training_plots
+from dpo_dist.reporting.rounds import read_metrics, round_figures
 from dpo_dist.reporting.tables import (
     CARD_NOTE,
     NO_CARD,
+    ROUNDS_NOTE,
     audit_table,
     canary_table,
     comparison_table,
     decoding_name,
+    moment,
+    rounds_table,
     to_markdown,
     to_text,
 )
@@ -27,18 +32,23 @@ from dpo_dist.reporting.text import plain_markdown, visible
 PHASES = ("sft", "sample", "judge", "train", "evaluate")
 
 
-def build(config: Config, root: Path, out: Path) -> dict[str, Any]:
+def build(config: Config, root: Path, out: Path, *, rounds: Sequence[Path] = ()) -> dict[str, Any]:
     """Read the phases' directories under `root` and write the report's files to `out`.
 
-    Returns the report's figures, the content of report.json.
+    With `rounds`, their directories in order, the phases of the last one are the run's, and each
+    has its figures beside. Returns the report's figures, the content of report.json.
     """
-    manifests = {
-        phase: read_json(root / phase / "manifest.json")
-        for phase in PHASES
-        if (root / phase / "manifest.json").exists()
+    by_round = [_manifests(folder) for folder in rounds]
+    before = _manifests(root)  # of all phases, or of those before the rounds
+    manifests = before | (by_round[-1] if rounds else {})
+    last = rounds[-1] if rounds else root
+    work = before | {
+        f"{folder.name}/{phase}": manifest
+        for folder, found in zip(rounds, by_round, strict=True)
+        for phase, manifest in found.items()
     }
-    scores = read_json(root / "evaluate" / "scores.json")
-    metrics = _metrics(root / "train" / "metrics.jsonl")
+    scores = read_json(last / "evaluate" / "scores.json")
+    metrics = read_metrics(last / "train" / "metrics.jsonl")
     judge_scores = manifests["evaluate"].get("judge_scores", [])
     report: dict[str, Any] = {
         "run": config.run.name,
@@ -48,19 +58,23 @@ def build(config: Config, root: Path, out: Path) -> dict[str, Any]:
         "funnel": funnel(manifests),
         "audit": manifests.get("judge", {}).get("audit", []),
         "canaries": manifests.get("judge", {}).get("canaries", []),
-        "alarms": alarms(metrics),
-        "phases": {phase: manifest["wall_seconds"] for phase, manifest in manifests.items()},
+        "alarms": [
+            {"round": number, **alarm}
+            for number, folder in enumerate(rounds, start=1)
+            for alarm in alarms(read_metrics(folder / "train" / "metrics.jsonl"))
+        ]
+        or alarms(metrics),
+        "rounds": [
+            round_figures(number, found, folder, config)
+            for number, (found, folder) in enumerate(zip(by_round, rounds, strict=True), start=1)
+        ],
+        "phases": {phase: manifest["wall_seconds"] for phase, manifest in work.items()},
         "judges": {
             phase: manifests[phase].get("judge")
             for phase in ("judge", "evaluate")
             if phase in manifests
         },
-        "spend": {
-            phase: manifest["spend"]
-            for phase, manifest in manifests.items()
-            if manifest.get("spend") is not None
-        }
-        | {score["label"]: score["spend"] for score in judge_scores if score["spend"]},
+        "spend": _spend(work),
         "judge_scores": judge_scores,
         "versions": manifests["evaluate"]["versions"],
         "git": manifests["evaluate"]["git"],
@@ -77,10 +91,33 @@ def build(config: Config, root: Path, out: Path) -> dict[str, Any]:
         page = render_page(
             report,
             plots=training_plots(metrics, config.train.kl.budget if config.train else None),
-            samples=samples(root / "evaluate", config.report.samples),
+            round_plots=round_plots(report["rounds"]),
+            samples=samples(last / "evaluate", config.report.samples),
         )
         write_text(out / "report.html", page)
     return report
+
+
+def _manifests(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        phase: read_json(folder / phase / "manifest.json")
+        for phase in PHASES
+        if (folder / phase / "manifest.json").exists()
+    }
+
+
+def _spend(work: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the judges of a phase cost, and those of single answers under their labels."""
+    spend: dict[str, Any] = {}
+    for name, manifest in work.items():
+        if manifest.get("spend") is not None:
+            spend[name] = manifest["spend"]
+    for name, manifest in work.items():
+        folder = name.rpartition("/")[0]
+        for score in manifest.get("judge_scores", []):
+            if score["spend"]:
+                spend[f"{folder}/{score['label']}" if folder else score["label"]] = score["spend"]
+    return spend
 
 
 def summary(scores: dict[str, Any]) -> list[str]:
@@ -129,18 +166,6 @@ def summary(scores: dict[str, Any]) -> list[str]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:+.1f}"
-
-
-def funnel(manifests: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """What went into the preference data and what became of it, phase by phase."""
-    steps = []
-    for phase, unit in (("sample", "prompts"), ("judge", "comparisons"), ("train", "pairs")):
-        if phase in manifests:
-            counts = manifests[phase]["counts"]
-            dropped = {reason: n for reason, n in counts["dropped"].items() if n}
-            assert counts["in"] == counts["kept"] + sum(dropped.values()), f"{phase} leaks"
-            steps.append({"phase": phase, "unit": unit, **counts, "dropped": dropped})
-    return steps
 
 
 def alarms(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -207,27 +232,20 @@ def _verdict_name(verdict: Verdict | None) -> str:
     return "judge prefers SFT+DPO" if verdict.preferred == "dpo" else "judge prefers SFT"
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def _markdown(report: dict[str, Any]) -> str:
     scores = report["comparison"]
     parts = [f"# {report['run']}\n", *(f"- {sentence}" for sentence in report["summary"])]
     for number, decoding in enumerate(scores["decodings"]):
         parts += [f"\n## Held-out prompts, {decoding_name(decoding)}\n"]
         parts += [to_markdown(comparison_table(scores, number))]
-    parts += ["Cells: mean, 95 % interval over prompts, number of prompts.\n", "## Data\n"]
-    for step in report["funnel"]:
-        dropped = ", ".join(f"{n} {reason}" for reason, n in step["dropped"].items()) or "none"
-        kept = f"{step['kept']} kept"
-        if "kept_inconsistent" in step:
-            kept += f" ({step['kept_inconsistent']} inconsistent)"
-        parts.append(
-            f"- {step['phase']}: {step['in']} {step['unit']} in, {kept}; dropped: {dropped}"
-        )
+    parts += ["Cells: mean, 95 % interval over prompts, number of prompts.\n"]
+    if report["rounds"]:
+        parts += ["## Rounds\n", to_markdown(rounds_table(report["rounds"])), f"{ROUNDS_NOTE}\n"]
+    parts.append("## Data\n")
+    for figures in report["rounds"]:
+        parts += [f"Round {figures['round']}:\n", *map(funnel_line, figures["funnel"]), ""]
+    if not report["rounds"]:
+        parts += map(funnel_line, report["funnel"])
     if report["audit"]:
         parts.append("\n## Labels\n")
         parts.append(to_markdown(audit_table(report["audit"])))
@@ -244,7 +262,7 @@ def _markdown(report: dict[str, Any]) -> str:
     if report["alarms"]:
         parts.append("\n## Alarms during training\n")
         parts += [
-            f"- Step {a['step']}, {plain_markdown(a['kind'])}: {plain_markdown(a['message'])}"
+            f"- {moment(a)}, {plain_markdown(a['kind'])}: {plain_markdown(a['message'])}"
             for a in report["alarms"]
         ]
     return "\n".join(parts) + "\n"

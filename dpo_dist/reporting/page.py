@@ -9,10 +9,13 @@ from dpo_dist.reporting.tables import (
     CARD_NOTE,
     HEADERS,
     NO_CARD,
+    ROUNDS_NOTE,
     audit_table,
     canary_table,
     comparison_table,
     decoding_name,
+    moment,
+    rounds_table,
     score_badge,
 )
 
@@ -21,6 +24,7 @@ def render_page(
     report: Mapping[str, Any],
     *,
     plots: Sequence[tuple[str, str]],
+    round_plots: Sequence[tuple[str, str]] = (),
     samples: Sequence[Mapping[str, Any]],
 ) -> str:
     """The page. Everything but our own SVG is escaped by the template engine."""
@@ -50,11 +54,22 @@ def render_page(
         no_card=NO_CARD,
         badge=lambda metric, value: score_badge(rows[metric], value),
         headers=HEADERS,
+        moment=moment,
         plots=[(title, Markup(svg)) for title, svg in plots],
+        rounds=rounds_table(report["rounds"]),
+        rounds_note=ROUNDS_NOTE,
+        funnels=_funnels(report),
+        round_plots=[(title, Markup(svg)) for title, svg in round_plots],
         samples=samples,
         same_judge=_same_judge(report["judges"]),
         configuration=yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True),
     )
+
+
+def _funnels(report: Mapping[str, Any]) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """(name, steps): of the run, or of every round."""
+    rounds = [(f"Round {figures['round']}", figures["funnel"]) for figures in report["rounds"]]
+    return rounds or [("Preference data", report["funnel"])]
 
 
 def _same_judge(judges: Mapping[str, str | None]) -> bool:

@@ -31,7 +31,17 @@ class Plotted:
     curve: Curve
     steps: Sequence[int]
     values: Sequence[float]
-    errors: Sequence[float]  # 0 where none is known
+    below: Sequence[float]  # how far the interval reaches; 0 where none is known
+    above: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A value that a curve is read against."""
+
+    value: float
+    label: str
+    colour: str = INK
 
 
 KL_TITLE = "KL from the reference, own answers (nats per token)"
@@ -81,24 +91,68 @@ def training_plots(
     """
     drawn = [(title, [_plotted(metrics, curve) for curve in curves]) for title, curves in PLOTS]
     steps = [step for _, lines in drawn for line in lines for step in line.steps]
+    budget = None if kl_budget is None else Level(kl_budget, f"budget {kl_budget:g}", REJECTED)
     return [
-        (title, _draw(lines, (min(steps), max(steps)), kl_budget if title == KL_TITLE else None))
+        (title, _draw(lines, (min(steps), max(steps)), budget if title == KL_TITLE else None))
         for title, lines in drawn
         if any(line.steps for line in lines)
     ]
 
 
+WIN_RATE = "Preferred to SFT (judge, 95 % interval)"
+KL_BY_ROUND = "KL at the end of a round (nats per token)"
+
+
+def round_plots(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(title, SVG) of the win rate and of the KL by round, from `round_figures`, as far as they
+    were measured."""
+    rates = [(r["round"], r["preferred"]) for r in rounds if r["preferred"] is not None]
+    rates = [(number, rate) for number, rate in rates if rate["mean"] is not None]
+    from_sft = all(r["reference"] == "SFT" for r in rounds)
+    measured = [r for r in rounds if r["kl_per_token"] is not None]
+    errors = [2 * (r["kl_per_token_se"] or 0.0) for r in measured]
+    win_rate = Plotted(
+        Curve("preferred", "SFT+DPO", TRAIN),
+        steps=[number for number, _ in rates],
+        values=[rate["mean"] for _, rate in rates],
+        below=[_distance(rate["mean"], rate["low"]) for _, rate in rates],
+        above=[_distance(rate["mean"], rate["high"]) for _, rate in rates],
+    )
+    kl = Plotted(
+        Curve("kl", f"from {'SFT' if from_sft else 'its start'}, ± 2 SE", VALIDATION),
+        steps=[r["round"] for r in measured],
+        values=[r["kl_per_token"] for r in measured],
+        below=errors,
+        above=errors,
+    )
+    span = (1, len(rounds))
+    plots = ((WIN_RATE, win_rate, Level(0.5, "chance")), (KL_BY_ROUND, kl, None))
+    return [
+        (title, _draw([line], span, level, unit="round"))
+        for title, line, level in plots
+        if line.steps
+    ]
+
+
+def _distance(mean: float, limit: float | None) -> float:
+    return 0.0 if limit is None else abs(mean - limit)
+
+
 def _plotted(metrics: Sequence[Mapping[str, Any]], curve: Curve) -> Plotted:
     lines = [line for line in metrics if curve.key in line]
+    errors = [2 * float(line.get(curve.error, 0.0)) for line in lines]
     return Plotted(
         curve,
         steps=[int(line["step"]) for line in lines],
         values=[float(line[curve.key]) for line in lines],
-        errors=[float(line.get(curve.error, 0.0)) for line in lines],
+        below=errors,
+        above=errors,
     )
 
 
-def _draw(lines: Sequence[Plotted], steps: tuple[int, int], limit: float | None) -> str:
+def _draw(
+    lines: Sequence[Plotted], steps: tuple[int, int], level: Level | None, unit: str = "step"
+) -> str:
     import matplotlib
 
     matplotlib.use("svg")
@@ -118,13 +172,13 @@ def _draw(lines: Sequence[Plotted], steps: tuple[int, int], limit: float | None)
     with pyplot.rc_context(style):
         figure, axes = pyplot.subplots(figsize=(4.6, 2.7), layout="constrained")
         for line in lines:
-            _add(axes, line)
-        if limit is not None:
-            axes.axhline(limit, color=REJECTED, lw=1.2, ls="--", label=f"budget {limit:g}")
+            _add(axes, line, bars=unit == "round")
+        if level is not None:
+            axes.axhline(level.value, color=level.colour, lw=1.2, ls="--", label=level.label)
         first, last = steps
         margin = 0.03 * (last - first) or 0.5
         axes.set_xlim(first - margin, last + margin)
-        axes.set_xlabel("step")
+        axes.set_xlabel(unit)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color=INK, alpha=0.25, lw=0.6)
@@ -136,7 +190,7 @@ def _draw(lines: Sequence[Plotted], steps: tuple[int, int], limit: float | None)
     return svg[svg.index("<svg") :]
 
 
-def _add(axes: Any, line: Plotted) -> None:
+def _add(axes: Any, line: Plotted, *, bars: bool) -> None:
     if not line.steps:
         return
     colour, marker = line.curve.colour, "o" if len(line.steps) < 12 else None
@@ -148,7 +202,12 @@ def _add(axes: Any, line: Plotted) -> None:
         marker=marker,
         markersize=4,
     )
-    if any(line.errors):
-        pairs = list(zip(line.values, line.errors, strict=True))
-        low, high = [v - 2 * e for v, e in pairs], [v + 2 * e for v, e in pairs]
+    if not any((*line.below, *line.above)):
+        return
+    if bars:
+        reach = (line.below, line.above)
+        axes.errorbar(line.steps, line.values, yerr=reach, fmt="none", ecolor=colour, capsize=3)
+    else:
+        low = [value - reach for value, reach in zip(line.values, line.below, strict=True)]
+        high = [value + reach for value, reach in zip(line.values, line.above, strict=True)]
         axes.fill_between(line.steps, low, high, color=colour, alpha=0.2, lw=0)

@@ -14,6 +14,17 @@ CARD_NOTE = (
     "A canary is a comparison whose right answer is known, asked in both orders. `failed`: fewer "
     "passed than the run file asks for. `accepted`: so they did, and the run file goes on with it."
 )
+ROUND_HEADERS = (
+    *("Round", "Prompts", "Pairs kept", "First loss", PREFERRED, "KL at the end (nats per token)"),
+    *("Reward accuracy", "Reward margin", "Cut off", "Wall time"),
+)
+ROUNDS_NOTE = (
+    "Every round starts from what the one before has trained. First loss: the first that was "
+    "logged. KL: the last one measured on the policy's own answers, ± its standard error, from the "
+    "reference that is named. Reward accuracy and margin: the last on validation pairs (without "
+    "any, on training pairs), against the same reference. Cut off: held-out answers of SFT+DPO, at "
+    "all decodings. Wall time: of all phases of the round."
+)
 NO_CARD = "The judge was asked about no canaries: whether it can tell good from bad is not shown."
 
 
@@ -27,6 +38,9 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.value} {self.detail}".strip()
+
+
+NOT_MEASURED = Cell("n/a")
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,26 @@ def canary_table(card: Sequence[Mapping[str, Any]]) -> Table:
     return Table(("Judge", "Canaries passed", "Result"), tuple(rows))
 
 
+def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
+    """A row per round, from `round_figures`; `n/a` is what was not measured."""
+    rows = []
+    for figures in rounds:
+        preferred, cut_off = figures["preferred"], figures["cut_off"]
+        cells = (
+            Cell(str(figures["prompts"])),
+            Cell(str(figures["pairs"])),
+            _figure(figures["first_loss"], ".4f"),
+            NOT_MEASURED if preferred is None else _share(preferred),
+            _kl(figures),
+            _figure(figures["reward_accuracy"], ".2f"),
+            _figure(figures["reward_margin"], ".3f"),
+            NOT_MEASURED if cut_off is None else Cell(f"{100 * cut_off:.1f} %"),
+            Cell(f"{figures['wall_seconds']:.0f} s"),
+        )
+        rows.append((str(figures["round"]), cells))
+    return Table(ROUND_HEADERS, tuple(rows))
+
+
 def decoding_name(decoding: Mapping[str, Any]) -> str:
     """How answers were drawn: `greedy` or `temperature 0.7, top-p 0.9`; what is off is left out."""
     if decoding["temperature"] == 0:
@@ -112,6 +146,12 @@ def decoding_name(decoding: Mapping[str, Any]) -> str:
     if decoding.get("min_p"):
         parts.append(f"min-p {decoding['min_p']:g}")
     return ", ".join(parts)
+
+
+def moment(alarm: Mapping[str, Any]) -> str:
+    """When an alarm was given: `Step 10`, or `Round 2, step 10`."""
+    step = f"step {alarm['step']}"
+    return f"Round {alarm['round']}, {step}" if "round" in alarm else step.capitalize()
 
 
 def to_markdown(table: Table) -> str:
@@ -135,6 +175,18 @@ def to_text(table: Table) -> str:
 
 def _markdown_row(parts: Sequence[str]) -> str:
     return "| " + " | ".join(part.replace("|", "\\|") for part in parts) + " |"
+
+
+def _figure(value: float | None, form: str) -> Cell:
+    return NOT_MEASURED if value is None else Cell(format(value, form))
+
+
+def _kl(figures: Mapping[str, Any]) -> Cell:
+    if figures["kl_per_token"] is None:
+        return NOT_MEASURED
+    error = figures["kl_per_token_se"]
+    spread = "" if error is None else f"± {error:.3f} "
+    return Cell(f"{figures['kl_per_token']:.3f}", f"{spread}from {figures['reference']}")
 
 
 def _share(estimate: Mapping[str, Any]) -> Cell:

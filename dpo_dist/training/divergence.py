@@ -59,13 +59,13 @@ class SequenceDivergence:
 
 
 def policy_and_reference(
-    model: Any, ref_model: Any, accelerator: Any
+    model: Any, ref_model: Any, accelerator: Any, *, adapter: str | None = "ref"
 ) -> tuple[ModelContext, ModelContext]:
     """The two models of a TRL `DPOTrainer` (`trainer.model, trainer.ref_model,
     trainer.accelerator`), in the precision that it trains in.
 
-    Without a `ref_model` the reference is the adapter "ref" where there is one, and the model with
-    its adapters off where there is none, as in TRL.
+    Without a `ref_model` the reference is the adapter "ref", or another `adapter`, where there is
+    one, and the model with its adapters off where there is none, as in TRL.
     """
     from trl.trainer.utils import use_adapter
 
@@ -82,7 +82,7 @@ def policy_and_reference(
             if ref_model is not None:
                 yield accelerator.unwrap_model(ref_model)
             else:
-                with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
+                with use_adapter(policy, adapter if adapter in policy.peft_config else None):
                     yield policy
 
     return as_policy, as_reference

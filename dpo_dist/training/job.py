@@ -18,19 +18,27 @@ STOP = "STOP"  # the phase asks: save and stop
 PREEMPTED = "PREEMPTED"  # the answer: the step that was saved
 
 
+class InitialReference(Section):
+    """A reference that training does not start from; `identity` is what tells its weights."""
+
+    model: str
+    adapter: Path | None = None
+    identity: dict[str, Any]
+
+
 class TrainingJob(Section):
-    """An SFT or DPO training.
+    """An SFT or DPO training, or the pass that computes the log-probs of a DPO's reference.
 
     `rows` and `validation_rows` are parquet files of token ids: `input_ids, completion_mask`
-    for SFT, `id, row, tokens, prompt_ids, chosen_ids, rejected_ids` for DPO. `adapter` is the SFT
-    adapter that DPO starts from and is measured against, or None when `model` itself is the SFT
-    model. `start` identifies those weights; the log-probs of the reference, which they are, lie
+    for SFT, `id, row, tokens, prompt_ids, chosen_ids, rejected_ids` for DPO. `adapter` is the
+    adapter that DPO starts from, or None when it starts from `model` itself; `start` identifies
+    those weights. They are the reference, too, unless `reference` is another; its log-probs lie
     in `reference_folder`. `planned_peak_bytes` is a process's planned memory by the kind of
     activation checkpointing. `checkpoint` is where training goes on, `reshard` says that its
     universal form has to be read (universal.py).
     """
 
-    kind: Literal["sft", "dpo"]
+    kind: Literal["sft", "dpo", "reference"]
     settings: Sft | Train
     model: str
     adapter: Path | None = None
@@ -40,6 +48,7 @@ class TrainingJob(Section):
     validation_rows: Path | None = None
     reference_folder: Path | None = None
     start: dict[str, Any] = Field(default_factory=dict)
+    reference: InitialReference | None = None
     planned_peak_bytes: dict[Checkpointing, int]
     out: Path
     seed: int

@@ -17,6 +17,9 @@ from dpo_dist.training.activations import checkpoint_selectively
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.layout import why_not_packed
 
+# The adapter that is the reference, where training does not start from it.
+INITIAL = "initial"
+
 
 def uses_bf16(job: TrainingJob) -> bool:
     """Whether to train under bfloat16 autocast.
@@ -47,6 +50,8 @@ def load_policy(job: TrainingJob) -> tuple[Any, LoraConfig | None]:
       *base*.)
     - LoRA on a whole model: the reference is that model with the new adapter off.
     - all weights: an SFT adapter is merged first; the reference is what training starts from.
+
+    An adapter that is another reference (`job.reference`) lies beside them as "initial".
     """
     model = AutoModelForCausalLM.from_pretrained(
         job.model,
@@ -71,6 +76,8 @@ def load_policy(job: TrainingJob) -> tuple[Any, LoraConfig | None]:
         model, str(job.adapter), is_trainable=isinstance(method, Lora)
     )
     if isinstance(method, Lora):
+        if job.reference is not None and job.reference.adapter is not None:
+            adapted.load_adapter(str(job.reference.adapter), INITIAL)
         return adapted, None
     return adapted.merge_and_unload().requires_grad_(True), None  # PEFT froze the base
 
@@ -89,6 +96,9 @@ def load_reference(job: TrainingJob) -> Any | None:
     measures_kl = job.validation_rows is not None and settings.kl.prompts > 0
     if isinstance(settings.method, Lora) or not (live or measures_kl):
         return None
+    if job.reference is not None:
+        other = {"model": job.reference.model, "adapter": job.reference.adapter}
+        job = job.model_copy(update=other | {"reference": None})
     model, _ = load_policy(job)
     if uses_bf16(job) and not live:
         model.to(getattr(torch, job.dtype))

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from dpo_dist import ranks
 from dpo_dist.config import Train
 from dpo_dist.console import Advance, progress
 from dpo_dist.errors import TrainingDiverged
-from dpo_dist.losses import first_loss
+from dpo_dist.losses import first_loss, sigmoid_loss
 from dpo_dist.training.metrics_log import MetricsLog
 
 # How far the first loss may lie from its exact value, relative to it: bfloat16 rounds the
@@ -23,12 +24,31 @@ from dpo_dist.training.metrics_log import MetricsLog
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 
 
-def check_start(loss: float, rewards: Sequence[float], settings: Train, dtype: str) -> None:
-    """Stop a training whose reference is not the model that it starts from.
+@dataclass(frozen=True)
+class Start:
+    """The log-ratios log start(y|x) - log reference(y|x) of the first micro-batch's pairs, in nats;
+    empty where training starts from the reference, so that all are 0."""
 
-    `loss` and `rewards` (mean of chosen, of rejected) are those of the first micro-batch. The
-    loss has a known value where the mixture has one; the rewards have to be 0 in any case.
+    chosen: tuple[float, ...] = ()
+    rejected: tuple[float, ...] = ()
+
+
+def check_start(
+    loss: float,
+    rewards: Sequence[float],
+    settings: Train,
+    dtype: str,
+    start: Start = Start(),
+) -> None:
+    """Stop a training whose reference is not the model that it should be.
+
+    `loss` and `rewards` (mean of chosen, of rejected) are those of the first micro-batch. Where
+    training starts from the reference, the loss has a known value where the mixture has one, and
+    the rewards have to be 0 in any case. From another `start` both follow from its log-ratios.
     """
+    if start.chosen:
+        _check_moved_start(loss, rewards, settings, dtype, start)
+        return
     expected = first_loss(settings.loss, settings.beta, settings.label_smoothing)
     tolerance = TOLERANCE[dtype]
     if expected is not None and not settings.wpo:
@@ -44,6 +64,40 @@ def check_start(loss: float, rewards: Sequence[float], settings: Train, dtype: s
         )
 
 
+def _check_moved_start(
+    loss: float, rewards: Sequence[float], settings: Train, dtype: str, start: Start
+) -> None:
+    tolerance = TOLERANCE[dtype]
+    for name, reward, ratios in zip(
+        ("chosen", "rejected"), rewards, (start.chosen, start.rejected), strict=True
+    ):
+        expected = settings.beta * sum(ratios) / len(ratios)
+        if not abs(reward - expected) <= 2 * tolerance:
+            raise TrainingDiverged(
+                f"the first reward of {name} answers is {reward:.5f}, but it must be "
+                f"{expected:.5f}: {_MOVED_CAUSES}"
+            )
+    known = _moved_loss(settings, start)
+    if known is not None and not abs(loss - known) <= tolerance * max(1.0, known):
+        raise TrainingDiverged(
+            f"the first loss is {loss:.5f}, but it must be {known:.5f}: {_MOVED_CAUSES}"
+        )
+
+
+def _moved_loss(settings: Train, start: Start) -> float | None:
+    """The first loss where it is DPO's own; None for any other: the rewards say as much."""
+    plain = settings.f_divergence == "reverse_kl" and not settings.wpo
+    if set(settings.loss) != {"sigmoid"} or not plain:
+        return None
+    margins = [c - r for c, r in zip(start.chosen, start.rejected, strict=True)]
+    return settings.loss["sigmoid"] * sigmoid_loss(margins, settings.beta)
+
+
+_MOVED_CAUSES = (
+    "before the first step the policy is the model that the round starts from, and the reference "
+    "the initial SFT model. Likely causes: the cached log-probs are of other weights; dropout is "
+    "on; the weights were changed between computing their log-probs and training."
+)
 _CAUSES = (
     "before the first step policy and reference are the same model. Likely causes: the reference "
     "is the base instead of the SFT model; dropout is on; the adapter belongs to another base; "

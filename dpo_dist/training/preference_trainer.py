@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from dpo_dist import ranks
 from dpo_dist.config import Train
 from dpo_dist.console import progress
+from dpo_dist.errors import ModelError
 from dpo_dist.training import attention, lora_linear
 from dpo_dist.training.divergence import (
     policy_and_reference,
@@ -33,7 +34,8 @@ from dpo_dist.training.divergence import (
 )
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.layout import install
-from dpo_dist.training.monitors import check_finite, check_start
+from dpo_dist.training.models import INITIAL
+from dpo_dist.training.monitors import Start, check_finite, check_start
 from dpo_dist.training.packing import plan_packing
 from dpo_dist.training.reference import ReferenceCache, ReferenceLogProbs, reference_key
 from dpo_dist.training.sampler import GlobalBatchSampler
@@ -73,6 +75,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         self._settings = job.settings
         self._packed = packed
         self._started = False
+        self._start = Start()
         super().__init__(*args, **kwargs)
         self._wrap_forwards()
 
@@ -101,19 +104,53 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         return dataset  # the phase tokenized, and counted what it dropped
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> GlobalBatchSampler:
-        return GlobalBatchSampler(
-            lengths=self.train_dataset["tokens"],
-            global_batch_size=self._settings.global_batch_size,
-            micro_batch_size=self._settings.micro_batch_size,
-            world_size=self.args.world_size,
-            rank=self.args.process_index,
-            seed=self.args.seed,
-        )
+        lengths = self.train_dataset["tokens"]
+        return _sampler(lengths, self._settings, self.args, self.args.process_index)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """TRL's hook, called while it is built: the reference's log-probs as two columns."""
         self._wrap_forwards()
-        cache = ReferenceCache(self._reference_file())
+        reference = self._job.reference
+        if reference is None:
+            values = self._computed(dataset, name, batch_size)
+        else:
+            values = self._known(dataset, reference.identity)
+            if name == "train":
+                self._start = self._start_of(dataset, values, batch_size)
+        dataset = dataset.add_column("ref_chosen_logps", [v.chosen for v in values])
+        return dataset.add_column("ref_rejected_logps", [v.rejected for v in values])
+
+    def _known(self, dataset: Dataset, weights: dict[str, Any]) -> list[ReferenceLogProbs]:
+        """The log-probs of a reference that is not here: what its own pass has computed."""
+        path = self._reference_file(weights)
+        known = ReferenceCache(path).read()
+        if missing := sum(row not in known for row in dataset["row"]):
+            raise ModelError(
+                f"{path} lacks {missing} rows of the reference's log-probs: remove "
+                f"{self._job.out / 'reference'} and run the same command again"
+            )
+        return [known[row] for row in dataset["row"]]
+
+    def _start_of(
+        self, dataset: Dataset, reference: Sequence[ReferenceLogProbs], batch_size: int
+    ) -> Start:
+        """What the first micro-batch, of all ranks, has to give: its log-ratios are those of the
+        weights that training starts from, computed here, and of the reference."""
+        first = [
+            row
+            for rank in range(self.args.world_size)
+            for row in next(iter(_sampler(dataset["tokens"], self._settings, self.args, rank)))
+        ]
+        start = self._computed(dataset.select(first), "the first batch", batch_size)
+        pairs = [(s, reference[row]) for s, row in zip(start, first, strict=True)]
+        return Start(
+            chosen=tuple(s.chosen - r.chosen for s, r in pairs),
+            rejected=tuple(s.rejected - r.rejected for s, r in pairs),
+        )
+
+    def _computed(self, dataset: Dataset, name: str, batch_size: int) -> list[ReferenceLogProbs]:
+        """The log-probs of the weights that training starts from, from the cache or computed."""
+        cache = ReferenceCache(self._reference_file(self._job.start))
         with cache.locked() if ranks.is_main() else nullcontext():
             if ranks.is_main():
                 cache.journal().close()  # cuts off a torn last line
@@ -126,13 +163,11 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
                 self._fill(cache, dataset.select(missing), name, REFERENCE_BATCHES * batch_size)
                 known = cache.read()
             self.accelerator.wait_for_everyone()
-        values = [known[row] for row in dataset["row"]]
-        dataset = dataset.add_column("ref_chosen_logps", [v.chosen for v in values])
-        return dataset.add_column("ref_rejected_logps", [v.rejected for v in values])
+        return [known[row] for row in dataset["row"]]
 
-    def _reference_file(self) -> Path:
+    def _reference_file(self, weights: dict[str, Any]) -> Path:
         precision = f"{self.model.dtype} {'bf16' if self.args.bf16 else 'fp32'}"
-        key = reference_key(self._job.start, precision, self._settings.ld_alpha)
+        key = reference_key(weights, precision, self._settings.ld_alpha)
         assert self._job.reference_folder is not None
         return self._job.reference_folder / f"{key}.jsonl"
 
@@ -184,7 +219,10 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         if kl.prompts:
             prompts = list(dict.fromkeys(tuple(ids) for ids in self.eval_dataset["prompt_ids"]))
             measured = sample_divergence(
-                *policy_and_reference(self.model, self.ref_model, self.accelerator),
+                *policy_and_reference(
+                    *(self.model, self.ref_model, self.accelerator),
+                    adapter="ref" if self._job.reference is None else INITIAL,
+                ),
                 self.processing_class,
                 share(prompts[: kl.prompts], self.args.process_index, self.args.world_size),
                 max_new_tokens=kl.max_new_tokens,
@@ -213,7 +251,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             self._started = True
             rewards = [self._metrics[mode][f"rewards/{which}"][-1] for which in _COMPLETIONS]
             precision = "bfloat16" if self.args.bf16 else "float32"
-            check_start(sum(losses) / len(losses), rewards, self._settings, precision)
+            loss_of_all = sum(losses) / len(losses)
+            check_start(loss_of_all, rewards, self._settings, precision, self._start)
         return result
 
     def _add_metrics(self, mode: str, inputs: dict[str, Any]) -> None:
@@ -226,6 +265,17 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
 
 
 _COMPLETIONS = ("chosen", "rejected")
+
+
+def _sampler(lengths: Sequence[int], settings: Train, args: Any, rank: int) -> GlobalBatchSampler:
+    return GlobalBatchSampler(
+        lengths=lengths,
+        global_batch_size=settings.global_batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        world_size=args.world_size,
+        rank=rank,
+        seed=args.seed,
+    )
 
 
 def evaluation_batch_size(rows: int, micro_batch_size: int, world_size: int) -> int:

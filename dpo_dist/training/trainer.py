@@ -24,6 +24,7 @@ from dpo_dist.training.alarms import Alarms
 from dpo_dist.training.job import OUTCOME, PREEMPTED, TrainingJob, accumulation_steps, launch_shape
 from dpo_dist.training.layout import install
 from dpo_dist.training.models import (
+    INITIAL,
     choose_layout,
     lighten,
     load_policy,
@@ -48,6 +49,9 @@ def train(job: TrainingJob, preempted: Event) -> None:
     """
     if job.settings.bf16 and not uses_bf16(job):
         warn("several CPU processes train in float32: transformers refuses bf16 there")
+    if job.kind == "reference":
+        fill_reference_cache(job)
+        return
     trainer = build_dpo_trainer(job) if job.kind == "dpo" else _sft_trainer(job)
     trainer.remove_callback(PrinterCallback)  # MetricsWriter speaks for it
     zero_stage = launch_shape(job.settings.accelerate_config)[1]
@@ -66,7 +70,18 @@ def train(job: TrainingJob, preempted: Event) -> None:
     _save(trainer, job)
 
 
+def fill_reference_cache(job: TrainingJob) -> None:
+    """Fill the cache of the reference's log-probs, then hold them to the gate of the first loss: a
+    step is taken whose result is not kept."""
+    trainer = build_dpo_trainer(job)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    if ranks.is_main():
+        write_json(job.out / OUTCOME, {"rows": len(trainer.train_dataset)})
+
+
 def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
+    """What trains the job; the reference's log-probs are known when it is built."""
     settings = job.settings
     assert isinstance(settings, Train)
     model, peft_config = load_policy(job)
@@ -82,7 +97,7 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
         ref_model=load_reference(job),
         args=DPOConfig(
             **_arguments(job, checkpointing),
-            **_evaluation(settings, rows, validation),
+            **_evaluation(settings, rows, validation if job.kind == "dpo" else None),
             **loss_arguments(settings),
             precompute_ref_log_probs=settings.reference == "cached",
             precompute_ref_batch_size=settings.micro_batch_size,
@@ -93,7 +108,7 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=[
-            MetricsWriter(job.out / "metrics.jsonl", "train"),
+            MetricsWriter(job.out / "metrics.jsonl", "train" if job.kind == "dpo" else job.kind),
             Alarms(job.out / "metrics.jsonl", settings, wandb=job.wandb is not None),
         ],
     )
@@ -169,7 +184,8 @@ def _arguments(job: TrainingJob, checkpointing: Checkpointing) -> dict[str, Any]
         "gradient_checkpointing": checkpointing == "full",  # `selective` is not the library's
         "logging_steps": settings.logging_steps,
         "logging_nan_inf_filter": False,  # it would print an average in place of a NaN
-        "save_strategy": "steps",
+        "max_steps": 1 if job.kind == "reference" else -1,
+        "save_strategy": "no" if job.kind == "reference" else "steps",
         "save_steps": settings.save_steps,
         "save_total_limit": None,  # CheckpointKeeper's work
         "report_to": "wandb" if job.wandb else "none",
@@ -188,7 +204,8 @@ def _save(trainer: Any, job: TrainingJob) -> None:
     trainer.save_model(str(partial))
     trainer.accelerator.wait_for_everyone()
     if ranks.is_main():
-        shutil.rmtree(partial / "ref", ignore_errors=True)  # the frozen reference adapter
+        for frozen in ("ref", INITIAL):  # adapters that are references
+            shutil.rmtree(partial / frozen, ignore_errors=True)
         (partial / "training_args.bin").unlink(missing_ok=True)  # pickled; job.json says it all
         # Without `select: best` there is no best step, and this is the last one.
         selected = put_best(partial, trainer.state)

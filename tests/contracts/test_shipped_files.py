@@ -60,5 +60,5 @@ def test_the_public_names_stay() -> None:
     sections = set(schema.Config.model_fields)
     assert sections == {
         *("run", "model", "sft", "sample", "judge", "preferences"),
-        *("train", "evaluate", "report", "tracking"),
+        *("train", "rounds", "evaluate", "report", "tracking"),
     }

@@ -72,3 +72,36 @@ def test_an_unusable_model_is_named_before_any_work(
     assert main(["train", str(path)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("rounds", "arguments", "message"),
+    [
+        (2, ["judge"], "add --round N (1 to 2)"),
+        (2, ["train", "--round", "3"], "the run file has the rounds 1 to 2"),
+        (None, ["evaluate", "--round", "1"], "the run file has no `rounds`"),
+        (2, ["sample", "--round", "2"], "run its phases first (--round 1)"),
+    ],
+)
+def test_a_phase_of_a_round_is_named_by_its_number(
+    write_run,
+    write_jsonl,
+    tmp_path: Path,
+    capsys,
+    rounds: int | None,
+    arguments: list,
+    message: str,
+) -> None:
+    prompts = {"path": str(write_jsonl(tmp_path / "p.jsonl", [{"prompt": "q"}]))}
+    metrics = [{"type": "label_match", "field": "f"}]
+    path = write_run(
+        model={"base": "org/m"},
+        sample={"prompts": prompts, "engine": {"type": "hf"}},
+        judge={"judge": {"type": "metric", "metrics": metrics}},
+        train={},
+        evaluate={"prompts": prompts, "metrics": metrics},
+        rounds=rounds,
+    )
+    assert main([arguments[0], str(path), *arguments[1:]]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from dpo_dist.config import Config, Lora, Train
+from dpo_dist.config import Config, Lora, Rounds, Train
 from dpo_dist.errors import ConfigError
 from dpo_dist.runfile import load_config
 
@@ -120,3 +120,47 @@ def test_a_rate_without_a_point_is_a_number_too(write_run) -> None:
     # YAML 1.1 reads 5e-6 as a text.
     config = load_config(write_run(**MINIMAL), ["train.learning_rate=5e-6"])
     assert config.train is not None and config.train.learning_rate == 5e-6
+
+
+ROUNDS = {
+    "model": {"base": "m"},
+    "sample": {"prompts": {"path": "p.jsonl"}, "engine": {"type": "hf"}},
+    "judge": {"judge": {"type": "metric", "metrics": [{"type": "label_match", "field": "f"}]}},
+    "train": {},
+}
+
+
+def test_a_number_of_rounds_is_short_for_their_section(write_run) -> None:
+    short = load_config(write_run(**ROUNDS, rounds=3)).rounds
+    assert short == Rounds(count=3, reference="previous", prompts="all")
+    assert load_config(write_run(**ROUNDS), ["rounds=3"]).rounds == short
+    split = load_config(write_run(**ROUNDS, rounds={"count": 2, "prompts": "split"})).rounds
+    assert split == Rounds(count=2, prompts="split")
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"rounds": 0}, r"rounds\.count: .*greater than 0"),
+        ({"rounds": {"reference": "initial"}}, r"rounds\.count: missing"),
+        ({"rounds": {"count": 2, "reference": "base"}}, r"rounds\.reference: .*'previous'"),
+        ({"rounds": 2, "judge": None, "train": None}, "`rounds` needs the section `judge`"),
+        ({"rounds": 2, "train": None}, "`rounds` needs the section `train`"),
+        (
+            {"rounds": 2, "preferences": {"source": "path", "path": "p.jsonl"}},
+            "needs preferences.source `judged`",
+        ),
+        (
+            {"rounds": {"count": 2, "reference": "initial"}, "train": {"reference": "live"}},
+            r"train\.reference: live .* needs `cached`",
+        ),
+    ],
+)
+def test_rounds_that_cannot_be_are_refused(write_run, sections: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write_run(**{**ROUNDS, **sections}))
+
+
+def test_a_live_reference_is_the_start_of_each_round(write_run) -> None:
+    config = load_config(write_run(**{**ROUNDS, "train": {"reference": "live"}}, rounds=2))
+    assert config.rounds is not None and config.rounds.reference == "previous"

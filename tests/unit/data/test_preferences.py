@@ -52,6 +52,20 @@ def test_no_prompt_is_in_both_splits(tmp_path: Path, write_jsonl) -> None:
         assert not train & validation and len(validation) == 6
 
 
+def test_a_prompt_held_out_in_a_round_is_trained_on_in_none(tmp_path: Path, write_jsonl) -> None:
+    rows = [ultrafeedback_row(n, chosen=f"good {n}") for n in range(200)]
+    trained: set[str] = set()
+    held_out: set[str] = set()
+    for number, kept in enumerate((rows, rows[::2], rows[1::3])):
+        path = write_jsonl(tmp_path / f"{number}.jsonl", kept)
+        config = PathPreferences(source="path", path=path, validation_fraction=0.25)
+        pairs = load_preferences(config, tmp_path, 3, same_in_every_round=True)
+        trained |= {p.prompt[0].content for p in pairs.train}
+        held_out |= {p.prompt[0].content for p in pairs.validation}
+        assert 0.15 < len(pairs.validation) / len(kept) < 0.35
+    assert not trained & held_out and len(trained | held_out) == 200
+
+
 def test_ultrafeedback_never_mixes_test_prefs_into_training(tmp_path: Path) -> None:
     train, validation = preference_sources(
         UltraFeedbackPreferences(source="ultrafeedback", limit=200), tmp_path

@@ -3,10 +3,15 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.config import DataSource
-from dpo_dist.data.prompts import check_disjoint, read_demonstrations, read_prompts
+from dpo_dist.data.prompts import (
+    check_disjoint,
+    read_demonstrations,
+    read_prompts,
+    split_prompts,
+)
 from dpo_dist.data.rows import write_parquet
 from dpo_dist.errors import DataError
-from dpo_dist.records import Message
+from dpo_dist.records import Message, Prompt
 
 
 def test_texts_and_conversations_are_read(tmp_path: Path, write_jsonl) -> None:
@@ -98,3 +103,32 @@ def test_demonstrations_need_one_assistant_turn(tmp_path: Path, write_jsonl) -> 
     path = write_jsonl(tmp_path / "s.jsonl", [{"prompt": "q", "completion": turns}])
     with pytest.raises(DataError, match="one assistant turn"):
         read_demonstrations(DataSource(path=path))
+
+
+def prompts(*texts: str) -> list[Prompt]:
+    return [
+        Prompt(id=f"{n}", messages=(Message(role="user", content=text),))
+        for n, text in enumerate(texts)
+    ]
+
+
+def test_a_split_is_disjoint_and_complete_and_follows_the_content() -> None:
+    given = prompts(*(f"question {n}" for n in range(50)))
+    parts = split_prompts(given, 4, seed=1)
+    assert sorted(map(len, parts)) == [12, 12, 13, 13]
+    assert sorted(p.id for part in parts for p in part) == sorted(p.id for p in given)
+    assert all([int(p.id) for p in part] == sorted(int(p.id) for p in part) for part in parts)
+    # Another order and other names: the same texts in the same parts.
+    turned = [p.model_copy(update={"id": f"x{p.id}"}) for p in reversed(given)]
+    assert [{p.messages for p in part} for part in split_prompts(turned, 4, seed=1)] == [
+        {p.messages for p in part} for part in parts
+    ]
+    assert split_prompts(given, 4, seed=2) != parts
+
+
+def test_a_split_keeps_what_says_the_same_together() -> None:
+    parts = split_prompts(prompts("a b", "c", "A  b", "d", "a b"), 3, seed=0)
+    (with_twins,) = [part for part in parts if len(part) > 1]
+    assert [prompt.id for prompt in with_twins] == ["0", "2", "4"]
+    with pytest.raises(DataError, match="3 different prompts cannot be split into 4 parts"):
+        split_prompts(prompts("a b", "c", "A  b", "d"), 4, seed=0)

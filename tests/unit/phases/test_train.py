@@ -64,7 +64,7 @@ def test_pairs_from_elsewhere_are_held_against_the_evaluation(
 ) -> None:
     seen: list[str] = []
 
-    def load(config: object, folder: Path, seed: int, held_out: list[Prompt]) -> None:
+    def load(config: object, folder: Path, seed: int, held_out: list[Prompt], **_: bool) -> None:
         seen.extend(prompt.id for prompt in held_out)
         raise DataError("read enough")
 

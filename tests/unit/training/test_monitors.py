@@ -7,8 +7,8 @@ import pytest
 
 from dpo_dist.config import Train
 from dpo_dist.errors import TrainingDiverged
-from dpo_dist.losses import first_loss
-from dpo_dist.training.monitors import MetricsWriter, check_finite, check_start
+from dpo_dist.losses import first_loss, sigmoid_loss
+from dpo_dist.training.monitors import MetricsWriter, Start, check_finite, check_start
 
 
 def test_the_first_loss_follows_from_the_equations() -> None:
@@ -43,6 +43,47 @@ def test_a_mixture_with_sft_is_gated_by_its_rewards() -> None:
     check_start(3.2, (0.001, -0.001), settings, "float32")
     with pytest.raises(TrainingDiverged, match=r"0\.50000 \(chosen\).*must be 0"):
         check_start(3.2, (0.5, 0.4), settings, "float32")
+
+
+# log start/reference of two pairs: at beta 0.1 the rewards are 0.2 and -0.1, the margins 0.5, 0.1.
+MOVED = Start(chosen=(3.0, 1.0), rejected=(-2.0, 0.0))
+MOVED_LOSS = (math.log1p(math.exp(-0.5)) + math.log1p(math.exp(-0.1))) / 2
+
+
+def test_the_sigmoid_loss_is_that_of_the_paper_at_any_margin() -> None:
+    assert sigmoid_loss([5.0, 1.0], 0.1) == pytest.approx(MOVED_LOSS)
+    assert sigmoid_loss([0.0], 0.3) == pytest.approx(math.log(2))
+    assert sigmoid_loss([-1e5], 0.1) == pytest.approx(1e4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "rewards", "message"),
+    [
+        (MOVED_LOSS, (0.2, -0.1), None),
+        (MOVED_LOSS + 5e-4, (0.2015, -0.1), None),
+        # What a training from its own reference would give.
+        (math.log(2), (0.0, 0.0), r"reward of chosen answers is 0\.00000, but it must be 0\.2"),
+        (MOVED_LOSS, (0.2, -0.103), r"reward of rejected answers is -0\.10300"),
+        (MOVED_LOSS, (math.nan, -0.1), "chosen answers is nan"),
+        # Means that are right, of pairs that are not.
+        (MOVED_LOSS + 2e-3, (0.2, -0.1), r"first loss is 0\.\d+, but it must be 0\.55"),
+    ],
+)
+def test_a_start_away_from_the_reference_has_a_gate_as_narrow(
+    loss: float, rewards: tuple[float, float], message: str | None
+) -> None:
+    if message is None:
+        check_start(loss, rewards, Train(), "float32", MOVED)
+    else:
+        with pytest.raises(TrainingDiverged, match=message):
+            check_start(loss, rewards, Train(), "float32", MOVED)
+
+
+def test_other_losses_are_held_to_the_rewards_of_their_start() -> None:
+    settings = Train(loss={"hinge": 1.0})
+    check_start(123.0, (0.2, -0.1), settings, "float32", MOVED)
+    with pytest.raises(TrainingDiverged, match="the initial SFT model"):
+        check_start(123.0, (0.1, -0.1), settings, "float32", MOVED)
 
 
 def test_a_value_that_is_not_finite_is_blamed_on_its_rows() -> None:

@@ -1,0 +1,65 @@
+"""The rounds of iterative DPO: what went into each, and where it led."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dpo_dist.artifacts import read_json, read_records
+from dpo_dist.config import Config
+from dpo_dist.records import Generation
+from dpo_dist.reporting.funnel import funnel
+
+
+def round_figures(
+    number: int, manifests: Mapping[str, Mapping[str, Any]], folder: Path, config: Config
+) -> dict[str, Any]:
+    """The figures of one round, from its directory; None is what was not measured."""
+    metrics = read_metrics(folder / "train" / "metrics.jsonl")
+    preferred = read_json(folder / "evaluate" / "scores.json")["preferred"]
+    return {
+        "round": number,
+        "reference": _reference_name(number, config),
+        "prompts": manifests["sample"]["counts"]["kept"],
+        "pairs": manifests["judge"]["counts"]["kept"],
+        "first_loss": next((line["loss"] for line in metrics if "loss" in line), None),
+        "preferred": preferred,
+        "kl_per_token": _last(metrics, "kl/per_token"),
+        "kl_per_token_se": _last(metrics, "kl/per_token_se"),
+        "reward_accuracy": _last(metrics, "eval_rewards/accuracies", "rewards/accuracies"),
+        "reward_margin": _last(metrics, "eval_rewards/margins", "rewards/margins"),
+        "cut_off": _cut_off(folder / "evaluate" / "generations.jsonl"),
+        "funnel": funnel(manifests),
+        "taken_over": manifests["evaluate"].get("taken_over", 0),
+        "wall_seconds": sum(manifest["wall_seconds"] for manifest in manifests.values()),
+    }
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a training's metrics.jsonl; none where there is no such training."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _reference_name(number: int, config: Config) -> str:
+    assert config.rounds is not None
+    previous = number > 1 and config.rounds.reference == "previous"
+    return f"round {number - 1}" if previous else "SFT"
+
+
+def _last(metrics: Sequence[Mapping[str, Any]], *keys: str) -> float | None:
+    """The newest value of the first of the metrics that was logged at all."""
+    for key in keys:
+        for line in reversed(metrics):
+            if key in line:
+                return float(line[key])
+    return None
+
+
+def _cut_off(generations: Path) -> float | None:
+    """The share of the policy's answers that were cut off."""
+    reasons = [g.finish_reason for g in read_records(generations, Generation) if g.arm == "dpo"]
+    return sum(reason == "length" for reason in reasons) / len(reasons) if reasons else None
