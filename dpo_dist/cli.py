@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if getattr(options, "yes", False):
         os.environ[YES] = "1"  # the phases' processes inherit it
     try:
-        return _execute(options)
+        return _TOOLS.get(options.command, _execute)(options)
     except KeyboardInterrupt:
         say(f"interrupted. To go on, run the same command again:\n  {_command_line(options)}")
         return INTERRUPTED
@@ -78,6 +78,30 @@ def _execute(options: argparse.Namespace) -> int:
     if status == 0:
         _show_result(options, config)
     return status
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from dpo_dist.watching.run import WatchedRun
+    from dpo_dist.watching.screen import watch
+
+    watch(WatchedRun.open(options.run_file, options.set), once=options.once)
+    return 0
+
+
+def _add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    description = "show how far a run is, from any machine that sees its directory"
+    command = commands.add_parser(
+        "watch",
+        help=description,
+        description=f"{description[0].upper()}{description[1:]}. Files are read, none is written.",
+        epilog="example: dpo-dist watch runs/incident-triage",
+    )
+    command.add_argument("run_file", type=Path, metavar="RUN", help="a run's directory or run file")
+    _add_set(command)
+    command.add_argument("--once", action="store_true", help="print the state once and end")
+
+
+_TOOLS = {"watch": _watch}  # commands that are no phase
 
 
 def _show_result(options: argparse.Namespace, config: object) -> None:
@@ -126,13 +150,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"example: dpo-dist {name} recipes/incident_triage/run.yaml; {EXIT_CODES}",
         )
         command.add_argument("run_file", type=Path, metavar="RUN.yaml")
-        command.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="override a key of the run file, e.g. --set train.beta=0.3 (repeatable)",
-        )
+        _add_set(command)
         command.add_argument(
             "--force",
             action="store_true",
@@ -160,7 +178,18 @@ def _parser() -> argparse.ArgumentParser:
                 help="let judges with a planted taste label planted answers, check every pair, "
                 "and do nothing else",
             )
+    _add_watch(commands)
     return parser
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the run file, e.g. --set train.beta=0.3 (repeatable)",
+    )
 
 
 if __name__ == "__main__":
