@@ -19,6 +19,7 @@ from dpo_dist.phases.resources import model_shape, planned_bytes
 from dpo_dist.phases.runs import Weights, arm_weights, run_root
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.records import PreferencePair
+from dpo_dist.tracking import tracked_run
 from dpo_dist.training.job import OUTCOME, TrainingJob, accumulation_steps, num_processes
 from dpo_dist.training.launch import launch
 from dpo_dist.training.merging import merge_adapter
@@ -98,7 +99,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
             out=out.path,
             seed=config.run.seed,
             run_name=f"{config.run.name}-train",
-            wandb=config.tracking.wandb,
+            wandb=tracked_run(config, run_root(config), out.path),
         )
     )
     if config.train.merge:

@@ -38,7 +38,7 @@ def build(config: Config, root: Path, out: Path) -> dict[str, Any]:
         if (root / phase / "manifest.json").exists()
     }
     scores = read_json(root / "evaluate" / "scores.json")
-    metrics = _metrics(root / "train" / "metrics.jsonl")
+    metrics = read_metrics(root / "train" / "metrics.jsonl")
     judge_scores = manifests["evaluate"].get("judge_scores", [])
     report: dict[str, Any] = {
         "run": config.run.name,
@@ -135,6 +135,15 @@ def funnel(manifests: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return steps
 
 
+def funnel_line(step: Mapping[str, Any]) -> str:
+    """A step of the funnel as an item of a Markdown list."""
+    dropped = ", ".join(f"{n} {reason}" for reason, n in step["dropped"].items()) or "none"
+    kept = f"{step['kept']} kept"
+    if "kept_inconsistent" in step:
+        kept += f" ({step['kept_inconsistent']} inconsistent)"
+    return f"- {step['phase']}: {step['in']} {step['unit']} in, {kept}; dropped: {dropped}"
+
+
 def alarms(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What the training's monitors warned of, and at which step."""
     return [
@@ -198,7 +207,8 @@ def _verdict_name(verdict: Verdict | None) -> str:
     return "judge prefers SFT+DPO" if verdict.preferred == "dpo" else "judge prefers SFT"
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a training's metrics.jsonl; none where there was no training."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -211,14 +221,7 @@ def _markdown(report: dict[str, Any]) -> str:
         parts += [f"\n## Held-out prompts, {decoding_name(decoding)}\n"]
         parts += [to_markdown(comparison_table(scores, number))]
     parts += ["Cells: mean, 95 % interval over prompts, number of prompts.\n", "## Data\n"]
-    for step in report["funnel"]:
-        dropped = ", ".join(f"{n} {reason}" for reason, n in step["dropped"].items()) or "none"
-        kept = f"{step['kept']} kept"
-        if "kept_inconsistent" in step:
-            kept += f" ({step['kept_inconsistent']} inconsistent)"
-        parts.append(
-            f"- {step['phase']}: {step['in']} {step['unit']} in, {kept}; dropped: {dropped}"
-        )
+    parts += map(funnel_line, report["funnel"])
     if report["audit"]:
         parts.append("\n## Labels\n")
         parts.append(to_markdown(audit_table(report["audit"])))

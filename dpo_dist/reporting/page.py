@@ -53,12 +53,12 @@ def render_page(
         headers=HEADERS,
         plots=[(title, Markup(svg)) for title, svg in plots],
         samples=samples,
-        same_judge=_same_judge(report["judges"]),
+        same_judge=same_judge(report["judges"]),
         configuration=yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True),
     )
 
 
-def _same_judge(judges: Mapping[str, str | None]) -> bool:
+def same_judge(judges: Mapping[str, str | None]) -> bool:
     """Whether the judge of the evaluation made the training labels, too."""
     labelling = judges.get("judge")
     return labelling is not None and labelling == judges.get("evaluate")

@@ -184,7 +184,8 @@ class WatchedRun:
         if self._config is not None:
             wanted = phases_of(self._config)
         else:
-            found = {path.parent.name for path in self.root.glob(f"**/{FINGERPRINT}")}
+            patterns = (f"*/{FINGERPRINT}", f"round-*/*/{FINGERPRINT}")
+            found = {path.parent.name for pattern in patterns for path in self.root.glob(pattern)}
             wanted = [phase for phase in PHASES if phase in found]
         if not rounds:
             return wanted
