@@ -18,6 +18,7 @@ from dpo_dist.console import scrub, warn
 from dpo_dist.errors import MissingDependency
 
 RUN_FILE = "wandb.json"
+FINISH_SECONDS = 300.0  # at a phase's end, for what a slow or broken line has not sent yet
 
 
 class TrackedRun(Section):
@@ -74,7 +75,7 @@ def start(tracked: TrackedRun) -> Any:
             resume="allow",
             dir=tracked.folder,
             # What a phase prints may hold what should not leave the machine.
-            settings=wandb.Settings(console="off", quiet=True),
+            settings=wandb.Settings(console="off", quiet=True, finish_timeout=FINISH_SECONDS),
         )
 
     try:

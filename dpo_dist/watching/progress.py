@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class Judging:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._ballots = BallotBox(folder / BALLOTS)
+        self._ballots = BallotBox(folder)
 
     def look(self) -> Progress:
         settings = section(self._folder, "judge")
@@ -102,7 +103,7 @@ class Evaluating:
         self._folder = folder
         self._prompts = LineCount(folder / "prompts.jsonl")
         self._journals = Watched(folder, ["generations*.journal.jsonl"])
-        self._ballots = BallotBox(folder / BALLOTS)
+        self._ballots = BallotBox(folder)
 
     def look(self) -> Progress:
         settings = section(self._folder, "evaluate")
@@ -121,10 +122,13 @@ class Evaluating:
 
 
 class BallotBox:
-    """What ballots say in sum: outcomes, and what they have cost where the price is known."""
+    """What ballots say in sum: outcomes, and what they have cost where the price is known; and
+    what is asked in batches, whose ballots come all at once when they end."""
 
-    def __init__(self, path: Path) -> None:
-        self._tail = Tail(path)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tail = Tail(folder / BALLOTS)
+        self._batches: dict[tuple[Path, float], tuple[int, float]] = {}
         self._prices = read_prices(None)
         self._forget()
 
@@ -164,7 +168,28 @@ class BallotBox:
             words[-1] += f" (prices of {self._prices.as_of})" if None not in spent else ""
         elif self._tokens:
             words.append(f"{self._tokens} tokens")
-        return (", ".join(words),) if words else ()
+        return (*((", ".join(words),) if words else ()), *self._at_the_provider())
+
+    def _at_the_provider(self) -> tuple[str, ...]:
+        """The batches that were sent and have not come back."""
+        out = []
+        for pattern in ("batches/*.json", "*/batches/*.json"):
+            for path in self._folder.glob(pattern):
+                if path.stem.isdigit() and not path.with_suffix(".results.jsonl").exists():
+                    out.append(self._batch(path))
+        if not out:
+            return ()
+        waited = duration(max(0.0, time.time() - min(sent_at for _, sent_at in out)))
+        return (f"requests in batches: {sum(n for n, _ in out)}, the first sent {waited} ago",)
+
+    def _batch(self, path: Path) -> tuple[int, float]:
+        """(requests, when sent); a record may be of megabytes, and is read once."""
+        version = path, path.stat().st_mtime
+        if version not in self._batches:
+            record = read_object(path)
+            sent_at = float(record.get("sent_at", version[1]))
+            self._batches[version] = len(record.get("keys", ())), sent_at
+        return self._batches[version]
 
 
 class Training:
@@ -239,6 +264,19 @@ def training_steps(folder: Path) -> int | None:
         return None
     each = ceil(rows / settings["global_batch_size"])
     return ceil(each * settings["num_epochs"])
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def section(folder: Path, name: str) -> dict[str, Any]:

@@ -6,9 +6,11 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TextIO
 
 from dpo_dist.reporting.text import visible
+from dpo_dist.watching.progress import duration
 from dpo_dist.watching.run import State, Step, WatchedRun
 
 LOOK_SECONDS = 2.0
@@ -21,22 +23,20 @@ def watch(run: WatchedRun, *, once: bool = False, screen: TextIO | None = None) 
     in_place = screen.isatty() and not once
     drawn, written = 0, float("-inf")
     states: list[State] = []
-    while True:
-        steps = run.look()
-        lines = [visible(line).replace("\n", " ") for line in describe(run, steps)]
-        now = [step.state for step in steps]
-        if in_place:
-            drawn = _redraw(screen, lines, drawn)
-        elif now != states or time.monotonic() - written >= LINES_SECONDS:
-            screen.write("\n".join(lines) + "\n")
-            screen.flush()
-            states, written = now, time.monotonic()
-        if once or (steps and set(now) == {"done"}):
-            return
-        try:
+    with suppress(KeyboardInterrupt):
+        while True:
+            steps = run.look()
+            lines = [visible(line).replace("\n", " ") for line in describe(run, steps)]
+            now = [step.state for step in steps]
+            if in_place:
+                drawn = _redraw(screen, lines, drawn)
+            elif now != states or time.monotonic() - written >= LINES_SECONDS:
+                screen.write("\n".join(lines) + "\n")
+                screen.flush()
+                states, written = now, time.monotonic()
+            if once or (steps and set(now) == {"done"}):
+                return
             time.sleep(LOOK_SECONDS)
-        except KeyboardInterrupt:
-            return
 
 
 def describe(run: WatchedRun, steps: Sequence[Step]) -> list[str]:
@@ -58,14 +58,14 @@ def _about(step: Step) -> list[str]:
         return ["-"]
     if step.manifest is not None:
         return [_outcome(step), *progress.figures, *(f"! {alarm}" for alarm in progress.alarms)]
-    state = "at work"
+    state, by = "at work", "by"
     if step.state == "quiet":
-        state = f"no sign of work for {duration(step.quiet_seconds)}"
+        state, by = f"no sign of work for {duration(step.quiet_seconds)}", "last by"
     return [
         f"{state}: {_measure(step)}",
         *progress.figures,
         *(f"! {alarm}" for alarm in progress.alarms),
-        *([f"by {step.holder}"] if step.holder else []),
+        *([f"{by} {step.holder}"] if step.holder else []),
     ]
 
 
@@ -100,26 +100,15 @@ def _measure(step: Step) -> str:
     return ", ".join(words)
 
 
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes:02d} min"
-    return f"{hours // 24} d {hours % 24} h"
-
-
 def _redraw(screen: TextIO, lines: Sequence[str], before: int) -> int:
     """Put the lines where the last ones stood, and return how many there are.
 
-    Each is cut to the terminal's width: one that wraps would not be found again.
+    Each is cut to the terminal's width: one that wraps would not be found again. Of more than fit,
+    the first is kept and the last ones: what is at work stands below what is done.
     """
     size = shutil.get_terminal_size()
-    shown = [line[: size.columns - 1] for line in lines[: size.lines - 1]]
+    below = min(len(lines) - 1, size.lines - 2)
+    shown = [line[: size.columns - 1] for line in (lines[0], *lines[len(lines) - below :])]
     up = f"\x1b[{before}F" if before else ""
     screen.write(up + "\x1b[J" + "\n".join(shown) + "\n")
     screen.flush()

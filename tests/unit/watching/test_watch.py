@@ -16,8 +16,9 @@ from dpo_dist.config import Config
 from dpo_dist.data.rows import write_parquet
 from dpo_dist.records import Ballot, Candidate, Generation, Message, Prompt, Record
 from dpo_dist.runfile import load_config
+from dpo_dist.watching.progress import duration
 from dpo_dist.watching.run import Pace, WatchedRun
-from dpo_dist.watching.screen import describe, duration, watch
+from dpo_dist.watching.screen import describe, watch
 
 CLAUDE = "claude-opus-4-7"
 HOSTILE = "\x1b[31mred\x1b[2J \u202eabc"
@@ -152,7 +153,7 @@ def test_what_nobody_works_at_is_said_to_be_so(root: Path, config: Config, capsy
     age(out, 12 * 60)
     said = once(root, capsys)
     assert "no sign of work for 12 min: 1 of 6 candidates (17 %)" in said
-    assert "left" not in said
+    assert "left" not in said and "last by process 17 on node3" in said
     (root / ".sample.lock").write_text("process 18 on node4")  # a new process has begun
     assert "at work: 1 of 6" in once(root, capsys)
 
@@ -195,6 +196,17 @@ def test_ballots_whose_price_is_unknown_have_no_price(root: Path, config: Config
     own = "openai_compatible:m:0123456789ab"
     append(out / "ballots.jsonl", [ballot(n, "first", judge=own) for n in range(2)])
     assert "202000 tokens" in once(root, capsys)
+
+
+def test_batches_that_are_out_are_told(root: Path, config: Config, capsys) -> None:
+    complete(root, config, "sample", kept=8)
+    batches = begin(root, config, "judge") / "batches"
+    sent = {"batch_id": "b", "strangers": [], "sent_at": time.time() - 7500}
+    write_json(batches / "0001.json", {**sent, "keys": ["a", "b"]})
+    write_json(batches / "0002.json", {**sent, "keys": ["c"], "sent_at": time.time()})
+    assert "requests in batches: 3, the first sent 2 h 05 min ago" in once(root, capsys)
+    (batches / "0001.results.jsonl").write_text("")
+    assert "requests in batches: 1, the first sent 0 s ago" in once(root, capsys)
 
 
 def test_training_with_metrics_and_alarms(root: Path, config: Config, capsys) -> None:
