@@ -27,6 +27,7 @@ from dpo_dist.watching.progress import Progress, Training, follow, read_object
 
 STALE_SECONDS = 300.0
 RATE_SECONDS = 60.0
+LEAST_SECONDS = 2.0  # a rate of less time than that is noise
 
 State = Literal["done", "running", "quiet", "waiting"]
 
@@ -75,7 +76,7 @@ class Pace:
         if len(self._changes) < 2:
             return None
         (begun, before), (_, done) = self._changes[0], self._changes[-1]
-        return (done - before) / max(now - begun, 1e-3)
+        return (done - before) / (now - begun) if now - begun >= LEAST_SECONDS else None
 
 
 class SignsOfLife:

@@ -4,6 +4,8 @@ failure."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from dpo_dist.artifacts import PhaseDirectory, read_json
 from dpo_dist.config import Config, Tracking, Wandb
 from dpo_dist.phases import report
 from dpo_dist.runfile import load_config
+from tests.conftest import ROOT
 from tests.unit.reporting.test_report import make_run
 from tests.wandb_file import history, read_records
 
@@ -143,6 +146,30 @@ def test_a_service_that_cannot_be_reached_is_a_warning(
     assert "warning: Weights & Biases: " in said
     assert f"wandb sync {root}/wandb/offline-run-*" in said
     assert "report/comparison" in history(kept(root)), "nothing is lost"
+
+
+@pytest.mark.slow
+def test_training_goes_on_without_the_service(
+    tmp_path: Path, tiny_model: Path, write_run, write_jsonl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    pairs = [{"prompt": f"q {n}", "chosen": "good", "rejected": f"no {n}"} for n in range(12)]
+    write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    run_file = write_run(
+        model={"base": str(tiny_model), "dtype": "float32"},
+        preferences={"source": "path", "path": "pairs.jsonl", "validation_fraction": 0.34},
+        train={
+            **{"bf16": False, "max_length": 128, "global_batch_size": 4, "micro_batch_size": 2},
+            "accelerate_config": str(ROOT / "accelerate_configs" / "cpu.yaml"),
+        },
+        tracking={"wandb": {"mode": "online"}},
+    )
+    command = [sys.executable, "-m", "dpo_dist", "train", str(run_file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    root = tmp_path / "runs" / "test"
+    assert f"wandb sync {root}/wandb/offline-run-*" in done.stderr
+    assert {"train/loss", "eval/loss", "train/rewards/margins"} <= history(kept(root)).keys()
 
 
 def test_without_the_section_nothing_is_logged(config: Config) -> None:

@@ -10,10 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from dpo_dist.watching.run import WatchedRun
 from tests.conftest import ROOT
 
-PROMPTS = 12
+PROMPTS = 20
 
 
 def test_a_real_run_is_watched_from_its_first_candidate_to_its_end(
@@ -33,19 +35,17 @@ def test_a_real_run_is_watched_from_its_first_candidate_to_its_end(
     sampling = subprocess.Popen([*words, "sample", str(run_file)], cwd=ROOT, start_new_session=True)
     try:
         run = WatchedRun.open(run_file)
-        seen = [(0, None)]
+        step = None
         deadline = time.monotonic() + 240
-        while seen[-1][0] < 5:
+        while step is None or step.progress.done < 5 or step.average:
             assert sampling.poll() is None and time.monotonic() < deadline
             (step,) = (step for step in run.look() if step.name == "sample")
             assert step.state in ("waiting", "running")
-            if step.progress.done > seen[-1][0]:
-                seen.append((step.progress.done, step.rate))
             time.sleep(0.01)
         assert step.progress.total == 2 * PROMPTS
         assert step.holder.startswith(f"process {sampling.pid} on ")
-        assert seen[-1][1] and seen[-1][1] > 0 and not step.average
-        assert step.seconds_left and step.seconds_left > 0
+        assert step.rate and step.seconds_left
+        assert step.rate * step.seconds_left == pytest.approx(2 * PROMPTS - step.progress.done)
         os.killpg(sampling.pid, signal.SIGKILL)
     finally:
         sampling.kill()
@@ -58,6 +58,6 @@ def test_a_real_run_is_watched_from_its_first_candidate_to_its_end(
     )
     assert subprocess.run([*words, "sample", str(run_file)], cwd=ROOT, check=False).returncode == 0
     said, _ = watching.communicate(timeout=60)
-    assert re.search(r"at work: \d+ of 24 candidates", said)
+    assert re.search(r"at work: \d+ of 40 candidates", said)
     assert said.splitlines()[-1].split()[:2] == ["sample", "done"]
-    assert "12 of 12 kept" in said
+    assert "20 of 20 kept" in said

@@ -318,6 +318,8 @@ def test_the_pace_is_that_of_the_last_minute() -> None:
     pace = Pace()
     pace.add(0, 100)
     assert pace.rate(0) is None
+    pace.add(0.1, 101)
+    assert pace.rate(0.2) is None, "ten a second, or chance"
     for second in range(1, 121):
         pace.add(second, 100 + (second if second <= 60 else 60 + 3 * (second - 60)))
     assert pace.rate(120) == pytest.approx(3, rel=0.05)
