@@ -125,6 +125,7 @@ def upload(folder: Path, repo: str, *, private: bool = True) -> str:
     The token is taken from HF_TOKEN alone. Raises `ConfigError` without one or for a name that
     the Hub does not allow, `UploadFailed` where the Hub refuses or cannot be reached.
     """
+    import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -142,7 +143,7 @@ def upload(folder: Path, repo: str, *, private: bool = True) -> str:
         )
     except HFValidationError as error:
         raise ConfigError(f"--repo {repo}: {error}") from None
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+    except (httpx2.HTTPError, HfHubHTTPError, OfflineModeIsEnabled, ValueError) as error:
         raise UploadFailed(f"{repo}: {error}. What was made for it is kept: {folder}") from None
     return str(commit.commit_url)
 

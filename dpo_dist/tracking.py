@@ -10,7 +10,7 @@ import os
 import secrets
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dpo_dist.artifacts import read_json, write_json
 from dpo_dist.config import Config, Section, Wandb
@@ -66,7 +66,7 @@ def start(tracked: TrackedRun) -> Any:
     )  # else in the home directory
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
 
-    def begin(mode: str) -> Any:
+    def begin(mode: Literal["online", "offline"]) -> Any:
         return wandb.init(
             project=tracked.settings.project,
             mode=mode,

@@ -235,12 +235,13 @@ class Training:
         self._last |= numbers
 
     def _forget(self) -> None:
-        self._step = 0
+        self._step: int = 0
         self._last: dict[str, float] = {}
         self._alarms: list[str] = []
 
     def _figures(self) -> tuple[str, ...]:
-        train, validation = [], []
+        train: list[str] = []
+        validation: list[str] = []
         for key, label in self.SHOWN:
             if key in self._last:
                 text = f"{label} {self._last[key]:.4g}"
@@ -262,8 +263,8 @@ def training_steps(folder: Path) -> int | None:
         return None
     if not settings:
         return None
-    each = ceil(rows / settings["global_batch_size"])
-    return ceil(each * settings["num_epochs"])
+    each = ceil(rows / int(settings["global_batch_size"]))
+    return ceil(each * float(settings["num_epochs"]))
 
 
 def duration(seconds: float) -> str:

@@ -216,6 +216,12 @@ def test_what_the_hub_refuses_is_said_without_the_token(root: Path) -> None:
     assert (root / "card" / "README.md").exists()
 
 
+def test_a_hub_that_cannot_be_reached_is_no_traceback(root: Path) -> None:
+    done = push(root, "http://127.0.0.1:9", "--base-model", "owner/tiny")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"What was made for it is kept: {root / 'card'}" in done.stderr
+
+
 def test_nothing_is_sent_without_a_token_or_a_base(root: Path) -> None:
     with hub(TOKEN) as there:
         done = push(root, there.url, "--base-model", "owner/tiny", token=None)
@@ -223,6 +229,8 @@ def test_nothing_is_sent_without_a_token_or_a_base(root: Path) -> None:
         done = push(root, there.url)
         assert done.returncode == 2
         assert "name the base with --base-model OWNER/NAME" in done.stderr
+        done = push(root, there.url, "--base-model", "owner/tiny", "--repo", "me/not allowed")
+        assert done.returncode == 2 and "error: --repo me/not allowed: " in done.stderr
         done = push(root, there.url, "--dry-run")
         assert done.returncode == 0 and not there.repos
 
