@@ -61,9 +61,8 @@ def start(tracked: TrackedRun) -> Any:
         import wandb
     except ImportError:
         raise MissingDependency("wandb", "wandb") from None
-    os.environ["WANDB_DATA_DIR"] = str(
-        (tracked.folder / "wandb").resolve()
-    )  # else in the home directory
+    # Artifacts would be staged in the home directory, which the run does not take along.
+    os.environ["WANDB_DATA_DIR"] = str((tracked.folder / "wandb").resolve())
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
 
     def begin(mode: Literal["online", "offline"]) -> Any:

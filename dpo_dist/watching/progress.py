@@ -207,6 +207,7 @@ class Training:
         self._folder = folder
         self._tail = Tail(folder / "metrics.jsonl")
         self._total: int | None = None
+        self._step = 0
         self._forget()
 
     def look(self) -> Progress:
@@ -235,7 +236,7 @@ class Training:
         self._last |= numbers
 
     def _forget(self) -> None:
-        self._step: int = 0
+        self._step = 0
         self._last: dict[str, float] = {}
         self._alarms: list[str] = []
 
@@ -256,15 +257,15 @@ def training_steps(folder: Path) -> int | None:
     import pyarrow
     import pyarrow.parquet
 
-    settings = read_object(folder / "job.json").get("settings", {})
+    settings = read_object(folder / "job.json").get("settings")
+    rows = folder / "tokens" / "train.parquet"
+    if settings is None:
+        return None
     try:
-        rows = pyarrow.parquet.read_metadata(folder / "tokens" / "train.parquet").num_rows
+        count = int(pyarrow.parquet.read_metadata(rows).num_rows)
     except (OSError, pyarrow.ArrowInvalid):
         return None
-    if not settings:
-        return None
-    each = ceil(rows / int(settings["global_batch_size"]))
-    return ceil(each * float(settings["num_epochs"]))
+    return ceil(ceil(count / settings["global_batch_size"]) * float(settings["num_epochs"]))
 
 
 def duration(seconds: float) -> str:

@@ -161,6 +161,29 @@ def test_a_merged_model_is_a_model_of_its_own(root: Path) -> None:
     assert "lora" not in front["tags"] and "A model trained with" in body
 
 
+def test_a_whole_model_from_public_pairs(root: Path) -> None:
+    """As a full fine-tuning on UltraFeedback leaves it: no judge, no adapter."""
+    report = read_json(root / "report" / "report.json")
+    report["config"]["preferences"] = {
+        **{"source": "ultrafeedback", "dataset": "HuggingFaceH4/ultrafeedback_binarized"}
+    }
+    report["config"]["train"]["method"] = {"type": "full"}
+    report["config"]["model"]["base"] = "owner/tiny"
+    report |= {"judges": {"evaluate": None}, "canaries": [], "audit": []}
+    write_json(root / "report" / "report.json", report)
+    model = root / "train" / "model"
+    (model / "adapter_config.json").unlink()
+    (model / "adapter_model.safetensors").rename(model / "model.safetensors")
+    assert main(["push", str(root)]) == 0
+    front, body = card(root)
+    assert front["base_model"] == "owner/tiny" and front["library_name"] == "transformers"
+    assert front["datasets"] == ["HuggingFaceH4/ultrafeedback_binarized"]
+    assert "on preference pairs from HuggingFaceH4/ultrafeedback\\_binarized." in body
+    assert "| Method | all weights |" in body
+    assert "labelled" not in body and "compared in both orders" not in body
+    assert "canaries" not in body
+
+
 def test_an_adapter_that_is_not_merged_yet_is_merged(root: Path, tiny_model: Path) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
