@@ -265,7 +265,7 @@ def training_steps(folder: Path) -> int | None:
         count = int(pyarrow.parquet.read_metadata(rows).num_rows)
     except (OSError, pyarrow.ArrowInvalid):
         return None
-    return ceil(ceil(count / settings["global_batch_size"]) * float(settings["num_epochs"]))
+    return ceil(ceil(count / int(settings["global_batch_size"])) * float(settings["num_epochs"]))
 
 
 def duration(seconds: float) -> str:
