@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dpo_dist.artifacts import FINGERPRINT, read_json
+from dpo_dist.judging.canaries import RIGHT
 from dpo_dist.judging.judge import BALLOTS
 from dpo_dist.judging.spend import Ledger, read_prices
 from dpo_dist.tails import LineCount, Tail, Watched
@@ -80,7 +81,7 @@ class Sampling:
 
 class Judging:
     """Ballots, of as many as there are at most: pairs of which nothing is asked, because an answer
-    was cut off, say, are found out by the phase alone. Canaries are not counted in."""
+    was cut off, say, are found out by the phase alone. Ballots on canaries are told beside."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -140,8 +141,11 @@ class BallotBox:
 
     def _take(self, line: bytes) -> None:
         ballot = _object(line)
-        self.count += 1
-        self._outcomes[str(ballot.get("outcome", "unreadable"))] += 1
+        if RIGHT in (ballot.get("first"), ballot.get("second")):
+            self._canaries += 1
+        else:
+            self.count += 1
+            self._outcomes[str(ballot.get("outcome", "unreadable"))] += 1
         usage = ballot.get("usage") or {}
         self._tokens += sum(usage.get(name, 0) for name in ("input_tokens", "output_tokens"))
         kind, _, rest = str(ballot.get("judge", "")).partition(":")
@@ -152,15 +156,16 @@ class BallotBox:
             self._ledgers[model].add(usage)
 
     def _forget(self) -> None:
-        self.count = 0
-        self._tokens = 0
+        self.count = self._canaries = self._tokens = 0
         self._outcomes: Counter[str] = Counter()
         self._ledgers: dict[str, Ledger] = {}
 
     def _figures(self) -> tuple[str, ...]:
-        told = (*("first", "second", "tie"), *map(str, range(1, 6)))
-        words = [f"{n} {name}" for name in ("tie",) if (n := self._outcomes[name])]
-        words += [f"{n} {name}" for name, n in sorted(self._outcomes.items()) if name not in told]
+        expected = (*("first", "second"), *map(str, range(1, 6)))
+        words = [f"{self._canaries} on canaries"] if self._canaries else []
+        words += [
+            f"{n} {name}" for name, n in sorted(self._outcomes.items()) if name not in expected
+        ]
         if self._ledgers:
             spent = [ledger.usd for ledger in self._ledgers.values()]
             known = sum(usd for usd in spent if usd is not None)

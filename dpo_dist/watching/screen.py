@@ -91,12 +91,11 @@ def _measure(step: Step) -> str:
     of = "of at most" if progress.at_most else "of"
     share = 100 * progress.done / progress.total
     words = [f"{progress.done} {of} {progress.total} {progress.unit} ({share:.0f} %)"]
-    if step.rate:
+    if step.rate and step.state == "running":
         unit, rate = ("second", step.rate) if step.rate >= 1 else ("minute", 60 * step.rate)
         words.append(f"{rate:.3g} a {unit}" + (" on average" if step.average else ""))
-    left = step.seconds_left
-    if left is not None and step.state == "running":
-        words.append(f"{duration(left)} left")
+        if step.seconds_left is not None:
+            words.append(f"{duration(step.seconds_left)} left")
     return ", ".join(words)
 
 

@@ -137,10 +137,13 @@ def test_every_phase_goes_on_with_the_same_run(config: Config) -> None:
     assert found == {f"run-{run_id}.wandb"}
 
 
+@pytest.mark.parametrize("key", ["0" * 40, None], ids=["no network", "no key"])
 def test_a_service_that_cannot_be_reached_is_a_warning(
-    config: Config, capsys, monkeypatch: pytest.MonkeyPatch
+    key: str | None, config: Config, capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("NETRC", str(tmp_path / "absent"))
+    if key is not None:
+        monkeypatch.setenv("WANDB_API_KEY", key)
     root = run_report(tracked_by(config, Wandb(mode="online")))
     said = capsys.readouterr().err
     assert "warning: Weights & Biases: " in said

@@ -153,7 +153,7 @@ def test_what_nobody_works_at_is_said_to_be_so(root: Path, config: Config, capsy
     age(out, 12 * 60)
     said = once(root, capsys)
     assert "no sign of work for 12 min: 1 of 6 candidates (17 %)" in said
-    assert "left" not in said and "last by process 17 on node3" in said
+    assert "left" not in said and "average" not in said and "last by process 17 on node3" in said
     (root / ".sample.lock").write_text("process 18 on node4")  # a new process has begun
     assert "at work: 1 of 6" in once(root, capsys)
 
@@ -176,12 +176,13 @@ def test_judging_tells_ballots_and_what_they_have_cost(root: Path, config: Confi
     complete(root, config, "sample", kept=8)
     out = begin(root, config, "judge")
     ballots = [ballot(0, "first"), ballot(1, "tie"), ballot(2, "refusal"), ballot(3, "second")]
-    append(out / "ballots.jsonl", ballots, torn=1)
+    canary = ballot(9, "second", first="right", second="wrong", usage={})
+    append(out / "ballots.jsonl", [canary, *ballots], torn=1)
     said = once(root, capsys)
     assert "sample    done in 1 min, 8 of 9 kept" in said
     assert "at work: 3 of at most 20 ballots (15 %)" in said  # 8 x (2 orders + 0.5 repeats)
     # 5 USD a million to read, 25 to write: 3 x (0.5 + 0.025)
-    assert "1 tie, 1 refusal, $1.58 so far (prices of " in said
+    assert "1 on canaries, 1 refusal, 1 tie, $1.58 so far (prices of " in said
     assert [line.split()[:2] for line in said.splitlines()[-3:]] == [
         [phase, "-"] for phase in ("train", "evaluate", "report")
     ]
