@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_dist import __version__
+from dpo_dist.commands import TOOLS, add_push, add_set, add_watch
 from dpo_dist.errors import INTERRUPTED, DpoDistError, Preempted, UserError
 from dpo_dist.ranks import WHOLE, Shard
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if getattr(options, "yes", False):
         os.environ[YES] = "1"  # the phases' processes inherit it
     try:
-        return _execute(options)
+        return TOOLS.get(options.command, _execute)(options)
     except KeyboardInterrupt:
         say(f"interrupted. To go on, run the same command again:\n  {_command_line(options)}")
         return INTERRUPTED
@@ -134,13 +135,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"example: dpo-dist {name} recipes/incident_triage/run.yaml; {EXIT_CODES}",
         )
         command.add_argument("run_file", type=Path, metavar="RUN.yaml")
-        command.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="override a key of the run file, e.g. --set train.beta=0.3 (repeatable)",
-        )
+        add_set(command)
         command.add_argument(
             "--force",
             action="store_true",
@@ -181,6 +176,8 @@ def _parser() -> argparse.ArgumentParser:
                 help="let judges with a planted taste label planted answers, check every pair, "
                 "and do nothing else",
             )
+    add_watch(commands)
+    add_push(commands)
     return parser
 
 

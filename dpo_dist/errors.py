@@ -7,6 +7,7 @@
     ├── EngineFailed              an engine cannot go on (no server is left, or one answers wrongly)
     ├── JudgeFailed               the judge cannot go on (credentials, a spend limit, an open sheet)
     ├── DirectoryLocked           another process owns the phase's directory
+    ├── UploadFailed              the Hub has not taken what was made for it
     └── UserError                 exit code 2: nothing was done; the input has to change
         ├── ConfigError           run.yaml: what is wrong, at which key
         ├── DataError             a data file: what is wrong, at which file:line
@@ -50,6 +51,10 @@ class JudgeFailed(DpoDistError):
 
 class DirectoryLocked(DpoDistError):
     """Another process is at work in the phase's directory."""
+
+
+class UploadFailed(DpoDistError):
+    """The Hub has not taken the model; the folder that was made for it is kept."""
 
 
 class UserError(DpoDistError, ValueError):

@@ -147,7 +147,7 @@ class Model(Section):
 
 
 class Wandb(Section):
-    """Weights & Biases, during training."""
+    """Weights & Biases: one run for the trainings and the report."""
 
     project: str = "dpo-dist"
     mode: Literal["online", "offline"] = "offline"

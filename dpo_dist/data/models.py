@@ -19,8 +19,15 @@ def check_model(model: str) -> None:
             raise ModelError(f"{path}: neither a model (config.json) nor an adapter")
         if not any(path.glob("*.safetensors")):
             raise ModelError(f"{path}: no .safetensors weights (pickled weights are never loaded)")
-    elif path.is_absolute() or model.startswith(".") or model.count("/") != 1:
+    elif not is_hub_id(model):
         raise ModelError(f"{model}: no such model")
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a model's name can be one of the Hub, and no path."""
+    path = Path(model)
+    of_a_path = path.exists() or path.is_absolute() or model.startswith(".")
+    return not of_a_path and model.count("/") == 1
 
 
 def model_identity(model: str) -> str:

@@ -12,7 +12,8 @@ from dpo_dist.data.prompts import read_demonstrations
 from dpo_dist.data.rows import source_identity, write_parquet
 from dpo_dist.errors import DataError
 from dpo_dist.phases.resources import model_shape, planned_bytes
-from dpo_dist.phases.runs import arm_weights
+from dpo_dist.phases.runs import arm_weights, run_root
+from dpo_dist.tracking import tracked_run
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.launch import launch
 
@@ -62,7 +63,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
             out=out.path,
             seed=config.run.seed,
             run_name=f"{config.run.name}-sft",
-            wandb=config.tracking.wandb,
+            wandb=tracked_run(config, run_root(config), out.path),
         )
     )
     return {

@@ -16,9 +16,10 @@ from dpo_dist.data.rows import write_parquet
 from dpo_dist.errors import ConfigError, DataError, ModelError
 from dpo_dist.phases.held_out import held_out_identity, held_out_prompts
 from dpo_dist.phases.resources import model_shape, planned_bytes
-from dpo_dist.phases.runs import Weights, phase_dir, reference_weights, start_weights
+from dpo_dist.phases.runs import Weights, phase_dir, reference_weights, run_root, start_weights
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.records import PreferencePair
+from dpo_dist.tracking import tracked_run
 from dpo_dist.training.job import (
     OUTCOME,
     InitialReference,
@@ -112,7 +113,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         out=out.path,
         seed=config.run.seed,
         run_name=f"{config.run.name}-train" + (f"-round-{config.round}" if config.round else ""),
-        wandb=config.tracking.wandb,
+        wandb=tracked_run(config, run_root(config), out.path),
     )
     if job.reference is not None:
         compute_reference(job)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_dist.config import Engine, HfEngine, VllmEngine
@@ -21,9 +21,9 @@ from dpo_dist.console import progress, say, warn
 from dpo_dist.errors import ConfigError, PhaseFailed, Preempted, UserError
 from dpo_dist.processes import Process, end_all, handling_sigterm
 from dpo_dist.ranks import Shard
+from dpo_dist.tails import Watched
 
 LOOK_SECONDS = 0.5
-CUT_OFF = b'"finish_reason":"length"'  # quotes within a JSON text are escaped: no answer says this
 
 
 @dataclass(frozen=True)
@@ -143,34 +143,6 @@ def run_workers(
             f"{len(failed)} of {len(workers)} workers failed; what was generated is kept. The "
             f"first of them, {failed[0].shard}, said last:\n{_last_words(failed[0])}"
         )
-
-
-@dataclass
-class Watched:
-    """Counts the records of journals that others write, by the bytes that are new."""
-
-    folder: Path
-    patterns: Sequence[str]
-    records: int = 0
-    cut_off: int = 0
-    offsets: dict[Path, int] = field(default_factory=dict)
-
-    def look(self) -> int:
-        """How many records have come."""
-        before = self.records
-        for path in (path for pattern in self.patterns for path in self.folder.glob(pattern)):
-            with path.open("rb") as file:
-                file.seek(self.offsets.get(path, 0))
-                for line in file:
-                    if line.endswith(b"\n"):
-                        self.offsets[path] = self.offsets.get(path, 0) + len(line)
-                        self.records += 1
-                        self.cut_off += CUT_OFF in line
-        return self.records - before
-
-    @property
-    def note(self) -> str:
-        return f"{100 * self.cut_off / self.records:.0f} % cut off" if self.records else ""
 
 
 def _goes_on(worker: Worker, failed: list[Worker]) -> bool:

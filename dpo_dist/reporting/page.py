@@ -61,7 +61,7 @@ def render_page(
         funnels=_funnels(report),
         round_plots=[(title, Markup(svg)) for title, svg in round_plots],
         samples=samples,
-        same_judge=_same_judge(report["judges"]),
+        same_judge=same_judge(report["judges"]),
         configuration=yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True),
     )
 
@@ -72,7 +72,7 @@ def _funnels(report: Mapping[str, Any]) -> list[tuple[str, Sequence[Mapping[str,
     return rounds or [("Preference data", report["funnel"])]
 
 
-def _same_judge(judges: Mapping[str, str | None]) -> bool:
+def same_judge(judges: Mapping[str, str | None]) -> bool:
     """Whether the judge of the evaluation made the training labels, too."""
     labelling = judges.get("judge")
     return labelling is not None and labelling == judges.get("evaluate")

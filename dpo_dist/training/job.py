@@ -9,8 +9,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field
 
-from dpo_dist.config import Checkpointing, Optimization, Section, Sft, Train, Wandb
+from dpo_dist.config import Checkpointing, Optimization, Section, Sft, Train
 from dpo_dist.errors import ConfigError
+from dpo_dist.tracking import TrackedRun
 
 # Files between the phase and its training processes, in the phase's directory.
 OUTCOME = "outcome.json"  # what became of the training
@@ -53,7 +54,7 @@ class TrainingJob(Section):
     out: Path
     seed: int
     run_name: str
-    wandb: Wandb | None = None
+    wandb: TrackedRun | None = None
     checkpoint: Path | None = None
     reshard: bool = False
 

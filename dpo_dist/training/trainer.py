@@ -40,6 +40,7 @@ from dpo_dist.training.preference_trainer import (
 )
 from dpo_dist.training.saving import BEST_BY, CheckpointKeeper, put_best
 from dpo_dist.training.universal import load_universal
+from dpo_dist.training.wandb_log import WandbLog
 
 
 def train(job: TrainingJob, preempted: Event) -> None:
@@ -56,6 +57,8 @@ def train(job: TrainingJob, preempted: Event) -> None:
     trainer.remove_callback(PrinterCallback)  # MetricsWriter speaks for it
     zero_stage = launch_shape(job.settings.accelerate_config)[1]
     trainer.add_callback(CheckpointKeeper(job.settings.keep_checkpoints, zero_stage))
+    if job.wandb is not None and ranks.is_main():
+        trainer.add_callback(WandbLog(job.wandb.prefix))
     stop = StopAtStepEnd(job.out, preempted)
     trainer.add_callback(stop)
     if job.reshard:
@@ -188,7 +191,7 @@ def _arguments(job: TrainingJob, checkpointing: Checkpointing) -> dict[str, Any]
         "save_strategy": "no" if job.kind == "reference" else "steps",
         "save_steps": settings.save_steps,
         "save_total_limit": None,  # CheckpointKeeper's work
-        "report_to": "wandb" if job.wandb else "none",
+        "report_to": "none",  # WandbLog's work
         "disable_tqdm": True,
         "remove_unused_columns": False,
         # `use_cpu` with several processes would silently turn DeepSpeed off; gloo is what makes

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
 from threading import Event
 
+from dpo_dist import ranks
 from dpo_dist.console import quiet_libraries, say, scrub
 from dpo_dist.errors import INTERRUPTED, DpoDistError
+from dpo_dist.tracking import start
 from dpo_dist.training.job import TrainingJob
 
 
@@ -20,12 +21,6 @@ def main(path: str) -> int:
     signal.signal(signal.SIGTERM, lambda *_: preempted.set())
     quiet_libraries()
     job = TrainingJob.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    if job.wandb is not None:
-        os.environ |= {
-            "WANDB_PROJECT": job.wandb.project,
-            "WANDB_MODE": job.wandb.mode,
-            "WANDB_DIR": str(job.out),
-        }
     import transformers
 
     from dpo_dist.training.trainer import train
@@ -33,6 +28,8 @@ def main(path: str) -> int:
     transformers.utils.logging.disable_progress_bar()
 
     try:
+        if job.wandb is not None and ranks.is_main():
+            start(job.wandb)  # the trainer's callback goes on with what has begun
         train(job, preempted)
         _leave_process_group()
     except DpoDistError as error:

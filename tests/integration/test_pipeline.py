@@ -13,6 +13,7 @@ import pytest
 from dpo_dist.artifacts import read_records
 from dpo_dist.records import Generation, Verdict
 from tests.conftest import ROOT
+from tests.wandb_file import history
 
 
 @pytest.mark.slow
@@ -60,7 +61,13 @@ def test_one_command_from_demonstrations_to_the_report(
     assert first["loss"] == pytest.approx(0.693147, abs=1e-5)
     assert (root / "train" / "model" / "adapter_config.json").exists()
     assert not (root / "train" / "model" / "ref").exists()
-    assert list((root / "train").glob("wandb/offline-run-*")), "an offline run was written"
+    kept = sorted(root.glob("wandb/offline-run-*/*.wandb"))
+    run_id = json.loads((root / "wandb.json").read_text())["id"]
+    assert {path.name for path in kept} == {f"run-{run_id}.wandb"}, "one run for all phases"
+    sft, train, report = map(history, kept)
+    assert "sft/loss" in sft and "train/loss" not in sft
+    assert {"train/loss", "eval/loss"} <= train.keys()
+    assert report["report/comparison"]["nrows"] == 3, "two decodings and the preference"
 
     generations = list(read_records(root / "evaluate" / "generations.jsonl", Generation))
     assert len(generations) == 3 * 2 * 5

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.cli import COMMANDS, main
+from dpo_dist.commands import TOOLS
 from tests.conftest import ROOT
 
 
@@ -30,7 +31,7 @@ def test_help_is_instant_and_loads_nothing_heavy() -> None:
     assert "example: dpo-dist run recipes/incident_triage/run.yaml" in " ".join(done.stdout.split())
 
 
-@pytest.mark.parametrize("command", [*COMMANDS])
+@pytest.mark.parametrize("command", [*COMMANDS, *TOOLS])
 def test_a_missing_run_file_is_bad_input(command: str, tmp_path: Path, capsys) -> None:
     assert main([command, str(tmp_path / "absent.yaml")]) == 2
     assert "absent.yaml: no such file" in capsys.readouterr().err

@@ -1,15 +1,14 @@
-"""Which worker gets which GPUs or cores, and what is counted of their journals."""
+"""Which worker gets which GPUs or cores."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
 from dpo_dist.config import HfEngine, VllmEngine, VllmServer
 from dpo_dist.errors import ConfigError
-from dpo_dist.phases.workers import Place, Watched, places, visible_gpus
+from dpo_dist.phases.workers import Place, places, visible_gpus
 
 
 def vllm(**settings: int) -> VllmEngine:
@@ -54,19 +53,3 @@ def test_without_gpus_the_cores_are_shared_out(monkeypatch) -> None:
 @pytest.mark.usefixtures("four_gpus")
 def test_servers_need_no_workers() -> None:
     assert places(VllmServer(type="vllm_server", urls=("http://a",))) == [Place()]
-
-
-def test_the_journals_are_counted_as_they_grow(tmp_path: Path) -> None:
-    watched = Watched(tmp_path, ["c*.journal.jsonl"])
-    assert watched.look() == 0
-    first, second = (tmp_path / f"c-{n}-of-2.journal.jsonl" for n in range(2))
-    first.write_text(
-        '{"finish_reason":"length"}\n{"text":"\\"finish_reason\\":\\"length\\""}\n{"te'
-    )
-    assert watched.look() == 2
-    assert watched.note == "50 % cut off"
-    second.write_text("{}\n{}\n")
-    with first.open("a") as file:
-        file.write('xt":""}\n')
-    assert watched.look() == 3
-    assert (watched.records, watched.cut_off) == (5, 1)

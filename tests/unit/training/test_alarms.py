@@ -223,5 +223,6 @@ def test_alarms_reach_wandb(tmp_path: Path) -> None:
         state, control = TrainerState(global_step=8), TrainerControl()
         alarms.on_train_begin(None, TrainerState(), control)
         alarms.on_log(None, state, control, logs={"kl/per_token": 0.3})
+    wandb.teardown()  # as at the end of the process: everything is on disk
     (record,) = tmp_path.rglob("*.wandb")
     assert b"kl_budget at step 8" in record.read_bytes()

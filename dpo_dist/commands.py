@@ -1,0 +1,97 @@
+"""The commands that are no phase: what they are asked on the command line, and who does it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from dpo_dist.watching.run import WatchedRun
+    from dpo_dist.watching.screen import watch
+
+    watch(WatchedRun.open(options.run_file, options.set), once=options.once)
+    return 0
+
+
+def add_watch(commands: Commands) -> None:
+    """The parser of `dpo-dist watch`."""
+    description = "show how far a run is, from any machine that sees its directory"
+    command = commands.add_parser(
+        "watch",
+        help=description,
+        description=f"{description[0].upper()}{description[1:]}. Files are read, none is written.",
+        epilog="example: dpo-dist watch runs/incident-triage",
+    )
+    command.add_argument("run_file", type=Path, metavar="RUN", help="a run's directory or run file")
+    add_set(command)
+    command.add_argument("--once", action="store_true", help="print the state once and end")
+
+
+def _push(options: argparse.Namespace) -> int:
+    from dpo_dist.publishing import push
+    from dpo_dist.reporting.card import CardFacts
+
+    facts = CardFacts(
+        base_model=options.base_model,
+        adapter=not options.merged,
+        repo=options.repo,
+        license=options.license,
+        license_name=options.license_name,
+        license_link=options.license_link,
+        languages=tuple(options.language),
+        datasets=tuple(options.dataset),
+        tags=tuple(options.tag),
+    )
+    push(
+        options.run_file,
+        options.set,
+        facts,
+        merged=options.merged,
+        dry_run=options.dry_run,
+        private=not options.public,
+    )
+    return 0
+
+
+def add_push(commands: Commands) -> None:
+    """The parser of `dpo-dist push`."""
+    description = "make a folder of the trained model with its model card, and upload it to the Hub"
+    command = commands.add_parser(
+        "push",
+        help=description,
+        description=f"{description[0].upper()}{description[1:]}. The folder is <run>/card; "
+        "without --repo nothing leaves the machine. The token is read from HF_TOKEN.",
+        epilog="example: dpo-dist push runs/incident-triage --license apache-2.0 --dry-run",
+    )
+    command.add_argument("run_file", type=Path, metavar="RUN", help="a run's directory or run file")
+    add_set(command)
+    add = command.add_argument
+    add("--repo", metavar="OWNER/NAME", help="where to upload to; made, private, if need be")
+    add("--public", action="store_true", help="a repository that is made now is public")
+    add("--merged", action="store_true", help="the whole model instead of the adapter")
+    add("--dry-run", action="store_true", help="write the folder only")
+    add("--base-model", metavar="OWNER/NAME", help="the base's Hub id, where the run has a path")
+    add("--license", default="unknown", metavar="ID", help="the Hub's id, e.g. apache-2.0, other")
+    add("--license-name", metavar="NAME", help="with --license other")
+    add("--license-link", metavar="URL", help="with --license other")
+    for name, example in (("language", "en"), ("dataset", "OWNER/NAME"), ("tag", "WORD")):
+        add(f"--{name}", action="append", default=[], metavar=example, help="(repeatable)")
+
+
+def add_set(command: argparse.ArgumentParser) -> None:
+    """The option of all commands that read a run file."""
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the run file, e.g. --set train.beta=0.3 (repeatable)",
+    )
+
+
+TOOLS = {"watch": _watch, "push": _push}

@@ -1,0 +1,1 @@
+"""Watching a run from anywhere that sees its directory: files are read, nothing is written."""
