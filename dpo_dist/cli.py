@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train with DPO on the preference pairs",
     "evaluate": "compare base, SFT and SFT+DPO on held-out prompts",
     "report": "write report.html, report.md and report.json",
+    "sweep": "train and evaluate once for every combination of settings, on the same pairs",
 }
 EXIT_CODES = (
     "exit codes: 0 done, 1 failed, 2 bad input or configuration, 75 stopped by SIGTERM (run the "
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _execute(options: argparse.Namespace) -> int:
+    if options.command == "sweep":
+        return _sweep(options)
     from dpo_dist.phases.pipeline import command_of, run_all, run_phase
     from dpo_dist.runfile import load_config
 
@@ -77,6 +80,20 @@ def _execute(options: argparse.Namespace) -> int:
         raise KeyboardInterrupt
     if status == 0:
         _show_result(options, config)
+    return status
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from dpo_dist.phases.sweep import plan_sweep, report_folder, sweep
+
+    plan = plan_sweep(options.run_file, options.set)
+    status = sweep(plan, options.run_file, force=options.force)
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
+    if status == 0:
+        folder = report_folder(plan.base)
+        print(f"\n{(folder / 'table.txt').read_text(encoding='utf-8')}")
+        print(f"report: {folder / 'sweep.html'}")
     return status
 
 
@@ -123,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=description,
             description=description[0].upper() + description[1:] + ".",
-            epilog=f"example: dpo-dist {name} recipes/incident_triage/run.yaml; {EXIT_CODES}",
+            epilog=f"example: dpo-dist {name} {_example(name)}; {EXIT_CODES}",
         )
         command.add_argument("run_file", type=Path, metavar="RUN.yaml")
         command.add_argument(
@@ -131,14 +148,15 @@ def _parser() -> argparse.ArgumentParser:
             action="append",
             default=[],
             metavar="KEY=VALUE",
-            help="override a key of the run file, e.g. --set train.beta=0.3 (repeatable)",
+            help="override a key of the run file, e.g. --set train.beta=0.3 (repeatable)"
+            + ("; several values with commas between them are swept" if name == "sweep" else ""),
         )
         command.add_argument(
             "--force",
             action="store_true",
             help="where settings changed, move the old phase directory aside and start again",
         )
-        if name in ("run", "judge", "evaluate"):
+        if name in ("run", "judge", "evaluate", "sweep"):
             command.add_argument(
                 "--yes",
                 action="store_true",
@@ -161,6 +179,11 @@ def _parser() -> argparse.ArgumentParser:
                 "and do nothing else",
             )
     return parser
+
+
+def _example(command: str) -> str:
+    more = " --set train.beta=0.03,0.1,0.3" if command == "sweep" else ""
+    return f"recipes/incident_triage/run.yaml{more}"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dpo_dist.judging.ballots import Vote
 from dpo_dist.judging.judge import BALLOTS, Comparison, Judge
 from dpo_dist.judging.panel import Contest, Judged, judge_all, poll
 from dpo_dist.judging.spend import Ledger
+from dpo_dist.phases.runs import SWEEP
 from dpo_dist.records import Ballot
 
 
@@ -43,8 +44,8 @@ def ask(
 ) -> Judged:
     """The panel's verdicts on the contests; the ballots are kept in the phase's directory.
 
-    What costs money is said and confirmed before. Ballots that other runs beside this one have
-    paid for are used again.
+    What costs money is said and confirmed before. Ballots that other runs beside this one, or
+    other points of a sweep, have paid for are used again.
     """
     with out.journal(BALLOTS, Ballot) as journal:
         return judge_all(
@@ -84,5 +85,6 @@ def ask_for_scores(
 
 
 def _other_journals(config: Config, own: Path) -> list[Path]:
-    journals = config.run.output_dir.glob(f"*/*/{BALLOTS}")
+    runs = config.run.output_dir
+    journals = [*runs.glob(f"*/*/{BALLOTS}"), *runs.glob(f"*/{SWEEP}/*/*/{BALLOTS}")]
     return [path for path in sorted(journals) if path != own]

@@ -9,7 +9,7 @@ from typing import Any
 
 from dpo_dist.artifacts import PhaseDirectory, read_json, write_json, write_records
 from dpo_dist.config import Config, Engine, Evaluate
-from dpo_dist.console import warn
+from dpo_dist.console import say, warn
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import check_disjoint, read_prompts
 from dpo_dist.data.rows import iterate_rows, source_identity
@@ -22,7 +22,15 @@ from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import open_ledger
 from dpo_dist.metrics import build_metric
 from dpo_dist.phases.asking import ask, ask_for_scores
-from dpo_dist.phases.runs import Weights, arm_weights, judge_files, metric_files, run_root
+from dpo_dist.phases.known_answers import known_answers
+from dpo_dist.phases.runs import (
+    Weights,
+    arm_weights,
+    evaluations,
+    judge_files,
+    metric_files,
+    run_root,
+)
 from dpo_dist.ranks import Shard
 from dpo_dist.records import Generation, Prompt, Score, Verdict
 from dpo_dist.shards import Journals
@@ -73,6 +81,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any] | None:
     write_records(out.path / "prompts.jsonl", prompts)
 
     with Journals(out, JOURNALS, Generation, _name) as journals:
+        taken_over = _take_over(config, requests, journals)
         speed = _generate(config, requests, out.shard, journals)
         if not out.shard.whole:
             return None  # judges are asked by the one process that has all answers
@@ -115,6 +124,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any] | None:
             "dropped": {"prompt_too_long": too_long},
         },
         "generations": len(answers),
+        **taken_over,
         "engines": sorted({answer.engine for answer in answers.values()}),
         "cut_off": sum(answer.finish_reason == "length" for answer in answers.values()),
         **judged,
@@ -170,6 +180,23 @@ def _requests(
 
 def _product(evaluate: Evaluate) -> Iterable[tuple[str, tuple[int, Any]]]:
     return ((arm, item) for arm in evaluate.arms for item in enumerate(evaluate.decodings))
+
+
+def _take_over(
+    config: Config, requests: dict[str, list[Request]], journals: Journals[Generation]
+) -> dict[str, int]:
+    """Put into the journal what the sweep's other points have generated with the same weights,
+    which is counted for the manifest."""
+    if config.run.point is None:
+        return {}
+    wanted = {request.id for group in requests.values() for request in group}
+    known = known_answers(config, inputs(config), evaluations(config))
+    known = [answer for answer in known if _name(answer) in wanted]
+    journals.own.append(answer for answer in known if _name(answer) not in journals)
+    journals.refresh()
+    if known:
+        say(f"evaluate: {len(known)} answers are another point's, with the same weights")
+    return {"taken_over": len(known)}
 
 
 def _generate(

@@ -17,7 +17,7 @@ from dpo_dist.artifacts import PhaseDirectory, phase_directory
 from dpo_dist.config import Config
 from dpo_dist.console import say
 from dpo_dist.errors import INTERRUPTED, PREEMPTED, PhaseFailed, Preempted, UserError
-from dpo_dist.phases.runs import phases_of, run_root
+from dpo_dist.phases.runs import phase_dir, phases_of
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
 from dpo_dist.processes import Process, run_to_end
 from dpo_dist.ranks import WHOLE, Shard
@@ -86,7 +86,7 @@ def run_phase(
         "seed": config.run.seed,
         "inputs": module.inputs(config),
     }
-    path = run_root(config) / phase
+    path = phase_dir(config, phase)
     seconds = 0.0
     at = places(module.engine(config)) if command and phase in GENERATING else []
     if len(at) > 1:
@@ -118,7 +118,7 @@ def _with_workers(
     """Let workers generate this shard's part, and return the seconds that they took."""
     started = time.monotonic()
     phase = module.__name__.rpartition(".")[2]
-    path = run_root(config) / phase
+    path = phase_dir(config, phase)
     cut = shard.cut(len(at))
     workers = [
         Worker(
@@ -165,11 +165,19 @@ def _fixed(section: Any) -> Any:
 
 
 def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: bool) -> int:
-    """Run every phase, each in a process of its own, and return the exit code.
+    """Run every phase, each in a process of its own, and return the exit code."""
+    return run_in_turn(phases_of(config), run_file, overrides, force=force)
+
+
+def run_in_turn(
+    phases: Sequence[str], run_file: Path, overrides: Sequence[str], *, force: bool
+) -> int:
+    """Run phases one after the other, each in a process of its own, and return the exit code.
 
     vLLM and DeepSpeed each expect to own the machine's memory, and give it back only when
     their process ends. SIGTERM is passed on to the phase at work: training saves, the journals
-    of the others are in order at any time. Raises `Preempted` once that phase has ended.
+    of the others are in order at any time. Raises `Preempted` once that phase has ended, and
+    `PhaseFailed` where one fails.
     """
     preempted = False
 
@@ -178,7 +186,7 @@ def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: 
         preempted = True
         child.terminate()
 
-    for phase in phases_of(config):
+    for phase in phases:
         command = command_of(phase, run_file, overrides)
         if force:
             command.append("--force")

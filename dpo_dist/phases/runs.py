@@ -24,6 +24,8 @@ from dpo_dist.data.models import check_model, model_identity
 from dpo_dist.errors import DataError
 
 PHASES = ("sft", "sample", "judge", "train", "evaluate", "report")
+POINT_PHASES = ("train", "evaluate")  # what a point of a sweep does itself
+SWEEP = "sweep"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,23 @@ def run_root(config: Config) -> Path:
     return config.run.output_dir / config.run.name
 
 
+def phase_dir(config: Config, phase: str) -> Path:
+    """A phase's directory: `<run>/<phase>`, or `<run>/sweep/<point>/<phase>` for what a point of
+    a sweep does itself."""
+    root = run_root(config)
+    if config.run.point is None or phase not in POINT_PHASES:
+        return root / phase
+    return root / SWEEP / config.run.point / phase
+
+
+def evaluations(config: Config) -> list[Path]:
+    """The evaluate phase's directories of a run and of the points of its sweep, this one's own
+    left out."""
+    root = run_root(config)
+    found = [root / "evaluate", *sorted((root / SWEEP).glob("*/evaluate"))]
+    return [path for path in found if path != phase_dir(config, "evaluate")]
+
+
 def phases_of(config: Config) -> list[str]:
     """The phases that a run file asks for, in order."""
     judged = config.preferences.source == "judged"
@@ -53,7 +72,7 @@ def phases_of(config: Config) -> list[str]:
         "judge": config.judge is not None and judged,
         "train": config.train is not None,
         "evaluate": config.evaluate is not None,
-        "report": config.evaluate is not None,
+        "report": config.evaluate is not None and config.run.point is None,
     }
     return [phase for phase in PHASES if wanted[phase]]
 
@@ -72,7 +91,7 @@ def arm_weights(config: Config, arm: str) -> Weights:
             trained = str(run_root(config) / "sft" / "model")
         return _weights(trained or config.model.base, config.model.base)
     on_top_of = arm_weights(config, "sft").model
-    return _weights(str(run_root(config) / "train" / "model"), on_top_of)
+    return _weights(str(phase_dir(config, "train") / "model"), on_top_of)
 
 
 def judge_files(judge: JudgeKind) -> dict[str, str]:

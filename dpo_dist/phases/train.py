@@ -16,7 +16,7 @@ from dpo_dist.data.rows import write_parquet
 from dpo_dist.errors import ConfigError, DataError, ModelError
 from dpo_dist.phases.held_out import held_out_identity, held_out_prompts
 from dpo_dist.phases.resources import model_shape, planned_bytes
-from dpo_dist.phases.runs import Weights, arm_weights, run_root
+from dpo_dist.phases.runs import Weights, arm_weights, phase_dir
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.records import PreferencePair
 from dpo_dist.training.job import OUTCOME, TrainingJob, accumulation_steps, num_processes
@@ -40,13 +40,13 @@ def inputs(config: Config) -> dict[str, Any]:
     _check_method(config.train, start)
     weights = start.identity()
     if config.preferences.source == "judged":
-        sampled = read_json(run_root(config) / "sample" / FINGERPRINT)["inputs"]["weights"]
+        sampled = read_json(phase_dir(config, "sample") / FINGERPRINT)["inputs"]["weights"]
         if sampled != weights:
             raise ModelError(
                 "the candidates were sampled from other weights than the SFT model that "
                 "training would start from. Sample and judge again, or restore the SFT model."
             )
-    pairs = preferences_identity(config.preferences, run_root(config) / "judge")
+    pairs = preferences_identity(config.preferences, phase_dir(config, "judge"))
     held_out = None if config.preferences.source == "judged" else held_out_identity(config)
     return {"pairs": pairs, "weights": weights, "held_out": held_out}
 
@@ -57,7 +57,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     # The judge phase has left out what overlaps with the evaluation, before it asked.
     held_out = [] if config.preferences.source == "judged" else held_out_prompts(config)
     pairs = load_preferences(
-        config.preferences, run_root(config) / "judge", config.run.seed, held_out
+        config.preferences, phase_dir(config, "judge"), config.run.seed, held_out
     )
     start = arm_weights(config, "sft")
     tokenizer = load_tokenizer(start.model, trust_remote_code=config.model.trust_remote_code)
@@ -97,7 +97,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
             ),
             out=out.path,
             seed=config.run.seed,
-            run_name=f"{config.run.name}-train",
+            run_name="-".join(filter(None, (config.run.name, config.run.point, "train"))),
             wandb=config.tracking.wandb,
         )
     )

@@ -24,16 +24,8 @@ def render_page(
 ) -> str:
     """The page. Everything but our own SVG is escaped by the template engine."""
     import yaml
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("dpo_dist.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     scores = report["comparison"]
     tables = [
         (decoding_name(decoding), comparison_table(scores, number))
@@ -41,7 +33,8 @@ def render_page(
     ]
     labels = {row["metric"]: row["label"] for row in scores["metrics"]}
     points = {row["metric"] for row in scores["metrics"] if row["unit"] == "points"}
-    return environment.get_template("report.html.j2").render(
+    return render_template(
+        "report.html.j2",
         report=report,
         tables=tables,
         audit=audit_table(report["audit"]),
@@ -56,6 +49,20 @@ def render_page(
         same_judge=_same_judge(report["judges"]),
         configuration=yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True),
     )
+
+
+def render_template(name: str, **values: Any) -> str:
+    """A page from the package's templates; all values but `Markup` are escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("dpo_dist.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name).render(**values)
 
 
 def _same_judge(judges: Mapping[str, str | None]) -> bool:

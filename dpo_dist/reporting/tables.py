@@ -47,11 +47,11 @@ def comparison_table(scores: Mapping[str, Any], decoding: int = 0) -> Table:
     for row in scores["metrics"]:
         if row["decoding"] == decoding:
             points = row["unit"] == "points"
-            cells = [(_points if points else _share)(row["arms"][arm]) for arm in arms]
+            cells = [(_points if points else share_cell)(row["arms"][arm]) for arm in arms]
             rows.append((row["label"], (*cells, _difference(row["delta"], points=points))))
     preferred = scores["preferred"]
     if preferred is not None and preferred["decoding"] == decoding:
-        cells = [_share(preferred) if arm == "dpo" else Cell(ABSENT) for arm in arms]
+        cells = [share_cell(preferred) if arm == "dpo" else Cell(ABSENT) for arm in arms]
         rows.append((PREFERRED, (*cells, _difference(_minus_half(preferred)))))
     return Table(headers, tuple(rows))
 
@@ -63,7 +63,7 @@ def audit_table(shares: Sequence[Mapping[str, Any]]) -> Table:
     for share in shares:
         if not share["n"]:
             continue
-        cell = _share(share)
+        cell = share_cell(share)
         tone = "worse" if share["remedy"] else ""
         rows.append((share["label"], (Cell(cell.value, cell.detail, tone),)))
     return Table(("Labels", "Share"), tuple(rows))
@@ -119,7 +119,7 @@ def _markdown_row(parts: Sequence[str]) -> str:
     return "| " + " | ".join(part.replace("|", "\\|") for part in parts) + " |"
 
 
-def _share(estimate: Mapping[str, Any]) -> Cell:
+def share_cell(estimate: Mapping[str, Any]) -> Cell:
     if estimate["mean"] is None:
         return Cell(ABSENT, "n=0")
     return Cell(f"{100 * estimate['mean']:.1f} %", f"{_interval(estimate)} n={estimate['n']}")
