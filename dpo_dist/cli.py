@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _execute(options: argparse.Namespace) -> int:
     if options.command == "sweep":
         return _sweep(options)
+    if options.command == "compare":
+        return _compare(options)
     from dpo_dist.phases.pipeline import command_of, run_all, run_phase
     from dpo_dist.runfile import load_config
 
@@ -97,6 +99,20 @@ def _sweep(options: argparse.Namespace) -> int:
     return status
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from dpo_dist.artifacts import write_json, write_text
+    from dpo_dist.phases.compare import compare_runs
+    from dpo_dist.reporting.compare import to_page, to_terminal
+
+    figures = compare_runs(options.runs)
+    print(to_terminal(figures), end="")
+    if options.json:
+        write_json(options.json, figures)
+    if options.html:
+        write_text(options.html, to_page(figures))
+    return 0
+
+
 def _show_result(options: argparse.Namespace, config: object) -> None:
     from dpo_dist.config import Config
     from dpo_dist.phases.runs import run_root
@@ -112,6 +128,8 @@ def _show_result(options: argparse.Namespace, config: object) -> None:
 
 
 def _command_line(options: argparse.Namespace) -> str:
+    if options.command == "compare":
+        return shlex.join(["dpo-dist", "compare", *map(str, options.runs)])
     words = ["dpo-dist", options.command, str(options.run_file)]
     for override in options.set:
         words += ["--set", override]
@@ -178,7 +196,27 @@ def _parser() -> argparse.ArgumentParser:
                 help="let judges with a planted taste label planted answers, check every pair, "
                 "and do nothing else",
             )
+    _add_compare(commands)
     return parser
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    description = "set finished runs side by side, and dpo against dpo where the prompts agree"
+    command = commands.add_parser(
+        "compare",
+        help=description,
+        description=description[0].upper() + description[1:] + ".",
+        epilog=f"example: dpo-dist compare runs/first runs/second; {EXIT_CODES}",
+    )
+    command.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="a run's directory, a point's of a sweep, or a run file",
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all figures, too")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
 
 
 def _example(command: str) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from dpo_dist.artifacts import FINGERPRINT, MANIFEST, read_json, read_records
 from dpo_dist.config import Config
 from dpo_dist.records import Generation
@@ -24,7 +26,10 @@ def known_answers(
         if not (folder / MANIFEST).exists():
             continue
         before = read_json(folder / FINGERPRINT)["inputs"]
-        made_with = Config.model_validate(read_json(folder / MANIFEST)["config"])
+        try:
+            made_with = Config.model_validate(read_json(folder / MANIFEST)["config"])
+        except ValidationError:
+            continue  # another version's run file
         if before["prompts"] != reads["prompts"] or _decides(made_with) != _decides(config):
             continue
         weights = reads["weights"]

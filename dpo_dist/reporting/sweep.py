@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_dist.artifacts import write_json, write_text
+from dpo_dist.reporting.cells import kl_cell, length_cell, number_cell, steps_cell
 from dpo_dist.reporting.frontier import Mark, frontier_plot
 from dpo_dist.reporting.page import render_template
 from dpo_dist.reporting.tables import (
@@ -49,7 +50,7 @@ def sweep_table(figures: Mapping[str, Any]) -> Table:
     """A row per point; columns of what was never measured are left out."""
     points = figures["points"]
     rows = [_cells(point) for point in points]
-    shown = [header for header in _HEADERS if any(row[header] != _NOTHING for row in rows)]
+    shown = [header for header in _HEADERS if any(row[header].value != ABSENT for row in rows)]
     return Table(
         ("Point", *(_header(header, figures) for header in shown)),
         tuple(
@@ -59,7 +60,6 @@ def sweep_table(figures: Mapping[str, Any]) -> Table:
     )
 
 
-_NOTHING = Cell(ABSENT)
 _HEADERS = (
     *("Steps", "KL", "Validation accuracy", "Margin"),
     *("Preferred to SFT", "Length over SFT", "Cut off"),
@@ -82,45 +82,20 @@ def _has_kl(point: Mapping[str, Any]) -> bool:
 
 def _cells(point: Mapping[str, Any]) -> dict[str, Cell]:
     training, evaluation = point["training"], point["evaluation"]
-    cells = dict.fromkeys(_HEADERS, _NOTHING)
+    cells = dict.fromkeys(_HEADERS, Cell(ABSENT))
     if training is None:
         return cells | {"Steps": Cell("not complete")}
-    steps = f"{training['steps']}"
-    selected = training["selected_step"]
-    cells["Steps"] = Cell(steps, "" if str(selected) == steps else f"step {selected} selected")
-    if training["kl"] is not None:
-        cells["KL"] = _kl_cell(training)
+    cells["Steps"] = steps_cell(training)
+    cells["KL"] = kl_cell(training)
+    cells["Margin"] = number_cell(training["margin"], "+.3f")
     if training["accuracy"] is not None:
         cells["Validation accuracy"] = share_cell(training["accuracy"])
-    if training["margin"] is not None:
-        cells["Margin"] = Cell(f"{training['margin']:+.3f}")
     if evaluation is not None:
+        cells["Length over SFT"] = length_cell(evaluation)
+        cells["Cut off"] = share_cell(evaluation["cut_off"])
         if evaluation["preferred"] is not None:
             cells["Preferred to SFT"] = share_cell(evaluation["preferred"])
-        if evaluation["length"] is not None:
-            cells["Length over SFT"] = _length_cell(evaluation)
-        cells["Cut off"] = share_cell(evaluation["cut_off"])
     return cells
-
-
-def _kl_cell(training: Mapping[str, Any]) -> Cell:
-    kl = training["kl"]
-    error = "" if kl["se"] is None else f"± {2 * kl['se']:.2g} "
-    at = training["measured_at"]
-    where = "" if at == training["selected_step"] else f", step {at}"
-    return Cell(f"{kl['per_token']:.3g}", f"{error}n={kl['answers']}{where}")
-
-
-def _length_cell(evaluation: Mapping[str, Any]) -> Cell:
-    """The mean difference in tokens, with its interval and its share of SFT's mean."""
-    length = evaluation["length"]
-    interval = "[n/a]"
-    if length["low"] is not None:
-        interval = f"[{length['low']:+.1f}, {length['high']:+.1f}]"
-    of_sft = ""
-    if evaluation["sft_length"]:
-        of_sft = f" ({100 * length['mean'] / evaluation['sft_length']:+.0f} %)"
-    return Cell(f"{length['mean']:+.1f} tokens", f"{interval}{of_sft}")
 
 
 def frontier(figures: Mapping[str, Any]) -> list[Mark]:

@@ -141,6 +141,11 @@ def _interval(estimate: Mapping[str, Any]) -> str:
     return f"[{100 * estimate['low']:.0f}–{100 * estimate['high']:.0f}]"
 
 
+def difference_cell(row: Mapping[str, Any]) -> Cell:
+    """A difference that is a row of its own, with its "unit"."""
+    return _difference(row, points=row["unit"] == "points")
+
+
 def _difference(estimate: Mapping[str, Any] | None, *, points: bool = False) -> Cell:
     """In percentage points, or in points; toned only where the interval excludes zero."""
     if estimate is None or estimate["mean"] is None:
