@@ -19,7 +19,7 @@ def known_answers(
     """The answers of arms with the same weights in other evaluate phases' directories.
 
     `reads` is what this evaluation reads (`evaluate.inputs`). Another counts where it is complete
-    and had the same prompts, model settings, engine, decodings, length limit and seed.
+    and had the same prompts, engine, precision, decodings, length limit and seed.
     """
     known: dict[tuple[str, int, str], Generation] = {}
     for folder in evaluations:
@@ -48,6 +48,6 @@ def _decides(config: Config) -> dict[str, Any]:
         "engine": evaluate.engine or (config.sample.engine if config.sample else None),
         "decodings": evaluate.decodings,
         "max_new_tokens": evaluate.max_new_tokens,
-        "model": config.model,
+        "dtype": config.model.dtype,
         "seed": config.run.seed,
     }

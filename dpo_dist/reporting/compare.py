@@ -183,25 +183,32 @@ def _cost(spend: Mapping[str, Any] | None) -> str:
 def _fitting(table: Table) -> list[Table]:
     """The table cut into as many as fit the width, each with whole columns."""
     left = max(len(label) for label in (table.headers[0], *(label for label, _ in table.rows)))
-    room = max(NARROWEST, (WIDTH - left) // (len(table.headers) - 1) - 2)
-    rows = [(label, [_clipped(cell, room) for cell in cells]) for label, cells in table.rows]
+    if left + sum(_widths(table)) > WIDTH:
+        room = max(NARROWEST, (WIDTH - left) // (len(table.headers) - 1) - 2)
+        rows = ((label, tuple(_clipped(c, room) for c in cells)) for label, cells in table.rows)
+        table = Table(table.headers, tuple(rows))
     blocks: list[list[int]] = []
     used = WIDTH
-    for column in range(len(table.headers) - 1):
-        wide = 2 + max(
-            len(t) for t in (table.headers[column + 1], *(str(c[column]) for _, c in rows))
-        )
-        if used + wide > WIDTH:
+    for column, width in enumerate(_widths(table)):
+        if used + width > WIDTH:
             blocks.append([])
             used = left
         blocks[-1].append(column)
-        used += wide
+        used += width
     return [
         Table(
             (table.headers[0], *(table.headers[column + 1] for column in block)),
-            tuple((label, tuple(cells[column] for column in block)) for label, cells in rows),
+            tuple((label, tuple(cells[column] for column in block)) for label, cells in table.rows),
         )
         for block in blocks
+    ]
+
+
+def _widths(table: Table) -> list[int]:
+    """Of the columns behind the first, with the space before them."""
+    return [
+        2 + max(len(header), *(len(str(cells[column])) for _, cells in table.rows))
+        for column, header in enumerate(table.headers[1:])
     ]
 
 

@@ -38,6 +38,7 @@ def write_report(figures: Mapping[str, Any], out: Path) -> None:
         out / "sweep.json", {**figures, "frontier": ahead, "findings": lead, "caveats": limits}
     )
     plot = _plot(figures, marks)
+    (out / "frontier.svg").unlink(missing_ok=True)
     if plot:
         write_text(out / "frontier.svg", plot + "\n")
     said = "\n".join(f"- {line}" for line in (*lead, *limits))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import read_records
+from dpo_dist.artifacts import read_json, read_records
+from dpo_dist.records import Generation
 from dpo_dist.training.reference import ReferenceLogProbs
 from tests.conftest import ROOT
 
@@ -67,41 +68,61 @@ def test_points_share_reference_and_answers_and_are_resumed(run_file: Path, tmp_
     assert len(rows) == len(set(rows)) == PAIRS
     assert done.stderr.count("reference: train: 100%") == 1
 
-    betas = {}
-    for point in ("beta=0.1", "beta=0.9"):
-        manifest = json.loads((root / "sweep" / point / "train" / "manifest.json").read_text())
-        betas[point] = manifest["config"]["train"]["beta"]
-        assert manifest["steps"] == 2
-    assert betas == {"beta=0.1": 0.1, "beta=0.9": 0.9}
+    points = [root / "sweep" / name for name in ("beta=0.1", "beta=0.9")]
+    manifests = [read_json(point / "train" / "manifest.json") for point in points]
+    assert [manifest["config"]["train"]["beta"] for manifest in manifests] == [0.1, 0.9]
+    assert [manifest["steps"] for manifest in manifests] == [2, 2]
     assert not (root / "train").exists() and not (root / "evaluate").exists()
 
-    # base and sft answered once; dpo of each point for itself.
-    first, second = (
-        [
-            json.loads(line)
-            for line in (root / "sweep" / point / "evaluate" / "generations.jsonl")
-            .read_text()
-            .splitlines()
-        ]
-        for point in betas
-    )
-    assert [g for g in first if g["arm"] != "dpo"] == [g for g in second if g["arm"] != "dpo"]
-    assert [g for g in first if g["arm"] == "dpo"] != [g for g in second if g["arm"] == "dpo"]
-    taken = [
-        json.loads((root / "sweep" / point / "evaluate" / "manifest.json").read_text())[
-            "taken_over"
-        ]
-        for point in betas
-    ]
+    # base and sft have answered once, dpo of each point for itself.
+    taken = [read_json(point / "evaluate" / "manifest.json")["taken_over"] for point in points]
     assert taken == [0, 2 * HELD_OUT]
+    first, second = (list(answers(point)) for point in points)
+    assert [g for g in first if g.arm != "dpo"] == [g for g in second if g.arm != "dpo"]
+    assert [g for g in first if g.arm == "dpo"] != [g for g in second if g.arm == "dpo"]
 
-    report = json.loads((root / "sweep" / "report" / "sweep.json").read_text())
-    assert [point["settings"] for point in report["points"]] == [
-        {"train.beta": 0.1},
-        {"train.beta": 0.9},
-    ]
-    assert all(point["training"]["kl"]["reference"] == "base" for point in report["points"])
+    report = read_json(root / "sweep" / "report" / "sweep.json")
+    settings = [point["settings"] for point in report["points"]]
+    assert settings == [{"train.beta": 0.1}, {"train.beta": 0.9}]
+    assert [point["training"]["kl"]["answers"] for point in report["points"]] == [4, 4]
     assert report["points"][0]["evaluation"]["preferred"]["n"] == HELD_OUT
     assert "2 points were tried on the same held-out prompts" in done.stdout
-    page = (root / "sweep" / "report" / "sweep.html").read_text()
-    assert "<svg" in page and "beta=0.9" in page
+    assert "<svg" in (root / "sweep" / "report" / "sweep.html").read_text()
+
+    # As if the second evaluation had been killed after its first answers of dpo.
+    evaluation = points[1] / "evaluate"
+    (evaluation / "manifest.json").unlink()
+    journal = evaluation / "generations.journal.jsonl"
+    kept = b"".join(journal.read_bytes().splitlines(keepends=True)[: 2 * HELD_OUT + 2])
+    journal.write_bytes(kept)
+    again = dpo_dist(*swept)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stderr.count("done before") == 3
+    assert journal.read_bytes().startswith(kept)
+    assert [g.token_ids for g in answers(points[1])] == [g.token_ids for g in second]
+
+    compared = dpo_dist("compare", *map(str, points))
+    assert compared.returncode == 0, compared.stderr
+    (line,) = [line for line in compared.stdout.splitlines() if line.startswith("train.")]
+    assert line.split() == ["train.beta", "0.1", "0.9"]
+    assert "SFT+DPO of A minus SFT+DPO of B, paired by prompt" in compared.stdout
+
+
+@pytest.mark.slow
+def test_a_point_that_fails_is_reported_and_does_not_stop_the_others(
+    run_file: Path, tmp_path: Path
+) -> None:
+    """Nobody evaluates here: the points are told apart by their validation accuracy."""
+    swept = ["--set", "train.learning_rate=1.0e+30,0.01", "--set", "evaluate=null"]
+    done = dpo_dist("sweep", str(run_file), *swept)
+    assert done.returncode == 1
+    assert "1 of 2 points failed: learning_rate=1e+30" in done.stderr
+    report = read_json(tmp_path / "runs" / "test" / "sweep" / "report" / "sweep.json")
+    assert report["measure"] == "accuracy" and report["frontier"] == ["learning_rate=0.01"]
+    assert report["points"][0]["training"] is None
+    assert report["points"][1]["training"]["accuracy"]["n"] == 4
+    assert "2 points were tried on the same validation pairs" in report["caveats"][0]
+
+
+def answers(point: Path) -> Iterator[Generation]:
+    return read_records(point / "evaluate" / "generations.jsonl", Generation)
