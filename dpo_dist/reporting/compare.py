@@ -24,6 +24,7 @@ from dpo_dist.reporting.text import visible
 
 WIDTH = 100  # columns of the terminal
 NARROWEST = 26  # what a column of settings is never cut below
+INDENT = "\u00a0\u00a0"  # a page would drop plain spaces
 NOTE = (
     "Differences are paired by prompt, with 95 % intervals over prompts. Several rows are shown, "
     "so that one whose interval excludes zero by chance is to be expected now and then. Runs that "
@@ -102,7 +103,7 @@ def _evaluations(figures: Mapping[str, Any]) -> list[Section]:
             for arm in dict.fromkeys(arm for own in cells for name, arm in own if name == label):
                 row = tuple(own.get((label, arm), Cell(ABSENT)) for own in cells)
                 if any(cell.value != ABSENT for cell in row):
-                    rows.append((f"  {arm}", row))
+                    rows.append((f"{INDENT}{arm}", row))
         name = f"Held-out prompts, {decoding_name(decoding)}, up to {decoding['max_tokens']} tokens"
         found.append(Section(name, Table(("", *figures["runs"]), tuple(rows))))
     return found

@@ -61,6 +61,7 @@ def frontier_plot(
         if chance is not None:
             axes.axhline(100 * chance, color=INK, lw=1, ls="--")
         axes.margins(x=0.2, y=0.1)
+        axes.set_xlim(left=0)  # no KL is negative
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.spines[["top", "right"]].set_visible(False)
