@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train with DPO on the preference pairs",
     "evaluate": "compare base, SFT and SFT+DPO on held-out prompts",
     "report": "write report.html, report.md and report.json",
+    "sweep": "train and evaluate once for every combination of settings, on the same pairs",
 }
 EXIT_CODES = (
     "exit codes: 0 done, 1 failed, 2 bad input or configuration, 3 no evidence and 4 regressed "
@@ -51,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _execute(options: argparse.Namespace) -> int:
+    if options.command == "sweep":
+        return _sweep(options)
+    if options.command == "compare":
+        return _compare(options)
     from dpo_dist.phases.pipeline import command_of, run_all, run_phase
     from dpo_dist.phases.runs import select_round
     from dpo_dist.runfile import load_config
@@ -87,6 +92,34 @@ def _execute(options: argparse.Namespace) -> int:
     return status
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    from dpo_dist.phases.sweep import plan_sweep, report_folder, sweep
+
+    plan = plan_sweep(options.run_file, options.set)
+    status = sweep(plan, options.run_file, force=options.force)
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
+    if status == 0:
+        folder = report_folder(plan.base)
+        print(f"\n{(folder / 'table.txt').read_text(encoding='utf-8')}")
+        print(f"report: {folder / 'sweep.html'}")
+    return status
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from dpo_dist.artifacts import write_json, write_text
+    from dpo_dist.phases.compare import compare_runs
+    from dpo_dist.reporting.compare import to_page, to_terminal
+
+    figures = compare_runs(options.runs)
+    print(to_terminal(figures), end="")
+    if options.json:
+        write_json(options.json, figures)
+    if options.html:
+        write_text(options.html, to_page(figures))
+    return 0
+
+
 def _show_result(options: argparse.Namespace, config: object) -> None:
     from dpo_dist.config import Config
     from dpo_dist.phases.runs import run_root
@@ -102,6 +135,8 @@ def _show_result(options: argparse.Namespace, config: object) -> None:
 
 
 def _command_line(options: argparse.Namespace) -> str:
+    if options.command == "compare":
+        return shlex.join(["dpo-dist", "compare", *map(str, options.runs)])
     words = ["dpo-dist", options.command, str(options.run_file)]
     for override in options.set:
         words += ["--set", override]
@@ -132,16 +167,19 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=description,
             description=description[0].upper() + description[1:] + ".",
-            epilog=f"example: dpo-dist {name} recipes/incident_triage/run.yaml; {EXIT_CODES}",
+            epilog=f"example: dpo-dist {name} {_example(name)}; {EXIT_CODES}",
         )
         command.add_argument("run_file", type=Path, metavar="RUN.yaml")
-        add_set(command)
+        add_set(
+            command,
+            "; several values with commas between them are swept" if name == "sweep" else "",
+        )
         command.add_argument(
             "--force",
             action="store_true",
             help="where settings changed, move the old phase directory aside and start again",
         )
-        if name in ("run", "judge", "evaluate"):
+        if name in ("run", "judge", "evaluate", "sweep"):
             command.add_argument(
                 "--yes",
                 action="store_true",
@@ -178,7 +216,32 @@ def _parser() -> argparse.ArgumentParser:
             )
     add_watch(commands)
     add_push(commands)
+    _add_compare(commands)
     return parser
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    description = "set finished runs side by side, and dpo against dpo where the prompts agree"
+    command = commands.add_parser(
+        "compare",
+        help=description,
+        description=description[0].upper() + description[1:] + ".",
+        epilog=f"example: dpo-dist compare runs/first runs/second; {EXIT_CODES}",
+    )
+    command.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="a run's directory, a point's of a sweep, or a run file",
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all figures, too")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
+
+
+def _example(command: str) -> str:
+    more = " --set train.beta=0.03,0.1,0.3" if command == "sweep" else ""
+    return f"recipes/incident_triage/run.yaml{more}"
 
 
 if __name__ == "__main__":

@@ -83,14 +83,14 @@ def add_push(commands: Commands) -> None:
         add(f"--{name}", action="append", default=[], metavar=example, help="(repeatable)")
 
 
-def add_set(command: argparse.ArgumentParser) -> None:
-    """The option of all commands that read a run file."""
+def add_set(command: argparse.ArgumentParser, more: str = "") -> None:
+    """The option of all commands that read a run file; `more` is added to its help."""
     command.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key of the run file, e.g. --set train.beta=0.3 (repeatable)",
+        help="override a key of the run file, e.g. --set train.beta=0.3 (repeatable)" + more,
     )
 
 

@@ -130,11 +130,21 @@ __all__ = [
 
 
 class Run(Section):
-    """Where the work goes. Phases write to `<output_dir>/<name>/<phase>/`."""
+    """Where the work goes. Phases write to `<output_dir>/<name>/<phase>/`.
+
+    `point` names a point of a sweep, which `dpo-dist sweep` sets: its training and its evaluation
+    go to `<output_dir>/<name>/sweep/<point>/<phase>/` and read the run's other phases.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     output_dir: Path = Path("runs")
     seed: int = 17
+    point: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$",
+        max_length=200,  # a file system's names hold 255 bytes
+        exclude_if=lambda value: value is None,
+    )
 
 
 class Model(Section):

@@ -12,6 +12,7 @@ from dpo_dist.judging.ballots import Vote
 from dpo_dist.judging.judge import BALLOTS, Comparison, Judge
 from dpo_dist.judging.panel import Contest, Judged, judge_all, poll
 from dpo_dist.judging.spend import Ledger
+from dpo_dist.phases.runs import SWEEP
 from dpo_dist.records import Ballot
 
 
@@ -44,7 +45,7 @@ def ask(
     """The panel's verdicts on the contests; the ballots are kept in the phase's directory.
 
     What costs money is said and confirmed before. Ballots that other runs beside this one, or
-    other rounds, have paid for are used again.
+    other rounds and points of a sweep, have paid for are used again.
     """
     with out.journal(BALLOTS, Ballot) as journal:
         return judge_all(
@@ -85,5 +86,6 @@ def ask_for_scores(
 
 def _other_journals(config: Config, own: Path) -> list[Path]:
     runs = config.run.output_dir
-    journals = [*runs.glob(f"*/*/{BALLOTS}"), *runs.glob(f"*/round-*/*/{BALLOTS}")]
+    inner = ("*", "round-*/*", f"{SWEEP}/*/*")  # phases of a run, a round, a point of a sweep
+    journals = [path for folder in inner for path in runs.glob(f"*/{folder}/{BALLOTS}")]
     return [path for path in sorted(journals) if path != own]

@@ -17,7 +17,7 @@ from dpo_dist.artifacts import PhaseDirectory, phase_directory
 from dpo_dist.config import Config
 from dpo_dist.console import say
 from dpo_dist.errors import INTERRUPTED, PREEMPTED, PhaseFailed, Preempted, UserError
-from dpo_dist.phases.runs import phase_dir, phases_of, steps_of
+from dpo_dist.phases.runs import Step, phase_dir, phases_of, steps_of
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
 from dpo_dist.processes import Process, run_to_end
 from dpo_dist.ranks import WHOLE, Shard
@@ -166,11 +166,19 @@ def _fixed(section: Any) -> Any:
 
 
 def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: bool) -> int:
-    """Run every phase, each in a process of its own, and return the exit code.
+    """Run every phase, each in a process of its own, and return the exit code."""
+    return run_in_turn(steps_of(config), run_file, overrides, force=force)
+
+
+def run_in_turn(
+    steps: Sequence[Step], run_file: Path, overrides: Sequence[str], *, force: bool
+) -> int:
+    """Run phases one after the other, each in a process of its own, and return the exit code.
 
     vLLM and DeepSpeed each expect to own the machine's memory, and give it back only when
     their process ends. SIGTERM is passed on to the phase at work: training saves, the journals
-    of the others are in order at any time. Raises `Preempted` once that phase has ended.
+    of the others are in order at any time. Raises `Preempted` once that phase has ended, and
+    `PhaseFailed` where one fails.
     """
     preempted = False
 
@@ -179,7 +187,7 @@ def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: 
         preempted = True
         child.terminate()
 
-    for step in steps_of(config):
+    for step in steps:
         command = command_of(step.phase, run_file, overrides, step.round)
         if force:
             command.append("--force")

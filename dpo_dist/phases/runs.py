@@ -29,6 +29,8 @@ PHASES = ("sft", "sample", "judge", "train", "evaluate", "report")
 ROUND_PHASES = ("sample", "judge", "train", "evaluate")  # what every round does again
 # Between the seeds of two rounds' samples: a resumed phase adds what it has done to its own.
 SEEDS_APART = 100_000_007
+POINT_PHASES = ("train", "evaluate")  # what a point of a sweep does itself
+SWEEP = "sweep"
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,29 @@ def run_root(config: Config) -> Path:
 
 
 def phase_dir(config: Config, phase: str) -> Path:
-    """A phase's directory: `<run>/<phase>`, or `<run>/round-<n>/<phase>` for the phases of the
-    round that the configuration is at."""
+    """A phase's directory: `<run>/<phase>`; `<run>/round-<n>/<phase>` for the phases of the round
+    that the configuration is at, `<run>/sweep/<point>/<phase>` for what a point of a sweep does
+    itself."""
+    root = run_root(config)
+    if config.run.point is not None and phase in POINT_PHASES:
+        return root / SWEEP / config.run.point / phase
     if config.rounds is None or phase not in ROUND_PHASES:
-        return run_root(config) / phase
+        return root / phase
     assert 1 <= config.round <= config.rounds.count, config.round
-    return run_root(config) / str(Step(phase, config.round))
+    return root / str(Step(phase, config.round))
+
+
+def evaluations(config: Config) -> list[Path]:
+    """The evaluate phase's directories that may have answered what this one asks: those of earlier
+    rounds, or those of the run and of its sweep's other points."""
+    if config.rounds is not None:
+        earlier = range(config.round - 1, 0, -1)
+        return [phase_dir(config.at_round(number), "evaluate") for number in earlier]
+    if config.run.point is None:
+        return []
+    root = run_root(config)
+    found = [root / "evaluate", *sorted((root / SWEEP).glob("*/evaluate"))]
+    return [path for path in found if path != phase_dir(config, "evaluate")]
 
 
 def phases_of(config: Config) -> list[str]:
@@ -78,7 +97,7 @@ def phases_of(config: Config) -> list[str]:
         "judge": config.judge is not None and judged,
         "train": config.train is not None,
         "evaluate": config.evaluate is not None,
-        "report": config.evaluate is not None,
+        "report": config.evaluate is not None and config.run.point is None,
     }
     return [phase for phase in PHASES if wanted[phase]]
 

@@ -29,23 +29,16 @@ def render_page(
 ) -> str:
     """The page. Everything but our own SVG is escaped by the template engine."""
     import yaml
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("dpo_dist.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     scores = report["comparison"]
     tables = [
         (decoding_name(decoding), comparison_table(scores, number))
         for number, decoding in enumerate(scores["decodings"])
     ]
     rows = {row["metric"]: row for row in scores["metrics"]}
-    return environment.get_template("report.html.j2").render(
+    return render_template(
+        "report.html.j2",
         report=report,
         tables=tables,
         audit=audit_table(report["audit"]),
@@ -70,6 +63,20 @@ def _funnels(report: Mapping[str, Any]) -> list[tuple[str, Sequence[Mapping[str,
     """(name, steps): of the run, or of every round."""
     rounds = [(f"Round {figures['round']}", figures["funnel"]) for figures in report["rounds"]]
     return rounds or [("Preference data", report["funnel"])]
+
+
+def render_template(name: str, **values: Any) -> str:
+    """A page from the package's templates; all values but `Markup` are escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("dpo_dist.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name).render(**values)
 
 
 def same_judge(judges: Mapping[str, str | None]) -> bool:

@@ -9,6 +9,17 @@ from typing import Any
 
 TRAIN, VALIDATION, CHOSEN, REJECTED = "#3b82f6", "#f59e0b", "#10b981", "#ef4444"
 INK = "#808894"  # in the middle between black and white
+STYLE = {
+    "svg.hashsalt": "dpo_dist",  # the same figures give the same file
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
 
 
 @dataclass(frozen=True)
@@ -158,18 +169,7 @@ def _draw(
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    style = {
-        "svg.hashsalt": "dpo_dist",  # the same figures give the same file
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "text.color": INK,
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-    }
-    with pyplot.rc_context(style):
+    with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(4.6, 2.7), layout="constrained")
         for line in lines:
             _add(axes, line, bars=unit == "round")
@@ -183,9 +183,15 @@ def _draw(
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color=INK, alpha=0.25, lw=0.6)
         axes.legend(frameon=False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        svg = as_svg(figure)
         pyplot.close(figure)
+    return svg
+
+
+def as_svg(figure: Any) -> str:
+    """A figure of matplotlib as an SVG element, to be put into a page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :]
 

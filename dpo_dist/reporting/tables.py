@@ -66,10 +66,10 @@ def comparison_table(scores: Mapping[str, Any], decoding: int = 0) -> Table:
             rows.append((row["label"], (*cells, _difference(row["delta"], row["unit"], better))))
     preferred = scores["preferred"]
     if preferred is not None and preferred["decoding"] == decoding:
-        cells = [_share(preferred) if arm == "dpo" else Cell(ABSENT) for arm in arms]
+        cells = [share_cell(preferred) if arm == "dpo" else Cell(ABSENT) for arm in arms]
         rows.append((PREFERRED, (*cells, _difference(_minus_half(preferred), "share", "higher"))))
         if controlled := preferred.get("length_controlled"):
-            cells = [_share(controlled) if arm == "dpo" else Cell(ABSENT) for arm in arms]
+            cells = [share_cell(controlled) if arm == "dpo" else Cell(ABSENT) for arm in arms]
             delta = _difference(_minus_half(controlled), "share", "higher")
             rows.append((EQUAL_LENGTH, (*cells, delta)))
     return Table(headers, tuple(rows))
@@ -95,7 +95,7 @@ def audit_table(shares: Sequence[Mapping[str, Any]]) -> Table:
     for share in shares:
         if not share["n"]:
             continue
-        cell = _share(share)
+        cell = share_cell(share)
         tone = "worse" if share["remedy"] else ""
         rows.append((share["label"], (Cell(cell.value, cell.detail, tone),)))
     return Table(("Labels", "Share"), tuple(rows))
@@ -123,7 +123,7 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
             Cell(str(figures["prompts"])),
             Cell(str(figures["pairs"])),
             _figure(figures["first_loss"], ".4f"),
-            NOT_MEASURED if preferred is None else _share(preferred),
+            NOT_MEASURED if preferred is None else share_cell(preferred),
             _kl(figures),
             _figure(figures["reward_accuracy"], ".2f"),
             _figure(figures["reward_margin"], ".3f"),
@@ -189,7 +189,7 @@ def _kl(figures: Mapping[str, Any]) -> Cell:
     return Cell(f"{figures['kl_per_token']:.3f}", f"{spread}from {figures['reference']}")
 
 
-def _share(estimate: Mapping[str, Any]) -> Cell:
+def share_cell(estimate: Mapping[str, Any]) -> Cell:
     if estimate["mean"] is None:
         return Cell(ABSENT, f"n={estimate['n']}")
     return Cell(f"{100 * estimate['mean']:.1f} %", f"{_interval(estimate)} n={estimate['n']}")
@@ -200,7 +200,7 @@ def _metric_cell(row: Mapping[str, Any], arm: str) -> Cell:
     estimate = row["arms"][arm]
     missing = row.get("missing", {}).get(arm, {})
     reasons = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in missing.items())
-    cell = _share(estimate) if row["unit"] == "share" else _number(estimate, row["unit"])
+    cell = share_cell(estimate) if row["unit"] == "share" else _number(estimate, row["unit"])
     if not reasons:
         return cell
     value = "n/a" if estimate["mean"] is None else cell.value
@@ -222,6 +222,11 @@ def _interval(estimate: Mapping[str, Any]) -> str:
     if estimate["low"] is None:
         return "[n/a]"
     return f"[{100 * estimate['low']:.0f}–{100 * estimate['high']:.0f}]"
+
+
+def difference_cell(row: Mapping[str, Any]) -> Cell:
+    """A difference that is a row of its own, with its "unit" and what of it is "better"."""
+    return _difference(row, row["unit"], row["better"])
 
 
 def _difference(estimate: Mapping[str, Any] | None, unit: str, better: str | None) -> Cell:

@@ -14,7 +14,8 @@ from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.phases.asking import ask
-from dpo_dist.phases.rounds import known_answers, part_identity, round_prompts
+from dpo_dist.phases.known_answers import known_answers
+from dpo_dist.phases.rounds import part_identity, round_prompts
 from dpo_dist.phases.runs import phase_dir
 from dpo_dist.records import Generation, Message, Prompt
 from tests.unit.judging.test_panel import Planted
@@ -46,7 +47,10 @@ def evaluated(config: Config, weights: dict[str, Any], **inputs: Any) -> None:
 
 
 def known(config: Config) -> list[str]:
-    return [answer.text for answer in known_answers(config, WEIGHTS, PROMPTS).values()]
+    return [
+        answer.text
+        for answer in known_answers(config, {"weights": WEIGHTS, "prompts": PROMPTS}).values()
+    ]
 
 
 def test_arms_of_the_same_weights_are_taken_over(tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""What a sweep's points gain, against how far they went for it, as SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dpo_dist.reporting.plots import INK, STYLE, TRAIN, VALIDATION, as_svg
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point of the plot: KL with twice its standard error, a share with its interval.
+
+    `ahead`: no other point has as much of the share for less KL, or more for as little.
+    """
+
+    label: str
+    kl: float
+    kl_error: float
+    share: float
+    low: float
+    high: float
+    ahead: bool = False
+
+
+def frontier_plot(
+    marks: Sequence[Mark], *, x_label: str, y_label: str, chance: float | None
+) -> str:
+    """The points with their intervals; those ahead of the others are joined by a line."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(7.4, 4.2), layout="constrained")
+        ahead = sorted((m for m in marks if m.ahead), key=lambda m: m.kl)
+        axes.plot([m.kl for m in ahead], [100 * m.share for m in ahead], color=TRAIN, lw=1, ls=":")
+        for mark in marks:
+            colour = TRAIN if mark.ahead else VALIDATION
+            share = 100 * mark.share
+            axes.errorbar(
+                [mark.kl],
+                [share],
+                xerr=[mark.kl_error],
+                yerr=[[share - 100 * mark.low], [100 * mark.high - share]],
+                fmt="o",
+                color=colour,
+                ecolor=colour,
+                elinewidth=1.2,
+                capsize=3,
+            )
+            axes.annotate(
+                mark.label,
+                (mark.kl, share),
+                xytext=(7, 6),
+                textcoords="offset points",
+                color=INK,
+            )
+        if chance is not None:
+            axes.axhline(100 * chance, color=INK, lw=1, ls="--")
+        axes.margins(x=0.2, y=0.1)
+        axes.set_xlim(left=0)  # no KL is negative
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color=INK, alpha=0.25, lw=0.6)
+        svg = as_svg(figure)
+        pyplot.close(figure)
+    return svg
