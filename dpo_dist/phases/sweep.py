@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,10 @@ def split_values(text: str) -> list[str]:
         elif character == "," and depth == 0:
             parts.append("")
             continue
-        depth += (not quote) * ((character in "[{(") - (character in "]})"))
+        elif character in "[{":
+            depth += 1
+        elif character in "]}":
+            depth -= 1
         parts[-1] += character
     return [part.strip() for part in parts]
 
@@ -151,10 +154,11 @@ def figures(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _of(config: Config, phase: str, read: Any) -> dict[str, Any] | None:
+def _of(
+    config: Config, phase: str, read: Callable[[Path], dict[str, Any]]
+) -> dict[str, Any] | None:
     folder = phase_dir(config, phase)
-    found: dict[str, Any] | None = read(folder) if (folder / MANIFEST).exists() else None
-    return found
+    return read(folder) if (folder / MANIFEST).exists() else None
 
 
 def _tried_before(plan: Plan) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,7 +150,7 @@ def _accuracy(training: Mapping[str, Any]) -> Cell:
     return Cell(ABSENT) if training["accuracy"] is None else share_cell(training["accuracy"])
 
 
-_TRAINING = {
+_TRAINING: dict[str, Callable[[Mapping[str, Any]], Cell]] = {
     "Pairs": lambda t: Cell(str(t["pairs"]["train"]), f"+ {t['pairs']['validation']} to validate"),
     "Steps": steps_cell,
     "Loss": lambda t: number_cell(t["loss"], ".4f"),
