@@ -76,9 +76,9 @@ def make_run(tmp_path: Path, write_run):
         out = root / "evaluate"
         metric = Metric("json_schema", "Format", lambda prompt, answer: 0.0)
         arms = ("sft", "dpo")
-        write_json(
-            out / "scores.json", summarise([metric], scores, verdicts, arms, decodings, seed=17)
-        )
+        given = None if verdicts is None else {("dpo", "sft"): verdicts}
+        scored = summarise([metric], scores, given, arms, decodings, seed=17)
+        write_json(out / "scores.json", scored)
         write_records(out / "scores.jsonl", scores)
         write_records(out / "verdicts.jsonl", verdicts or [])
         write_records(out / "prompts.jsonl", (prompt(n, question) for n in range(N)))
