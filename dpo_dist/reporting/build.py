@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.artifacts import read_json, read_records, write_json, write_text
+from dpo_dist.artifacts import FINGERPRINT, file_digest, read_json, write_json, write_text
 from dpo_dist.config import Config
-from dpo_dist.records import Generation, Prompt, Score, Verdict
+from dpo_dist.reporting.answers import Answers, guarded_rows, read_answers
+from dpo_dist.reporting.gallery import gallery
+from dpo_dist.reporting.markdown import markdown
 from dpo_dist.reporting.page import render_page
 from dpo_dist.reporting.plots import training_plots
-from dpo_dist.reporting.tables import (
-    CARD_NOTE,
-    NO_CARD,
-    audit_table,
-    canary_table,
-    comparison_table,
-    decoding_name,
-    to_markdown,
-    to_text,
-)
-from dpo_dist.reporting.text import plain_markdown, visible
+from dpo_dist.reporting.reflection import reflect
+from dpo_dist.reporting.tables import comparison_table, decoding_name, to_text
+from dpo_dist.reporting.training import alarms, training_figures
 
 PHASES = ("sft", "sample", "judge", "train", "evaluate")
 
@@ -39,6 +33,7 @@ def build(config: Config, root: Path, out: Path) -> dict[str, Any]:
     }
     scores = read_json(root / "evaluate" / "scores.json")
     metrics = _metrics(root / "train" / "metrics.jsonl")
+    answers = read_answers(root / "evaluate", scores)
     judge_scores = manifests["evaluate"].get("judge_scores", [])
     report: dict[str, Any] = {
         "run": config.run.name,
@@ -49,6 +44,9 @@ def build(config: Config, root: Path, out: Path) -> dict[str, Any]:
         "audit": manifests.get("judge", {}).get("audit", []),
         "canaries": manifests.get("judge", {}).get("canaries", []),
         "alarms": alarms(metrics),
+        "training": training_figures(metrics, config.train, _selected_step(root / "train")),
+        "answers": answers.figures(),
+        "regressions": regressions(answers, scores, config.report.regressions),
         "phases": {phase: manifest["wall_seconds"] for phase, manifest in manifests.items()},
         "judges": {
             phase: manifests[phase].get("judge")
@@ -64,20 +62,26 @@ def build(config: Config, root: Path, out: Path) -> dict[str, Any]:
         "judge_scores": judge_scores,
         "versions": manifests["evaluate"]["versions"],
         "git": manifests["evaluate"]["git"],
+        "fingerprints": {
+            phase: file_digest(root / phase / FINGERPRINT)
+            for phase in manifests
+            if (root / phase / FINGERPRINT).exists()
+        },
         "config": config.model_dump(mode="json", exclude_none=True),
     }
+    report["reflection"] = [asdict(sentence) for sentence in reflect(report)]
     headline = comparison_table(scores)
     write_text(out / "table.txt", to_text(headline))
     formats = config.report.formats
     if "json" in formats:
         write_json(out / "report.json", report)
     if "md" in formats:
-        write_text(out / "report.md", _markdown(report))
+        write_text(out / "report.md", markdown(report))
     if "html" in formats:
         page = render_page(
             report,
             plots=training_plots(metrics, config.train.kl.budget if config.train else None),
-            samples=samples(root / "evaluate", config.report.samples),
+            gallery=gallery(root / "evaluate", answers, config.report),
         )
         write_text(out / "report.html", page)
     return report
@@ -143,107 +147,22 @@ def funnel(manifests: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return steps
 
 
-def alarms(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the training's monitors warned of, and at which step."""
-    return [
-        {
-            "step": int(line["step"]),
-            "kind": visible(str(line["alarm"]).replace("_", " ")),
-            "message": visible(str(line["message"])),
-        }
-        for line in metrics
-        if "alarm" in line
+def regressions(answers: Answers, scores: dict[str, Any], most: int) -> dict[str, Any]:
+    """On how many prompts each guarded metric fell, and the `most` prompts that lost most."""
+    labels = [row["label"] for row in guarded_rows(scores)]
+    fell = [
+        {"label": label, "prompts": sum(label in found.fell for found in answers.regressions)}
+        for label in labels
     ]
+    return {"fell": fell, "worst": [found.figures for found in answers.regressions[:most]]}
 
 
-def samples(evaluate: Path, limit: int) -> list[dict[str, Any]]:
-    """Side-by-side answers of the arms at the first decoding.
-
-    Prompts are spread evenly over the held-out set, not chosen.
-    """
-    prompts = list(read_records(evaluate / "prompts.jsonl", Prompt))
-    answers: dict[tuple[str, str], Generation] = {
-        (g.prompt_id, g.arm): g
-        for g in read_records(evaluate / "generations.jsonl", Generation)
-        if g.decoding == 0
-    }
-    scores: dict[tuple[str, str], dict[str, float]] = {}
-    for score in read_records(evaluate / "scores.jsonl", Score):
-        if score.decoding == 0:
-            scores.setdefault((score.prompt_id, score.arm), {})[score.metric] = score.value
-    verdicts = {}
-    if (evaluate / "verdicts.jsonl").exists():
-        verdicts = {v.prompt_id: v for v in read_records(evaluate / "verdicts.jsonl", Verdict)}
-    arms = list(dict.fromkeys(arm for _, arm in answers))
-    stride = max(1, len(prompts) // limit)
-    return [
-        {
-            "id": visible(prompt.id),
-            "prompt": visible(
-                "\n\n".join(m.content for m in prompt.messages if m.role != "system")
-            ),
-            "reference": visible(json.dumps(prompt.reference)) if prompt.reference else "",
-            "verdict": _verdict_name(verdicts.get(prompt.id)),
-            "answers": [
-                {
-                    "arm": arm,
-                    "text": visible(answers[prompt.id, arm].text),
-                    "cut_off": answers[prompt.id, arm].finish_reason == "length",
-                    "scores": scores.get((prompt.id, arm), {}),
-                }
-                for arm in arms
-            ],
-        }
-        for prompt in prompts[::stride][:limit]
-    ]
-
-
-def _verdict_name(verdict: Verdict | None) -> str:
-    if verdict is None:
-        return ""
-    if verdict.outcome != "preferred":
-        return verdict.outcome
-    return "judge prefers SFT+DPO" if verdict.preferred == "dpo" else "judge prefers SFT"
+def _selected_step(train: Path) -> int | None:
+    path = train / "outcome.json"
+    return read_json(path).get("selected_step") if path.exists() else None
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _markdown(report: dict[str, Any]) -> str:
-    scores = report["comparison"]
-    parts = [f"# {report['run']}\n", *(f"- {sentence}" for sentence in report["summary"])]
-    for number, decoding in enumerate(scores["decodings"]):
-        parts += [f"\n## Held-out prompts, {decoding_name(decoding)}\n"]
-        parts += [to_markdown(comparison_table(scores, number))]
-    parts += ["Cells: mean, 95 % interval over prompts, number of prompts.\n", "## Data\n"]
-    for step in report["funnel"]:
-        dropped = ", ".join(f"{n} {reason}" for reason, n in step["dropped"].items()) or "none"
-        kept = f"{step['kept']} kept"
-        if "kept_inconsistent" in step:
-            kept += f" ({step['kept_inconsistent']} inconsistent)"
-        parts.append(
-            f"- {step['phase']}: {step['in']} {step['unit']} in, {kept}; dropped: {dropped}"
-        )
-    if report["audit"]:
-        parts.append("\n## Labels\n")
-        parts.append(to_markdown(audit_table(report["audit"])))
-        parts += [
-            f"- {plain_markdown(s['label'])}: {s['remedy']}."
-            for s in report["audit"]
-            if s["remedy"]
-        ]
-    if report["canaries"]:
-        parts.append("\n## The judge's card\n")
-        parts += [to_markdown(canary_table(report["canaries"])), CARD_NOTE]
-    elif report["judges"].get("judge"):
-        parts.append(f"\n{NO_CARD}")
-    if report["alarms"]:
-        parts.append("\n## Alarms during training\n")
-        parts += [
-            f"- Step {a['step']}, {plain_markdown(a['kind'])}: {plain_markdown(a['message'])}"
-            for a in report["alarms"]
-        ]
-    return "\n".join(parts) + "\n"

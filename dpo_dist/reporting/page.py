@@ -1,29 +1,44 @@
-"""report.html: one self-contained page, without scripts and without a request to anywhere."""
+"""report.html: one self-contained page that asks nobody for anything, and reads without scripts."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
+from dpo_dist.reporting.gallery import MOST_CHARACTERS, Gallery
 from dpo_dist.reporting.tables import (
     CARD_NOTE,
     HEADERS,
     NO_CARD,
+    REFLECTION,
     audit_table,
     canary_table,
     comparison_table,
     decoding_name,
+    pairwise_table,
     score_badge,
 )
 
+# By tag of a sample; the page's filters.
+FILTERS = {
+    "lost": "SFT+DPO lost",
+    "won": "won",
+    "tie": "tie",
+    "inconsistent": "contradicted",
+    "missing": "no verdict",
+    "cut-off": "SFT+DPO cut off",
+    "fell": "a metric fell",
+}
+
 
 def render_page(
-    report: Mapping[str, Any],
-    *,
-    plots: Sequence[tuple[str, str]],
-    samples: Sequence[Mapping[str, Any]],
+    report: Mapping[str, Any], *, plots: Sequence[tuple[str, str]], gallery: Gallery
 ) -> str:
-    """The page. Everything but our own SVG is escaped by the template engine."""
+    """The page. Everything but our own SVG, style and script is escaped by the template engine;
+    the browser runs no other script (by its hash)."""
     import yaml
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -41,9 +56,17 @@ def render_page(
         for number, decoding in enumerate(scores["decodings"])
     ]
     rows = {row["metric"]: row for row in scores["metrics"]}
+    script = environment.get_template("script.js").render()
+    counts = {tag: sum(tag in sample.tags for sample in gallery.samples) for tag in FILTERS}
     return environment.get_template("report.html.j2").render(
         report=report,
         tables=tables,
+        pairwise=pairwise_table(scores),
+        reflection=[
+            (topic, list(sentences))
+            for topic, sentences in groupby(report["reflection"], key=lambda s: s["topic"])
+        ],
+        reflection_title=REFLECTION,
         audit=audit_table(report["audit"]),
         card=canary_table(report["canaries"]),
         card_note=CARD_NOTE.replace("`", ""),
@@ -51,9 +74,13 @@ def render_page(
         badge=lambda metric, value: score_badge(rows[metric], value),
         headers=HEADERS,
         plots=[(title, Markup(svg)) for title, svg in plots],
-        samples=samples,
+        gallery=gallery,
+        filters=[(tag, FILTERS[tag], count) for tag, count in counts.items() if count],
+        most_characters=MOST_CHARACTERS,
         same_judge=_same_judge(report["judges"]),
         configuration=yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
