@@ -47,7 +47,7 @@ def write_run_directory(root: Path, prompts: int, *, long: int = 0) -> None:
         asked.append(Prompt(id=name, messages=(Message(role="user", content=f"{text} question"),)))
         named = {"base": False, "sft": True, "dpo": bool(number % 3)}
         for arm, severity in named.items():
-            answer = f"answer {number} of {arm} {text} {'SEV1' if severity else 'none'}"
+            answer = f"answer {number} of {arm} {text} {'SEV1' if severity else 'nothing'}"
             answers.append(
                 Generation(
                     prompt_id=name,

@@ -28,14 +28,15 @@ class Difference:
 
 
 def word_difference(before: str, after: str) -> Difference:
-    """The words that only one of two texts has at that place."""
+    """The words that only one of two texts has at that place; white space does not count."""
     whole = (Part(before),), (Part(after),)
     if before == after:
         return Difference(*whole, "same answer as SFT")
     old, new = re.findall(r"\s*\S+|\s+$", before), re.findall(r"\s*\S+|\s+$", after)
     if max(len(old), len(new)) > MOST_WORDS:
         return Difference(*whole, f"more than {MOST_WORDS:,} words: differences are not marked")
-    matcher = SequenceMatcher(None, old, new, autojunk=False)
+    words = ([word.strip() for word in text] for text in (old, new))
+    matcher = SequenceMatcher(None, *words, autojunk=False)
     if matcher.ratio() < ALIKE:
         return Difference(*whole, "little in common with SFT: differences are not marked")
     left: list[Part] = []
