@@ -68,7 +68,9 @@ class Evaluate(Section):
 
 
 class Report(Section):
-    """The report phase."""
+    """The report phase. The page shows the answers to `samples` prompts, evenly spread, and to
+    the `regressions` that are worst."""
 
     formats: tuple[Literal["html", "md", "json"], ...] = ("html", "md", "json")
     samples: PositiveInt = 12
+    regressions: int = Field(24, ge=0, exclude_if=lambda value: value == 24)

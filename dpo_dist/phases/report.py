@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from dpo_dist.artifacts import MANIFEST, PhaseDirectory, file_digest
@@ -10,11 +9,9 @@ from dpo_dist.config import Config
 from dpo_dist.console import say
 from dpo_dist.errors import DataError
 from dpo_dist.phases.runs import phase_dir, run_root, steps_of
-from dpo_dist.reporting.build import build, samples
-from dpo_dist.reporting.plots import training_plots
-from dpo_dist.reporting.rounds import read_metrics
+from dpo_dist.reporting.build import build
 from dpo_dist.reporting.tracking import log_report
-from dpo_dist.tracking import TrackedRun, start, sync_command, tracked_run
+from dpo_dist.tracking import start, sync_command, tracked_run
 
 SECTIONS = ("report",)
 
@@ -39,23 +36,8 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     rounds = [root / f"round-{n}" for n in range(1, count + 1)]
     report = build(config, root, out.path, rounds=rounds)
     if tracked := tracked_run(config, root, out.path):
-        _log(tracked, config, rounds[-1] if rounds else root, report, out.path)
+        with start(tracked) as logged:
+            log_report(logged, report, out.path)
+        if tracked.settings.mode == "offline":
+            say(f"Weights & Biases: kept offline; to send it: {sync_command(tracked)}")
     return {"counts": {"in": 1, "kept": 1, "dropped": {}}}
-
-
-def _log(
-    tracked: TrackedRun, config: Config, last: Path, report: dict[str, Any], out: Path
-) -> None:
-    """Log the report to the run that training has logged to; the phases' directories, those of the
-    last round where there are rounds, lie in `last`."""
-    metrics = read_metrics(last / "train" / "metrics.jsonl")
-    with start(tracked) as run:
-        log_report(
-            run,
-            report,
-            plots=training_plots(metrics, config.train.kl.budget if config.train else None),
-            samples=samples(last / "evaluate", config.report.samples),
-            folder=out,
-        )
-    if tracked.settings.mode == "offline":
-        say(f"Weights & Biases: kept offline; to send it: {sync_command(tracked)}")

@@ -1,23 +1,43 @@
-"""report.html: one self-contained page, without scripts and without a request to anywhere."""
+"""report.html: one self-contained page that asks nobody for anything, and reads without scripts."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
+from dpo_dist.reporting.gallery import MOST_CHARACTERS, Gallery
 from dpo_dist.reporting.tables import (
     CARD_NOTE,
     HEADERS,
     NO_CARD,
+    REFLECTION,
     ROUNDS_NOTE,
     audit_table,
     canary_table,
     comparison_table,
     decoding_name,
     moment,
+    pairwise_table,
     rounds_table,
     score_badge,
 )
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+# By tag of a sample; the page's filters.
+FILTERS = {
+    "lost": "SFT+DPO lost",
+    "won": "won",
+    "tie": "tie",
+    "inconsistent": "contradicted",
+    "missing": "no verdict",
+    "cut-off": "SFT+DPO cut off",
+    "fell": "a metric fell",
+}
 
 
 def render_page(
@@ -25,9 +45,10 @@ def render_page(
     *,
     plots: Sequence[tuple[str, str]],
     round_plots: Sequence[tuple[str, str]] = (),
-    samples: Sequence[Mapping[str, Any]],
+    gallery: Gallery,
 ) -> str:
-    """The page. Everything but our own SVG is escaped by the template engine."""
+    """The page. Everything but our own SVG, style and script is escaped by the template engine;
+    the browser runs no other script (by its hash)."""
     import yaml
     from markupsafe import Markup
 
@@ -37,10 +58,18 @@ def render_page(
         for number, decoding in enumerate(scores["decodings"])
     ]
     rows = {row["metric"]: row for row in scores["metrics"]}
+    script = _environment().get_template("script.js").render()
+    counts = {tag: sum(tag in sample.tags for sample in gallery.samples) for tag in FILTERS}
     return render_template(
         "report.html.j2",
         report=report,
         tables=tables,
+        pairwise=pairwise_table(scores),
+        reflection=[
+            (topic, list(sentences))
+            for topic, sentences in groupby(report["reflection"], key=lambda s: s["topic"])
+        ],
+        reflection_title=REFLECTION,
         audit=audit_table(report["audit"]),
         card=canary_table(report["canaries"]),
         card_note=CARD_NOTE.replace("`", ""),
@@ -53,9 +82,13 @@ def render_page(
         rounds_note=ROUNDS_NOTE,
         funnels=_funnels(report),
         round_plots=[(title, Markup(svg)) for title, svg in round_plots],
-        samples=samples,
+        gallery=gallery,
+        filters=[(tag, FILTERS[tag], count) for tag, count in counts.items() if count],
+        most_characters=MOST_CHARACTERS,
         same_judge=same_judge(report["judges"]),
         configuration=yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
@@ -67,16 +100,19 @@ def _funnels(report: Mapping[str, Any]) -> list[tuple[str, Sequence[Mapping[str,
 
 def render_template(name: str, **values: Any) -> str:
     """A page from the package's templates; all values but `Markup` are escaped."""
+    return _environment().get_template(name).render(**values)
+
+
+def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
+    return Environment(
         loader=PackageLoader("dpo_dist.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(name).render(**values)
 
 
 def same_judge(judges: Mapping[str, str | None]) -> bool:

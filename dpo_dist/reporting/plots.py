@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 TRAIN, VALIDATION, CHOSEN, REJECTED = "#3b82f6", "#f59e0b", "#10b981", "#ef4444"
@@ -56,6 +58,7 @@ class Level:
 
 
 KL_TITLE = "KL from the reference, own answers (nats per token)"
+LENGTH = "kl/length"
 PLOTS: tuple[tuple[str, tuple[Curve, ...]], ...] = (
     (
         "Reward gap (chosen − rejected)",
@@ -65,15 +68,19 @@ PLOTS: tuple[tuple[str, tuple[Curve, ...]], ...] = (
         ),
     ),
     (
-        "DPO loss",
-        (Curve("loss", "train", TRAIN), Curve("eval_loss", "validation", VALIDATION)),
+        KL_TITLE,
+        (Curve("kl/per_token", "held-out prompts, ± 2 SE", VALIDATION, "kl/per_token_se"),),
     ),
     (
-        "Rewards (train)",
+        "Validation log-probability (nats per token)",
         (
-            Curve("rewards/chosen", "chosen", CHOSEN),
-            Curve("rewards/rejected", "rejected", REJECTED),
+            Curve("eval_logps/chosen_per_token", "chosen", CHOSEN),
+            Curve("eval_logps/rejected_per_token", "rejected", REJECTED),
         ),
+    ),
+    (
+        "Length of the policy's own answers (tokens)",
+        (Curve(LENGTH, "held-out prompts", VALIDATION),),
     ),
     (
         "Accuracy (chosen above rejected)",
@@ -83,12 +90,15 @@ PLOTS: tuple[tuple[str, tuple[Curve, ...]], ...] = (
         ),
     ),
     (
-        "Chosen log-probability (nats per token)",
-        (Curve("eval_logps/chosen_per_token", "validation", VALIDATION),),
+        "Rewards (train)",
+        (
+            Curve("rewards/chosen", "chosen", CHOSEN),
+            Curve("rewards/rejected", "rejected", REJECTED),
+        ),
     ),
     (
-        KL_TITLE,
-        (Curve("kl/per_token", "held-out prompts, ± 2 SE", VALIDATION, "kl/per_token_se"),),
+        "DPO loss",
+        (Curve("loss", "train", TRAIN), Curve("eval_loss", "validation", VALIDATION)),
     ),
 )
 
@@ -100,14 +110,33 @@ def training_plots(
 
     All plots show the same steps, so that one can be read below the other.
     """
+    metrics = [_with_length(line) for line in metrics]
     drawn = [(title, [_plotted(metrics, curve) for curve in curves]) for title, curves in PLOTS]
     steps = [step for _, lines in drawn for line in lines for step in line.steps]
     budget = None if kl_budget is None else Level(kl_budget, f"budget {kl_budget:g}", REJECTED)
-    return [
+    svgs = [
         (title, _draw(lines, (min(steps), max(steps)), budget if title == KL_TITLE else None))
         for title, lines in drawn
         if any(line.steps for line in lines)
     ]
+    return _on_a_page(svgs, "plot")
+
+
+def _with_length(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The line with the mean length of the answers that the KL was measured on."""
+    if not line.get("kl/sequences") or "kl/tokens" not in line:
+        return line
+    return {**line, LENGTH: line["kl/tokens"] / line["kl/sequences"]}
+
+
+def _on_a_page(svgs: Sequence[tuple[str, str]], prefix: str) -> list[tuple[str, str]]:
+    """With a name for those who do not see them, and ids that no other plot has."""
+    found = []
+    for number, (title, svg) in enumerate(svgs):
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{prefix}{number}-", svg)
+        named = f'<svg role="img" aria-label="{escape(title)}" '
+        found.append((title, svg.replace("<svg ", named, 1)))
+    return found
 
 
 WIN_RATE = "Preferred to SFT (judge, 95 % interval)"
@@ -138,11 +167,12 @@ def round_plots(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     )
     span = (1, len(rounds))
     plots = ((WIN_RATE, win_rate, Level(0.5, "chance")), (KL_BY_ROUND, kl, None))
-    return [
+    svgs = [
         (title, _draw([line], span, level, unit="round"))
         for title, line, level in plots
         if line.steps
     ]
+    return _on_a_page(svgs, "round")
 
 
 def _distance(mean: float, limit: float | None) -> float:

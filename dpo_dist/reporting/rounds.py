@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from dpo_dist.artifacts import read_json, read_records
 from dpo_dist.config import Config
 from dpo_dist.records import Generation
 from dpo_dist.reporting.funnel import funnel
+from dpo_dist.reporting.training import read_metrics
 
 
 def round_figures(
@@ -35,13 +35,6 @@ def round_figures(
         "taken_over": manifests["evaluate"].get("taken_over", 0),
         "wall_seconds": sum(manifest["wall_seconds"] for manifest in manifests.values()),
     }
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a training's metrics.jsonl; none where there is no such training."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _reference_name(number: int, config: Config) -> str:

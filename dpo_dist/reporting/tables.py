@@ -10,6 +10,7 @@ HEADERS = {"base": "Base", "sft": "SFT", "dpo": "SFT+DPO"}
 PREFERRED = "Preferred (judge, pairwise vs SFT)"
 EQUAL_LENGTH = "Preferred, at equal lengths"
 ABSENT = "–"
+REFLECTION = "What DPO did to the model, and what it did not"
 CARD_NOTE = (
     "A canary is a comparison whose right answer is known, asked in both orders. `failed`: fewer "
     "passed than the run file asks for. `accepted`: so they did, and the run file goes on with it."
@@ -134,6 +135,36 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
     return Table(ROUND_HEADERS, tuple(rows))
 
 
+def pairwise_table(scores: Mapping[str, Any]) -> Table:
+    """What the verdicts on every compared pair of arms were, and what they can show."""
+    rows = []
+    pairs = scores.get("pairwise") or []  # not yet in older scores.json
+    for pair in pairs:
+        missing = sum(pair["missing"].values())
+        reasons = ", ".join(
+            f"{n} {reason.replace('_', ' ')}" for reason, n in pair["missing"].items()
+        )
+        bounds = Cell("none")
+        if missing:
+            bounds = Cell(str(missing), f"{reasons}; {_bounds(pair)}")
+        smallest = pair["detectable"]
+        cells = (
+            share_cell(pair),
+            *(Cell(str(pair[name])) for name in ("wins", "losses", "ties", "inconsistent")),
+            bounds,
+            Cell(ABSENT if smallest is None else f"±{100 * smallest:.0f} pp"),
+            Cell(_probability(pair["p"]) or ABSENT),
+        )
+        rows.append((f"{HEADERS[pair['a']]} over {HEADERS[pair['b']]}", cells))
+    headers = ("Pair", "Win rate", "Won", "Lost", "Tied", "Contradicted", "Missing")
+    return Table((*headers, "Detectable", "Sign test"), tuple(rows))
+
+
+def _bounds(pair: Mapping[str, Any]) -> str:
+    """The win rate if all that is missing had been lost, or won."""
+    return f"{100 * pair['worst']:.0f}–{100 * pair['best']:.0f} % if all lost or won"
+
+
 def decoding_name(decoding: Mapping[str, Any]) -> str:
     """How answers were drawn: `greedy` or `temperature 0.7, top-p 0.9`; what is off is left out."""
     if decoding["temperature"] == 0:
@@ -244,7 +275,14 @@ def _difference(estimate: Mapping[str, Any] | None, unit: str, better: str | Non
     if better and (low > 0 or high < 0):
         tone = "better" if (low > 0) == (better == "higher") else "worse"
     interval = f"[{100 * low:+.0f}, {100 * high:+.0f}]" if share else f"[{low:+.2f}, {high:+.2f}]"
-    return Cell(value, f"{interval} n={estimate['n']}", tone)
+    p = _probability(estimate.get("p_holm"))
+    return Cell(value, f"{interval} n={estimate['n']}{p and ' ' + p}", tone)
+
+
+def _probability(p: float | None) -> str:
+    if p is None:
+        return ""
+    return "p<0.001" if p < 0.001 else f"p={p:.3f}" if p < 0.1 else f"p={p:.2f}"
 
 
 def _minus_half(estimate: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,4 +290,4 @@ def _minus_half(estimate: Mapping[str, Any]) -> dict[str, Any]:
         key: None if estimate[key] is None else estimate[key] - 0.5
         for key in ("mean", "low", "high")
     }
-    return {"n": estimate["n"], **shifted}
+    return {"n": estimate["n"], **shifted, "p_holm": estimate.get("p")}  # one test: its own family

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dpo_dist.reporting.build import Report
+from dpo_dist.reporting.gallery import Sample
 from dpo_dist.reporting.tables import HEADERS, comparison_table, decoding_name
 
 FILES = ("report.html", "report.md", "report.json", "table.txt")
@@ -14,29 +16,24 @@ FILES = ("report.html", "report.md", "report.json", "table.txt")
 
 def log_report(
     run: Any,
-    report: Mapping[str, Any],
-    *,
-    plots: Sequence[tuple[str, str]],
-    samples: Sequence[Mapping[str, Any]],
+    report: Report,
     folder: Path,
 ) -> None:
-    """Log what the page shows, and the report's files in `folder` as an artifact.
-
-    `run` is a `wandb.Run`, `plots` are (title, SVG).
-    """
+    """Log what the page shows to a `wandb.Run`, and the report's files in `folder` as an
+    artifact."""
     import wandb
 
-    scores = report["comparison"]
+    scores = report.figures["comparison"]
     shown: dict[str, Any] = {
         "report/comparison": wandb.Table(*_comparison(scores)),
         "report/figures": wandb.Table(*_figures(scores)),
-        "report/samples": wandb.Table(*_samples(samples)),
+        "report/samples": wandb.Table(*_samples(report.gallery.samples)),
     }
-    for title, svg in plots:
+    for title, svg in [*report.plots, *report.round_plots]:
         shown[f"report/{title}"] = wandb.Html(svg, inject=False)
     run.log(shown)
     run.summary.update(_headline(scores))
-    artifact = wandb.Artifact(f"{report['run']}-report", type="report")
+    artifact = wandb.Artifact(f"{report.figures['run']}-report", type="report")
     for name in FILES:
         if (folder / name).exists():
             artifact.add_file(str(folder / name))
@@ -74,14 +71,14 @@ def _figures(scores: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     return columns, rows
 
 
-def _samples(samples: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    arms = [answer["arm"] for answer in samples[0]["answers"]] if samples else []
+def _samples(samples: Sequence[Sample]) -> tuple[list[str], list[list[str]]]:
+    arms = [answer.arm for answer in samples[0].answers] if samples else []
     columns = ["Id", "Prompt", *(HEADERS[arm] for arm in arms), "Verdict", "Reference"]
     rows = [
         [
-            *(sample["id"], sample["prompt"]),
-            *(answer["text"] for answer in sample["answers"]),
-            *(sample["verdict"], sample["reference"]),
+            *(sample.id, sample.prompt.plain),
+            *(answer.text.plain for answer in sample.answers),
+            *(sample.verdict, sample.reference),
         ]
         for sample in samples
     ]

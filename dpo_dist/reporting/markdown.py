@@ -1,0 +1,70 @@
+"""report.md: the page's figures without its texts."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from dpo_dist.reporting.funnel import funnel_line
+from dpo_dist.reporting.tables import (
+    CARD_NOTE,
+    NO_CARD,
+    REFLECTION,
+    ROUNDS_NOTE,
+    audit_table,
+    canary_table,
+    comparison_table,
+    decoding_name,
+    moment,
+    rounds_table,
+    to_markdown,
+)
+from dpo_dist.reporting.text import plain_markdown
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report for people who read it in a terminal or on a forge."""
+    scores = report["comparison"]
+    parts = [f"# {report['run']}\n", *(f"- {sentence}" for sentence in report["summary"])]
+    for number, decoding in enumerate(scores["decodings"]):
+        parts += [f"\n## Held-out prompts, {decoding_name(decoding)}\n"]
+        parts += [to_markdown(comparison_table(scores, number))]
+    parts += ["Cells: mean, 95 % interval over prompts, number of prompts; p after Holm.\n"]
+    parts += _reflection(report)
+    if report["rounds"]:
+        parts += ["\n## Rounds\n", to_markdown(rounds_table(report["rounds"])), ROUNDS_NOTE]
+    parts.append("\n## Data\n")
+    for figures in report["rounds"]:
+        parts += [f"Round {figures['round']}:\n", *map(funnel_line, figures["funnel"]), ""]
+    if not report["rounds"]:
+        parts += map(funnel_line, report["funnel"])
+    if report["audit"]:
+        parts.append("\n## Labels\n")
+        parts.append(to_markdown(audit_table(report["audit"])))
+        parts += [
+            f"- {plain_markdown(s['label'])}: {s['remedy']}."
+            for s in report["audit"]
+            if s["remedy"]
+        ]
+    if report["canaries"]:
+        parts.append("\n## The judge's card\n")
+        parts += [to_markdown(canary_table(report["canaries"])), CARD_NOTE]
+    elif report["judges"].get("judge"):
+        parts.append(f"\n{NO_CARD}")
+    if report["alarms"]:
+        parts.append("\n## Alarms during training\n")
+        parts += [
+            f"- {moment(a)}, {plain_markdown(a['kind'])}: {plain_markdown(a['message'])}"
+            for a in report["alarms"]
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def _reflection(report: dict[str, Any]) -> list[str]:
+    if not report["reflection"]:
+        return []
+    parts = [f"## {REFLECTION}\n"]
+    for topic, sentences in groupby(report["reflection"], key=lambda sentence: sentence["topic"]):
+        text = " ".join(plain_markdown(sentence["text"]) for sentence in sentences)
+        parts.append(f"- **{topic}.** {text}")
+    return parts

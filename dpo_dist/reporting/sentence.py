@@ -1,0 +1,36 @@
+"""A sentence of the reflection and the figures that it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Report = Mapping[str, Any]  # the content of report.json
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """What the figures say. `figures` are the places in report.json that it rests on, dotted;
+    a `warning` is something to look at."""
+
+    topic: str
+    text: str
+    figures: tuple[str, ...]
+    warning: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.figures, "no sentence without its figure"
+
+
+def look_up(report: Report, name: str) -> Any:
+    """The figure of a dotted name. Raises `KeyError` or `IndexError` where there is none."""
+    value: Any = report
+    for part in name.split("."):
+        value = value[int(part)] if isinstance(value, Sequence) else value[part]
+    return value
+
+
+def outcome_of(report: Report) -> str:
+    """The outcome, or nothing in evaluations from before there was one."""
+    return str(report["outcome"]["outcome"]) if report.get("outcome") else ""

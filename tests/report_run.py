@@ -1,0 +1,106 @@
+"""A run's directory, as much of it as the report reads, with texts that would like to act."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dpo_dist.artifacts import write_json, write_records
+from dpo_dist.config import Config
+from dpo_dist.evaluation.comparison import summarise
+from dpo_dist.metrics import build_metrics
+from dpo_dist.records import Generation, Message, Prompt, Score, Verdict
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</textarea></pre></script><script>alert(2)</script>",
+    "<img src=x onerror=alert(3)> <svg onload=alert(4)>",
+    "![x](http://evil.example/x.png) [y](javascript:alert(5))",
+    "\x1b[31mred\x1b[0m \x00 \u202eesrever \u2066 {{ 7*7 }} {% raw %}",
+    "\"'><iframe src=http://evil.example></iframe><style>body{display:none}</style>",
+)
+OUTCOMES = ("lost", "won", "tie", "refusal")
+CONFIG = Config.model_validate(
+    {
+        "run": {"name": "page"},
+        "model": {"base": "m"},
+        "preferences": {"source": "path", "path": "p.jsonl"},
+        "train": {"kl": {"budget": 0.2}},
+        "evaluate": {
+            "prompts": {"path": "e.jsonl"},
+            "engine": {"type": "hf"},
+            "metrics": [{"type": "regex", "pattern": "SEV", "label": "Names a severity"}],
+        },
+        "report": {"samples": 40},
+    }
+)
+
+
+def write_run_directory(root: Path, prompts: int, *, long: int = 0) -> None:
+    """Prompt i is lost, won, tied or without a verdict by i mod 4; SFT+DPO is cut off on every
+    fifth, and names no severity, which SFT does, on every third. `long`: characters that the
+    first answer has more than the others."""
+    ids = [f"p{number}" for number in range(prompts)]
+    asked, answers, scores, verdicts = [], [], [], []
+    for number, name in enumerate(ids):
+        text = HOSTILE[number % len(HOSTILE)]
+        asked.append(Prompt(id=name, messages=(Message(role="user", content=f"{text} question"),)))
+        named = {"base": False, "sft": True, "dpo": bool(number % 3)}
+        for arm, severity in named.items():
+            answer = f"answer {number} of {arm} {text} {'SEV1' if severity else 'nothing'}"
+            answers.append(
+                Generation(
+                    prompt_id=name,
+                    arm=arm,
+                    decoding=0,
+                    text=answer + "x" * (long if number == 0 and arm == "dpo" else 0),
+                    token_ids=(1, 2),
+                    finish_reason="length" if arm == "dpo" and number % 5 == 0 else "stop",
+                    engine="e",
+                )
+            )
+            key = build_metrics(CONFIG.evaluate.metrics)[0].key  # type: ignore[union-attr]
+            scores.append(
+                Score(prompt_id=name, arm=arm, decoding=0, metric=key, value=float(severity))
+            )
+        verdicts.append(_verdict(name, OUTCOMES[number % 4]))
+    write_records(root / "evaluate" / "prompts.jsonl", asked)
+    write_records(root / "evaluate" / "generations.jsonl", answers)
+    write_records(root / "evaluate" / "scores.jsonl", scores)
+    write_records(root / "evaluate" / "verdicts.jsonl", verdicts)
+    lengths: dict[str, dict[str, int]] = {}
+    for given in answers:
+        lengths.setdefault(given.arm, {})[given.prompt_id] = len(given.text)
+    assert CONFIG.evaluate is not None
+    metrics = build_metrics(CONFIG.evaluate.metrics)
+    decodings = [{"temperature": 0.0, "top_p": 1.0}]
+    arms, headline = ("base", "sft", "dpo"), {("dpo", "sft"): verdicts}
+    summary = summarise(metrics, scores, headline, arms, decodings, 17, lengths=lengths)
+    write_json(root / "evaluate" / "scores.json", summary)
+    manifest = {
+        "counts": {"in": prompts, "kept": prompts, "dropped": {}},
+        **{"wall_seconds": 12.3, "judge": "claude x", "versions": {"torch": "2.13.0"}},
+        "git": "abc",
+    }
+    for phase in ("train", "evaluate"):
+        write_json(root / phase / "manifest.json", manifest)
+        write_json(root / phase / "fingerprint.json", {"seed": 17})
+    lines = [
+        {"step": step, **figures}
+        for step in (0, 10, 20)
+        for figures in (
+            {"eval_rewards/margins": 0.05 * step, "eval_rewards/accuracies": 0.8},
+            {"kl/per_token": 0.02 * step, "kl/per_token_se": 0.01, "kl/cut_off": 0.0}
+            | {"kl/tokens": 400.0 + step, "kl/sequences": 8.0},
+        )
+    ]
+    alarm = {"step": 20, "alarm": "kl_budget", "message": f"over {HOSTILE[1]}"}
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, alarm])
+    (root / "train" / "metrics.jsonl").write_text(text)
+
+
+def _verdict(name: str, outcome: str) -> Verdict:
+    if outcome in ("tie", "refusal"):
+        return Verdict(prompt_id=name, outcome=outcome)  # type: ignore[arg-type]
+    better, worse = ("dpo", "sft") if outcome == "won" else ("sft", "dpo")
+    return Verdict(prompt_id=name, outcome="preferred", preferred=better, other=worse)

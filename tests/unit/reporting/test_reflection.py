@@ -1,0 +1,325 @@
+"""What the report says about DPO, for every branch of every rule, on constructed figures."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from dpo_dist.config import Train
+from dpo_dist.reporting.reflection import metric_kind, reflect
+from dpo_dist.reporting.sentence import Sentence, look_up
+from dpo_dist.reporting.training import training_figures
+
+NO_CHANGE = (-0.1, 0.1)
+BETTER, WORSE = (0.1, 0.3), (-0.3, -0.1)
+
+
+def row(metric: str, interval: tuple[float, float] | None, **changes: Any) -> dict[str, Any]:
+    delta = {"n": 50, "mean": None, "low": None, "high": None}
+    if interval is not None:
+        delta |= {"mean": sum(interval) / 2, "low": interval[0], "high": interval[1]}
+    row = {"metric": metric, "label": metric, "unit": "share", "better": "higher", "decoding": 0}
+    return {**row, "delta": delta, **changes}
+
+
+def figures(**changes: Any) -> dict[str, Any]:
+    """The figures of a run of which everything was measured and nothing is remarkable."""
+    preferred = {"n": 100, "mean": 0.6, "low": 0.52, "high": 0.7, "losses": 30, "detectable": 0.12}
+    preferred["length_controlled"] = {"n": 100, "mean": 0.58, "low": 0.5, "high": 0.66}
+    report: dict[str, Any] = {
+        "outcome": {"outcome": "improved", "reasons": [], "guarded": []},
+        "comparison": {
+            "metrics": [row("json_schema", BETTER), row("label_match:x", BETTER)],
+            "preferred": preferred,
+        },
+        "answers": {
+            "arms": {
+                "sft": {"n": 100, "characters": 200.0, "cut_off": 0.02},
+                "dpo": {"n": 100, "characters": 204.0, "cut_off": 0.03},
+            },
+            "longer": {"n": 100, "mean": 4.0, "low": -3.0, "high": 11.0},
+        },
+        "training": {
+            "step": 20,
+            "beta": 0.1,
+            "kl_budget": None,
+            "margin": {"first": 0.0, "last": 0.8},
+            "accuracy": 0.8,
+            "kl": {"per_token": 0.15, "per_token_se": 0.02, "cut_off": 0.1},
+        },
+        "alarms": [],
+        "regressions": {
+            "fell": [{"label": "Form", "prompts": 7}],
+            "worst": [{"id": name, "lost": True, "fell": {}} for name in ("a", "b", "c", "d")],
+        },
+    }
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        inner = report
+        for part in path:
+            inner = inner[part]
+        inner[last] = value
+    return report
+
+
+def about(topic: str, report: dict[str, Any]) -> list[Sentence]:
+    sentences = reflect(json.loads(json.dumps(report)))
+    for sentence in sentences:
+        for name in sentence.figures:
+            look_up(report, name)  # raises where the report has no such figure
+    return [sentence for sentence in sentences if sentence.topic == topic]
+
+
+def outcome(name: str) -> dict[str, Any]:
+    return {"outcome": name, "reasons": [], "guarded": []}
+
+
+def test_a_sentence_without_a_figure_cannot_be_made() -> None:
+    with pytest.raises(AssertionError, match="figure"):
+        Sentence("Topic", "DPO is good.", ())
+
+
+def test_the_topics_stand_in_order_and_every_figure_exists() -> None:
+    topics = [sentence.topic for sentence in reflect(figures())]
+    assert list(dict.fromkeys(topics)) == [
+        *("Form and facts", "Length", "Reward gap", "KL", "Where it lost", "Beta"),
+        "What to try next",
+    ]
+    with pytest.raises(KeyError):
+        look_up(figures(), "training.nothing")
+
+
+@pytest.mark.parametrize(
+    ("metric", "kind"),
+    [
+        ("json_schema", "form"),
+        ("regex:full:a.b", "form"),
+        ("length:tokens", "form"),
+        ("distinct_n:2", "form"),
+        ("label_match:severity/macro_f1", "facts"),
+        ("faithful_quotes:evidence", "facts"),
+        ("rouge_l:summary", "facts"),
+        ("function:mine:score", "other"),
+        ("judge_score-0", "other"),
+        ("benchmark:arc_easy acc", "other"),
+    ],
+)
+def test_a_metric_is_of_form_or_of_facts_by_its_type(metric: str, kind: str) -> None:
+    assert metric_kind(metric) == kind
+
+
+@pytest.mark.parametrize(
+    ("form", "facts", "text", "warning"),
+    [
+        (BETTER, BETTER, "Both form and facts improved.", False),
+        (BETTER, NO_CHANGE, "What improved is form: no gain in facts is shown.", False),
+        (NO_CHANGE, BETTER, "What improved is facts, not form.", False),
+        (NO_CHANGE, NO_CHANGE, "Neither a gain in form nor one in facts is shown.", False),
+        (BETTER, WORSE, "Form improved while facts got worse", True),
+        (NO_CHANGE, WORSE, "Facts got worse, and no gain in form", True),
+    ],
+)
+def test_form_is_told_from_facts(
+    form: tuple[float, float], facts: tuple[float, float], text: str, warning: bool
+) -> None:
+    rows = [row("json_schema", form), row("label_match:x", facts)]
+    *lists, last = about("Form and facts", figures(comparison__metrics=rows))
+    assert last.text.startswith(text) and last.warning is warning
+    assert last.figures == ("comparison.metrics.0.delta", "comparison.metrics.1.delta")
+    assert [s.text.split(":")[0] for s in lists] == [
+        "Form and style",
+        "Facts, against a reference or the prompt",
+    ]
+
+
+def test_what_a_change_means_depends_on_the_metric_s_direction() -> None:
+    falls = row("repetition:4", WORSE, better="lower")
+    only_longer = row("length:tokens", BETTER, better=None, unit="tokens")
+    rows = [falls, only_longer, row("exact_match:x", NO_CHANGE)]
+    found = about("Form and facts", figures(comparison__metrics=rows))
+    assert found[0].text == "Form and style: repetition:4 -20.0 points; length:tokens +0.20."
+    assert found[1].text.endswith("exact_match:x no difference shown (+0.0 points).")
+    assert found[2].text == "What improved is form: no gain in facts is shown."
+
+
+def test_without_one_of_the_two_kinds_nothing_is_concluded() -> None:
+    rows = [row("json_schema", BETTER), row("label_match:x", None), row("function:f", BETTER)]
+    rows.append(row("exact_match:x", WORSE, decoding=1))
+    found = about("Form and facts", figures(comparison__metrics=rows))
+    assert [sentence.text for sentence in found] == [
+        "Form and style: json_schema +20.0 points.",
+        "Neither by type (own functions, judge scores, benchmarks): function:f +20.0 points.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "text"),
+    [
+        (4.0, -3.0, 11.0, "are of the same length as SFT's, as far as is shown: +4 characters"),
+        (50.0, 30.0, 70.0, "are longer than SFT's (+25 %): +50 characters [+30, +70]."),
+        (-50.0, -70.0, -30.0, "are shorter than SFT's (-25 %): -50 characters [-70, -30]."),
+        (0.0, None, None, "are of the same length as SFT's, as far as is shown: +0 characters."),
+    ],
+)
+def test_the_change_in_length(mean: float, low: float | None, high: float, text: str) -> None:
+    longer = {"n": 100, "mean": mean, "low": low, "high": high}
+    assert text in about("Length", figures(answers__longer=longer))[0].text
+
+
+@pytest.mark.parametrize(
+    ("controlled", "warning", "text"),
+    [
+        (0.55, False, "60.0 %, and 55.0 % at equal lengths: length explains little"),
+        (0.45, True, "60.0 %, and 45.0 % at equal lengths: more than 10 points"),
+        (0.75, True, "more than 10 points"),
+    ],
+)
+def test_a_win_rate_that_goes_with_length_is_flagged(
+    controlled: float, warning: bool, text: str
+) -> None:
+    report = figures(comparison__preferred__length_controlled={"mean": controlled})
+    sentence = about("Length", report)[1]
+    assert text in sentence.text and sentence.warning is warning
+
+
+@pytest.mark.parametrize("rate", [None, {"mean": None}])
+def test_without_a_rate_at_equal_lengths_only_the_length_is_said(rate: dict | None) -> None:
+    assert len(about("Length", figures(comparison__preferred__length_controlled=rate))) == 1
+
+
+@pytest.mark.parametrize(
+    ("last", "name", "text", "warning"),
+    [
+        (0.8, "improved", "grew from 0.000 to 0.800, and the evaluation agrees", False),
+        (0.8, "no_evidence", "shows no gain: a gap is necessary, not sufficient", True),
+        (0.8, "regressed", "got worse: a gap is necessary, not sufficient", True),
+        (-0.1, "improved", "improved without a growing reward gap", True),
+        (-0.1, "no_evidence", "did not grow (from 0.000 to -0.100)", False),
+    ],
+)
+def test_the_gap_beside_the_gain(last: float, name: str, text: str, warning: bool) -> None:
+    report = figures(training__margin={"first": 0.0, "last": last}, outcome=outcome(name))
+    (sentence,) = about("Reward gap", report)
+    assert text in sentence.text and sentence.warning is warning
+
+
+@pytest.mark.parametrize("changes", [{"outcome": None}, {"training__margin": None}])
+def test_without_either_the_gap_is_compared_with_nothing(changes: dict) -> None:
+    assert about("Reward gap", figures(**changes)) == []
+
+
+@pytest.mark.parametrize(
+    ("budget", "text", "warning"),
+    [
+        (None, "0.150 ± 0.040 nats per token; no budget was set", False),
+        (0.2, "within the budget of 0.2", False),
+        (0.1, "above the budget of 0.1", True),
+    ],
+)
+def test_the_kl_that_was_spent(budget: float | None, text: str, warning: bool) -> None:
+    (sentence,) = about("KL", figures(training__kl_budget=budget))
+    assert text in sentence.text and sentence.warning is warning
+    assert ("training.kl_budget" in sentence.figures) is (budget is not None)
+
+
+def test_a_kl_that_was_not_measured_is_not_spoken_of() -> None:
+    assert about("KL", figures(training__kl=None)) == []
+
+
+def test_where_it_lost() -> None:
+    (sentence,) = about("Where it lost", figures())
+    assert sentence.text == (
+        "SFT won the verdict on 30 of 100 prompts; Form fell on 7. Worst of all: a, b, c (shown "
+        "below)."
+    )
+    nowhere = figures(comparison__preferred=None, regressions={"fell": [], "worst": []})
+    assert about("Where it lost", nowhere) == []
+
+
+LITTLE = {"per_token": 0.004, "per_token_se": 0.002, "cut_off": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "advice"),
+    [
+        ({"training__kl_budget": 0.1}, "too low", "Beta 0.2, or half the learning rate"),
+        ({"answers__arms__dpo__cut_off": 0.09}, "7 points more answers are cut off", "Beta 0.2"),
+        (
+            {"alarms": [{"kind": "displacement"}], "outcome": outcome("no_evidence")},
+            "(displacement)",
+            "Beta 0.2",
+        ),
+        ({"alarms": [{"kind": "displacement"}]}, "Nothing measured speaks", "another seed"),
+        (
+            {"training__kl": LITTLE, "outcome": outcome("no_evidence")},
+            "too high, or the training too short: the KL is no more than 0.0040",
+            "Beta 0.05, or twice",
+        ),
+        ({"training__kl": LITTLE}, "Nothing measured speaks", "another seed"),
+        (
+            {
+                "training__kl": None,
+                "training__margin": {"first": 0.0, "last": 0.05},
+                "outcome": outcome("no_evidence"),
+            },
+            "0.50 nats of log-ratio",
+            "Beta 0.05",
+        ),
+        (
+            {"training__kl": None, "training__margin": None},
+            "cannot be said",
+            "another seed",
+        ),
+        ({"alarms": [{"kind": "gap"}]}, "Nothing measured speaks", "More pairs, or fewer epochs"),
+        ({"alarms": [{"kind": "saturation"}]}, "Nothing measured speaks", "Harder pairs"),
+        ({"outcome": outcome("no_evidence")}, "Nothing", "100 find no less than 12 points"),
+        ({"outcome": outcome("regressed")}, "Nothing", "Read the worst regressions"),
+    ],
+)
+def test_beta_and_what_to_try_next(changes: dict, verdict: str, advice: str) -> None:
+    report = figures(**changes)
+    (beta,) = about("Beta", report)
+    assert verdict in beta.text and "training.beta" in beta.figures
+    assert beta.warning is ("Nothing" not in verdict and "cannot" not in verdict)
+    (following,) = about("What to try next", report)
+    assert advice in following.text
+
+
+def test_a_standard_error_can_keep_beta_from_looking_too_high() -> None:
+    unsure = {"per_token": 0.004, "per_token_se": 0.004, "cut_off": 0.0}
+    report = figures(training__kl=unsure, outcome=outcome("no_evidence"))
+    assert about("Beta", report)[0].text == "Nothing measured speaks against beta 0.1."
+
+
+def test_without_a_training_nothing_is_said_of_it() -> None:
+    report = figures(training=None, outcome=None)
+    topics = {sentence.topic for sentence in reflect(report)}
+    assert topics == {"Form and facts", "Length", "Where it lost"}
+
+
+def test_the_figures_are_those_of_the_step_that_became_the_model() -> None:
+    lines = [
+        {"step": 0, "eval_rewards/margins": 0.0, "eval_rewards/accuracies": 0.0},
+        {"step": 0, "kl/per_token": 0.0, "kl/per_token_se": 0.0, "kl/cut_off": 0.0},
+        {"step": 10, "eval_rewards/margins": 0.5, "eval_rewards/accuracies": 0.7},
+        {"step": 10, "kl/per_token": 0.1, "kl/per_token_se": 0.01, "kl/cut_off": 0.25},
+        {"step": 20, "eval_rewards/margins": 0.9, "eval_rewards/accuracies": 0.6},
+        {"step": 20, "alarm": "gap", "message": "m"},
+    ]
+    train = Train(beta=0.2, kl={"budget": 0.3})
+    expected = {
+        "step": 10,
+        "beta": 0.2,
+        "kl_budget": 0.3,
+        "margin": {"first": 0.0, "last": 0.5},
+        "accuracy": 0.7,
+        "kl": {"per_token": 0.1, "per_token_se": 0.01, "cut_off": 0.25},
+    }
+    assert training_figures(lines, train, 10) == expected
+    last = training_figures(lines, train)
+    assert last is not None and last["step"] == 20 and last["margin"]["last"] == 0.9
+    at_first = training_figures(lines[:1], train)
+    assert at_first is not None and at_first["accuracy"] is None and at_first["kl"] is None
+    assert training_figures(lines, None) is None and training_figures([], train) is None
