@@ -107,7 +107,7 @@ def opening_seconds(chromium: str, page: Path) -> float:
     """From the start of the navigation to the end of the load event."""
     from playwright.sync_api import sync_playwright
 
-    seconds = []
+    seconds: list[float] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]

@@ -35,8 +35,8 @@ def word_difference(before: str, after: str) -> Difference:
     old, new = re.findall(r"\s*\S+|\s+$", before), re.findall(r"\s*\S+|\s+$", after)
     if max(len(old), len(new)) > MOST_WORDS:
         return Difference(*whole, f"more than {MOST_WORDS:,} words: differences are not marked")
-    words = ([word.strip() for word in text] for text in (old, new))
-    matcher = SequenceMatcher(None, *words, autojunk=False)
+    old_words, new_words = ([word.strip() for word in text] for text in (old, new))
+    matcher = SequenceMatcher(None, old_words, new_words, autojunk=False)
     if matcher.ratio() < ALIKE:
         return Difference(*whole, "little in common with SFT: differences are not marked")
     left: list[Part] = []
