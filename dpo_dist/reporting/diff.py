@@ -35,7 +35,8 @@ def word_difference(before: str, after: str) -> Difference:
     old, new = re.findall(r"\s*\S+|\s+$", before), re.findall(r"\s*\S+|\s+$", after)
     if max(len(old), len(new)) > MOST_WORDS:
         return Difference(*whole, f"more than {MOST_WORDS:,} words: differences are not marked")
-    matcher = SequenceMatcher(None, _bare(old), _bare(new), autojunk=False)
+    old_words, new_words = ([word.strip() for word in text] for text in (old, new))
+    matcher = SequenceMatcher(None, old_words, new_words, autojunk=False)
     if matcher.ratio() < ALIKE:
         return Difference(*whole, "little in common with SFT: differences are not marked")
     left: list[Part] = []
@@ -44,10 +45,6 @@ def word_difference(before: str, after: str) -> Difference:
         left += _parts("".join(old[i:j]), kind != "equal")
         right += _parts("".join(new[k:m]), kind != "equal")
     return Difference(tuple(left), tuple(right))
-
-
-def _bare(words: list[str]) -> list[str]:
-    return [word.strip() for word in words]
 
 
 def _parts(text: str, changed: bool) -> list[Part]:

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.artifacts import write_json, write_records
+from dpo_dist.config import Report
 from dpo_dist.records import Generation, Message, Prompt, Score, Verdict
 from dpo_dist.reporting.build import build, funnel, summary
 from dpo_dist.reporting.plots import training_plots
+from dpo_dist.reporting.sentence import look_up
 from dpo_dist.reporting.tables import (
     comparison_table,
     decoding_name,
@@ -24,6 +26,7 @@ from dpo_dist.reporting.tables import (
 from dpo_dist.reporting.text import visible
 from dpo_dist.reporting.training import alarms
 from dpo_dist.runfile import load_config
+from tests.report_run import CONFIG, write_run_directory
 
 HOSTILE = (
     "<script>alert(1)</script> ![x](http://evil.example/x.png) \x1b[31mred \u202eabc {{ 7*7 }}"
@@ -445,3 +448,39 @@ def test_a_judge_without_a_card_is_said_to_have_none(report: Path, tmp_path: Pat
 )
 def test_a_decoding_is_named_by_what_is_on(decoding: dict[str, float], name: str) -> None:
     assert decoding_name(decoding) == name
+
+
+@pytest.mark.parametrize(
+    ("samples", "regressions", "shown", "text"),
+    [
+        (24, 2, 24, "All prompts are shown."),
+        (3, 2, 4, "Shown are the 2 worst regressions and an even spread"),  # p0 is in both
+        (3, 0, 3, "Shown is an even spread over the set."),
+    ],
+)
+def test_the_page_says_how_its_prompts_were_chosen(
+    samples: int, regressions: int, shown: int, text: str, tmp_path: Path
+) -> None:
+    write_run_directory(tmp_path, 24)
+    section = Report(samples=samples, regressions=regressions)
+    report = build(CONFIG.model_copy(update={"report": section}), tmp_path, tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert text in page and f"<small>{shown} of 24 held-out" in page
+    assert len(report["regressions"]["worst"]) == regressions
+    assert report["regressions"]["fell"] == [{"label": "Names a severity", "prompts": 8}]
+
+
+def test_every_sentence_of_a_whole_run_names_figures_that_are_there(tmp_path: Path) -> None:
+    write_run_directory(tmp_path, 24)
+    build(CONFIG, tmp_path, tmp_path / "report")
+    report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    assert len(report["reflection"]) >= 7
+    for sentence in report["reflection"]:
+        assert sentence["figures"]
+        for name in sentence["figures"]:
+            look_up(report, name)
+    markdown = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "**KL.** KL spent" in markdown and "<dt>KL</dt>" in page
+    assert set(report["fingerprints"]) == {"train", "evaluate"}
+    assert report["fingerprints"]["train"][:16] in page
