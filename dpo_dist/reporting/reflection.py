@@ -112,7 +112,7 @@ def length(report: Report) -> list[Sentence]:
     if longer is not None:
         before = report["answers"]["arms"]["sft"]["characters"]
         interval = _interval(longer, ".0f")
-        change = "are of the same length as SFT's, as far as is shown"
+        change = "show no difference in length from SFT's"
         if longer["low"] is not None and not longer["low"] <= 0 <= longer["high"]:
             share = f" ({100 * longer['mean'] / before:+.0f} %)" if before else ""
             change = f"are {'longer' if longer['mean'] > 0 else 'shorter'} than SFT's{share}"
@@ -170,7 +170,7 @@ def kl_spent(report: Report) -> list[Sentence]:
     kl = training.get("kl")
     if kl is None:
         return []
-    error = "" if kl["per_token_se"] is None else f" ± {2 * kl['per_token_se']:.3f}"
+    error = "" if kl["per_token_se"] is None else f" ± {2 * kl['per_token_se']:.3f} (2 SE)"
     text = f"KL spent, on the policy's own answers: {kl['per_token']:.3f}{error} nats per token"
     names: tuple[str, ...] = ("training.kl.per_token",)
     if error:

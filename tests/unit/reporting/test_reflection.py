@@ -157,10 +157,10 @@ def test_without_one_of_the_two_kinds_nothing_is_concluded() -> None:
 @pytest.mark.parametrize(
     ("mean", "low", "high", "text"),
     [
-        (4.0, -3.0, 11.0, "are of the same length as SFT's, as far as is shown: +4 characters"),
+        (4.0, -3.0, 11.0, "show no difference in length from SFT's: +4 characters"),
         (50.0, 30.0, 70.0, "are longer than SFT's (+25 %): +50 characters [+30, +70]."),
         (-50.0, -70.0, -30.0, "are shorter than SFT's (-25 %): -50 characters [-70, -30]."),
-        (0.0, None, None, "are of the same length as SFT's, as far as is shown: +0 characters."),
+        (0.0, None, None, "show no difference in length from SFT's: +0 characters."),
     ],
 )
 def test_the_change_in_length(mean: float, low: float | None, high: float, text: str) -> None:
@@ -213,7 +213,7 @@ def test_without_either_the_gap_is_compared_with_nothing(changes: dict) -> None:
 @pytest.mark.parametrize(
     ("budget", "text", "warning"),
     [
-        (None, "0.150 ± 0.040 nats per token; no budget was set", False),
+        (None, "0.150 ± 0.040 (2 SE) nats per token; no budget was set", False),
         (0.2, "within the budget of 0.2", False),
         (0.1, "above the budget of 0.1", True),
     ],
