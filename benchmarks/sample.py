@@ -1,6 +1,7 @@
 """How much of an engine's speed reaches the candidates: our client beside simpler ones.
 
-    python -m benchmarks.sample --rows FILE [--quick] [--json FILE] [--plot FILE.png]
+    python -m benchmarks.sample --rows FILE [--max-tokens N] [--prompts N] [--quick]
+                                [--json FILE] [--plot FILE.png]
 
 256 prompts of real preference rows (.jsonl), two slots each (temperature 0.7 and 1.2), at most 128
 tokens, SmolLM2 in bfloat16. On one vLLM engine of 64 sequences: `loop` asks `LLM.generate` twice a
@@ -32,7 +33,7 @@ from dpo_dist.generation.engine import Request, build_engine
 from dpo_dist.records import Message
 
 SLOTS = (Sampling(temperature=0.7), Sampling(temperature=1.2))
-MAX_TOKENS, ROOM, CHUNK, SEQUENCES = 128, 1024, 64, 64
+ROOM, CHUNK, SEQUENCES = 1024, 64, 64
 
 Answer = Callable[[Sequence[Request]], Iterable[Sequence[int]]]  # token ids of every answer
 
@@ -42,10 +43,13 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="preference rows, .jsonl")
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--plot", type=Path, help="where the occupancy goes, .png")
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--prompts", type=int, default=256)
     options = parser.parse_args()
     quiet_libraries()
     figures = client_figures(options.rows, options.model, 2_000 if options.quick else PROMPTS)
-    requests = read_requests(options.rows, options.model, 32 if options.quick else 256)
+    prompts = 32 if options.quick else options.prompts
+    requests = read_requests(options.rows, options.model, prompts, options.max_tokens)
     few = requests[: 2 * (2 if options.quick else 8)]
     figures |= vllm_figures(str(options.model), requests, few, options.plot)
     hf = build_engine(
@@ -113,7 +117,9 @@ def textbook(llm: Any) -> Answer:
         answers = llm.generate(
             [{"prompt_token_ids": list(request.prompt_ids)} for request in asked],
             [
-                SamplingParams(temperature=request.sampling.temperature, max_tokens=MAX_TOKENS)
+                SamplingParams(
+                    temperature=request.sampling.temperature, max_tokens=request.max_tokens
+                )
                 for request in asked
             ],
             use_tqdm=False,
@@ -174,16 +180,16 @@ def draw(curves: dict[str, list[int]], target: Path) -> None:
     figure.savefig(target, dpi=120)
 
 
-def read_requests(rows: Path, model: Path, prompts: int) -> list[Request]:
+def read_requests(rows: Path, model: Path, prompts: int, max_tokens: int) -> list[Request]:
     """Both slots of the first prompts that leave room for an answer, side by side."""
     tokenizer = load_tokenizer(str(model))
     asked = dict.fromkeys(json.loads(line)["prompt"] for line in rows.open(encoding="utf-8"))
     requests: list[Request] = []
     for prompt in asked:
         ids = tuple(prompt_ids(tokenizer, [Message(role="user", content=prompt)]))
-        if len(ids) + MAX_TOKENS <= ROOM:
+        if len(ids) + max_tokens <= ROOM:
             requests += [
-                Request(f"{len(requests)}/{slot}", ids, sampling, MAX_TOKENS)
+                Request(f"{len(requests)}/{slot}", ids, sampling, max_tokens)
                 for slot, sampling in enumerate(SLOTS)
             ]
         if len(requests) >= 2 * prompts:

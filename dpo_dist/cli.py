@@ -8,11 +8,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dpo_dist import __version__
-from dpo_dist.commands import TOOLS, add_push, add_set, add_watch
+from dpo_dist.commands import TOOLS, add_compare, add_push, add_set, add_watch
 from dpo_dist.errors import INTERRUPTED, DpoDistError, Preempted, UserError
 from dpo_dist.ranks import WHOLE, Shard
+
+if TYPE_CHECKING:
+    from dpo_dist.config import Config
 
 COMMANDS = {
     "run": "all phases that the run file asks for, in order; what is complete is skipped",
@@ -54,10 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _execute(options: argparse.Namespace) -> int:
     if options.command == "sweep":
         return _sweep(options)
-    if options.command == "compare":
-        return _compare(options)
-    from dpo_dist.phases.pipeline import command_of, run_all, run_phase
-    from dpo_dist.phases.runs import select_round
+    from dpo_dist.phases.pipeline import run_all
     from dpo_dist.runfile import load_config
 
     config = load_config(options.run_file, options.set)
@@ -66,30 +67,37 @@ def _execute(options: argparse.Namespace) -> int:
 
         return selftest(config)
     if options.command != "run":
-        shard = getattr(options, "shard", WHOLE)
-        if options.force and not shard.whole:
-            raise UserError("--force with --shard: other shards may be at work; use it without")
-        config = select_round(config, options.command, getattr(options, "round", None))
-        alone = getattr(options, "worker", True)
-        command = command_of(options.command, options.run_file, options.set, config.round)
-        run_phase(
-            options.command,
-            config,
-            force=options.force,
-            shard=shard,
-            command=() if alone else command,
-        )
-        if getattr(options, "gate", False):
-            from dpo_dist.phases.gate import gate
-
-            return gate(config)
-        return 0
+        return _phase(options, config)
     status = run_all(options.run_file, config, options.set, force=options.force)
     if status == INTERRUPTED:
         raise KeyboardInterrupt
     if status == 0:
-        _show_result(options, config)
+        _show_result(config)
     return status
+
+
+def _phase(options: argparse.Namespace, config: Config) -> int:
+    from dpo_dist.phases.pipeline import command_of, run_phase
+    from dpo_dist.phases.runs import select_round
+
+    shard = getattr(options, "shard", WHOLE)
+    if options.force and not shard.whole:
+        raise UserError("--force with --shard: other shards may be at work; use it without")
+    config = select_round(config, options.command, getattr(options, "round", None))
+    alone = getattr(options, "worker", True)  # only phases that generate have workers
+    command = command_of(options.command, options.run_file, options.set, config.round)
+    run_phase(
+        options.command,
+        config,
+        force=options.force,
+        shard=shard,
+        command=() if alone else command,
+    )
+    if getattr(options, "gate", False):
+        from dpo_dist.phases.gate import gate
+
+        return gate(config)
+    return 0
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -106,25 +114,9 @@ def _sweep(options: argparse.Namespace) -> int:
     return status
 
 
-def _compare(options: argparse.Namespace) -> int:
-    from dpo_dist.artifacts import write_json, write_text
-    from dpo_dist.phases.compare import compare_runs
-    from dpo_dist.reporting.compare import to_page, to_terminal
-
-    figures = compare_runs(options.runs)
-    print(to_terminal(figures), end="")
-    if options.json:
-        write_json(options.json, figures)
-    if options.html:
-        write_text(options.html, to_page(figures))
-    return 0
-
-
-def _show_result(options: argparse.Namespace, config: object) -> None:
-    from dpo_dist.config import Config
+def _show_result(config: Config) -> None:
     from dpo_dist.phases.runs import run_root
 
-    assert isinstance(config, Config)
     folder = run_root(config) / "report"
     table = folder / "table.txt"
     if table.exists():
@@ -216,27 +208,8 @@ def _parser() -> argparse.ArgumentParser:
             )
     add_watch(commands)
     add_push(commands)
-    _add_compare(commands)
+    add_compare(commands)
     return parser
-
-
-def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    description = "set finished runs side by side, and dpo against dpo where the prompts agree"
-    command = commands.add_parser(
-        "compare",
-        help=description,
-        description=description[0].upper() + description[1:] + ".",
-        epilog=f"example: dpo-dist compare runs/first runs/second; {EXIT_CODES}",
-    )
-    command.add_argument(
-        "runs",
-        nargs="+",
-        type=Path,
-        metavar="RUN",
-        help="a run's directory, a point's of a sweep, or a run file",
-    )
-    command.add_argument("--json", type=Path, metavar="FILE", help="write all figures, too")
-    command.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
 
 
 def _example(command: str) -> str:

@@ -83,6 +83,40 @@ def add_push(commands: Commands) -> None:
         add(f"--{name}", action="append", default=[], metavar=example, help="(repeatable)")
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from dpo_dist.artifacts import write_json, write_text
+    from dpo_dist.phases.compare import compare_runs
+    from dpo_dist.reporting.compare import to_page, to_terminal
+
+    figures = compare_runs(options.runs)
+    print(to_terminal(figures), end="")
+    if options.json:
+        write_json(options.json, figures)
+    if options.html:
+        write_text(options.html, to_page(figures))
+    return 0
+
+
+def add_compare(commands: Commands) -> None:
+    """The parser of `dpo-dist compare`."""
+    description = "set finished runs side by side, and dpo against dpo where the prompts agree"
+    command = commands.add_parser(
+        "compare",
+        help=description,
+        description=description[0].upper() + description[1:] + ".",
+        epilog="example: dpo-dist compare runs/first runs/second",
+    )
+    command.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="a run's directory, a point's of a sweep, or a run file",
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all figures, too")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
+
+
 def add_set(command: argparse.ArgumentParser, more: str = "") -> None:
     """The option of all commands that read a run file; `more` is added to its help."""
     command.add_argument(
@@ -94,4 +128,4 @@ def add_set(command: argparse.ArgumentParser, more: str = "") -> None:
     )
 
 
-TOOLS = {"watch": _watch, "push": _push}
+TOOLS = {"watch": _watch, "push": _push, "compare": _compare}
