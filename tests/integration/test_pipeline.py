@@ -67,7 +67,7 @@ def test_one_command_from_demonstrations_to_the_report(
     sft, train, report = map(history, kept)
     assert "sft/loss" in sft and "train/loss" not in sft
     assert {"train/loss", "eval/loss"} <= train.keys()
-    assert report["report/comparison"]["nrows"] == 3, "two decodings and the preference"
+    assert report["report/comparison"]["nrows"] == 4, "two decodings, the preference twice"
 
     generations = list(read_records(root / "evaluate" / "generations.jsonl", Generation))
     assert len(generations) == 3 * 2 * 5
