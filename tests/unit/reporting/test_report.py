@@ -463,7 +463,8 @@ def test_the_page_says_how_its_prompts_were_chosen(
 ) -> None:
     write_run_directory(tmp_path, 24)
     section = Report(samples=samples, regressions=regressions)
-    report = build(CONFIG.model_copy(update={"report": section}), tmp_path, tmp_path / "report")
+    config = CONFIG.model_copy(update={"report": section})
+    report = build(config, tmp_path, tmp_path / "report").figures
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert text in page and f"<small>{shown} of 24 held-out" in page
     assert len(report["regressions"]["worst"]) == regressions
