@@ -15,7 +15,7 @@ from typing import Any
 from dpo_dist import locks
 from dpo_dist.artifacts import PhaseDirectory, phase_directory
 from dpo_dist.config import Config
-from dpo_dist.console import say
+from dpo_dist.console import say, warn
 from dpo_dist.errors import INTERRUPTED, PREEMPTED, PhaseFailed, Preempted, UserError
 from dpo_dist.phases.runs import Step, phase_dir, phases_of, steps_of
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
@@ -61,6 +61,7 @@ RUNTIME_KEYS = frozenset(
 )
 
 
+CUT_OFF_WARNING = 0.2  # share of answers that hit their limit of tokens
 GENERATING = frozenset({"sample", "evaluate"})  # the phases that can be cut into shards
 
 
@@ -101,7 +102,10 @@ def run_phase(
             return
     with phase_directory(path, fingerprint, force=force, shard=shard) as out:
         if out.complete:
-            say(f"{phase}: done before ({out.path})")
+            if seconds:  # a worker has completed it, and said so to its log
+                _announce(out)
+            else:
+                say(f"{phase}: done before ({out.path})")
             return
         say(f"{phase}: {out.path}" + ("" if shard.whole else f", shard {shard}"))
         out.add_seconds(seconds)
@@ -150,7 +154,17 @@ def _complete(out: PhaseDirectory, config: Config, result: dict[str, Any]) -> No
         git=_git_revision(),
         config=config.model_dump(mode="json"),
     )
-    say(f"{out.phase}: done in {out.manifest['wall_seconds']:.0f} s")
+    _announce(out)
+
+
+def _announce(out: PhaseDirectory) -> None:
+    """Say that a phase is done, and warn where it has cut off many answers."""
+    manifest = out.manifest
+    say(f"{out.phase}: done in {manifest['wall_seconds']:.0f} s")
+    answers = manifest.get("candidates") or manifest.get("generations") or 0
+    cut_off = manifest.get("cut_off", 0)
+    if cut_off > CUT_OFF_WARNING * answers:
+        warn(f"{cut_off} of {answers} answers were cut off; raise {out.phase}.max_new_tokens")
 
 
 def _fixed(section: Any) -> Any:

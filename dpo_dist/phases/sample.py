@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_dist.artifacts import PhaseDirectory, read_json, read_records, write_json, write_records
 from dpo_dist.config import Config, Engine, Sample, Slot
-from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import disjoint
 from dpo_dist.data.rows import source_identity
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 SECTIONS = ("sample",)
 JOURNALS = "candidates"
-CUT_OFF_WARNING = 0.2  # share of answers that hit max_tokens
 
 
 def inputs(config: Config) -> dict[str, Any]:
@@ -238,8 +236,6 @@ def _collect(
 
     write_records(out.path / "candidates.jsonl", candidates())
     drawn = len(order.names)
-    if cut_off > CUT_OFF_WARNING * drawn:
-        warn(f"{cut_off} of {drawn} answers were cut off; raise sample.max_new_tokens")
     kept = drawn // len(_section(config).slots)
     dropped = {"prompt_too_long": order.too_long}
     return {

@@ -181,6 +181,8 @@ def test_a_worker_that_is_killed_is_started_again_and_redoes_nothing(
     assert "worker 1/2 ended with -9; it is started again" in said
     assert journal.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
     check_complete(out)
+    assert "sample: done in" in said and "done before" not in said
+    assert "answers were cut off; raise sample.max_new_tokens" in said
     manifest = json.loads((out / "manifest.json").read_text())
     assert len(manifest["engines"]) == 3
     assert manifest["candidates_per_second"] > 0
