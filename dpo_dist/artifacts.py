@@ -14,7 +14,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -235,22 +235,16 @@ def phase_directory(
     """
     assert not (force and not shard.whole)
     path.mkdir(parents=True, exist_ok=True)
-    if not shard.whole:
-        with locks.shared(path, shard):
-            part = PhaseDirectory(path, fingerprint, shard)
-            with locks.in_turn(path):
-                part.bind()
-            yield part
-        return
-    with locks.sole(path):
-        directory = PhaseDirectory(path, fingerprint)
-        try:
-            directory.bind()
-        except FingerprintMismatch:
-            if not force:
-                raise
-            say(f"moved the old {path.name} to {_move_aside(path)}")
-            directory.bind()
+    with locks.sole(path) if shard.whole else locks.shared(path, shard):
+        directory = PhaseDirectory(path, fingerprint, shard)
+        with nullcontext() if shard.whole else locks.in_turn(path):
+            try:
+                directory.bind()
+            except FingerprintMismatch:
+                if not force:
+                    raise
+                say(f"moved the old {path.name} to {_move_aside(path)}")
+                directory.bind()
         try:
             yield directory
         finally:

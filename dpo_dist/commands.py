@@ -20,12 +20,12 @@ def _watch(options: argparse.Namespace) -> int:
 
 def add_watch(commands: Commands) -> None:
     """The parser of `dpo-dist watch`."""
-    description = "show how far a run is, from any machine that sees its directory"
-    command = commands.add_parser(
+    command = _command(
+        commands,
         "watch",
-        help=description,
-        description=f"{description[0].upper()}{description[1:]}. Files are read, none is written.",
-        epilog="example: dpo-dist watch runs/incident-triage",
+        "show how far a run is, from any machine that sees its directory",
+        "Files are read, none is written.",
+        example="runs/incident-triage",
     )
     command.add_argument("run_file", type=Path, metavar="RUN", help="a run's directory or run file")
     add_set(command)
@@ -60,13 +60,13 @@ def _push(options: argparse.Namespace) -> int:
 
 def add_push(commands: Commands) -> None:
     """The parser of `dpo-dist push`."""
-    description = "make a folder of the trained model with its model card, and upload it to the Hub"
-    command = commands.add_parser(
+    command = _command(
+        commands,
         "push",
-        help=description,
-        description=f"{description[0].upper()}{description[1:]}. The folder is <run>/card; "
-        "without --repo nothing leaves the machine. The token is read from HF_TOKEN.",
-        epilog="example: dpo-dist push runs/incident-triage --license apache-2.0 --dry-run",
+        "make a folder of the trained model with its model card, and upload it to the Hub",
+        "The folder is <run>/card; without --repo nothing leaves the machine. The token is read "
+        "from HF_TOKEN.",
+        example="runs/incident-triage --license apache-2.0 --dry-run",
     )
     command.add_argument("run_file", type=Path, metavar="RUN", help="a run's directory or run file")
     add_set(command)
@@ -99,12 +99,11 @@ def _compare(options: argparse.Namespace) -> int:
 
 def add_compare(commands: Commands) -> None:
     """The parser of `dpo-dist compare`."""
-    description = "set finished runs side by side, and dpo against dpo where the prompts agree"
-    command = commands.add_parser(
+    command = _command(
+        commands,
         "compare",
-        help=description,
-        description=description[0].upper() + description[1:] + ".",
-        epilog="example: dpo-dist compare runs/first runs/second",
+        "set finished runs side by side, and dpo against dpo where the prompts agree",
+        example="runs/first runs/second",
     )
     command.add_argument(
         "runs",
@@ -115,6 +114,18 @@ def add_compare(commands: Commands) -> None:
     )
     command.add_argument("--json", type=Path, metavar="FILE", help="write all figures, too")
     command.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
+
+
+def _command(
+    commands: Commands, name: str, purpose: str, more: str = "", *, example: str
+) -> argparse.ArgumentParser:
+    """The parser of a command, whose help begins with its purpose and goes on with `more`."""
+    return commands.add_parser(
+        name,
+        help=purpose,
+        description=f"{purpose[0].upper()}{purpose[1:]}. {more}".rstrip(),
+        epilog=f"example: dpo-dist {name} {example}",
+    )
 
 
 def add_set(command: argparse.ArgumentParser, more: str = "") -> None:

@@ -14,7 +14,7 @@ from dpo_dist.artifacts import MANIFEST, read_json, write_json, write_text
 from dpo_dist.console import say, warn
 from dpo_dist.data.models import is_hub_id
 from dpo_dist.errors import ConfigError, DataError, UploadFailed
-from dpo_dist.phases.runs import run_root
+from dpo_dist.phases.runs import round_folders, run_root
 from dpo_dist.reporting.card import UNKNOWN_LICENSE, CardFacts, model_card
 from dpo_dist.runfile import load_config
 from dpo_dist.training.merging import merge_adapter
@@ -46,10 +46,8 @@ class TrainedRun:
                 f"{report} is missing: have `json` among report.formats, and run the "
                 "phase `report` again with --force"
             )
-        trained = [path.parent for path in root.glob(f"train/{MANIFEST}")] or sorted(
-            (path.parent for path in root.glob(f"round-*/train/{MANIFEST}")),
-            key=lambda folder: int(folder.parent.name.removeprefix("round-")),
-        )
+        trainings = [folder / "train" for folder in (*round_folders(root), root)]
+        trained = [folder for folder in trainings if (folder / MANIFEST).exists()]
         if not trained:
             raise DataError(f"{root}: no phase `train` is complete: there is nothing to publish")
         return cls(root, read_json(report), trained[-1])

@@ -57,6 +57,10 @@ class Shard:
         """Whether the prompt of that number, counted from 0, is in this shard."""
         return number % self.count == self.index
 
+    def size(self, total: int) -> int:
+        """How many of `total` prompts are in this shard."""
+        return len(range(self.index, total, self.count))
+
     def cut(self, parts: int) -> list[Shard]:
         """This shard in as many smaller ones."""
         count = self.count * parts

@@ -155,6 +155,10 @@ class Verdict(Record):
     preferred: str | None = None
     other: str | None = None
 
+    def is_between(self, a: str, b: str) -> bool:
+        """Whether it is about these two candidates; one that does not say is about the only two."""
+        return self.between is None or set(self.between) == {a, b}
+
 
 class PreferencePair(Record):
     """What DPO trains on: a prompt, the answer to prefer and the answer to avoid."""

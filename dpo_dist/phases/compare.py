@@ -213,4 +213,4 @@ def _preferred(
 def _win_values(run: FinishedRun) -> dict[str, float]:
     """What each verdict is worth to dpo against sft, by prompt; undecided ones are left out."""
     verdicts = read_records(run.folders["evaluate"] / "verdicts.jsonl", Verdict)
-    return worth([v for v in verdicts if v.between in (None, HEADLINE)], "dpo")
+    return worth([v for v in verdicts if v.is_between(*HEADLINE)], "dpo")

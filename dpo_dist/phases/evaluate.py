@@ -6,12 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from dpo_dist.artifacts import (
-    PhaseDirectory,
-    directory_digest,
-    write_json,
-    write_records,
-)
+from dpo_dist.artifacts import PhaseDirectory, directory_digest, write_json, write_records
 from dpo_dist.config import Config, Engine, Evaluate, MetricJudge
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import check_disjoint, read_prompts
@@ -33,8 +28,6 @@ from dpo_dist.shards import Journals
 
 SECTIONS = ("evaluate",)
 JOURNALS = "generations"
-
-Answers = dict[tuple[str, int, str], Generation]  # by arm, decoding and prompt id
 
 
 def inputs(config: Config) -> dict[str, Any]:
@@ -62,9 +55,8 @@ def engine(config: Config) -> Engine:
 def expected(config: Config, shard: Shard) -> int:
     """How many answers the shard asks for, those to prompts that are too long included."""
     evaluate = _section(config)
-    numbers = range(sum(1 for _ in iterate_rows(evaluate.prompts)))
-    each = len(evaluate.arms) * len(evaluate.decodings)
-    return each * sum(shard.holds(number) for number in numbers)
+    prompts = sum(1 for _ in iterate_rows(evaluate.prompts))
+    return len(evaluate.arms) * len(evaluate.decodings) * shard.size(prompts)
 
 
 def run(config: Config, out: PhaseDirectory) -> dict[str, Any] | None:

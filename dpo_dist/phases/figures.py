@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from dpo_dist.artifacts import MANIFEST, read_json, read_records
 from dpo_dist.evaluation.differences import points_difference
 from dpo_dist.evaluation.statistics import Estimate, points_mean, wilson
 from dpo_dist.records import Generation
+from dpo_dist.reporting.training import last_value
 from dpo_dist.training.metrics_log import MetricsLog
 
 
@@ -25,17 +26,17 @@ def training_figures(train: Path) -> dict[str, Any]:
     steps = manifest["steps"]
     selected = manifest.get("selected_step", steps)
     lines = MetricsLog(train / "metrics.jsonl").until(selected)
-    accuracy = _last(lines, "eval_rewards/accuracies")
-    kl = _last_line(lines, "kl/per_token")
+    accuracy = last_value(lines, "eval_rewards/accuracies")
+    kl = next((line for line in reversed(lines) if "kl/per_token" in line), None)
     return {
         "steps": steps,
         "selected_step": selected,
         "measured_at": None if kl is None else kl["step"],
         "pairs": manifest["pairs"],
-        "loss": _last(lines, "loss"),
-        "validation_loss": _last(lines, "eval_loss"),
+        "loss": last_value(lines, "loss"),
+        "validation_loss": last_value(lines, "eval_loss"),
         "accuracy": None if accuracy is None else asdict(_accuracy(accuracy, train)),
-        "margin": _last(lines, "eval_rewards/margins"),
+        "margin": last_value(lines, "eval_rewards/margins"),
         "kl": None
         if kl is None
         else {
@@ -95,12 +96,3 @@ def _accuracy(share: float, train: Path) -> Estimate:
     prompts = len(set(rows["id"].to_pylist()))
     interval = wilson(round(share * prompts), prompts)
     return Estimate(prompts, share, interval.low, interval.high)
-
-
-def _last(lines: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    line = _last_line(lines, key)
-    return None if line is None else float(line[key])
-
-
-def _last_line(lines: Sequence[Mapping[str, Any]], key: str) -> Mapping[str, Any] | None:
-    return next((line for line in reversed(lines) if key in line), None)

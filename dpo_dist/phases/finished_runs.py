@@ -10,7 +10,15 @@ from typing import Any
 
 from dpo_dist.artifacts import FINGERPRINT, MANIFEST, read_json
 from dpo_dist.errors import DataError
-from dpo_dist.phases.runs import PHASES, POINT_PHASES, ROUND_PHASES, SWEEP, phase_dir, run_root
+from dpo_dist.phases.runs import (
+    PHASES,
+    POINT_PHASES,
+    ROUND_PHASES,
+    SWEEP,
+    phase_dir,
+    round_folders,
+    run_root,
+)
 from dpo_dist.runfile import load_config
 
 WORK = tuple(phase for phase in PHASES if phase != "report")
@@ -92,7 +100,7 @@ def _folder(root: Path, phase: str) -> Path:
     rounds, the last one counts."""
     if root.parent.name == SWEEP and phase not in POINT_PHASES:
         return root.parent.parent / phase
-    rounds = sorted(root.glob("round-*"), key=lambda path: int(path.name.removeprefix("round-")))
+    rounds = round_folders(root)
     return (rounds[-1] if rounds and phase in ROUND_PHASES else root) / phase
 
 

@@ -22,9 +22,9 @@ def take_over(
         return {}
     earlier = known_answers(config, read_json(out.path / FINGERPRINT)["inputs"])
     known = {name: earlier[name] for name in wanted if name in earlier}
-    journals.own.append(answer for name, answer in known.items() if name not in journals)
-    journals.refresh()
     if known:
+        journals.own.append(answer for name, answer in known.items() if name not in journals)
+        journals.refresh()
         say(f"evaluate: {len(known)} answers are another evaluation's, with the same weights")
     return {"taken_over": len(known)}
 

@@ -33,7 +33,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     """Write the report in the formats asked for, and log it where the run is tracked."""
     root = run_root(config)
     count = config.rounds.count if config.rounds is not None else 0
-    rounds = [root / f"round-{n}" for n in range(1, count + 1)]
+    rounds = [phase_dir(config.at_round(n + 1), "evaluate").parent for n in range(count)]
     report = build(config, root, out.path, rounds=rounds)
     if tracked := tracked_run(config, root, out.path):
         with start(tracked) as logged:

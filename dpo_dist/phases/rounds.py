@@ -1,4 +1,4 @@
-"""What a round shares with those before it: prompts that are cut up, answers that are known."""
+"""The prompts of a round: all of them, or its own part."""
 
 from __future__ import annotations
 

@@ -75,6 +75,12 @@ def phase_dir(config: Config, phase: str) -> Path:
     return root / str(Step(phase, config.round))
 
 
+def round_folders(root: Path) -> list[Path]:
+    """The directories of a run's rounds, as far as they have begun, in order."""
+    found = (path for path in root.glob("round-*") if path.name.removeprefix("round-").isdigit())
+    return sorted(found, key=lambda path: int(path.name.removeprefix("round-")))
+
+
 def evaluations(config: Config) -> list[Path]:
     """The evaluate phase's directories that may have answered what this one asks: those of earlier
     rounds, or those of the run and of its sweep's other points."""

@@ -51,8 +51,7 @@ def engine(config: Config) -> Engine:
 def expected(config: Config, shard: Shard) -> int:
     """How many answers the shard asks for, those to prompts that are too long included."""
     sample = _section(config)
-    numbers = range(sum(1 for _ in round_prompts(config)))
-    return len(sample.slots) * sum(shard.holds(number) for number in numbers)
+    return len(sample.slots) * shard.size(sum(1 for _ in round_prompts(config)))
 
 
 def run(config: Config, out: PhaseDirectory) -> dict[str, Any] | None:
@@ -122,8 +121,8 @@ def _generate(
 ) -> None:
     """Answer what the journals lack, and leave behind how fast it went."""
     sample, weights = _section(config), start_weights(config)
-    total = len(queue) * len(sample.slots)
-    done = total - sum(1 for _ in _missing(queue, sample, weights.adapter, journals))
+    names = (request_id(asked.id, number) for asked in queue for number in range(len(asked.ids)))
+    total, done = len(queue) * len(sample.slots), sum(name in journals for name in names)
     if done == total:
         return
     started = time.monotonic()

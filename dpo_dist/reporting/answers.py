@@ -98,7 +98,7 @@ def read_answers(evaluate: Path, scores: Mapping[str, Any]) -> Answers:
             answers.cut_off[answer.arm] = answers.cut_off.get(answer.arm, 0) + cut_off
     if (evaluate / "verdicts.jsonl").exists():
         verdicts = read_records(evaluate / "verdicts.jsonl", Verdict)
-        answers.verdicts = {v.prompt_id: v for v in verdicts if set(v.between or ARMS) == set(ARMS)}
+        answers.verdicts = {v.prompt_id: v for v in verdicts if v.is_between(*ARMS)}
     falls = _falls(evaluate, guarded_rows(scores))
     answers.regressions = _ranked(answers.verdicts, falls, answers.lengths.get("dpo", {}))
     return answers

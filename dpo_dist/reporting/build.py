@@ -18,7 +18,7 @@ from dpo_dist.reporting.plots import round_plots, training_plots
 from dpo_dist.reporting.reflection import reflect
 from dpo_dist.reporting.rounds import round_figures
 from dpo_dist.reporting.tables import comparison_table, decoding_name, to_text
-from dpo_dist.reporting.training import alarms, read_metrics, training_figures
+from dpo_dist.reporting.training import Line, alarms, read_metrics, training_figures
 
 PHASES = ("sft", "sample", "judge", "train", "evaluate")
 
@@ -43,8 +43,8 @@ def build(config: Config, root: Path, out: Path, *, rounds: Sequence[Path] = ())
     last = rounds[-1] if rounds else root
     scores = read_json(last / "evaluate" / "scores.json")
     answers = read_answers(last / "evaluate", scores)
-    figures = _figures(config, root, rounds, scores, answers)
     metrics = read_metrics(last / "train" / "metrics.jsonl")
+    figures = _figures(config, root, rounds, scores, answers, metrics)
     report = Report(
         figures,
         training_plots(metrics, config.train.kl.budget if config.train else None),
@@ -69,7 +69,12 @@ def build(config: Config, root: Path, out: Path, *, rounds: Sequence[Path] = ())
 
 
 def _figures(
-    config: Config, root: Path, rounds: Sequence[Path], scores: dict[str, Any], answers: Answers
+    config: Config,
+    root: Path,
+    rounds: Sequence[Path],
+    scores: dict[str, Any],
+    answers: Answers,
+    metrics: Sequence[Line],
 ) -> dict[str, Any]:
     by_round = [_manifests(folder) for folder in rounds]
     before = _manifests(root)  # of all phases, or of those before the rounds
@@ -80,7 +85,6 @@ def _figures(
         for folder, found in zip(rounds, by_round, strict=True)
         for phase, manifest in found.items()
     }
-    metrics = read_metrics(last / "train" / "metrics.jsonl")
     judge_scores = manifests["evaluate"].get("judge_scores", [])
     figures: dict[str, Any] = {
         "run": config.run.name,

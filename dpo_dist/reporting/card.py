@@ -9,7 +9,7 @@ from typing import Any
 
 from dpo_dist.data.models import is_hub_id
 from dpo_dist.reporting.funnel import funnel_line
-from dpo_dist.reporting.page import same_judge
+from dpo_dist.reporting.page import same_judge, templates
 from dpo_dist.reporting.tables import (
     CARD_NOTE,
     canary_table,
@@ -46,41 +46,37 @@ def model_card(
     `report` is the content of report.json, `training` the manifest of the train phase, `scores_n`
     the number of held-out prompts.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("dpo_dist.reporting"),
-        autoescape=False,  # Markdown: what comes from outside goes through `_plain`
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     config, scores = report["config"], report["comparison"]
     judges = report["judges"]
     canaries = report["canaries"]
-    return environment.get_template("card.md.j2").render(
-        front_matter=_front_matter(config, facts),
-        run=_plain(report["run"]),
-        what="A LoRA adapter" if facts.adapter else "A model",
-        labelled_by=_code(judges.get("judge")),
-        source=_plain(_named(config["preferences"])),
-        summary=[_plain(sentence) for sentence in report["summary"]],
-        tables=[
-            (decoding_name(decoding), to_markdown(comparison_table(scores, number)))
-            for number, decoding in enumerate(scores["decodings"])
-        ],
-        base=_plain(_model_name(config["model"]["base"])),
-        evaluated_by=_code(judges.get("evaluate")),
-        limitations=[_plain(sentence) for sentence in limitations(report, scores_n, facts)],
-        usage=_usage(facts),
-        provenance=[_plain(sentence) for sentence in provenance(config, scores_n)],
-        funnel=[funnel_line(step) for step in report["funnel"]],
-        canaries=to_markdown(canary_table(canaries)) if canaries else "",
-        card_note=CARD_NOTE,
-        training=[(name, _plain(str(value))) for name, value in _settings(config, training)],
-        made_with=_plain(report["versions"].get("dpo_dist", "")),
-        versions={_plain(name): _plain(value) for name, value in report["versions"].items()},
-        git=_plain(report["git"] or ""),
+    # Markdown: what comes from outside goes through `_plain`.
+    return (
+        templates(autoescape=False)
+        .get_template("card.md.j2")
+        .render(
+            front_matter=_front_matter(config, facts),
+            run=_plain(report["run"]),
+            what="A LoRA adapter" if facts.adapter else "A model",
+            labelled_by=_code(judges.get("judge")),
+            source=_plain(_named(config["preferences"])),
+            summary=[_plain(sentence) for sentence in report["summary"]],
+            tables=[
+                (decoding_name(decoding), to_markdown(comparison_table(scores, number)))
+                for number, decoding in enumerate(scores["decodings"])
+            ],
+            base=_plain(_model_name(config["model"]["base"])),
+            evaluated_by=_code(judges.get("evaluate")),
+            limitations=[_plain(sentence) for sentence in limitations(report, scores_n, facts)],
+            usage=_usage(facts),
+            provenance=[_plain(sentence) for sentence in provenance(config, scores_n)],
+            funnel=[funnel_line(step) for step in report["funnel"]],
+            canaries=to_markdown(canary_table(canaries)) if canaries else "",
+            card_note=CARD_NOTE,
+            training=[(name, _plain(str(value))) for name, value in _settings(config, training)],
+            made_with=_plain(report["versions"].get("dpo_dist", "")),
+            versions={_plain(name): _plain(value) for name, value in report["versions"].items()},
+            git=_plain(report["git"] or ""),
+        )
     )
 
 

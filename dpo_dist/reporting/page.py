@@ -58,7 +58,7 @@ def render_page(
         for number, decoding in enumerate(scores["decodings"])
     ]
     rows = {row["metric"]: row for row in scores["metrics"]}
-    script = _environment().get_template("script.js").render()
+    script = templates().get_template("script.js").render()
     counts = {tag: sum(tag in sample.tags for sample in gallery.samples) for tag in FILTERS}
     return render_template(
         "report.html.j2",
@@ -100,15 +100,16 @@ def _funnels(report: Mapping[str, Any]) -> list[tuple[str, Sequence[Mapping[str,
 
 def render_template(name: str, **values: Any) -> str:
     """A page from the package's templates; all values but `Markup` are escaped."""
-    return _environment().get_template(name).render(**values)
+    return templates().get_template(name).render(**values)
 
 
-def _environment() -> Environment:
+def templates(*, autoescape: bool = True) -> Environment:
+    """The package's templates; a value that they name and nobody gives is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
         loader=PackageLoader("dpo_dist.reporting"),
-        autoescape=True,
+        autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

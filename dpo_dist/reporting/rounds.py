@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from dpo_dist.artifacts import read_json, read_records
 from dpo_dist.config import Config
 from dpo_dist.records import Generation
 from dpo_dist.reporting.funnel import funnel
-from dpo_dist.reporting.training import read_metrics
+from dpo_dist.reporting.training import last_value, logged, read_metrics
 
 
 def round_figures(
@@ -24,12 +24,12 @@ def round_figures(
         "reference": _reference_name(number, config),
         "prompts": manifests["sample"]["counts"]["kept"],
         "pairs": manifests["judge"]["counts"]["kept"],
-        "first_loss": next((line["loss"] for line in metrics if "loss" in line), None),
+        "first_loss": next(iter(logged(metrics, "loss")), None),
         "preferred": preferred,
-        "kl_per_token": _last(metrics, "kl/per_token"),
-        "kl_per_token_se": _last(metrics, "kl/per_token_se"),
-        "reward_accuracy": _last(metrics, "eval_rewards/accuracies", "rewards/accuracies"),
-        "reward_margin": _last(metrics, "eval_rewards/margins", "rewards/margins"),
+        "kl_per_token": last_value(metrics, "kl/per_token"),
+        "kl_per_token_se": last_value(metrics, "kl/per_token_se"),
+        "reward_accuracy": last_value(metrics, "eval_rewards/accuracies", "rewards/accuracies"),
+        "reward_margin": last_value(metrics, "eval_rewards/margins", "rewards/margins"),
         "cut_off": _cut_off(folder / "evaluate" / "generations.jsonl"),
         "funnel": funnel(manifests),
         "taken_over": manifests["evaluate"].get("taken_over", 0),
@@ -41,15 +41,6 @@ def _reference_name(number: int, config: Config) -> str:
     assert config.rounds is not None
     previous = number > 1 and config.rounds.reference == "previous"
     return f"round {number - 1}" if previous else "SFT"
-
-
-def _last(metrics: Sequence[Mapping[str, Any]], *keys: str) -> float | None:
-    """The newest value of the first of the metrics that was logged at all."""
-    for key in keys:
-        for line in reversed(metrics):
-            if key in line:
-                return float(line[key])
-    return None
 
 
 def _cut_off(generations: Path) -> float | None:

@@ -67,12 +67,12 @@ def comparison_table(scores: Mapping[str, Any], decoding: int = 0) -> Table:
             rows.append((row["label"], (*cells, _difference(row["delta"], row["unit"], better))))
     preferred = scores["preferred"]
     if preferred is not None and preferred["decoding"] == decoding:
-        cells = [share_cell(preferred) if arm == "dpo" else Cell(ABSENT) for arm in arms]
-        rows.append((PREFERRED, (*cells, _difference(_minus_half(preferred), "share", "higher"))))
-        if controlled := preferred.get("length_controlled"):
-            cells = [share_cell(controlled) if arm == "dpo" else Cell(ABSENT) for arm in arms]
-            delta = _difference(_minus_half(controlled), "share", "higher")
-            rows.append((EQUAL_LENGTH, (*cells, delta)))
+        controlled = preferred.get("length_controlled")
+        for label, rate in ((PREFERRED, preferred), (EQUAL_LENGTH, controlled)):
+            if rate is not None:
+                cells = [share_cell(rate) if arm == "dpo" else Cell(ABSENT) for arm in arms]
+                delta = _difference(_minus_half(rate), "share", "higher")
+                rows.append((label, (*cells, delta)))
     return Table(headers, tuple(rows))
 
 
@@ -140,13 +140,9 @@ def pairwise_table(scores: Mapping[str, Any]) -> Table:
     rows = []
     pairs = scores.get("pairwise") or []  # not yet in older scores.json
     for pair in pairs:
-        missing = sum(pair["missing"].values())
-        reasons = ", ".join(
-            f"{n} {reason.replace('_', ' ')}" for reason, n in pair["missing"].items()
-        )
         bounds = Cell("none")
-        if missing:
-            bounds = Cell(str(missing), f"{reasons}; {_bounds(pair)}")
+        if missing := sum(pair["missing"].values()):
+            bounds = Cell(str(missing), f"{_reasons(pair['missing'])}; {_bounds(pair)}")
         smallest = pair["detectable"]
         cells = (
             share_cell(pair),
@@ -158,6 +154,10 @@ def pairwise_table(scores: Mapping[str, Any]) -> Table:
         rows.append((f"{HEADERS[pair['a']]} over {HEADERS[pair['b']]}", cells))
     headers = ("Pair", "Win rate", "Won", "Lost", "Tied", "Contradicted", "Missing")
     return Table((*headers, "Detectable", "Sign test"), tuple(rows))
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in counts.items())
 
 
 def _bounds(pair: Mapping[str, Any]) -> str:
@@ -229,8 +229,7 @@ def share_cell(estimate: Mapping[str, Any]) -> Cell:
 def _metric_cell(row: Mapping[str, Any], arm: str) -> Cell:
     """An arm's figure; what the metric could not score is counted behind n."""
     estimate = row["arms"][arm]
-    missing = row.get("missing", {}).get(arm, {})
-    reasons = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in missing.items())
+    reasons = _reasons(row.get("missing", {}).get(arm, {}))
     cell = share_cell(estimate) if row["unit"] == "share" else _number(estimate, row["unit"])
     if not reasons:
         return cell

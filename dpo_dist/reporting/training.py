@@ -35,16 +35,16 @@ def training_figures(
         return None
     selected = max(steps) if selected is None else selected
     until = [line for line in metrics if int(line["step"]) <= selected]
-    margins = _values(until, "eval_rewards/margins")
+    margins = logged(until, "eval_rewards/margins")
     # Before the first step all margins are 0, and the accuracy counts those above.
-    accuracies = _values([line for line in until if line["step"]], "eval_rewards/accuracies")
+    moved = [line for line in until if line["step"]]
     kls = [line for line in until if "kl/per_token" in line]
     return {
         "step": selected,
         "beta": train.beta,
         "kl_budget": train.kl.budget,
         "margin": {"first": margins[0], "last": margins[-1]} if margins else None,
-        "accuracy": accuracies[-1] if accuracies else None,
+        "accuracy": last_value(moved, "eval_rewards/accuracies"),
         "kl": {key: kls[-1].get(f"kl/{key}") for key in KL_KEYS} if kls else None,
     }
 
@@ -62,5 +62,11 @@ def alarms(metrics: Sequence[Line]) -> list[dict[str, Any]]:
     ]
 
 
-def _values(lines: Sequence[Line], key: str) -> list[float]:
+def logged(lines: Sequence[Line], key: str) -> list[float]:
+    """All values of a metric, in their order."""
     return [float(line[key]) for line in lines if key in line]
+
+
+def last_value(lines: Sequence[Line], *keys: str) -> float | None:
+    """The newest value of the first of the metrics that was logged at all."""
+    return next((values[-1] for key in keys if (values := logged(lines, key))), None)

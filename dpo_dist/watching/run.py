@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from dpo_dist.artifacts import FINGERPRINT, MANIFEST
 from dpo_dist.config import Config
 from dpo_dist.errors import DataError
-from dpo_dist.phases.runs import PHASES, phases_of, run_root
+from dpo_dist.phases.runs import PHASES, ROUND_PHASES, phases_of, round_folders, run_root
 from dpo_dist.runfile import load_config
 from dpo_dist.watching.progress import Progress, Training, follow, read_object
 
@@ -178,10 +178,7 @@ class WatchedRun:
         """The phases' directories; those of rounds as they appear."""
         if self._config is None:
             self._config = _config_in(self.root)
-        rounds = sorted(
-            (path for path in self.root.glob("round-*") if path.name[6:].isdigit()),
-            key=lambda path: int(path.name[6:]),
-        )
+        rounds = round_folders(self.root)
         if self._config is not None:
             wanted = phases_of(self._config)
         else:
@@ -190,7 +187,7 @@ class WatchedRun:
             wanted = [phase for phase in PHASES if phase in found]
         if not rounds:
             return wanted
-        again = [phase for phase in wanted if phase not in ("sft", "report")]
+        again = [phase for phase in wanted if phase in ROUND_PHASES]
         return [
             *(phase for phase in wanted if phase == "sft"),
             *(f"{path.name}/{phase}" for path in rounds for phase in again),
