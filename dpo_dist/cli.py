@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpo_dist import __version__
-from dpo_dist.commands import TOOLS, add_compare, add_push, add_set, add_watch
+from dpo_dist.commands import TOOLS
+from dpo_dist.commands.arguments import add_set
 from dpo_dist.errors import INTERRUPTED, DpoDistError, Preempted, UserError
 from dpo_dist.ranks import WHOLE, Shard
 
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if getattr(options, "yes", False):
         os.environ[YES] = "1"  # the phases' processes inherit it
     try:
-        return TOOLS.get(options.command, _execute)(options)
+        tool = TOOLS.get(options.command)
+        return tool.run(options) if tool else _execute(options)
     except KeyboardInterrupt:
         say(f"interrupted. To go on, run the same command again:\n  {_command_line(options)}")
         return INTERRUPTED
@@ -206,9 +208,8 @@ def _parser() -> argparse.ArgumentParser:
                 help="let judges with a planted taste label planted answers, check every pair, "
                 "and do nothing else",
             )
-    add_watch(commands)
-    add_push(commands)
-    add_compare(commands)
+    for tool in TOOLS.values():
+        tool.add(commands)
     return parser
 
 

@@ -17,12 +17,13 @@ from typing import Any
 from recipes.incident_triage import catalog
 
 SEED = 17
-SPLITS = {"sft": 480, "pref": 640, "eval": 160, "canary": 8}
+SPLITS = {"sft": 480, "pref": 640, "eval": 160, "canary": 8, "dev": 160}
 FILES = {
     "sft": "sft.jsonl",
     "pref": "prompts.jsonl",
     "eval": "eval.jsonl",
     "canary": "canaries.jsonl",
+    "dev": "dev.jsonl",
 }
 
 INSTRUCTION = (

@@ -34,7 +34,7 @@ def test_the_shipped_files_are_what_the_generator_writes() -> None:
 def test_there_is_enough_and_it_is_varied() -> None:
     assert len(shipped("sft")) == 480 >= 400
     assert len(shipped("pref")) == 640 >= 500
-    assert len(shipped("eval")) == 160 >= 100
+    assert len(shipped("eval")) == len(shipped("dev")) == 160 >= 100
     drawn = [incident for rows in incidents().values() for incident in rows]
     assert len({i.service for i in drawn}) == len(catalog.SERVICES) >= 40
     assert len({i.pattern for i in drawn}) == len(catalog.PATTERNS) >= 60
@@ -49,7 +49,7 @@ def test_no_incident_is_in_two_splits_or_twice_in_one() -> None:
         for split in SPLITS
         for row in shipped(split)
     ]
-    assert len(texts) == len(set(texts)) == 1288
+    assert len(texts) == len(set(texts)) == 1448
     pairs = [(i.service, i.pattern) for rows in incidents().values() for i in rows]
     assert len(pairs) == len(set(pairs)), "no near twin either"
 
@@ -101,7 +101,7 @@ def test_canaries_are_wrong_in_the_severity_alone() -> None:
 
 
 def test_severities_are_balanced_and_not_given_away_by_the_service() -> None:
-    for split in ("pref", "eval"):
+    for split in ("pref", "eval", "dev"):
         counts = Counter(row["reference"]["severity"] for row in shipped(split))
         assert all(0.15 <= n / SPLITS[split] <= 0.35 for n in counts.values())
         assert len(counts) == 4

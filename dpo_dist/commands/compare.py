@@ -1,0 +1,41 @@
+"""`dpo-dist compare`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dpo_dist.commands.arguments import Commands, add_command
+
+
+def run(options: argparse.Namespace) -> int:
+    from dpo_dist.artifacts import write_json, write_text
+    from dpo_dist.phases.compare import compare_runs
+    from dpo_dist.reporting.compare import to_page, to_terminal
+
+    figures = compare_runs(options.runs)
+    print(to_terminal(figures), end="")
+    if options.json:
+        write_json(options.json, figures)
+    if options.html:
+        write_text(options.html, to_page(figures))
+    return 0
+
+
+def add(commands: Commands) -> None:
+    """The parser of `dpo-dist compare`."""
+    command = add_command(
+        commands,
+        "compare",
+        "set finished runs side by side, and dpo against dpo where the prompts agree",
+        example="runs/first runs/second",
+    )
+    command.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="a run's directory, a point's of a sweep, or a run file",
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all figures, too")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
