@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One of the nodes that train together: node.sh COMMAND... srun starts it once on each of them, and
-# here, unlike in the job's own script, SLURM_PROCID is the node's rank.
+# One of the nodes that train: node.sh COMMAND... srun starts it once on each of them, and here,
+# unlike in the job's own script, SLURM_PROCID is the node's rank.
 set -euo pipefail
 nodes=(
   --nodes "$SLURM_NNODES" --node-rank "$SLURM_PROCID"

@@ -47,6 +47,11 @@ def test_a_configuration_for_processors_is_not_taken_to_gpus() -> None:
         accelerate_files(layout(nodes=1, gpus_per_node=1))
 
 
+def test_a_configuration_for_one_process_is_not_taken_to_two_machines() -> None:
+    with pytest.raises(ConfigError, match=r"is for one process .* this would be 2"):
+        accelerate_files(layout(*ONE_EACH, nodes=2))
+
+
 def test_a_configuration_of_several_machines_is_cut_to_size(tmp_path: Path) -> None:
     path = tmp_path / "four.yaml"
     path.write_text("num_machines: 4\nnum_processes: 8\nuse_cpu: true\n")
