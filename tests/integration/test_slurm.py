@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dpo_dist.launching.examples import ON_GPUS, RECIPE
 from tests.conftest import ROOT
 from tests.integration.test_rounds import base
 from tests.integration.test_training import losses
@@ -131,3 +132,25 @@ def test_all_phases_as_jobs_two_of_them_signalled_and_queued_again(
     assert len(losses(train)) == EPOCHS * -(-pairs // 2), "every step once"
     wait_for(lambda: slurm.states().get("test-report") == "COMPLETED", slurm, "the last job")
     assert slurm.states() == {f"test-{job}": "COMPLETED" for job in JOBS}
+
+
+def test_sbatch_takes_the_files_for_nodes_that_are_there(slurm: Cluster, tmp_path: Path) -> None:
+    overrides = (
+        *ON_GPUS,
+        *("sft.global_batch_size=64", "train.global_batch_size=64"),
+        f"run.output_dir={tmp_path}",
+    )
+    settings = [word for override in overrides for word in ("--set", override)]
+    jobs = tmp_path / "incident-triage" / "launch" / "slurm"
+
+    def answers(nodes: str) -> dict[str, int]:
+        done = launch(slurm, RECIPE, "--nodes", nodes, "--gpus-per-node", "8", *settings)
+        assert done.returncode == 0, done.stderr
+        return {
+            path.stem: slurm.run("sbatch", "--test-only", str(path)).returncode
+            for path in jobs.glob("*.sbatch")
+        }
+
+    assert answers("2") == dict.fromkeys(("sft", *JOBS), 0)
+    refused = {job for job, status in answers("4").items() if status}
+    assert refused == {"sft", "train"}
