@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "ip")
-LINK = ("dposlurm0", "dposlurm1")
-ADDRESS = "10.231.77.1"  # slurmctld refuses to be reached at a loopback address
+# slurmctld refuses to be reached at a loopback address. Another test process has another one.
+LINK = tuple(f"dpo{os.getpid() % 1_000_000}{end}" for end in "ab")
+ADDRESS = f"10.231.{os.getpid() % 250}.1"
 
 CONFIGURATION = """\
 ClusterName=test

@@ -42,7 +42,8 @@ trap : TERM
 
 # run_step COMMAND...: run it on every node of the job, and leave with its exit code.
 run_step() {
-  srun --kill-on-bad-exit=1 --wait=60 "$@" &
+  # No MPI: accelerate would take its variables for a launcher's.
+  srun --mpi=none --kill-on-bad-exit=1 --wait=60 "$@" &
   local step=$! status
   wait "$step"
   while kill -0 "$step" 2> /dev/null; do # bash stops waiting when a trap is run
