@@ -2,6 +2,7 @@
 
     DpoDistError                  exit code 1: the work failed
     ├── PhaseFailed               a phase's process ended with an error
+    ├── NodeLost                  a machine of several is gone, or has never come
     ├── TrainingDiverged          the first loss is not ln 2, or a loss is not finite
     ├── Preempted                 exit code 75: SIGTERM; what was done is saved
     ├── EngineFailed              an engine cannot go on (no server is left, or one answers wrongly)
@@ -29,6 +30,10 @@ class DpoDistError(Exception):
 
 class PhaseFailed(DpoDistError):
     """A phase's own process ended with an error; its message is already on the console."""
+
+
+class NodeLost(DpoDistError):
+    """One of several machines does not answer, so that the others cannot go on."""
 
 
 class TrainingDiverged(DpoDistError):

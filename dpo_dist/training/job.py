@@ -69,11 +69,23 @@ def num_processes(accelerate_config: Path) -> int:
     return launch_shape(accelerate_config)[0]
 
 
+def machines(accelerate_config: Path) -> int:
+    """How many machines an accelerate configuration is for."""
+    return int(_read(accelerate_config).get("num_machines", 1))
+
+
 def launch_shape(accelerate_config: Path) -> tuple[int, int]:
     """(processes, ZeRO stage or 0) of an accelerate configuration."""
+    values = _read(accelerate_config)
+    return int(values["num_processes"]), _zero_stage(values.get("deepspeed_config") or {})
+
+
+def _read(accelerate_config: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(accelerate_config.read_text(encoding="utf-8"))
-        return int(values["num_processes"]), _zero_stage(values.get("deepspeed_config") or {})
+        int(values["num_processes"]), int(values.get("num_machines", 1))
+        _zero_stage(values.get("deepspeed_config") or {})
+        return dict(values)
     except FileNotFoundError:
         raise ConfigError(f"accelerate_config: {accelerate_config}: no such file") from None
     except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import signal
 
+from dpo_dist.processes import die_with_parent
+
 
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent()
     from accelerate.commands.launch import main as accelerate_launch
 
     accelerate_launch()

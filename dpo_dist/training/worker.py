@@ -10,6 +10,7 @@ from threading import Event
 from dpo_dist import ranks
 from dpo_dist.console import quiet_libraries, say, scrub
 from dpo_dist.errors import INTERRUPTED, DpoDistError
+from dpo_dist.processes import die_with_parent
 from dpo_dist.tracking import start
 from dpo_dist.training.job import TrainingJob
 
@@ -19,6 +20,7 @@ def main(path: str) -> int:
     # At once: a signal during the imports would end this process, and with it all the others.
     preempted = Event()
     signal.signal(signal.SIGTERM, lambda *_: preempted.set())
+    die_with_parent()
     quiet_libraries()
     job = TrainingJob.model_validate_json(Path(path).read_text(encoding="utf-8"))
     import transformers

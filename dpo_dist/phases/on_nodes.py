@@ -1,0 +1,31 @@
+"""A training phase on several machines: node 0 does it, the others take part."""
+
+from __future__ import annotations
+
+from dpo_dist.config import Config
+from dpo_dist.console import say
+from dpo_dist.errors import UserError
+from dpo_dist.phases.pipeline import run_phase
+from dpo_dist.phases.runs import phase_dir
+from dpo_dist.ranks import Nodes
+from dpo_dist.training.follow import follow
+from dpo_dist.training.nodes import leading, meeting_folder
+from dpo_dist.training.start import check_address, check_machines
+
+
+def run_on_nodes(phase: str, config: Config, nodes: Nodes, *, force: bool = False) -> int:
+    """Do a training phase together with the other nodes, and return the exit code, which is the
+    leader's on all of them."""
+    settings = config.sft if phase == "sft" else config.train
+    if settings is None:
+        raise UserError(f"the run file has no work for the phase `{phase}`")
+    check_machines(settings.accelerate_config, nodes)
+    check_address(nodes)
+    folder = meeting_folder(phase_dir(config, phase), nodes)
+    if not nodes.leads:
+        status, message = follow(nodes, folder)
+        say(f"node {nodes.rank} of {nodes.count}: {phase} has ended on node 0: {message}")
+        return status
+    with leading(nodes, folder) as leader:
+        run_phase(phase, config, force=force, leader=leader)
+    return 0
