@@ -12,6 +12,7 @@ from dpo_dist.errors import ConfigError
 from dpo_dist.processes import Process, handling_sigterm
 from dpo_dist.ranks import Nodes
 from dpo_dist.training.job import TrainingJob
+from dpo_dist.training.logs import node_log
 from dpo_dist.training.nodes import GRACE_SECONDS, POLL_SECONDS, Meeting
 from dpo_dist.training.start import launcher_command, launcher_environment
 
@@ -75,7 +76,12 @@ def _start(meeting: Meeting, number: int) -> Process:
     path = meeting.job(number)
     job = TrainingJob.model_validate_json(path.read_text(encoding="utf-8"))
     config, nodes = job.settings.accelerate_config, meeting.nodes
+    assert job.logs is not None
     say(f"node {nodes.rank} of {nodes.count}: joins training {number} of this phase ({job.out})")
-    return subprocess.Popen(
-        launcher_command(path, config, nodes), env=launcher_environment(config, nodes)
-    )
+    with node_log(job.logs, nodes.rank).open("ab") as file:
+        return subprocess.Popen(
+            launcher_command(path, config, nodes),
+            env=launcher_environment(config, nodes),
+            stdout=file,
+            stderr=file,
+        )

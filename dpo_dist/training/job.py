@@ -36,7 +36,8 @@ class TrainingJob(Section):
     those weights. They are the reference, too, unless `reference` is another; its log-probs lie
     in `reference_folder`. `planned_peak_bytes` is a process's planned memory by the kind of
     activation checkpointing. `checkpoint` is where training goes on, `reshard` says that its
-    universal form has to be read (universal.py).
+    universal form has to be read (universal.py). `logs` is where its processes write to; None:
+    wherever they were started.
     """
 
     kind: Literal["sft", "dpo", "reference"]
@@ -57,6 +58,7 @@ class TrainingJob(Section):
     wandb: TrackedRun | None = None
     checkpoint: Path | None = None
     reshard: bool = False
+    logs: Path | None = None
 
     @property
     def model_dir(self) -> Path:

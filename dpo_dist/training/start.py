@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from dpo_dist import ranks
+from dpo_dist.console import TERMINAL
 from dpo_dist.errors import ConfigError
 from dpo_dist.ranks import Nodes
 from dpo_dist.training.job import machines, num_processes
@@ -53,6 +54,8 @@ def launcher_environment(accelerate_config: Path, nodes: Nodes | None) -> dict[s
     # SIGTERM may come in the middle of a long step, and saving takes its time; torch's launcher
     # would kill the workers after 30 s. Whoever sent the signal sets the limit.
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1800", **os.environ}
+    if sys.stderr.isatty():
+        environment[TERMINAL] = "1"
     if not _has_cuda():
         here = num_processes(accelerate_config) // machines(accelerate_config)
         threads = max(1, (os.cpu_count() or 1) // here)
