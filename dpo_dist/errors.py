@@ -13,6 +13,7 @@
         ├── ConfigError           run.yaml: what is wrong, at which key
         ├── DataError             a data file: what is wrong, at which file:line
         ├── ModelError            a model, tokenizer or adapter that cannot serve
+        ├── PreflightFailed       a machine is not as a training needs it
         ├── NotConfirmed          what it would cost was not agreed to
         ├── FingerprintMismatch   a phase's directory holds the work of other settings
         └── MissingDependency     an optional package; carries the pip command
@@ -78,6 +79,10 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A model, tokenizer or adapter cannot be used for what was asked."""
+
+
+class PreflightFailed(UserError):
+    """A machine is not fit for the training; the message names it and what is wrong."""
 
 
 class NotConfirmed(UserError):

@@ -8,12 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from dpo_dist.console import say
-from dpo_dist.errors import ConfigError
 from dpo_dist.processes import Process, handling_sigterm
 from dpo_dist.ranks import Nodes
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.logs import node_log
-from dpo_dist.training.nodes import GRACE_SECONDS, POLL_SECONDS, Meeting
+from dpo_dist.training.nodes import GRACE_SECONDS, LEFT, POLL_SECONDS, Meeting
 from dpo_dist.training.start import launcher_command, launcher_environment
 
 
@@ -24,27 +23,15 @@ def follow(nodes: Nodes, folder: Path) -> tuple[int, str]:
     is not to be seen in the folder, and `NodeLost` when it falls silent.
     """
     meeting = Meeting(folder, nodes)
-    _find_leader(meeting)
+    meeting.wait_for_leader()
     meeting.sign_in()
     say(f"node {nodes.rank} of {nodes.count}: follows {meeting.host(0)} ({folder})")
     with meeting.beating(), handling_sigterm(lambda: None):
         try:
             return _take_part(meeting)
         except BaseException as error:
-            meeting.leave(str(error) or type(error).__name__)
+            meeting.post(LEFT, str(error) or type(error).__name__)
             raise
-
-
-def _find_leader(meeting: Meeting) -> None:
-    deadline = time.monotonic() + meeting.nodes.join_seconds
-    while not meeting.present(0):
-        if time.monotonic() > deadline:
-            raise ConfigError(
-                f"node 0 has not come to {meeting.folder} within "
-                f"{meeting.nodes.join_seconds:.0f} s. Is the directory on a file system that all "
-                f"nodes share, and was node 0 started with --launch-id {meeting.nodes.launch_id}?"
-            )
-        time.sleep(POLL_SECONDS)
 
 
 def _take_part(meeting: Meeting) -> tuple[int, str]:
@@ -60,7 +47,7 @@ def _take_part(meeting: Meeting) -> tuple[int, str]:
                 process = None
                 if status:
                     # The leader's processes fail as well, or save and stop: it will say which.
-                    meeting.leave(f"its training processes ended with exit code {status}")
+                    meeting.post(LEFT, f"its training processes ended with exit code {status}")
             time.sleep(POLL_SECONDS)
         if process is not None:
             with suppress(subprocess.TimeoutExpired):  # they wait for nodes that have gone

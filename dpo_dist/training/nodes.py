@@ -32,6 +32,7 @@ from dpo_dist.training.job import TrainingJob
 
 BEAT_SECONDS = 2.0
 POLL_SECONDS = 0.5
+LEFT = "left"
 # A node whose training has failed is left alone for so long: the others fail by themselves, and
 # their own last words say more.
 GRACE_SECONDS = 30.0
@@ -48,7 +49,7 @@ class Meeting:
 
     folder: Path
     nodes: Nodes
-    _beats: dict[int, tuple[str, float]] = field(default_factory=dict)
+    _beats: dict[int, tuple[str | None, float]] = field(default_factory=dict)
 
     def sign_in(self) -> None:
         """Say that this node is here. Raises `ConfigError` where somebody else has its rank, or
@@ -76,10 +77,7 @@ class Meeting:
 
     def check_alive(self, rank: int) -> None:
         """Raise `NodeLost` when a node has been silent for too long."""
-        try:
-            beat = self._file(rank, "beat").read_text(encoding="ascii")
-        except OSError:  # not written yet, or a network file system that has just lost it
-            beat = ""
+        beat = self.posted("beat", rank)  # None: not yet, or a file system that has just lost it
         now = time.monotonic()
         known, since = self._beats.setdefault(rank, (beat, now))
         if beat and beat != known:
@@ -90,16 +88,28 @@ class Meeting:
                 f"{self.nodes.silent_seconds:.0f} s ({self.folder})"
             )
 
-    def leave(self, reason: str) -> None:
-        """Tell the leader that this follower cannot go on."""
-        write_text(self._file(self.nodes.rank, "left"), reason + "\n")
+    def post(self, what: str, text: str) -> None:
+        """Tell the others something."""
+        write_text(self._file(self.nodes.rank, what), text)
 
-    def reason(self, rank: int) -> str | None:
-        """Why a follower has left; None while it has not."""
+    def posted(self, what: str, rank: int) -> str | None:
+        """What a node has told; None while it has not."""
         try:
-            return self._file(rank, "left").read_text(encoding="utf-8").strip()
+            return self._file(rank, what).read_text(encoding="utf-8")
         except OSError:
             return None
+
+    def wait_for_leader(self) -> None:
+        """Return when node 0 is here. Raises `ConfigError` when it does not come."""
+        deadline = time.monotonic() + self.nodes.join_seconds
+        while not self.present(0):
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"node 0 has not come to {self.folder} within {self.nodes.join_seconds:.0f} s. "
+                    "Is the directory on a file system that all nodes share, and was node 0 "
+                    f"started with --launch-id {self.nodes.launch_id}?"
+                )
+            time.sleep(POLL_SECONDS)
 
     def job(self, number: int) -> Path:
         return self.folder / f"job-{number}.json"
@@ -149,7 +159,7 @@ class Leader:
 
     def __init__(self, meeting: Meeting) -> None:
         self.nodes = meeting.nodes
-        self._meeting = meeting
+        self.meeting = meeting
         self._announced = 0
         self._missed: float | None = None
         self._deadline = time.monotonic() + meeting.nodes.join_seconds
@@ -160,31 +170,32 @@ class Leader:
         A file of its own for every training: a node may remember what was in one that has changed.
         Raises `NodeLost` when a node does not come.
         """
-        self._wait_for_all()
+        self.wait_for_all()
         self._announced += 1
         self._missed = None
-        path = self._meeting.job(self._announced)
+        path = self.meeting.job(self._announced)
         write_text(path, job.model_dump_json(indent=2) + "\n")
         return path
 
     def check(self, stopping: bool) -> None:
         """Raise `NodeLost` when a follower is silent, or has left and is not `stopping`."""
         for rank in range(1, self.nodes.count):
-            self._meeting.check_alive(rank)
-            reason = self._meeting.reason(rank)
+            self.meeting.check_alive(rank)
+            reason = self.meeting.posted(LEFT, rank)
             if reason is None or stopping:
                 continue
             self._missed = self._missed or time.monotonic()
             if time.monotonic() - self._missed > GRACE_SECONDS:
-                raise NodeLost(f"node {rank} ({self._meeting.host(rank)}) has left: {reason}")
+                raise NodeLost(f"node {rank} ({self.meeting.host(rank)}) has left: {reason}")
 
-    def _wait_for_all(self) -> None:
+    def wait_for_all(self) -> None:
+        """Return when all nodes are here. Raises `NodeLost` when one does not come."""
         followers = range(1, self.nodes.count)
-        while missing := [rank for rank in followers if not self._meeting.present(rank)]:
+        while missing := [rank for rank in followers if not self.meeting.present(rank)]:
             if time.monotonic() > self._deadline:
                 raise NodeLost(
                     f"node {', '.join(map(str, missing))} of {self.nodes.count} has not come to "
-                    f"{self._meeting.folder} within {self.nodes.join_seconds:.0f} s. Is the "
+                    f"{self.meeting.folder} within {self.nodes.join_seconds:.0f} s. Is the "
                     "directory on a file system that all nodes share, and does every node have "
                     f"--launch-id {self.nodes.launch_id}?"
                 )

@@ -7,6 +7,7 @@ import faulthandler
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from threading import Event
 from typing import NoReturn
@@ -40,7 +41,8 @@ def main(path: str) -> int:
         return error.exit_code
     except Exception as error:
         record(job.logs, ranks.rank(), error)
-        raise
+        traceback.print_exc()
+        return 1
 
 
 def _run(job: TrainingJob, preempted: Event) -> int:
