@@ -21,7 +21,7 @@ from dpo_dist.phases.pipeline import package_versions
 from dpo_dist.phases.resources import model_shape, planned_bytes
 from dpo_dist.ranks import Nodes
 from dpo_dist.training.job import accumulation_steps, machines, num_processes
-from dpo_dist.training.start import check_address, check_machines
+from dpo_dist.training.start import check_address, check_launch
 
 
 class Facts(BaseModel):
@@ -83,7 +83,7 @@ def _problems(config: Config, sections: list[Optimization], nodes: Nodes | None)
     try:
         check_model(config.model.base)
         for section in sections:
-            check_machines(section.accelerate_config, nodes)
+            check_launch(section, nodes)
             accumulation_steps(section, num_processes(section.accelerate_config))
     except DpoDistError as error:
         yield str(error)

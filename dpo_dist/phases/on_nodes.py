@@ -10,7 +10,7 @@ from dpo_dist.phases.runs import phase_dir
 from dpo_dist.ranks import Nodes
 from dpo_dist.training.follow import follow
 from dpo_dist.training.nodes import leading, meeting_folder
-from dpo_dist.training.start import check_address, check_machines
+from dpo_dist.training.start import check_address, check_launch
 
 
 def run_on_nodes(phase: str, config: Config, nodes: Nodes, *, force: bool = False) -> int:
@@ -19,7 +19,7 @@ def run_on_nodes(phase: str, config: Config, nodes: Nodes, *, force: bool = Fals
     settings = config.sft if phase == "sft" else config.train
     if settings is None:
         raise UserError(f"the run file has no work for the phase `{phase}`")
-    check_machines(settings.accelerate_config, nodes)
+    check_launch(settings, nodes)
     check_address(nodes)
     folder = meeting_folder(phase_dir(config, phase), nodes)
     if not nodes.leads:

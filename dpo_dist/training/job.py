@@ -73,16 +73,21 @@ def num_processes(accelerate_config: Path) -> int:
 
 def machines(accelerate_config: Path) -> int:
     """How many machines an accelerate configuration is for."""
-    return int(_read(accelerate_config).get("num_machines", 1))
+    return int(read_accelerate_config(accelerate_config).get("num_machines", 1))
 
 
 def launch_shape(accelerate_config: Path) -> tuple[int, int]:
     """(processes, ZeRO stage or 0) of an accelerate configuration."""
-    values = _read(accelerate_config)
+    values = read_accelerate_config(accelerate_config)
     return int(values["num_processes"]), _zero_stage(values.get("deepspeed_config") or {})
 
 
-def _read(accelerate_config: Path) -> dict[str, Any]:
+def uses_fsdp(accelerate_config: Path) -> bool:
+    return read_accelerate_config(accelerate_config).get("distributed_type") == "FSDP"
+
+
+def read_accelerate_config(accelerate_config: Path) -> dict[str, Any]:
+    """Its values. Raises `ConfigError` where it is no accelerate configuration."""
     try:
         values = yaml.safe_load(accelerate_config.read_text(encoding="utf-8"))
         int(values["num_processes"]), int(values.get("num_machines", 1))

@@ -12,7 +12,7 @@ from dpo_dist.training.job import PREEMPTED, STOP, TrainingJob
 from dpo_dist.training.logs import Echo, new_attempt, node_log, rank_log
 from dpo_dist.training.nodes import GRACE_SECONDS, Leader
 from dpo_dist.training.resume import resume
-from dpo_dist.training.start import check_machines, launcher_command, launcher_environment
+from dpo_dist.training.start import check_launch, launcher_command, launcher_environment
 
 _CHECK_SECONDS = 1.0
 
@@ -24,7 +24,7 @@ def launch(job: TrainingJob, leader: Leader | None = None) -> None:
     machine does, `Preempted` after SIGTERM and `KeyboardInterrupt` when it was interrupted.
     """
     accelerate_config, nodes = job.settings.accelerate_config, leader.nodes if leader else None
-    check_machines(accelerate_config, nodes)
+    check_launch(job.settings, nodes)
     for name in (STOP, PREEMPTED):
         (job.out / name).unlink(missing_ok=True)
     logs = new_attempt(job.out / "logs")

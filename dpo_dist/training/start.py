@@ -8,12 +8,14 @@ import socket
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 from dpo_dist import ranks
+from dpo_dist.config import Optimization, Train
 from dpo_dist.console import TERMINAL
 from dpo_dist.errors import ConfigError
 from dpo_dist.ranks import Nodes
-from dpo_dist.training.job import machines, num_processes
+from dpo_dist.training.job import machines, num_processes, read_accelerate_config, uses_fsdp
 
 # glibc hands every large buffer back to the kernel when it is freed and faults it in again at
 # the next allocation; keeping them makes a CPU training step about twice as fast.
@@ -45,6 +47,8 @@ def _node_options(nodes: Nodes) -> list[str]:
         *("--main_process_ip", nodes.address, "--main_process_port", str(nodes.port)),
         *("--rdzv_backend", "static", "--rdzv_conf", f"timeout={nodes.join_seconds:.0f}"),
         *("--max_restarts", "0"),
+        # Not pdsh, DeepSpeed's default: every machine has been started already.
+        *("--deepspeed_multinode_launcher", "standard"),
     ]
 
 
@@ -56,7 +60,7 @@ def launcher_environment(accelerate_config: Path, nodes: Nodes | None) -> dict[s
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1800", **os.environ}
     if sys.stderr.isatty():
         environment[TERMINAL] = "1"
-    if not _has_cuda():
+    if not has_cuda():
         here = num_processes(accelerate_config) // machines(accelerate_config)
         threads = max(1, (os.cpu_count() or 1) // here)
         environment |= {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu"}
@@ -67,13 +71,45 @@ def launcher_environment(accelerate_config: Path, nodes: Nodes | None) -> dict[s
     return environment
 
 
-def check_machines(accelerate_config: Path, nodes: Nodes | None) -> None:
-    """Raises `ConfigError` where the configuration is for other machines than those given."""
-    configured, processes = machines(accelerate_config), num_processes(accelerate_config)
+def check_launch(settings: Optimization, nodes: Nodes | None) -> None:
+    """Raises `ConfigError` where the accelerate configuration does not fit the machines given or
+    the run file, or would train otherwise than it says."""
+    path = settings.accelerate_config
+    values = read_accelerate_config(path)
+    _check_machines(path, nodes)
+    precision = values.get("mixed_precision") or "no"
+    if precision not in ("no", "bf16"):
+        raise ConfigError(f"accelerate_config: {path}: mixed_precision {precision}: no or bf16")
+    if precision == "bf16" and not settings.bf16:
+        raise ConfigError(
+            f"accelerate_config: {path} says mixed_precision bf16, but `bf16` is false: "
+            "accelerate would train in bfloat16 all the same. Change one of them."
+        )
+    if uses_fsdp(path):
+        _check_fsdp(path, settings, values)
+
+
+def _check_fsdp(path: Path, settings: Optimization, values: dict[str, Any]) -> None:
+    if (values.get("fsdp_config") or {}).get("fsdp_version") != 2:
+        raise ConfigError(f"accelerate_config: {path}: fsdp_version has to be 2")
+    if not has_cuda():
+        raise ConfigError(
+            f"accelerate_config: {path} shards with FSDP, which accelerate silently leaves out on "
+            "a CPU. Use cpu_zero2.yaml or cpu_zero3.yaml."
+        )
+    if isinstance(settings, Train) and settings.select == "best":
+        raise ConfigError(
+            "train.select: best takes the weights from a checkpoint, and those of FSDP are not in "
+            "the model's form. Use `last`, or a configuration with DeepSpeed."
+        )
+
+
+def _check_machines(path: Path, nodes: Nodes | None) -> None:
+    configured, processes = machines(path), num_processes(path)
     given = nodes.count if nodes else 1
     if configured != given:
         raise ConfigError(
-            f"accelerate_config: {accelerate_config} is for num_machines {configured}, but "
+            f"accelerate_config: {path} is for num_machines {configured}, but "
             + (
                 f"--nodes is {given}. Both have to be the same."
                 if nodes
@@ -81,10 +117,10 @@ def check_machines(accelerate_config: Path, nodes: Nodes | None) -> None:
                 "that belong to it (docs/scaling.md)."
             )
         )
-    if processes % given or processes < given:
+    if processes % given:
         raise ConfigError(
-            f"accelerate_config: {accelerate_config}: num_processes {processes} is of all "
-            f"machines together, and {given} cannot share it evenly"
+            f"accelerate_config: {path}: num_processes {processes} is of all machines together, "
+            f"and {given} cannot share it evenly"
         )
 
 
@@ -132,6 +168,7 @@ def _ipv4(probe: socket.socket, interface: str) -> str | None:
         return None  # it has no IPv4 address
 
 
-def _has_cuda() -> bool:
+def has_cuda() -> bool:
+    """Whether there is an NVIDIA driver on this machine."""
     # Asking torch would cost seconds of import in a process that only waits.
     return Path("/proc/driver/nvidia/version").exists()

@@ -21,7 +21,8 @@ __all__ = ["run_file"]  # the fixture
 
 PORT = "29511"
 SILENT = 12.0  # seconds
-ENOUGH = ("train.num_epochs=3", "train.save_steps=1")  # steps to stop in between
+# Steps enough to stop in between, and nothing besides them.
+ENOUGH = ("train.num_epochs=2", "train.save_steps=1", "preferences.validation_path=null")
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
