@@ -3,6 +3,6 @@ does it and returns the exit code."""
 
 from __future__ import annotations
 
-from dpo_dist.commands import compare, preflight, push, watch
+from dpo_dist.commands import compare, doctor, preflight, push, watch
 
-TOOLS = {"watch": watch, "push": push, "compare": compare, "preflight": preflight}
+TOOLS = {"watch": watch, "push": push, "compare": compare, "preflight": preflight, "doctor": doctor}
