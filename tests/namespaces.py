@@ -19,6 +19,7 @@ class Machine:
 
     name: str
     address: str
+    variables: tuple[str, ...] = ()  # NAME=VALUE, besides those of whoever starts it
 
     @property
     def prefix(self) -> list[str]:
@@ -26,6 +27,7 @@ class Machine:
         return [
             *("ip", "netns", "exec", self.name),
             *("unshare", "--uts", "--", "sh", "-c", naming, "sh"),
+            *("env", *self.variables),
         ]
 
     def unplug(self) -> None:

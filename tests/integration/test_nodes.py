@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,12 +30,6 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 @pytest.fixture
-def machines() -> Iterator[tuple[Machine, Machine]]:
-    with two_machines() as pair:
-        yield pair
-
-
-@pytest.fixture
 def two_nodes(tmp_path: Path) -> str:
     """ZeRO-2 over two machines with a process each."""
     values = yaml.safe_load((ROOT / "accelerate_configs" / "cpu_zero2.yaml").read_text())
@@ -42,21 +38,30 @@ def two_nodes(tmp_path: Path) -> str:
     return f"train.accelerate_config={path}"
 
 
-def node_options(machines: tuple[Machine, Machine], rank: int, launch_id: str) -> list[str]:
+def node_options(
+    machines: tuple[Machine, Machine], rank: int, launch_id: str, join: float
+) -> list[str]:
     return [
         *("--nodes", "2", "--node-rank", str(rank), "--launch-id", launch_id),
         *("--main-address", machines[0].address, "--main-port", PORT),
-        *("--join-timeout", "60", "--node-timeout", str(SILENT)),
+        *("--join-timeout", str(join), "--node-timeout", str(SILENT)),
     ]
 
 
 def start(
-    machines: tuple[Machine, Machine], words: list[str], launch_id: str, folder: Path
+    machines: tuple[Machine, Machine],
+    words: list[str],
+    launch_id: str,
+    folder: Path,
+    more: tuple[str, ...] = (),
+    join: float = 60,
 ) -> list[subprocess.Popen[bytes]]:
-    """The same command on both machines; their output goes to `<launch id>-<rank>.log`."""
+    """The same command on both machines, with `more` on node 1; their output goes to
+    `<launch id>-<rank>.log`."""
     started = []
     for rank, machine in enumerate(machines):
-        line = [*machine.prefix, *words, *node_options(machines, rank, launch_id)]
+        line = [*machine.prefix, *words, *node_options(machines, rank, launch_id, join)]
+        line += more if rank else ()
         with (folder / f"{launch_id}-{rank}.log").open("wb") as log:
             started.append(
                 subprocess.Popen(line, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
@@ -120,3 +125,49 @@ def test_two_nodes_train_as_one_process_and_survive_a_death_and_a_preemption(
         assert "done before" in (tmp_path / "again-0.log").read_text()
         assert codes(start(machines, words, "again", tmp_path)) == [2, 2]
         assert "Give every start a new id" in (tmp_path / "again-0.log").read_text()
+
+
+@pytest.mark.slow
+def test_preflight_finds_what_is_wrong_on_which_node(
+    run_file: Path, tmp_path: Path, two_nodes: str
+) -> None:
+    words = [sys.executable, "-m", "dpo_dist", "preflight", str(run_file), "--set", two_nodes]
+
+    def printed(launch_id: str) -> list[str]:
+        return [(tmp_path / f"{launch_id}-{rank}.log").read_text() for rank in range(2)]
+
+    with two_machines() as machines:
+        assert codes(start(machines, words, "well", tmp_path)) == [0, 0], printed("well")
+        table = printed("well")[0]
+        assert "FAILED" not in table and machines[1].name in table
+        speeds = re.findall(r"(\d+) MB/s \(gloo\)", table)
+        assert len(speeds) == 2 and all(int(speed) > 0 for speed in speeds)
+
+        # Node 1 has another peft and another beta, and node 0's port is taken.
+        (tmp_path / "other" / "peft-9.9.dist-info").mkdir(parents=True)
+        metadata = tmp_path / "other" / "peft-9.9.dist-info" / "METADATA"
+        metadata.write_text("Metadata-Version: 2.1\nName: peft\nVersion: 9.9\n")
+        path = os.pathsep.join([str(tmp_path / "other"), str(ROOT)])
+        machines = (machines[0], replace(machines[1], variables=(f"PYTHONPATH={path}",)))
+        listen = f"import socket; socket.create_server(('{machines[0].address}', {PORT})).accept()"
+        server = subprocess.Popen([*machines[0].prefix, sys.executable, "-c", listen])
+        try:
+            found = codes(start(machines, words, "ill", tmp_path, ("--set", "train.beta=0.2")))
+        finally:
+            server.kill()
+            server.wait()
+        assert found == [2, 2]
+        for text in printed("ill"):
+            for rank, problem in (
+                (0, f"--main-port {PORT}: node 0 cannot listen there"),
+                (1, "run file: the run file or a --set is another than node 0's"),
+                (1, "versions: peft 9.9 (node 0: "),
+            ):
+                node = re.escape(f"node {rank} ({machines[rank].name}): ")
+                assert re.search(f"{node}.*{re.escape(problem)}", text), text
+
+        elsewhere = ("--set", f"run.output_dir={tmp_path}/not-shared")
+        assert codes(start(machines, words, "apart", tmp_path, elsewhere, join=5)) == [2, 2]
+        lead, follow = printed("apart")
+        assert f"node 1 of 2 has not come to {tmp_path}/runs" in lead
+        assert f"node 0 has not come to {tmp_path}/not-shared" in follow
