@@ -16,9 +16,10 @@ from dpo_dist.artifacts import file_digest
 from dpo_dist.checks.machine import Gpu, available_memory, free_disk, gpus
 from dpo_dist.config import Config, Full, Optimization
 from dpo_dist.data.models import check_model, is_hub_id
-from dpo_dist.errors import ConfigError, DpoDistError
+from dpo_dist.errors import ConfigError, DpoDistError, ModelError
 from dpo_dist.phases.pipeline import package_versions
 from dpo_dist.phases.resources import model_shape, planned_bytes
+from dpo_dist.planning.memory import ModelShape
 from dpo_dist.ranks import Nodes
 from dpo_dist.training.job import accumulation_steps, machines, num_processes
 from dpo_dist.training.start import check_address, check_launch
@@ -85,6 +86,7 @@ def _problems(config: Config, sections: list[Optimization], nodes: Nodes | None)
         for section in sections:
             check_launch(section, nodes)
             accumulation_steps(section, num_processes(section.accelerate_config))
+        _shape(config)
     except DpoDistError as error:
         yield str(error)
     if nodes is not None:
@@ -94,11 +96,22 @@ def _problems(config: Config, sections: list[Optimization], nodes: Nodes | None)
             yield str(error)
 
 
+def _shape(config: Config) -> ModelShape:
+    """The base model's sizes. Raises `ModelError` where its configuration cannot be had."""
+    try:
+        return model_shape(config.model.base, config.model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(
+            f"{config.model.base}: its configuration cannot be read ({first}). From the Hub it has "
+            "to be in this machine's cache, or the network reachable."
+        ) from None
+
+
 def _planned(config: Config, section: Optimization) -> int:
     """A process's planned peak, at rows of the greatest length and with all checkpointing."""
-    shape = model_shape(config.model.base, config.model.trust_remote_code)
     lengths = [section.max_length] * section.micro_batch_size
-    return planned_bytes(shape, section, lengths)["full"]
+    return planned_bytes(_shape(config), section, lengths)["full"]
 
 
 def _disk(config: Config, section: Optimization) -> int:
@@ -107,7 +120,7 @@ def _disk(config: Config, section: Optimization) -> int:
     gibibyte = 2**30
     if not isinstance(section.method, Full):
         return gibibyte
-    parameters = model_shape(config.model.base, config.model.trust_remote_code).parameters
+    parameters = _shape(config).parameters
     return gibibyte + parameters * (16 * (section.keep_checkpoints + 1) + 4)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dpo_dist.config import Config
 from dpo_dist.console import say
-from dpo_dist.errors import UserError
+from dpo_dist.errors import Preempted, UserError
 from dpo_dist.phases.pipeline import run_phase
 from dpo_dist.phases.runs import phase_dir
+from dpo_dist.processes import handling_sigterm
 from dpo_dist.ranks import Nodes
 from dpo_dist.training.follow import follow
 from dpo_dist.training.nodes import leading, meeting_folder
@@ -26,6 +27,11 @@ def run_on_nodes(phase: str, config: Config, nodes: Nodes, *, force: bool = Fals
         status, message = follow(nodes, folder)
         say(f"node {nodes.rank} of {nodes.count}: {phase} has ended on node 0: {message}")
         return status
-    with leading(nodes, folder) as leader:
+    # While processes train, SIGTERM lets them save; before and after, the others have to be told.
+    with leading(nodes, folder) as leader, handling_sigterm(_stop):
         run_phase(phase, config, force=force, leader=leader)
     return 0
+
+
+def _stop() -> None:
+    raise Preempted("stopped while nothing was being trained")

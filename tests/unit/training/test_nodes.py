@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dpo_dist.errors import ConfigError, NodeLost, PhaseFailed
+from dpo_dist.errors import ConfigError, NodeLost, PhaseFailed, Preempted
+from dpo_dist.phases import on_nodes
 from dpo_dist.ranks import Nodes
+from dpo_dist.runfile import load_config
 from dpo_dist.training import nodes as module
 from dpo_dist.training.follow import follow
 from dpo_dist.training.nodes import Leader, Meeting, leading, meeting_folder
@@ -138,3 +142,25 @@ def test_a_launch_id_serves_one_start(folder: Path) -> None:
         pass
     with pytest.raises(ConfigError, match="Give every start a new id"), leading(node(0), folder):
         pass
+
+
+def test_sigterm_before_a_training_is_told_to_the_others(
+    tmp_path: Path, write_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerate = tmp_path / "two.yaml"
+    accelerate.write_text("{num_machines: 2, num_processes: 2}\n")
+    config = load_config(
+        write_run(
+            model={"base": "m"},
+            preferences={"source": "path", "path": "p.jsonl"},
+            train={"accelerate_config": str(accelerate)},
+        )
+    )
+    monkeypatch.setattr(on_nodes, "check_address", lambda nodes: None)
+    monkeypatch.setattr(
+        on_nodes, "run_phase", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    with pytest.raises(Preempted):
+        on_nodes.run_on_nodes("train", config, node(0))
+    meeting = Meeting(meeting_folder(tmp_path / "runs" / "test" / "train", node(0)), node(1))
+    assert meeting.ended() == (75, "stopped while nothing was being trained")
