@@ -1,0 +1,109 @@
+"""`dpo-dist launch`: a command for each target; the target's options are its own arguments."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpo_dist.commands.arguments import Commands, add_command, add_set
+
+if TYPE_CHECKING:
+    from dpo_dist.launching.render import Target
+
+
+def run(options: argparse.Namespace) -> int:
+    from dpo_dist.console import say
+    from dpo_dist.launching.layout import Layout
+    from dpo_dist.launching.render import write
+    from dpo_dist.processes import run_to_end
+    from dpo_dist.runfile import load_config
+
+    layout = Layout(
+        run_file=options.run_file,
+        config=load_config(options.run_file, options.set),
+        overrides=tuple(options.set),
+        nodes=options.nodes,
+        gpus_per_node=options.gpus_per_node,
+        shards=options.shards,
+        workdir=options.workdir or Path.cwd(),
+        yes=options.yes,
+    )
+    target = _TARGETS[options.target](options)
+    files = target.files(layout)
+    folder = layout.folder(target.name)
+    if options.dry_run:
+        for name, text in files.items():
+            print(f"==> {folder / name} <==\n{text}")
+        return 0
+    write(files, folder)
+    command = target.submission(folder)
+    if options.submit:
+        return run_to_end(command)
+    say(f"{len(files)} files are in {folder}. To submit them:\n  {shlex.join(command)}")
+    return 0
+
+
+def add(commands: Commands) -> None:
+    """The parser of `dpo-dist launch`, with one of its own for each target."""
+    command = add_command(
+        commands,
+        "launch",
+        "write the scripts that run all phases on one machine or a cluster, and submit them",
+        "They go to <run>/launch/<target>.",
+        example="local recipes/incident_triage/run.yaml --dry-run",
+    )
+    targets = command.add_subparsers(dest="target", required=True, metavar="TARGET")
+    _add_local(targets)
+
+
+def _add_local(targets: Commands) -> None:
+    command = add_command(
+        targets,
+        "local",
+        "all phases on this machine, on the GPUs that it turns out to have",
+        example="RUN.yaml --submit",
+    )
+    _add_common(command)
+    _add_setup(command)
+    command.set_defaults(nodes=1, gpus_per_node=0, shards=None)
+
+
+def _local(options: argparse.Namespace) -> Target:
+    from dpo_dist.launching.local import Local
+
+    return Local(setup=tuple(options.setup))
+
+
+_TARGETS = {"local": _local}
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    """The arguments of every target."""
+    command.add_argument("run_file", type=Path, metavar="RUN.yaml")
+    add_set(command)
+    add = command.add_argument
+    add("--workdir", type=Path, metavar="DIR", help="where the jobs start; default: here")
+    add("--yes", action="store_true", help="agree to what the run's judges cost")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("--dry-run", action="store_true", help="print the files, write none")
+    what.add_argument("--submit", action="store_true", help="submit them, too")
+
+
+def _add_setup(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="LINE",
+        help="a line of shell before the work, e.g. 'source .venv/bin/activate' (repeatable)",
+    )
+
+
+def _add_machines(command: argparse.ArgumentParser) -> None:
+    """The arguments of the targets that have several machines."""
+    add = command.add_argument
+    add("--nodes", type=int, default=1, metavar="N", help="machines that train together (1)")
+    add("--gpus-per-node", type=int, default=0, metavar="M", help="0: processors only (0)")
+    add("--shards", type=int, metavar="K", help="jobs that sample; default: one for each engine")

@@ -1,0 +1,69 @@
+"""The run file's accelerate configurations, for the machines of a layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpo_dist.config import Optimization
+from dpo_dist.errors import ConfigError
+from dpo_dist.launching.layout import TRAINING, Layout, accelerate_name
+from dpo_dist.phases.runs import phases_of
+from dpo_dist.training.job import accumulation_steps, num_processes
+
+
+def accelerate_files(layout: Layout) -> dict[str, str]:
+    """A configuration for each training phase, by the name of its file.
+
+    Raises `ConfigError` where the processes cannot share the global batch evenly, and where the
+    run file's own configuration is one for processors but the nodes have GPUs.
+    """
+    sections: dict[str, Optimization | None] = {
+        "sft": layout.config.sft,
+        "train": layout.config.train,
+    }
+    files = {}
+    for phase in TRAINING:
+        section = sections[phase]
+        if section is not None and phase in phases_of(layout.config):
+            files[accelerate_name(phase)] = _file(phase, section, layout)
+    return files
+
+
+def _file(phase: str, section: Optimization, layout: Layout) -> str:
+    path = section.accelerate_config
+    processes = layout.nodes * _processes_per_node(phase, path, layout.gpus_per_node)
+    try:
+        accumulation_steps(section, processes)
+    except ConfigError as error:
+        raise ConfigError(f"{phase}: {error}") from None
+    values = {**_read(path), "num_machines": layout.nodes, "num_processes": processes}
+    values.pop("machine_rank", None)  # every node's own: it comes with its command
+    if layout.nodes > 1 and isinstance(values.get("deepspeed_config"), dict):
+        # The default, pdsh, needs ssh between the nodes and writes the environment to a file.
+        values["deepspeed_config"] = {
+            **values["deepspeed_config"],
+            "deepspeed_multinode_launcher": "standard",
+        }
+    shape = f"{layout.nodes} x {processes // layout.nodes} processes"
+    return f"# {path} for {shape}; made by `dpo-dist launch`.\n{yaml.safe_dump(values)}"
+
+
+def _processes_per_node(phase: str, path: Path, gpus: int) -> int:
+    values = _read(path)
+    if not gpus:
+        return max(1, num_processes(path) // int(values.get("num_machines") or 1))
+    if values.get("use_cpu"):
+        raise ConfigError(
+            f"{phase}.accelerate_config: {path} trains on processors, but the nodes have {gpus} "
+            f"GPUs each: name another with --set {phase}.accelerate_config=..."
+        )
+    return gpus
+
+
+def _read(path: Path) -> dict[str, Any]:
+    num_processes(path)  # refuses what is no accelerate configuration
+    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return values
