@@ -56,6 +56,7 @@ def add(commands: Commands) -> None:
     )
     targets = command.add_subparsers(dest="target", required=True, metavar="TARGET")
     _add_local(targets)
+    _add_kubernetes(targets)
 
 
 def _add_local(targets: Commands) -> None:
@@ -76,7 +77,51 @@ def _local(options: argparse.Namespace) -> Target:
     return Local(setup=tuple(options.setup))
 
 
-_TARGETS = {"local": _local}
+def _add_kubernetes(targets: Commands) -> None:
+    command = add_command(
+        targets,
+        "kubernetes",
+        "jobs in a Kubernetes cluster, on a volume that all of them share",
+        "See docs/kubernetes.md.",
+        example="RUN.yaml --image registry/dpo-dist:0.1.0 --nodes 2 --gpus-per-node 8",
+    )
+    _add_common(command)
+    _add_machines(command)
+    command.set_defaults(workdir=Path("/workspace"))
+    add = command.add_argument
+    add("--image", required=True, metavar="IMAGE", help="with its version or digest")
+    add("--namespace", metavar="NAME", help="default: that of kubectl's context")
+    add("--pvc", metavar="NAME", help="a claim that is there (ReadWriteMany); else one is made")
+    add("--storage-class", metavar="NAME", help="of the claim that is made; it has to share")
+    add("--storage", default="500Gi", metavar="SIZE", help="of the claim that is made (500Gi)")
+    add("--secret", default="dpo-dist-keys", metavar="NAME", help="holds keys (dpo-dist-keys)")
+    add(
+        "--trainer",
+        choices=("trainjob", "job"),
+        default="trainjob",
+        help="of several nodes: Kubeflow's TrainJob, or a plain Job that submit.sh starts again",
+    )
+    add("--cpus", type=int, default=8, metavar="N", help="for each GPU, or a pod without (8)")
+    add("--memory", type=int, default=64, metavar="GIB", help="likewise (64)")
+
+
+def _kubernetes(options: argparse.Namespace) -> Target:
+    from dpo_dist.launching.kubernetes.target import Kubernetes
+
+    return Kubernetes(
+        image=options.image,
+        namespace=options.namespace,
+        pvc=options.pvc,
+        storage_class=options.storage_class,
+        storage=options.storage,
+        secret=options.secret,
+        trainer=options.trainer,
+        cpus=options.cpus,
+        memory=options.memory,
+    )
+
+
+_TARGETS = {"local": _local, "kubernetes": _kubernetes}
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
