@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,7 @@ def add(commands: Commands) -> None:
     )
     targets = command.add_subparsers(dest="target", required=True, metavar="TARGET")
     _add_local(targets)
+    _add_slurm(targets)
     _add_kubernetes(targets)
 
 
@@ -69,6 +71,55 @@ def _add_local(targets: Commands) -> None:
     _add_common(command)
     _add_setup(command)
     command.set_defaults(nodes=1, gpus_per_node=0, shards=None)
+
+
+def _add_slurm(targets: Commands) -> None:
+    command = add_command(
+        targets,
+        "slurm",
+        "a job for each phase under SLURM, each waiting for the one before",
+        example="RUN.yaml --nodes 2 --gpus-per-node 8 --partition gpu --submit",
+    )
+    _add_common(command)
+    _add_machines(command)
+    _add_setup(command)
+    add = command.add_argument
+    add("--partition", metavar="NAME")
+    add("--cpu-partition", metavar="NAME", help="for jobs without GPUs; default: --partition")
+    add("--account", metavar="NAME")
+    add("--time", metavar="LIMIT", help="of each job; one that is cut short is queued again")
+    add("--cpus-per-gpu", type=int, default=8, metavar="N", help="processors for each GPU (8)")
+    add("--cpus", type=int, default=4, metavar="N", help="processors of jobs without GPUs (4)")
+    add("--save-seconds", type=int, default=300, metavar="S", help="time that saving takes (300)")
+    add("--max-requeues", type=int, default=100, metavar="N", help="of a job (100)")
+    add("--container", default="", metavar="WORDS", help="before dpo-dist: 'apptainer exec IMAGE'")
+    for name in ("sbatch", "srun"):
+        add(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar="OPTION",
+            help=f"another option of {name}, as in --{name}=--qos=high (repeatable)",
+        )
+
+
+def _slurm(options: argparse.Namespace) -> Target:
+    from dpo_dist.launching.slurm import Slurm
+
+    return Slurm(
+        partition=options.partition,
+        cpu_partition=options.cpu_partition,
+        account=options.account,
+        time=options.time,
+        cpus_per_gpu=options.cpus_per_gpu,
+        cpus=options.cpus,
+        save_seconds=options.save_seconds,
+        max_requeues=options.max_requeues,
+        sbatch=tuple(options.sbatch),
+        srun=tuple(options.srun),
+        setup=tuple(options.setup),
+        container=options.container,
+    )
 
 
 def _local(options: argparse.Namespace) -> Target:
@@ -108,20 +159,11 @@ def _add_kubernetes(targets: Commands) -> None:
 def _kubernetes(options: argparse.Namespace) -> Target:
     from dpo_dist.launching.kubernetes.target import Kubernetes
 
-    return Kubernetes(
-        image=options.image,
-        namespace=options.namespace,
-        pvc=options.pvc,
-        storage_class=options.storage_class,
-        storage=options.storage,
-        secret=options.secret,
-        trainer=options.trainer,
-        cpus=options.cpus,
-        memory=options.memory,
-    )
+    names = [field.name for field in fields(Kubernetes)]
+    return Kubernetes(**{name: getattr(options, name) for name in names})
 
 
-_TARGETS = {"local": _local, "kubernetes": _kubernetes}
+_TARGETS = {"local": _local, "slurm": _slurm, "kubernetes": _kubernetes}
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

@@ -42,6 +42,12 @@ class Stage:
         return f"{self.job}-{self.step.round}" if self.step.round else self.job
 
     @property
+    def needs(self) -> str:
+        """What it runs on, in words."""
+        places = f"{self.shards} jobs" if self.shards else _count(self.nodes, "node")
+        return f"{places}, {_count(self.gpus, 'GPU')} each" if self.gpus else places
+
+    @property
     def trains(self) -> bool:
         return self.step.phase in TRAINING
 
@@ -102,19 +108,30 @@ class Layout:
             first.setdefault(stage.job, stage)
         return first
 
-    def command(self, stage: Stage, accelerate_folder: Path) -> list[str]:
-        """The words of a stage's command, without its round and its shard; the accelerate
-        configurations of this layout (accelerate.py) lie in `accelerate_folder`."""
+    def words(self) -> list[str]:
+        """What every command of the run is told: the run file, and the user's `--set`. The
+        accelerate configurations are left out: those for the layout take their place."""
+        replaced = tuple(f"{phase}.accelerate_config=" for phase in TRAINING)
+        kept = [override for override in self.overrides if not override.startswith(replaced)]
+        return [str(self.run_file), *(word for one in kept for word in ("--set", one))]
+
+    def own_words(self, stage: Stage, accelerate_folder: Path) -> list[str]:
+        """What the command of one stage is told besides, but for its round and its shard; the
+        accelerate configurations of this layout (accelerate.py) lie in `accelerate_folder`."""
         phase = stage.step.phase
-        words = ["dpo-dist", phase, str(self.run_file)]
-        overrides = list(self.overrides)
         if stage.trains:
-            file = accelerate_folder / accelerate_name(phase)
-            overrides.append(f"{phase}.accelerate_config={file}")
-        elif phase in GENERATING and stage.gpus and (key := self._workers_key(phase)):
-            overrides.append(f"{key}=null")  # as many as the job's own GPUs allow
-        words += [word for override in overrides for word in ("--set", override)]
-        return [*words, "--yes"] if self.yes and phase in ("judge", "evaluate") else words
+            return ["--set", accelerate_setting(phase, accelerate_folder)]
+        if phase in GENERATING and stage.gpus and (key := self._workers_key(phase)):
+            return ["--set", f"{key}=null", *self._agreed(phase)]  # as many as the job has GPUs
+        return self._agreed(phase)
+
+    def command(self, stage: Stage, accelerate_folder: Path) -> list[str]:
+        """The whole command of a stage, but for its round and its shard."""
+        own = self.own_words(stage, accelerate_folder)
+        return ["dpo-dist", stage.step.phase, *self.words(), *own]
+
+    def _agreed(self, phase: str) -> list[str]:
+        return ["--yes"] if self.yes and phase in ("judge", "evaluate") else []
 
     def _stages(self, step: Step) -> list[Stage]:
         match step.phase:
@@ -174,9 +191,18 @@ class Layout:
         return min(1, self.gpus_per_node) if local else 0
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def accelerate_name(phase: str) -> str:
     """The file with a training phase's accelerate configuration for a layout."""
     return f"accelerate_{phase}.yaml"
+
+
+def accelerate_setting(phase: str, folder: Path) -> str:
+    """What lets a training phase take the file for a layout, which lies in `folder`."""
+    return f"{phase}.accelerate_config={folder / accelerate_name(phase)}"
 
 
 def _asks_for_money(config: Config) -> bool:
