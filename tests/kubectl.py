@@ -22,7 +22,8 @@ JOBS = {"Job", "TrainJob"}
 
 def main(words: list[str]) -> int:
     path = Path(os.environ["KUBECTL_CLUSTER"])
-    cluster = {"plan": {}, "away": 0, "objects": {}, "starts": {}, **json.loads(path.read_text())}
+    cluster = {"plan": {}, "away": [], "asked": 0, "objects": {}, "starts": {}}
+    cluster |= json.loads(path.read_text())
     try:
         return act(cluster, words)
     finally:
@@ -39,8 +40,8 @@ def act(cluster: dict, words: list[str]) -> int:
                 del cluster["objects"][key(document)]
                 note(f"delete {key(document)}")
         case ["get", name, "--ignore-not-found", "--output", output]:
-            if cluster["away"]:
-                cluster["away"] -= 1
+            cluster["asked"] += 1
+            if cluster["asked"] in cluster["away"]:
                 return fail("connection refused")
             assert output == f"jsonpath={{.kind}} {CONDITIONS}"
             print(look(cluster, name), end="")

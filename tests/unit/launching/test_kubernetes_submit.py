@@ -120,12 +120,12 @@ def test_but_not_for_ever_and_not_on_bad_input(by_job: Cluster) -> None:
 
 
 def test_an_api_server_that_is_away_is_waited_for(by_trainer: Cluster) -> None:
-    first = by_trainer.submit(plan={"sft": ["Failed=BackoffLimitExceeded"]})
-    assert first.returncode == 1
-    # The first question decides what to submit: without an answer nothing is.
-    assert by_trainer.submit(away=1).returncode == 1
+    # The first question decides what to submit: without an answer, nothing is.
+    ended = by_trainer.submit(away=[1])
+    assert ended.returncode == 1 and "refused" in ended.stderr
     assert by_trainer.calls == []
-    assert by_trainer.submit().returncode == 0
+    assert by_trainer.submit(asked=0, away=[2, 3]).returncode == 0
+    assert by_trainer.calls == applied(*STAGES)
 
 
 def test_shellcheck_has_nothing_to_say(by_trainer: Cluster) -> None:
