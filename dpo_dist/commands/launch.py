@@ -6,11 +6,14 @@ import argparse
 import shlex
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dpo_dist import __version__
 from dpo_dist.commands.arguments import Commands, add_command, add_set
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from dpo_dist.launching.render import Target
 
 
@@ -59,6 +62,8 @@ def add(commands: Commands) -> None:
     _add_local(targets)
     _add_slurm(targets)
     _add_kubernetes(targets)
+    _add_compose(targets)
+    _add_skypilot(targets)
 
 
 def _add_local(targets: Commands) -> None:
@@ -159,11 +164,67 @@ def _add_kubernetes(targets: Commands) -> None:
 def _kubernetes(options: argparse.Namespace) -> Target:
     from dpo_dist.launching.kubernetes.target import Kubernetes
 
-    names = [field.name for field in fields(Kubernetes)]
-    return Kubernetes(**{name: getattr(options, name) for name in names})
+    return Kubernetes(**_fields(options, Kubernetes))
 
 
-_TARGETS = {"local": _local, "slurm": _slurm, "kubernetes": _kubernetes}
+def _add_compose(targets: Commands) -> None:
+    command = add_command(
+        targets,
+        "compose",
+        "all phases on one machine in a container, with its GPUs or without",
+        "See docs/kubernetes.md.",
+        example="RUN.yaml --image dpo-dist:0.1.0",
+    )
+    _add_common(command)
+    command.set_defaults(nodes=1, gpus_per_node=0, shards=None, workdir=Path("/workspace"))
+    add = command.add_argument
+    image = f"dpo-dist:{__version__}"
+    add("--image", default=image, metavar="IMAGE", help="of CUDA, with its version (%(default)s)")
+    add("--cpu-image", default=f"{image}-cpu", metavar="IMAGE", help="without it (%(default)s)")
+
+
+def _compose(options: argparse.Namespace) -> Target:
+    from dpo_dist.launching.compose import Compose
+
+    return Compose(**_fields(options, Compose))
+
+
+def _add_skypilot(targets: Commands) -> None:
+    command = add_command(
+        targets,
+        "skypilot",
+        "a managed job of SkyPilot on rented machines, a task for each phase",
+        "Start it where `sky jobs launch` is to find the sources. See docs/kubernetes.md.",
+        example="RUN.yaml --gpus-per-node 8 --gpu H100 --bucket my-runs --spot",
+    )
+    _add_common(command)
+    _add_machines(command)
+    command.set_defaults(workdir=Path())
+    add = command.add_argument
+    add("--gpu", required=True, metavar="NAME", help="as SkyPilot calls it, e.g. H100")
+    add("--bucket", metavar="NAME", help="holds the runs, where one machine trains")
+    add("--volume", metavar="NAME", help="likewise, for any number of machines")
+    add("--spot", action="store_true", help="machines with GPUs may be taken away")
+
+
+def _skypilot(options: argparse.Namespace) -> Target:
+    from dpo_dist.launching.skypilot import SkyPilot
+
+    return SkyPilot(**_fields(options, SkyPilot))
+
+
+_TARGETS = {
+    "local": _local,
+    "slurm": _slurm,
+    "kubernetes": _kubernetes,
+    "compose": _compose,
+    "skypilot": _skypilot,
+}
+
+
+def _fields(options: argparse.Namespace, target: type[DataclassInstance]) -> dict[str, Any]:
+    """The options that are fields of a target."""
+    return {field.name: getattr(options, field.name) for field in fields(target)}
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

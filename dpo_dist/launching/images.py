@@ -1,15 +1,17 @@
-"""Container images, and where a run's files lie in them."""
+"""Container images, and a layout as it is seen from inside of one."""
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from dpo_dist.errors import ConfigError
 from dpo_dist.launching.layout import Layout
 
-WORKDIR = PurePosixPath("/workspace")  # the Dockerfile's
+WORKDIR = Path("/workspace")  # the Dockerfile's: accelerate_configs/ and recipes/ lie there
+KEYS = ("ANTHROPIC_API_KEY", "HF_TOKEN", "WANDB_API_KEY")
 
 
 def check_image(image: str) -> None:
@@ -19,13 +21,14 @@ def check_image(image: str) -> None:
     tag = image.rpartition("/")[2].partition(":")[2]
     if tag in ("", "latest"):
         raise ConfigError(
-            f"--image {image}: name its version (or digest), so that every job of the run has "
-            "the same one"
+            f"image {image}: name its version (or digest), so that every job of the run has the "
+            "same one"
         )
 
 
-def path_in_image(layout: Layout) -> PurePosixPath:
-    """The run file where the layout's jobs start: at the same place below it as here.
+def inside(layout: Layout, runs: PurePosixPath) -> Layout:
+    """The layout for jobs in containers, which write their runs to `runs`: the run file lies at
+    the same place below their working directory as it does here.
 
     Raises `ConfigError` for a run file outside of the working directory.
     """
@@ -33,7 +36,19 @@ def path_in_image(layout: Layout) -> PurePosixPath:
     if relative.startswith(".."):
         raise ConfigError(
             f"{layout.run_file} lies outside of the working directory, so that its place in the "
-            "image is unknown: start from a folder above it, the one that the image's "
+            "containers is unknown: start from a folder above it, the one that their "
             f"{layout.workdir} is made of"
         )
-    return PurePosixPath(layout.workdir) / PurePosixPath(Path(relative).as_posix())
+    run = layout.config.run.model_copy(update={"output_dir": Path(runs)})
+    return replace(
+        layout,
+        run_file=layout.workdir / relative,
+        config=layout.config.model_copy(update={"run": run}),
+        overrides=(*layout.overrides, f"run.output_dir={runs}"),
+    )
+
+
+def dns_name(text: str) -> str:
+    """A name as Kubernetes and Compose want it: a small letter, then letters, digits, hyphens."""
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return name if name[:1].isalpha() else f"run-{name}".rstrip("-")

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from dpo_dist.launching.images import KEYS
+
 Manifest = dict[str, Any]
 
 VOLUME = PurePosixPath("/shared")  # the claim: runs, and what is downloaded
 SETTINGS = PurePosixPath("/etc/dpo-dist")  # the ConfigMap: the run file, accelerate's files
 USER = 10001  # the image's
-KEYS = ("ANTHROPIC_API_KEY", "HF_TOKEN", "WANDB_API_KEY")
 GPU = "nvidia.com/gpu"
 CONTAINER = "node"  # Kubeflow's trainer looks for this name
 SHARED_MEMORY = "8Gi"  # NCCL's and the data loaders'; it counts towards the pod's limit

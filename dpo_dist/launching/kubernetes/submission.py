@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from dpo_dist.launching.accelerate import accelerate_files
-from dpo_dist.launching.images import path_in_image
+from dpo_dist.launching.images import dns_name, inside
 from dpo_dist.launching.kubernetes import trainjob
 from dpo_dist.launching.kubernetes.jobs import (
     gang_job,
@@ -56,23 +55,17 @@ class Submission:
         self.name = f"{run[:LONGEST_RUN].rstrip('-')}-{digest}"
         self._cluster = cluster
         self._claim = cluster.pvc or f"{run[:50].rstrip('-')}-runs"
-        run_file = path_in_image(layout)
         self._files = {
-            run_file.name: layout.run_file.read_text(encoding="utf-8"),
+            layout.run_file.name: layout.run_file.read_text(encoding="utf-8"),
             **accelerate_files(layout),
         }
-        # The same jobs, as the pods see their files.
-        self._layout = replace(
-            layout,
-            run_file=Path(run_file),
-            overrides=(*layout.overrides, f"run.output_dir={VOLUME / 'runs'}"),
-        )
+        self._layout = inside(layout, VOLUME / "runs")
         self._around = Surroundings(
             image=cluster.image,
             settings=self.name,
             claim=self._claim,
             secret=cluster.secret,
-            run_file=run_file,
+            run_file=PurePosixPath(self._layout.run_file),
             workdir=PurePosixPath(layout.workdir),
             cpus=cluster.cpus,
             memory=cluster.memory,
@@ -173,9 +166,3 @@ class Submission:
             {**manifest, "metadata": {**manifest["metadata"], "namespace": namespace}}
             for manifest in manifests
         ]
-
-
-def dns_name(text: str) -> str:
-    """A name as Kubernetes wants it: a lower-case letter, then letters, digits and hyphens."""
-    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    return name if name[:1].isalpha() else f"run-{name}".rstrip("-")

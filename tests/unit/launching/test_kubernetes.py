@@ -14,7 +14,7 @@ from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime, TrainerV
 
 from dpo_dist.cli import _parser
 from dpo_dist.errors import ConfigError
-from dpo_dist.launching.kubernetes.submission import dns_name
+from dpo_dist.launching.images import dns_name
 from dpo_dist.launching.kubernetes.target import Kubernetes
 from dpo_dist.launching.layout import Layout
 from dpo_dist.runfile import load_config
