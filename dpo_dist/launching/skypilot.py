@@ -64,6 +64,7 @@ class SkyPilot:
         run = fill(
             "skypilot/run.sh.j2",
             command=command,
+            preflight=["dpo-dist", "preflight", *there.words(), *there.own_words(stage, SETTINGS)],
             machines=machines,
             trains=stage.trains,
             settings=SETTINGS / name,

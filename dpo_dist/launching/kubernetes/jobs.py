@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpo_dist.errors import Preempted, UserError
-from dpo_dist.launching.kubernetes.pods import CONTAINER, Manifest
+from dpo_dist.launching.kubernetes.pods import Manifest
 
 RETRIES = 3  # of a pod that fails for no known reason
 KEPT_SECONDS = 7 * 24 * 3600  # then the cluster forgets a job that has ended; the volume does not
@@ -11,20 +11,10 @@ TERMINATED = 143  # by SIGTERM, which a phase without workers does not answer
 
 BAD_INPUT = {
     "action": "FailJob",
-    "onExitCodes": {
-        "containerName": CONTAINER,
-        "operator": "In",
-        "values": [UserError.exit_code],
-    },
+    "onExitCodes": {"operator": "In", "values": [UserError.exit_code]},
 }
 DISRUPTED = {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-STOPPED = {
-    "onExitCodes": {
-        "containerName": CONTAINER,
-        "operator": "In",
-        "values": [Preempted.exit_code, TERMINATED],
-    },
-}
+STOPPED = {"onExitCodes": {"operator": "In", "values": [Preempted.exit_code, TERMINATED]}}
 # What the input has to change for fails at once. Who was stopped comes again, as often as it
 # happens; other failures count.
 POLICY = {

@@ -16,6 +16,7 @@ SETTINGS = PurePosixPath("/etc/dpo-dist")  # the ConfigMap: the run file, accele
 USER = 10001  # the image's
 GPU = "nvidia.com/gpu"
 CONTAINER = "node"  # Kubeflow's trainer looks for this name
+PREFLIGHT = "preflight"  # the container that is done before that one starts
 SHARED_MEMORY = "8Gi"  # NCCL's and the data loaders'; it counts towards the pod's limit
 
 # After SIGTERM training ends its step and saves; everything else has its records on disk.
@@ -50,9 +51,11 @@ def pod_template(
     gpus: int = 0,
     trains: bool = False,
     environment: Sequence[Manifest] = (),
+    preflight: Sequence[str] = (),
     subdomain: str | None = None,
 ) -> Manifest:
-    """A pod that runs a command. `$(NAME)` in it stands for a variable of the container."""
+    """A pod that runs a command, after the command `preflight` where there is one. `$(NAME)` in
+    them stands for a variable of the container."""
     spec: Manifest = {
         "restartPolicy": "Never",  # the job starts another pod, or fails: its policy says which
         "automountServiceAccountToken": False,
@@ -67,13 +70,17 @@ def pod_template(
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(around, words, gpus, environment)],
+        "containers": [_container(around, CONTAINER, words, gpus, environment)],
         "volumes": [
             {"name": "shared", "persistentVolumeClaim": {"claimName": around.claim}},
             {"name": "settings", "configMap": {"name": around.settings}},
             {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY}},
         ],
     }
+    if preflight:
+        # With the same GPUs and the same limits, which it hands on.
+        before = _container(around, PREFLIGHT, preflight, gpus, environment)
+        spec["initContainers"] = [before]
     if gpus:
         spec["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
     if subdomain is not None:
@@ -82,11 +89,15 @@ def pod_template(
 
 
 def _container(
-    around: Surroundings, words: Sequence[str], gpus: int, environment: Sequence[Manifest]
+    around: Surroundings,
+    name: str,
+    words: Sequence[str],
+    gpus: int,
+    environment: Sequence[Manifest],
 ) -> Manifest:
     resources = _resources(around, gpus)
     return {
-        "name": CONTAINER,
+        "name": name,
         "image": around.image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["tini", "--"],

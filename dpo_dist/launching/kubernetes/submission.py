@@ -23,7 +23,7 @@ from dpo_dist.launching.kubernetes.pods import (
     Surroundings,
     pod_template,
 )
-from dpo_dist.launching.layout import Layout, Stage
+from dpo_dist.launching.layout import Layout, Stage, accelerate_setting
 
 PORT = 29500
 GANG_ATTEMPTS = 6  # of a training whose job cannot start all of its nodes again itself
@@ -110,8 +110,7 @@ class Submission:
             if by_trainer
             else (POD_INDEX, f"{name}-0.{name}", str(PORT))
         )
-        words = [
-            *self._words(stage),
+        together = [
             *("--nodes", str(stage.nodes), "--node-rank", rank),
             *("--main-address", host, "--main-port", port, "--launch-id", LAUNCH_ID),
         ]
@@ -120,11 +119,12 @@ class Submission:
         started = {"name": "LAUNCH_ID", "valueFrom": {"fieldRef": {"fieldPath": field}}}
         pod = pod_template(
             self._around,
-            words,
+            [*self._words(stage), *together],
             labels,
             gpus=stage.gpus,
             trains=True,
             environment=[started],
+            preflight=[*self._preflight(), *together],
             subdomain=None if by_trainer else name,
         )
         if by_trainer:
@@ -136,7 +136,13 @@ class Submission:
         words = self._layout.command(stage, Path(SETTINGS))
         if stage.step.round:
             words += ["--round", str(stage.step.round)]
-        return [word.replace("$(", "$$(") for word in words]  # no variables of the container
+        return _literally(words)
+
+    def _preflight(self) -> list[str]:
+        phases = [stage.step.phase for stage in self._layout.jobs().values() if stage.trains]
+        settings = [accelerate_setting(phase, Path(SETTINGS)) for phase in phases]
+        words = ["dpo-dist", "preflight", *self._layout.words()]
+        return _literally([*words, *(word for one in settings for word in ("--set", one))])
 
     def _volume(self) -> Manifest:
         spec: Manifest = {
@@ -166,3 +172,8 @@ class Submission:
             {**manifest, "metadata": {**manifest["metadata"], "namespace": namespace}}
             for manifest in manifests
         ]
+
+
+def _literally(words: Sequence[str]) -> list[str]:
+    """Words in which no variable of the container is meant."""
+    return [word.replace("$(", "$$(") for word in words]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dpo_dist.errors import Preempted, UserError
 from dpo_dist.launching.kubernetes.jobs import BAD_INPUT, DISRUPTED, STOPPED, TERMINATED
-from dpo_dist.launching.kubernetes.pods import CONTAINER, Manifest
+from dpo_dist.launching.kubernetes.pods import CONTAINER, PREFLIGHT, Manifest
 
 GROUP = "trainer.kubeflow.org"
 # The variables that the trainer gives to the container `node`.
@@ -61,12 +61,14 @@ def train_job(name: str, labels: dict[str, str], pod: Manifest, nodes: int) -> l
             "spec": job,
         },
     }
+    # Else the trainer tells only the container `node` who it is.
+    told = {"targets": [{"jobName": CONTAINER, "containerNames": [PREFLIGHT]}]}
     runtime = {
         "apiVersion": f"{GROUP}/v1alpha1",
         "kind": "TrainingRuntime",
         "metadata": {"name": name, "labels": labels},
         "spec": {
-            "mlPolicy": {"numNodes": nodes, "torch": {}},
+            "mlPolicy": {"numNodes": nodes, "torch": {"envInjection": told}},
             "template": {"spec": {"failurePolicy": FAILURE_POLICY, "replicatedJobs": [replicated]}},
         },
     }

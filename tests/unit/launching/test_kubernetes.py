@@ -106,16 +106,16 @@ def test_every_pod_keeps_to_the_restricted_standard(cluster: Kubernetes, more: d
         assert security["runAsNonRoot"] and security["runAsUser"] == 10001
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not pod["automountServiceAccountToken"] and not pod["enableServiceLinks"]
-        [container] = pod["containers"]
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-        }
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            resources = container["resources"]
+            assert resources["requests"] == resources["limits"]
+            assert {"cpu", "memory"} <= set(resources["limits"])
         kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
         assert kinds == {"persistentVolumeClaim", "configMap", "emptyDir"}
-        resources = container["resources"]
-        assert resources["requests"] == resources["limits"]
-        assert {"cpu", "memory"} <= set(resources["limits"])
 
 
 def test_keys_come_from_a_secret_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +228,22 @@ def test_every_node_learns_its_rank_the_leader_and_the_launch(trainer: str) -> N
     assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
     assert service["spec"]["clusterIP"] == "None" and service["spec"]["publishNotReadyAddresses"]
     assert options["--main-port"] == str(service["spec"]["ports"][0]["port"])
+
+
+@pytest.mark.parametrize("trainer", ["trainjob", "job"])
+def test_nodes_are_checked_together_before_they_train(trainer: str) -> None:
+    documents = manifests(replace(CLUSTER, trainer=trainer), nodes=2)
+    pod = job(documents, "train")["spec"]["template"]["spec"]
+    [check], [train] = pod["initContainers"], pod["containers"]
+    assert check["args"][:2] == ["dpo-dist", "preflight"]
+    assert check["args"][-10:] == train["args"][-10:]  # as which node of how many
+    for key in ("image", "env", "resources", "volumeMounts", "workingDir"):
+        assert check[key] == train[key]
+    if trainer == "trainjob":
+        [runtime] = [d for d in documents if d["metadata"]["name"].endswith("-train")][:1]
+        [told] = runtime["spec"]["mlPolicy"]["torch"]["envInjection"]["targets"]
+        assert told == {"jobName": "node", "containerNames": [check["name"]]}
+    assert "initContainers" not in job(documents, "judge")["spec"]["template"]["spec"]
 
 
 def test_no_service_is_called_vllm() -> None:
