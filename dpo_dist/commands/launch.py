@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from dpo_dist.launching.render import Target
 
+IN_IMAGE = Path("/workspace")  # where the Dockerfile puts recipes/ and accelerate_configs/
+
 
 def run(options: argparse.Namespace) -> int:
     from dpo_dist.console import say
@@ -143,7 +145,7 @@ def _add_kubernetes(targets: Commands) -> None:
     )
     _add_common(command)
     _add_machines(command)
-    command.set_defaults(workdir=Path("/workspace"))
+    command.set_defaults(workdir=IN_IMAGE)
     add = command.add_argument
     add("--image", required=True, metavar="IMAGE", help="with its version or digest")
     add("--namespace", metavar="NAME", help="default: that of kubectl's context")
@@ -176,7 +178,7 @@ def _add_compose(targets: Commands) -> None:
         example="RUN.yaml --image dpo-dist:0.1.0",
     )
     _add_common(command)
-    command.set_defaults(nodes=1, gpus_per_node=0, shards=None, workdir=Path("/workspace"))
+    command.set_defaults(nodes=1, gpus_per_node=0, shards=None, workdir=IN_IMAGE)
     add = command.add_argument
     image = f"dpo-dist:{__version__}"
     add("--image", default=image, metavar="IMAGE", help="of CUDA, with its version (%(default)s)")

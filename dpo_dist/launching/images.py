@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 from dpo_dist.errors import ConfigError
 from dpo_dist.launching.layout import Layout
 
-WORKDIR = Path("/workspace")  # the Dockerfile's: accelerate_configs/ and recipes/ lie there
 KEYS = ("ANTHROPIC_API_KEY", "HF_TOKEN", "WANDB_API_KEY")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from dpo_dist.commands.launch import IN_IMAGE
 from tests.conftest import ROOT
 
 FINAL = ("cpu", "cuda")
@@ -101,6 +102,15 @@ def test_every_final_stage_ends_as_a_numbered_user() -> None:
         users = [step.rest for step in STEPS if step.stage == stage and step.word == "USER"]
         uid, gid = users[-1].split(":")
         assert int(uid) > 0 and int(gid) > 0
+
+
+@pytest.mark.parametrize("stage", FINAL)
+def test_jobs_start_where_recipes_are(stage: str) -> None:
+    [workdir] = [step.rest for step in STEPS if step.stage == stage and step.word == "WORKDIR"]
+    assert Path(workdir) == IN_IMAGE
+    copied = [step.rest for step in STEPS if step.stage == "workspace" and step.word == "COPY"]
+    assert f"recipes {workdir}/recipes" in copied
+    assert f"accelerate_configs {workdir}/accelerate_configs" in copied
 
 
 @pytest.mark.parametrize("stage", FINAL)
