@@ -131,7 +131,8 @@ def _show_result(config: Config) -> None:
 def _command_line(options: argparse.Namespace) -> str:
     if options.command == "compare":
         return shlex.join(["dpo-dist", "compare", *map(str, options.runs)])
-    words = ["dpo-dist", options.command, str(options.run_file)]
+    target = [options.target, "--submit"] if options.command == "launch" else []
+    words = ["dpo-dist", options.command, *target, str(options.run_file)]
     for override in options.set:
         words += ["--set", override]
     if not getattr(options, "shard", WHOLE).whole:

@@ -46,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
     write(files, folder)
     command = target.submission(folder)
     if options.submit:
-        return run_to_end(command)
+        status = run_to_end(command)
+        return status if status >= 0 else 128 - status  # ended by a signal, as shells say it
     say(f"{len(files)} files are in {folder}. To submit them:\n  {shlex.join(command)}")
     return 0
 

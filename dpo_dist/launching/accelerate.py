@@ -18,7 +18,8 @@ def accelerate_files(layout: Layout) -> dict[str, str]:
     """A configuration for each training phase, by the name of its file.
 
     Raises `ConfigError` where the processes cannot share the global batch evenly, and where the
-    run file's own configuration is one for processors but the nodes have GPUs.
+    run file's own configuration is one for processors but the nodes have GPUs, or one for a single
+    process, of which accelerate would start no more.
     """
     sections: dict[str, Optimization | None] = {
         "sft": layout.config.sft,
@@ -40,6 +41,11 @@ def _file(phase: str, section: Optimization, layout: Layout) -> str:
     except ConfigError as error:
         raise ConfigError(f"{phase}: {error}") from None
     values = {**_read(path), "num_machines": layout.nodes, "num_processes": processes}
+    if processes > 1 and values.get("distributed_type") == "NO":
+        raise ConfigError(
+            f"{phase}.accelerate_config: {path} is for one process (distributed_type NO), and this "
+            f"would be {processes}: name another with --set {phase}.accelerate_config=..."
+        )
     values.pop("machine_rank", None)  # every node's own: it comes with its command
     if layout.nodes > 1 and isinstance(values.get("deepspeed_config"), dict):
         # The default, pdsh, needs ssh between the nodes and writes the environment to a file.

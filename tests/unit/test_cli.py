@@ -33,8 +33,9 @@ def test_help_is_instant_and_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("command", [*COMMANDS, *TOOLS])
 def test_a_missing_run_file_is_bad_input(command: str, tmp_path: Path, capsys) -> None:
-    runs = [str(tmp_path / "absent.yaml")] * (2 if command == "compare" else 1)
-    assert main([command, *runs]) == 2
+    run = str(tmp_path / "absent.yaml")
+    arguments = {"compare": [run, run], "launch": ["local", run]}.get(command, [run])
+    assert main([command, *arguments]) == 2
     assert "absent.yaml: no such file" in capsys.readouterr().err
 
 
