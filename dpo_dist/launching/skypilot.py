@@ -64,9 +64,9 @@ class SkyPilot:
         run = fill(
             "skypilot/run.sh.j2",
             command=command,
+            trains=stage.trains,
             preflight=["dpo-dist", "preflight", *there.words(), *there.own_words(stage, SETTINGS)],
             machines=machines,
-            trains=stage.trains,
             settings=SETTINGS / name,
             accelerate=settings.get(name),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,7 +16,8 @@ SETTINGS = PurePosixPath("/etc/dpo-dist")  # the ConfigMap: the run file, accele
 USER = 10001  # the image's
 GPU = "nvidia.com/gpu"
 CONTAINER = "node"  # Kubeflow's trainer looks for this name
-PREFLIGHT = "preflight"  # the container that is done before that one starts
+# Those that are done before that one starts, where nodes train together.
+ADDRESS, PREFLIGHT = "address", "preflight"
 SHARED_MEMORY = "8Gi"  # NCCL's and the data loaders'; it counts towards the pod's limit
 
 # After SIGTERM training ends its step and saves; everything else has its records on disk.
@@ -51,11 +52,11 @@ def pod_template(
     gpus: int = 0,
     trains: bool = False,
     environment: Sequence[Manifest] = (),
-    preflight: Sequence[str] = (),
+    before: Mapping[str, Sequence[str]] | None = None,
     subdomain: str | None = None,
 ) -> Manifest:
-    """A pod that runs a command, after the command `preflight` where there is one. `$(NAME)` in
-    them stands for a variable of the container."""
+    """A pod that runs a command, after those `before` it, by the names of their containers.
+    `$(NAME)` in them stands for a variable of the container."""
     spec: Manifest = {
         "restartPolicy": "Never",  # the job starts another pod, or fails: its policy says which
         "automountServiceAccountToken": False,
@@ -77,10 +78,12 @@ def pod_template(
             {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY}},
         ],
     }
-    if preflight:
-        # With the same GPUs and the same limits, which it hands on.
-        before = _container(around, PREFLIGHT, preflight, gpus, environment)
-        spec["initContainers"] = [before]
+    if before:
+        # With the same GPUs and the same limits, which they hand on.
+        spec["initContainers"] = [
+            _container(around, name, its_words, gpus, environment)
+            for name, its_words in before.items()
+        ]
     if gpus:
         spec["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
     if subdomain is not None:

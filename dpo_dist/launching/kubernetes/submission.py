@@ -17,6 +17,8 @@ from dpo_dist.launching.kubernetes.jobs import (
     single_job,
 )
 from dpo_dist.launching.kubernetes.pods import (
+    ADDRESS,
+    PREFLIGHT,
     SETTINGS,
     VOLUME,
     Manifest,
@@ -28,6 +30,9 @@ from dpo_dist.launching.layout import Layout, Stage, accelerate_setting
 PORT = 29500
 GANG_ATTEMPTS = 6  # of a training whose job cannot start all of its nodes again itself
 LONGEST_RUN = 28  # what the names of its pods, of at most 63 characters, have room for
+# The name of node 0 is known some seconds after its pod has started, which may be the last one.
+WAIT_FOR_ADDRESS = 'until getent ahosts "$0" > /dev/null; do sleep 2; done'
+ADDRESS_SECONDS = 1800
 POD_INDEX = "$(JOB_COMPLETION_INDEX)"
 LAUNCH_ID = "$(LAUNCH_ID)"
 
@@ -90,7 +95,10 @@ class Submission:
         words = self._words(stage)
         if stage.shards:
             words += ["--shard", f"{POD_INDEX}/{stage.shards}"]
-        pod = pod_template(self._around, words, labels, gpus=stage.gpus, trains=stage.trains)
+        before = {PREFLIGHT: self._preflight()} if stage.trains else {}
+        pod = pod_template(
+            self._around, words, labels, gpus=stage.gpus, trains=stage.trains, before=before
+        )
         if stage.shards:
             return self._placed([sharded_job(name, labels, pod, stage.shards)])
         return self._placed([single_job(name, labels, pod)])
@@ -106,7 +114,7 @@ class Submission:
     def _gang(self, stage: Stage, name: str, labels: dict[str, str]) -> list[Manifest]:
         by_trainer = self._cluster.trainer == "trainjob"
         rank, host, port = (
-            (trainjob.RANK, trainjob.ADDRESS, trainjob.PORT)
+            (trainjob.RANK, trainjob.HOST, trainjob.PORT)
             if by_trainer
             else (POD_INDEX, f"{name}-0.{name}", str(PORT))
         )
@@ -124,7 +132,10 @@ class Submission:
             gpus=stage.gpus,
             trains=True,
             environment=[started],
-            preflight=[*self._preflight(), *together],
+            before={
+                ADDRESS: ["timeout", str(ADDRESS_SECONDS), "bash", "-c", WAIT_FOR_ADDRESS, host],
+                PREFLIGHT: [*self._preflight(), *together],
+            },
             subdomain=None if by_trainer else name,
         )
         if by_trainer:

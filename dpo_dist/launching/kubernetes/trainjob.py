@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dpo_dist.errors import Preempted, UserError
 from dpo_dist.launching.kubernetes.jobs import BAD_INPUT, DISRUPTED, STOPPED, TERMINATED
-from dpo_dist.launching.kubernetes.pods import CONTAINER, PREFLIGHT, Manifest
+from dpo_dist.launching.kubernetes.pods import ADDRESS, CONTAINER, PREFLIGHT, Manifest
 
 GROUP = "trainer.kubeflow.org"
 # The variables that the trainer gives to the container `node`.
-RANK, ADDRESS, PORT = "$(PET_NODE_RANK)", "$(PET_MASTER_ADDR)", "$(PET_MASTER_PORT)"
+RANK, HOST, PORT = "$(PET_NODE_RANK)", "$(PET_MASTER_ADDR)", "$(PET_MASTER_PORT)"
 RESTARTS = 5  # besides those after a preemption
 
 # A job tells a JobSet why it failed in its condition's words: the exit code is among them.
@@ -62,7 +62,7 @@ def train_job(name: str, labels: dict[str, str], pod: Manifest, nodes: int) -> l
         },
     }
     # Else the trainer tells only the container `node` who it is.
-    told = {"targets": [{"jobName": CONTAINER, "containerNames": [PREFLIGHT]}]}
+    told = {"targets": [{"jobName": CONTAINER, "containerNames": [ADDRESS, PREFLIGHT]}]}
     runtime = {
         "apiVersion": f"{GROUP}/v1alpha1",
         "kind": "TrainingRuntime",

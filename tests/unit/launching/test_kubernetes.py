@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ from dpo_dist.runfile import load_config
 from tests.conftest import ROOT
 
 RUN_FILE = Path("recipes/incident_triage/run.yaml")
-OVERRIDES = ("sft.micro_batch_size=2",)
+TRAINS = ("sft", "train")
+# Two processes on each node.
+OVERRIDES = tuple(
+    f"{phase}.{setting}"
+    for phase in TRAINS
+    for setting in ("micro_batch_size=1", "accelerate_config=accelerate_configs/cpu_zero2.yaml")
+)
 CLUSTER = Kubernetes(image="registry.example/dpo-dist:0.1.0")
 KUBEFLOW = {"TrainJob": TrainerV1alpha1TrainJob, "TrainingRuntime": TrainerV1alpha1TrainingRuntime}
 VARIABLE = re.compile(r"\$\(([A-Z_]+)\)")
@@ -234,16 +241,35 @@ def test_every_node_learns_its_rank_the_leader_and_the_launch(trainer: str) -> N
 def test_nodes_are_checked_together_before_they_train(trainer: str) -> None:
     documents = manifests(replace(CLUSTER, trainer=trainer), nodes=2)
     pod = job(documents, "train")["spec"]["template"]["spec"]
-    [check], [train] = pod["initContainers"], pod["containers"]
+    [address, check], [train] = pod["initContainers"], pod["containers"]
+    assert address["args"][-1] == train["args"][train["args"].index("--main-address") + 1]
     assert check["args"][:2] == ["dpo-dist", "preflight"]
     assert check["args"][-10:] == train["args"][-10:]  # as which node of how many
     for key in ("image", "env", "resources", "volumeMounts", "workingDir"):
-        assert check[key] == train[key]
+        assert address[key] == check[key] == train[key]
     if trainer == "trainjob":
         [runtime] = [d for d in documents if d["metadata"]["name"].endswith("-train")][:1]
         [told] = runtime["spec"]["mlPolicy"]["torch"]["envInjection"]["targets"]
-        assert told == {"jobName": "node", "containerNames": [check["name"]]}
-    assert "initContainers" not in job(documents, "judge")["spec"]["template"]["spec"]
+        assert told == {"jobName": "node", "containerNames": ["address", "preflight"]}
+
+
+def test_a_node_alone_is_checked_before_it_trains() -> None:
+    documents = manifests(shards=4)
+    [check] = job(documents, "train")["spec"]["template"]["spec"]["initContainers"]
+    assert check["args"][:2] == ["dpo-dist", "preflight"] and "--nodes" not in check["args"]
+    assert "train.accelerate_config=/etc/dpo-dist/accelerate_train.yaml" in check["args"]
+    for stage in ("judge", "sample"):
+        assert "initContainers" not in job(documents, stage)["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize(("host", "code"), [("localhost", 0), ("absent.invalid", 124)])
+def test_a_pod_waits_for_the_leader_s_name(host: str, code: int) -> None:
+    """The cluster publishes it some seconds after the pod has started."""
+    pod = job(manifests(nodes=2), "train")["spec"]["template"]["spec"]
+    words = pod["initContainers"][0]["args"]
+    assert words[0] == "timeout" and int(words[1]) >= 600
+    words = ["timeout", "1", *words[2:-1], host]
+    assert subprocess.run(words, check=False).returncode == code
 
 
 def test_no_service_is_called_vllm() -> None:
@@ -272,9 +298,6 @@ def test_every_command_is_one_of_dpo_dist() -> None:
     assert seen == {"sft", "sample", "judge", "train", "evaluate", "report"}
 
 
-TRAINS = ("sft", "train")
-
-
 def test_what_commands_name_is_mounted() -> None:
     documents = manifests(nodes=2)
     [settings] = [d for d in documents if d["kind"] == "ConfigMap"]
@@ -301,7 +324,7 @@ def test_training_has_time_to_save() -> None:
 
 
 def test_a_dollar_of_the_user_is_no_variable() -> None:
-    overrides = ("sft.micro_batch_size=2", "tracking.wandb={project: 'a$(HF_TOKEN)'}")
+    overrides = (*OVERRIDES, "tracking.wandb={project: 'a$(HF_TOKEN)'}")
     for pod in pods(manifests(overrides=overrides)):
         words = pod["containers"][0]["args"]
         assert "tracking.wandb={project: 'a$$(HF_TOKEN)'}" in words
@@ -312,7 +335,7 @@ def test_other_settings_are_other_jobs() -> None:
         return {d["metadata"]["name"] for d in manifests(**more)}
 
     first, again = names(), names()
-    other = names(overrides=("sft.micro_batch_size=2", "train.beta=0.3"))
+    other = names(overrides=(*OVERRIDES, "train.beta=0.3"))
     assert first == again
     assert first & other == {"incident-triage-runs"}  # the volume
 

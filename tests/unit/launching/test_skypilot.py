@@ -55,11 +55,11 @@ def render(accelerate: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def run_task(task: dict, tmp_path: Path, **sky: str) -> list[str]:
-    """Run a task's script as SkyPilot would, and return what `dpo-dist` is told."""
+    """Run a task's script as SkyPilot would, and return what `dpo-dist` is told last."""
     home = tmp_path / "home"
     dpo_dist = home / "dpo-dist" / "bin" / "dpo-dist"
     dpo_dist.parent.mkdir(parents=True, exist_ok=True)
-    dpo_dist.write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
+    dpo_dist.write_text('#!/bin/sh\necho dpo-dist\nfor word; do echo "$word"; done\n')
     dpo_dist.chmod(0o755)
     script = task["run"].replace("/tmp/accelerate_", f"{tmp_path}/accelerate_")
     done = subprocess.run(
@@ -69,7 +69,9 @@ def run_task(task: dict, tmp_path: Path, **sky: str) -> list[str]:
         text=True,
         check=True,
     )
-    return done.stdout.splitlines()
+    *before, last = done.stdout.split("dpo-dist\n")
+    assert len(before) == (2 if "preflight" in task["run"] else 1)
+    return last.splitlines()
 
 
 def node(rank: int, ips: str = "10.0.0.1\n10.0.0.2", job: str = "1") -> dict[str, str]:
@@ -121,6 +123,13 @@ def test_every_command_is_one_of_dpo_dist(render, tmp_path: Path) -> None:
         options = _parser().parse_args(run_task(task, tmp_path))
         assert options.command == name
         assert "run.output_dir=/shared/runs" in options.set
+
+
+def test_machines_are_checked_before_they_train(render) -> None:
+    for name, task in render(IN_BUCKET).items():
+        lines = task["run"].splitlines()
+        checked = lines[-2].startswith("dpo-dist preflight recipes/")
+        assert checked == (name in ("sft", "train"))
 
 
 def test_gpus_are_rented_for_what_needs_them(render) -> None:
