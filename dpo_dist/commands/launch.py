@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dpo_dist import __version__
-from dpo_dist.commands.arguments import Commands, add_command, add_set
+from dpo_dist.commands import launch_images
+from dpo_dist.commands.arguments import Commands, add_command
+from dpo_dist.commands.launch_arguments import add_common, add_machines, add_setup
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
     from dpo_dist.launching.render import Target
-
-IN_IMAGE = Path("/workspace")  # where the Dockerfile puts recipes/ and accelerate_configs/
 
 
 def run(options: argparse.Namespace) -> int:
@@ -64,9 +60,7 @@ def add(commands: Commands) -> None:
     targets = command.add_subparsers(dest="target", required=True, metavar="TARGET")
     _add_local(targets)
     _add_slurm(targets)
-    _add_kubernetes(targets)
-    _add_compose(targets)
-    _add_skypilot(targets)
+    launch_images.add(targets)
 
 
 def _add_local(targets: Commands) -> None:
@@ -76,8 +70,8 @@ def _add_local(targets: Commands) -> None:
         "all phases on this machine, on the GPUs that it turns out to have",
         example="RUN.yaml --submit",
     )
-    _add_common(command)
-    _add_setup(command)
+    add_common(command)
+    add_setup(command)
     command.set_defaults(nodes=1, gpus_per_node=0, shards=None)
 
 
@@ -88,9 +82,9 @@ def _add_slurm(targets: Commands) -> None:
         "a job for each phase under SLURM, each waiting for the one before",
         example="RUN.yaml --nodes 2 --gpus-per-node 8 --partition gpu --submit",
     )
-    _add_common(command)
-    _add_machines(command)
-    _add_setup(command)
+    add_common(command)
+    add_machines(command)
+    add_setup(command)
     add = command.add_argument
     add("--partition", metavar="NAME")
     add("--cpu-partition", metavar="NAME", help="for jobs without GPUs; default: --partition")
@@ -136,125 +130,4 @@ def _local(options: argparse.Namespace) -> Target:
     return Local(setup=tuple(options.setup))
 
 
-def _add_kubernetes(targets: Commands) -> None:
-    command = add_command(
-        targets,
-        "kubernetes",
-        "jobs in a Kubernetes cluster, on a volume that all of them share",
-        "See docs/kubernetes.md.",
-        example="RUN.yaml --image registry/dpo-dist:0.1.0 --nodes 2 --gpus-per-node 8",
-    )
-    _add_common(command)
-    _add_machines(command)
-    command.set_defaults(workdir=IN_IMAGE)
-    add = command.add_argument
-    add("--image", required=True, metavar="IMAGE", help="with its version or digest")
-    add("--namespace", metavar="NAME", help="default: that of kubectl's context")
-    add("--pvc", metavar="NAME", help="a claim that is there (ReadWriteMany); else one is made")
-    add("--storage-class", metavar="NAME", help="of the claim that is made; it has to share")
-    add("--storage", default="500Gi", metavar="SIZE", help="of the claim that is made (500Gi)")
-    add("--secret", default="dpo-dist-keys", metavar="NAME", help="holds keys (dpo-dist-keys)")
-    add(
-        "--trainer",
-        choices=("trainjob", "job"),
-        default="trainjob",
-        help="of several nodes: Kubeflow's TrainJob, or a plain Job that submit.sh starts again",
-    )
-    add("--cpus", type=int, default=8, metavar="N", help="for each GPU, or a pod without (8)")
-    add("--memory", type=int, default=64, metavar="GIB", help="likewise (64)")
-
-
-def _kubernetes(options: argparse.Namespace) -> Target:
-    from dpo_dist.launching.kubernetes.target import Kubernetes
-
-    return Kubernetes(**_fields(options, Kubernetes))
-
-
-def _add_compose(targets: Commands) -> None:
-    command = add_command(
-        targets,
-        "compose",
-        "all phases on one machine in a container, with its GPUs or without",
-        "See docs/kubernetes.md.",
-        example="RUN.yaml --image dpo-dist:0.1.0",
-    )
-    _add_common(command)
-    command.set_defaults(nodes=1, gpus_per_node=0, shards=None, workdir=IN_IMAGE)
-    add = command.add_argument
-    image = f"dpo-dist:{__version__}"
-    add("--image", default=image, metavar="IMAGE", help="of CUDA, with its version (%(default)s)")
-    add("--cpu-image", default=f"{image}-cpu", metavar="IMAGE", help="without it (%(default)s)")
-
-
-def _compose(options: argparse.Namespace) -> Target:
-    from dpo_dist.launching.compose import Compose
-
-    return Compose(**_fields(options, Compose))
-
-
-def _add_skypilot(targets: Commands) -> None:
-    command = add_command(
-        targets,
-        "skypilot",
-        "a managed job of SkyPilot on rented machines, a task for each phase",
-        "Start it where `sky jobs launch` is to find the sources. See docs/kubernetes.md.",
-        example="RUN.yaml --gpus-per-node 8 --gpu H100 --bucket my-runs --spot",
-    )
-    _add_common(command)
-    _add_machines(command)
-    command.set_defaults(workdir=Path())
-    add = command.add_argument
-    add("--gpu", required=True, metavar="NAME", help="as SkyPilot calls it, e.g. H100")
-    add("--bucket", metavar="NAME", help="holds the runs, where one machine trains")
-    add("--volume", metavar="NAME", help="likewise, for any number of machines")
-    add("--spot", action="store_true", help="machines with GPUs may be taken away")
-
-
-def _skypilot(options: argparse.Namespace) -> Target:
-    from dpo_dist.launching.skypilot import SkyPilot
-
-    return SkyPilot(**_fields(options, SkyPilot))
-
-
-_TARGETS = {
-    "local": _local,
-    "slurm": _slurm,
-    "kubernetes": _kubernetes,
-    "compose": _compose,
-    "skypilot": _skypilot,
-}
-
-
-def _fields(options: argparse.Namespace, target: type[DataclassInstance]) -> dict[str, Any]:
-    """The options that are fields of a target."""
-    return {field.name: getattr(options, field.name) for field in fields(target)}
-
-
-def _add_common(command: argparse.ArgumentParser) -> None:
-    """The arguments of every target."""
-    command.add_argument("run_file", type=Path, metavar="RUN.yaml")
-    add_set(command)
-    add = command.add_argument
-    add("--workdir", type=Path, metavar="DIR", help="where the jobs start; default: here")
-    add("--yes", action="store_true", help="agree to what the run's judges cost")
-    what = command.add_mutually_exclusive_group()
-    what.add_argument("--dry-run", action="store_true", help="print the files, write none")
-    what.add_argument("--submit", action="store_true", help="submit them, too")
-
-
-def _add_setup(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--setup",
-        action="append",
-        default=[],
-        metavar="LINE",
-        help="a line of shell before the work, e.g. 'source .venv/bin/activate' (repeatable)",
-    )
-
-
-def _add_machines(command: argparse.ArgumentParser) -> None:
-    """The arguments of the targets that have several machines."""
-    add = command.add_argument
-    add("--nodes", type=int, default=1, metavar="N", help="machines that train together (1)")
-    add("--gpus-per-node", type=int, default=0, metavar="M", help="0: processors only (0)")
-    add("--shards", type=int, metavar="K", help="jobs that sample; default: one for each engine")
+_TARGETS = {"local": _local, "slurm": _slurm, **launch_images.TARGETS}
