@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -11,7 +10,12 @@ from dpo_dist.config import Optimization
 from dpo_dist.errors import ConfigError
 from dpo_dist.launching.layout import TRAINING, Layout, accelerate_name
 from dpo_dist.phases.runs import phases_of
-from dpo_dist.training.job import accumulation_steps, num_processes
+from dpo_dist.training.job import (
+    accumulation_steps,
+    machines,
+    num_processes,
+    read_accelerate_config,
+)
 
 
 def accelerate_files(layout: Layout) -> dict[str, str]:
@@ -33,6 +37,11 @@ def accelerate_files(layout: Layout) -> dict[str, str]:
     return files
 
 
+def for_processors(path: Path) -> bool:
+    """Whether an accelerate configuration trains on processors whatever else there is."""
+    return bool(read_accelerate_config(path).get("use_cpu"))
+
+
 def _file(phase: str, section: Optimization, layout: Layout) -> str:
     path = section.accelerate_config
     processes = layout.nodes * _processes_per_node(phase, path, layout.gpus_per_node)
@@ -40,8 +49,12 @@ def _file(phase: str, section: Optimization, layout: Layout) -> str:
         accumulation_steps(section, processes)
     except ConfigError as error:
         raise ConfigError(f"{phase}: {error}") from None
-    values = {**_read(path), "num_machines": layout.nodes, "num_processes": processes}
-    if processes > 1 and values.get("distributed_type") == "NO":
+    values = {
+        **read_accelerate_config(path),
+        "num_machines": layout.nodes,
+        "num_processes": processes,
+    }
+    if processes > 1 and values.get("distributed_type") in ("NO", False):  # YAML's unquoted NO
         raise ConfigError(
             f"{phase}.accelerate_config: {path} is for one process (distributed_type NO), and this "
             f"would be {processes}: name another with --set {phase}.accelerate_config=..."
@@ -58,18 +71,11 @@ def _file(phase: str, section: Optimization, layout: Layout) -> str:
 
 
 def _processes_per_node(phase: str, path: Path, gpus: int) -> int:
-    values = _read(path)
     if not gpus:
-        return max(1, num_processes(path) // int(values.get("num_machines") or 1))
-    if values.get("use_cpu"):
+        return max(1, num_processes(path) // machines(path))
+    if for_processors(path):
         raise ConfigError(
             f"{phase}.accelerate_config: {path} trains on processors, but the nodes have {gpus} "
             f"GPUs each: name another with --set {phase}.accelerate_config=..."
         )
     return gpus
-
-
-def _read(path: Path) -> dict[str, Any]:
-    num_processes(path)  # refuses what is no accelerate configuration
-    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return values

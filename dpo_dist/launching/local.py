@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import yaml
-
 from dpo_dist.config import Optimization
+from dpo_dist.launching.accelerate import for_processors
 from dpo_dist.launching.layout import TRAINING, Layout
 from dpo_dist.launching.render import fill
 from dpo_dist.phases.runs import phases_of
-from dpo_dist.training.job import num_processes
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,6 @@ def _trainings(layout: Layout) -> dict[str, Path | None]:
         if section is None or phase not in phases_of(layout.config):
             continue
         if not any(override.startswith(key) for override in layout.overrides):
-            chosen[phase] = _for_gpus(section.accelerate_config)
+            own = section.accelerate_config
+            chosen[phase] = None if for_processors(own) else own
     return chosen
-
-
-def _for_gpus(path: Path) -> Path | None:
-    num_processes(path)  # refuses what is no accelerate configuration
-    on_processors = yaml.safe_load(path.read_text(encoding="utf-8")).get("use_cpu")
-    return None if on_processors else path

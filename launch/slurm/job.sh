@@ -11,7 +11,7 @@ command -v dpo-dist > /dev/null || {
 # shellcheck disable=SC2034
 run=(recipes/incident_triage/run.yaml --set sft.global_batch_size=16 --set sft.micro_batch_size=1 --set train.global_batch_size=16 --set train.micro_batch_size=1)
 
-# Since Slurm 22.05 srun does not inherit it, and its tasks would share one processor.
+# Since Slurm 22.05 srun does not take it over, and a task would be bound to one processor.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
 # Where node 0 is, for the jobs that train. Asked here, outside of any container. NodeAddr is the

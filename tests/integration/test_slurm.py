@@ -1,5 +1,5 @@
-"""The rendered SLURM files on a real SLURM: every phase, a signal to an array's task and to the
-training, and what sbatch says to jobs that are too large to be run here."""
+"""The rendered SLURM files on a real SLURM: the phases, training on two nodes, a signal to an array's
+task and to the training, and what sbatch says to jobs that are too large to be run here."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ REASON = why_not()
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(REASON is not None and not os.environ.get("CI"), reason=str(REASON)),
 ]
 

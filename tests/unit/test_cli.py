@@ -108,3 +108,27 @@ def test_a_phase_of_a_round_is_named_by_its_number(
     assert main([arguments[0], str(path), *arguments[1:]]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+NODES = ("--nodes", "2", "--node-rank", "0", "--main-address", "localhost", "--main-port", "29500")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (NODES, "--launch-id is missing"),
+        (("--launch-id", "a"), "--nodes is missing"),
+        ((*NODES, "--launch-id", "a/b"), "--launch-id 'a/b'"),
+        ((*NODES, "--launch-id", "a", "--nodes", "1"), "--nodes 1: one machine needs none"),
+        ((*NODES, "--launch-id", "a", "--node-rank", "2"), "--node-rank 2: nodes are counted"),
+        ((*NODES, "--launch-id", "a", "--main-address", ""), "is empty: is the variable set"),
+        ((*NODES, "--launch-id", "a", "--main-port", "0"), "--main-port 0: no port"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "sft", "preflight"])
+def test_node_options_come_together_and_make_sense(
+    write_run, capsys, command: str, options: tuple[str, ...], message: str
+) -> None:
+    path = write_run(model={"base": "m"}, preferences={"source": "path", "path": "p.jsonl"})
+    assert main([command, str(path), *options]) == 2
+    assert message in capsys.readouterr().err
