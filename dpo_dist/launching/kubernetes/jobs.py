@@ -7,14 +7,16 @@ from dpo_dist.launching.kubernetes.pods import Manifest
 
 RETRIES = 3  # of a pod that fails for no known reason
 KEPT_SECONDS = 7 * 24 * 3600  # then the cluster forgets a job that has ended; the volume does not
-TERMINATED = 143  # by SIGTERM, which a phase without workers does not answer
+# Stopped and saved; no place for the other nodes (the code of `timeout`); and ended by SIGTERM, to
+# which a phase without workers has no answer.
+STOPPED_CODES = (Preempted.exit_code, 124, 143)
 
 BAD_INPUT = {
     "action": "FailJob",
     "onExitCodes": {"operator": "In", "values": [UserError.exit_code]},
 }
 DISRUPTED = {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-STOPPED = {"onExitCodes": {"operator": "In", "values": [Preempted.exit_code, TERMINATED]}}
+STOPPED = {"onExitCodes": {"operator": "In", "values": list(STOPPED_CODES)}}
 # What the input has to change for fails at once. Who was stopped comes again, as often as it
 # happens; other failures count.
 POLICY = {

@@ -17,7 +17,7 @@ USER = 10001  # the image's
 GPU = "nvidia.com/gpu"
 CONTAINER = "node"  # Kubeflow's trainer looks for this name
 # Those that are done before that one starts, where nodes train together.
-ADDRESS, PREFLIGHT = "address", "preflight"
+PLACES, PREFLIGHT = "places", "preflight"
 SHARED_MEMORY = "8Gi"  # NCCL's and the data loaders'; it counts towards the pod's limit
 
 # After SIGTERM training ends its step and saves; everything else has its records on disk.

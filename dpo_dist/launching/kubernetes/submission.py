@@ -17,7 +17,7 @@ from dpo_dist.launching.kubernetes.jobs import (
     single_job,
 )
 from dpo_dist.launching.kubernetes.pods import (
-    ADDRESS,
+    PLACES,
     PREFLIGHT,
     SETTINGS,
     VOLUME,
@@ -30,9 +30,11 @@ from dpo_dist.launching.layout import Layout, Stage, accelerate_setting
 PORT = 29500
 GANG_ATTEMPTS = 6  # of a training whose job cannot start all of its nodes again itself
 LONGEST_RUN = 28  # what the names of its pods, of at most 63 characters, have room for
-# The name of node 0 is known some seconds after its pod has started, which may be the last one.
-WAIT_FOR_ADDRESS = 'until getent ahosts "$0" > /dev/null; do sleep 2; done'
-ADDRESS_SECONDS = 1800
+# A pod has a name once it has a place: those that were placed early wait here for the others,
+# and give their GPUs back when it takes too long.
+WAIT_FOR_NODES = 'for host; do until getent ahosts "$host" > /dev/null; do sleep 2; done; done'
+PLACED_SECONDS = 1800
+JOIN_SECONDS = 1800  # then: for a node that still loads the image
 POD_INDEX = "$(JOB_COMPLETION_INDEX)"
 LAUNCH_ID = "$(LAUNCH_ID)"
 
@@ -113,14 +115,17 @@ class Submission:
 
     def _gang(self, stage: Stage, name: str, labels: dict[str, str]) -> list[Manifest]:
         by_trainer = self._cluster.trainer == "trainjob"
-        rank, host, port = (
+        rank, main, port = (
             (trainjob.RANK, trainjob.HOST, trainjob.PORT)
             if by_trainer
             else (POD_INDEX, f"{name}-0.{name}", str(PORT))
         )
+        pods = trainjob.pod_name(name) if by_trainer else name
+        hosts = [f"{pods}-{index}.{name}" for index in range(stage.nodes)]
         together = [
+            *("--join-timeout", str(JOIN_SECONDS)),
             *("--nodes", str(stage.nodes), "--node-rank", rank),
-            *("--main-address", host, "--main-port", port, "--launch-id", LAUNCH_ID),
+            *("--main-address", main, "--main-port", port, "--launch-id", LAUNCH_ID),
         ]
         # All nodes of one start are pods of one job object, and every start makes another one.
         field = "metadata.labels['batch.kubernetes.io/controller-uid']"
@@ -133,7 +138,10 @@ class Submission:
             trains=True,
             environment=[started],
             before={
-                ADDRESS: ["timeout", str(ADDRESS_SECONDS), "bash", "-c", WAIT_FOR_ADDRESS, host],
+                PLACES: [
+                    *("timeout", str(PLACED_SECONDS)),
+                    *("bash", "-c", WAIT_FOR_NODES, PLACES, *hosts),
+                ],
                 PREFLIGHT: [*self._preflight(), *together],
             },
             subdomain=None if by_trainer else name,

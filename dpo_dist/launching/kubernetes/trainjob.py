@@ -6,9 +6,9 @@ watching from outside the cluster.
 
 from __future__ import annotations
 
-from dpo_dist.errors import Preempted, UserError
-from dpo_dist.launching.kubernetes.jobs import BAD_INPUT, DISRUPTED, STOPPED, TERMINATED
-from dpo_dist.launching.kubernetes.pods import ADDRESS, CONTAINER, PREFLIGHT, Manifest
+from dpo_dist.errors import UserError
+from dpo_dist.launching.kubernetes.jobs import BAD_INPUT, DISRUPTED, STOPPED, STOPPED_CODES
+from dpo_dist.launching.kubernetes.pods import CONTAINER, PREFLIGHT, Manifest
 
 GROUP = "trainer.kubeflow.org"
 # The variables that the trainer gives to the container `node`.
@@ -30,12 +30,17 @@ FAILURE_POLICY = {
             "action": "RestartJobSetAndIgnoreMaxRestarts",
             "onJobFailureReasons": ["PodFailurePolicy"],
             "onJobFailureMessagePatterns": [
-                rf"exit code ({Preempted.exit_code}|{TERMINATED})\b",
+                rf"exit code ({'|'.join(map(str, STOPPED_CODES))})\b",
                 "DisruptionTarget",
             ],
         },
     ],
 }
+
+
+def pod_name(train_job: str) -> str:
+    """What the names of its pods begin with; their index follows."""
+    return f"{train_job}-{CONTAINER}-0"
 
 
 def train_job(name: str, labels: dict[str, str], pod: Manifest, nodes: int) -> list[Manifest]:
@@ -62,7 +67,7 @@ def train_job(name: str, labels: dict[str, str], pod: Manifest, nodes: int) -> l
         },
     }
     # Else the trainer tells only the container `node` who it is.
-    told = {"targets": [{"jobName": CONTAINER, "containerNames": [ADDRESS, PREFLIGHT]}]}
+    told = {"targets": [{"jobName": CONTAINER, "containerNames": [PREFLIGHT]}]}
     runtime = {
         "apiVersion": f"{GROUP}/v1alpha1",
         "kind": "TrainingRuntime",

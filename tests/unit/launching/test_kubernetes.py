@@ -14,6 +14,7 @@ import yaml
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime, TrainerV1alpha1TrainJob
 
 from dpo_dist.cli import _parser
+from dpo_dist.commands.arguments import nodes_of
 from dpo_dist.errors import ConfigError
 from dpo_dist.launching.images import dns_name
 from dpo_dist.launching.kubernetes.target import Kubernetes
@@ -195,6 +196,7 @@ def failed(message: str, reason: str = "PodFailurePolicy") -> str:
     [
         (2, "FailJobSet"),
         (75, "RestartJobSetAndIgnoreMaxRestarts"),
+        (124, "RestartJobSetAndIgnoreMaxRestarts"),
         (143, "RestartJobSetAndIgnoreMaxRestarts"),
         (27, "RestartJobSet"),
     ],
@@ -241,16 +243,15 @@ def test_every_node_learns_its_rank_the_leader_and_the_launch(trainer: str) -> N
 def test_nodes_are_checked_together_before_they_train(trainer: str) -> None:
     documents = manifests(replace(CLUSTER, trainer=trainer), nodes=2)
     pod = job(documents, "train")["spec"]["template"]["spec"]
-    [address, check], [train] = pod["initContainers"], pod["containers"]
-    assert address["args"][-1] == train["args"][train["args"].index("--main-address") + 1]
+    [places, check], [train] = pod["initContainers"], pod["containers"]
     assert check["args"][:2] == ["dpo-dist", "preflight"]
     assert check["args"][-10:] == train["args"][-10:]  # as which node of how many
     for key in ("image", "env", "resources", "volumeMounts", "workingDir"):
-        assert address[key] == check[key] == train[key]
+        assert places[key] == check[key] == train[key]
     if trainer == "trainjob":
         [runtime] = [d for d in documents if d["metadata"]["name"].endswith("-train")][:1]
         [told] = runtime["spec"]["mlPolicy"]["torch"]["envInjection"]["targets"]
-        assert told == {"jobName": "node", "containerNames": ["address", "preflight"]}
+        assert told == {"jobName": "node", "containerNames": ["preflight"]}
 
 
 def test_a_node_alone_is_checked_before_it_trains() -> None:
@@ -262,14 +263,44 @@ def test_a_node_alone_is_checked_before_it_trains() -> None:
         assert "initContainers" not in job(documents, stage)["spec"]["template"]["spec"]
 
 
-@pytest.mark.parametrize(("host", "code"), [("localhost", 0), ("absent.invalid", 124)])
-def test_a_pod_waits_for_the_leader_s_name(host: str, code: int) -> None:
-    """The cluster publishes it some seconds after the pod has started."""
-    pod = job(manifests(nodes=2), "train")["spec"]["template"]["spec"]
-    words = pod["initContainers"][0]["args"]
+@pytest.mark.parametrize("trainer", ["trainjob", "job"])
+def test_nodes_get_options_that_dpo_dist_takes(trainer: str) -> None:
+    pod = job(manifests(replace(CLUSTER, trainer=trainer), nodes=2), "train")["spec"]["template"][
+        "spec"
+    ]
+    given = {
+        "PET_NODE_RANK": "1",
+        "PET_MASTER_ADDR": "x-node-0-0.x",
+        "PET_MASTER_PORT": "29500",
+        "JOB_COMPLETION_INDEX": "1",
+        "LAUNCH_ID": "7d5a3b1c-9a3e-4a53-8a0f-1f2e3d4c5b6a",
+    }
+    for container in (pod["initContainers"][1], pod["containers"][0]):
+        words = [VARIABLE.sub(lambda name: given[name[1]], word) for word in container["args"]]
+        nodes = nodes_of(_parser().parse_args(words[1:]))
+        assert nodes is not None
+        assert (nodes.count, nodes.rank, nodes.port) == (2, 1, 29500)
+        assert nodes.launch_id == given["LAUNCH_ID"]
+
+
+def test_a_pod_waits_until_all_have_a_place() -> None:
+    """Whoever waited in preflight would call it bad input, and fail the job for good."""
+    documents = manifests(nodes=2)
+    [train] = [
+        d["metadata"]["name"] for d in documents if d["metadata"]["name"].endswith("-train")
+    ][:1]
+    words = job(documents, "train")["spec"]["template"]["spec"]["initContainers"][0]["args"]
+    assert words[-2:] == [f"{train}-node-0-0.{train}", f"{train}-node-0-1.{train}"]
     assert words[0] == "timeout" and int(words[1]) >= 600
-    words = ["timeout", "1", *words[2:-1], host]
-    assert subprocess.run(words, check=False).returncode == code
+
+    def wait(*hosts: str) -> int:
+        return subprocess.run(["timeout", "2", *words[2:-2], *hosts], check=False).returncode
+
+    assert wait("localhost", "localhost") == 0
+    assert wait("localhost", "absent.invalid") == 124
+    policy = job(documents, "train")["spec"]["podFailurePolicy"]
+    assert action(policy, 124) == "FailJob"  # its words let the JobSet start all of them again
+    assert failed("Container places for pod x failed with exit code 124 matching") != "FailJobSet"
 
 
 def test_no_service_is_called_vllm() -> None:

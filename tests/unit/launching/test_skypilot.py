@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from dpo_dist.cli import _parser
+from dpo_dist.commands.arguments import nodes_of
 from dpo_dist.errors import ConfigError
 from dpo_dist.launching.layout import Layout
 from dpo_dist.launching.skypilot import SkyPilot
@@ -90,12 +92,10 @@ def test_machines_train_together_and_share_the_prompts(render, tmp_path: Path) -
     assert list(tasks) == ["sft", "sample", "judge", "train", "evaluate", "score", "report"]
     assert [task["num_nodes"] for task in tasks.values()] == [2, 2, 1, 2, 2, 1, 1]
     told = [run_task(tasks["train"], tmp_path, **node(rank)) for rank in (0, 1)]
-    options = [dict(zip(words[-10::2], words[-9::2], strict=True)) for words in told]
-    assert [option["--node-rank"] for option in options] == ["0", "1"]
-    for option in options:
-        assert option["--nodes"] == "2"
-        assert option["--main-address"] == "10.0.0.1"
-    assert options[0]["--launch-id"] == options[1]["--launch-id"]
+    leader, other = [nodes_of(_parser().parse_args(words)) for words in told]
+    assert leader is not None and other is not None
+    assert (leader.count, leader.rank, leader.address) == (2, 0, "10.0.0.1")
+    assert other == replace(leader, rank=1)
     assert run_task(tasks["sample"], tmp_path, **node(1))[-2:] == ["--shard", "1/2"]
 
 
