@@ -68,6 +68,8 @@ def nodes_of(options: argparse.Namespace) -> Nodes | None:
         return None
     if missing:
         raise UserError(f"several machines need all of the node options; {missing[0]} is missing")
+    if options.nodes == 1:  # a job's script, which has them whatever the number is
+        return None
     try:
         return Nodes(
             count=options.nodes,
