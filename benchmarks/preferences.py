@@ -143,15 +143,16 @@ def do_the_phase(config: Config) -> tuple[dict[str, float], TrainingJob, Counter
 
     jobs: list[TrainingJob] = []
 
-    def launch(job: TrainingJob) -> None:
+    def launch(job: TrainingJob, *_: object) -> None:
         jobs.append(job)
         write_json(job.out / OUTCOME, {"steps": 0})
 
     phase, loading, tokenizing = Stopwatch(), Stopwatch(), Stopwatch()
-    vars(train).update(
+    module = vars(train)
+    module.update(
         launch=launch,
-        load_preferences=loading.around(train.load_preferences),
-        write_token_rows=tokenizing.around(train.write_token_rows),
+        load_preferences=loading.around(module["load_preferences"]),
+        write_token_rows=tokenizing.around(module["write_token_rows"]),
     )
     with phase:
         run_phase("train", config)

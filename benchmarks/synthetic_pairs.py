@@ -49,7 +49,8 @@ def log_normal_lengths(pairs: int, draw: np.random.Generator) -> Lengths:
         ],
         axis=1,
     )
-    return np.maximum(np.exp(logarithms).round().astype(np.int64), (SHORTEST, 2, 2))
+    lengths: Lengths = np.maximum(np.exp(logarithms).round().astype(np.int64), (SHORTEST, 2, 2))
+    return lengths
 
 
 def lengths_of(rows: Path, tokenizer: PreTrainedTokenizerBase) -> Measure:
@@ -62,7 +63,7 @@ def lengths_of(rows: Path, tokenizer: PreTrainedTokenizerBase) -> Measure:
         [len(ids) for ids in tokenizer(list(column), add_special_tokens=False)["input_ids"]]
         for column in zip(*texts, strict=True)
     ]
-    known = np.maximum(np.array(counted).T, (SHORTEST, 2, 2))
+    known: Lengths = np.maximum(np.array(counted).T, (SHORTEST, 2, 2))
     return lambda pairs, draw: known[draw.integers(len(known), size=pairs)]
 
 
