@@ -97,7 +97,7 @@ class Nodes:
 
     def __post_init__(self) -> None:
         if self.count < 2:
-            raise ValueError(f"--nodes {self.count}: one machine needs none of the node options")
+            raise ValueError(f"--nodes {self.count}: there have to be two or more")
         if not 0 <= self.rank < self.count:
             raise ValueError(f"--node-rank {self.rank}: nodes are counted from 0 to --nodes - 1")
         if not self.address.strip():

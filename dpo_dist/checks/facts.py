@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from dpo_dist.artifacts import file_digest
 from dpo_dist.checks.machine import Gpu, available_memory, free_disk, gpus
+from dpo_dist.checks.surroundings import extension_locks
 from dpo_dist.config import Config, Full, Optimization
 from dpo_dist.data.models import check_model, is_hub_id
 from dpo_dist.errors import ConfigError, DpoDistError, ModelError
@@ -89,6 +90,8 @@ def _problems(config: Config, sections: list[Optimization], nodes: Nodes | None)
         _shape(config)
     except DpoDistError as error:
         yield str(error)
+    if (locks := extension_locks()).state == "failed":
+        yield f"stale locks: {locks.text}. {locks.advice}"
     if nodes is not None:
         try:
             check_address(nodes)

@@ -15,12 +15,13 @@ def add_command(
     commands: Commands, name: str, purpose: str, more: str = "", *, example: str
 ) -> argparse.ArgumentParser:
     """The parser of a command, whose help begins with its purpose and goes on with `more`."""
-    return commands.add_parser(
+    command = commands.add_parser(
         name,
         help=purpose,
         description=f"{purpose[0].upper()}{purpose[1:]}. {more}".rstrip(),
-        epilog=f"example: dpo-dist {name} {example}",
     )
+    command.epilog = f"example: {command.prog} {example}"  # with the command that it is one of
+    return command
 
 
 def add_set(command: argparse.ArgumentParser, more: str = "") -> None:
@@ -67,6 +68,8 @@ def nodes_of(options: argparse.Namespace) -> Nodes | None:
         return None
     if missing:
         raise UserError(f"several machines need all of the node options; {missing[0]} is missing")
+    if options.nodes == 1:  # a job's script, which has them whatever the number is
+        return None
     try:
         return Nodes(
             count=options.nodes,

@@ -7,7 +7,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpo_dist.commands.arguments import Commands, add_command, add_set
+from dpo_dist.commands import launch_images
+from dpo_dist.commands.arguments import Commands, add_command
+from dpo_dist.commands.launch_arguments import add_common, add_machines, add_setup
 
 if TYPE_CHECKING:
     from dpo_dist.launching.render import Target
@@ -58,6 +60,7 @@ def add(commands: Commands) -> None:
     targets = command.add_subparsers(dest="target", required=True, metavar="TARGET")
     _add_local(targets)
     _add_slurm(targets)
+    launch_images.add(targets)
 
 
 def _add_local(targets: Commands) -> None:
@@ -67,8 +70,8 @@ def _add_local(targets: Commands) -> None:
         "all phases on this machine, on the GPUs that it turns out to have",
         example="RUN.yaml --submit",
     )
-    _add_common(command)
-    _add_setup(command)
+    add_common(command)
+    add_setup(command)
     command.set_defaults(nodes=1, gpus_per_node=0, shards=None)
 
 
@@ -79,9 +82,9 @@ def _add_slurm(targets: Commands) -> None:
         "a job for each phase under SLURM, each waiting for the one before",
         example="RUN.yaml --nodes 2 --gpus-per-node 8 --partition gpu --submit",
     )
-    _add_common(command)
-    _add_machines(command)
-    _add_setup(command)
+    add_common(command)
+    add_machines(command)
+    add_setup(command)
     add = command.add_argument
     add("--partition", metavar="NAME")
     add("--cpu-partition", metavar="NAME", help="for jobs without GPUs; default: --partition")
@@ -127,34 +130,4 @@ def _local(options: argparse.Namespace) -> Target:
     return Local(setup=tuple(options.setup))
 
 
-_TARGETS = {"local": _local, "slurm": _slurm}
-
-
-def _add_common(command: argparse.ArgumentParser) -> None:
-    """The arguments of every target."""
-    command.add_argument("run_file", type=Path, metavar="RUN.yaml")
-    add_set(command)
-    add = command.add_argument
-    add("--workdir", type=Path, metavar="DIR", help="where the jobs start; default: here")
-    add("--yes", action="store_true", help="agree to what the run's judges cost")
-    what = command.add_mutually_exclusive_group()
-    what.add_argument("--dry-run", action="store_true", help="print the files, write none")
-    what.add_argument("--submit", action="store_true", help="submit them, too")
-
-
-def _add_setup(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--setup",
-        action="append",
-        default=[],
-        metavar="LINE",
-        help="a line of shell before the work, e.g. 'source .venv/bin/activate' (repeatable)",
-    )
-
-
-def _add_machines(command: argparse.ArgumentParser) -> None:
-    """The arguments of the targets that have several machines."""
-    add = command.add_argument
-    add("--nodes", type=int, default=1, metavar="N", help="machines that train together (1)")
-    add("--gpus-per-node", type=int, default=0, metavar="M", help="0: processors only (0)")
-    add("--shards", type=int, metavar="K", help="jobs that sample; default: one for each engine")
+_TARGETS = {"local": _local, "slurm": _slurm, **launch_images.TARGETS}

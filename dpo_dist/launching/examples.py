@@ -8,9 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpo_dist.launching.compose import Compose
+from dpo_dist.launching.kubernetes.target import Kubernetes
 from dpo_dist.launching.layout import Layout
 from dpo_dist.launching.local import Local
 from dpo_dist.launching.render import Target, write
+from dpo_dist.launching.skypilot import SkyPilot
 from dpo_dist.launching.slurm import Slurm
 from dpo_dist.runfile import load_config
 
@@ -24,6 +27,8 @@ ON_GPUS = (
     "train.global_batch_size=16",
     "train.micro_batch_size=1",
 )
+FROM_HUB = "model.base=HuggingFaceTB/SmolLM2-135M-Instruct"  # no image holds the model
+IN_IMAGE = Path("/workspace")
 ACTIVATE = ("source .venv/bin/activate",)
 
 
@@ -60,6 +65,31 @@ EXAMPLES = (
         ON_GPUS,
         nodes=2,
         gpus_per_node=8,
+    ),
+    Example(
+        Path("launch/kubernetes"),
+        Kubernetes(image="registry.example/dpo-dist:0.1.0", storage_class="shared-nfs"),
+        RECIPE,
+        (FROM_HUB, *ON_GPUS),
+        nodes=2,
+        gpus_per_node=8,
+        workdir=IN_IMAGE,
+    ),
+    Example(
+        Path("launch/container"),
+        Compose(image="dpo-dist:0.1.0", cpu_image="dpo-dist:0.1.0-cpu"),
+        RECIPE,
+        (FROM_HUB,),
+        workdir=IN_IMAGE,
+    ),
+    Example(
+        Path("launch/cloud"),
+        SkyPilot(gpu="H100", volume="dpo-dist-runs", spot=True),
+        RECIPE,
+        (FROM_HUB, *ON_GPUS),
+        nodes=2,
+        gpus_per_node=8,
+        workdir=Path(),
     ),
 )
 

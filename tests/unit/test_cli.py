@@ -119,7 +119,7 @@ NODES = ("--nodes", "2", "--node-rank", "0", "--main-address", "localhost", "--m
         (NODES, "--launch-id is missing"),
         (("--launch-id", "a"), "--nodes is missing"),
         ((*NODES, "--launch-id", "a/b"), "--launch-id 'a/b'"),
-        ((*NODES, "--launch-id", "a", "--nodes", "1"), "--nodes 1: one machine needs none"),
+        ((*NODES, "--launch-id", "a", "--nodes", "0"), "--nodes 0: there have to be two"),
         ((*NODES, "--launch-id", "a", "--node-rank", "2"), "--node-rank 2: nodes are counted"),
         ((*NODES, "--launch-id", "a", "--main-address", ""), "is empty: is the variable set"),
         ((*NODES, "--launch-id", "a", "--main-port", "0"), "--main-port 0: no port"),
@@ -132,3 +132,9 @@ def test_node_options_come_together_and_make_sense(
     path = write_run(model={"base": "m"}, preferences={"source": "path", "path": "p.jsonl"})
     assert main([command, str(path), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_one_node_is_one_machine(write_run, capsys) -> None:
+    path = write_run(model={"base": "m"}, preferences={"source": "path", "path": "p.jsonl"})
+    assert main(["train", str(path), *NODES, "--launch-id", "a", "--nodes", "1"]) == 2
+    assert "no work for the phase `train`" in capsys.readouterr().err
