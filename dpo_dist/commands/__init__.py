@@ -3,6 +3,13 @@ does it and returns the exit code."""
 
 from __future__ import annotations
 
-from dpo_dist.commands import compare, push, watch
+from dpo_dist.commands import compare, doctor, launch, preflight, push, watch
 
-TOOLS = {"watch": watch, "push": push, "compare": compare}
+TOOLS = {
+    "launch": launch,
+    "preflight": preflight,
+    "doctor": doctor,
+    "watch": watch,
+    "push": push,
+    "compare": compare,
+}

@@ -26,6 +26,7 @@ from dpo_dist.training.job import (
 )
 from dpo_dist.training.launch import launch
 from dpo_dist.training.merging import merge_adapter
+from dpo_dist.training.nodes import Leader
 from dpo_dist.training.reference_pass import compute_reference
 
 SECTIONS = ("train", "preferences")
@@ -58,8 +59,9 @@ def inputs(config: Config) -> dict[str, Any]:
     return {"pairs": pairs, "weights": weights, "held_out": held_out, **reference}
 
 
-def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
-    """Tokenize the pairs and train; the adapter or model ends up in `model/`."""
+def run(config: Config, out: PhaseDirectory, leader: Leader | None = None) -> dict[str, Any]:
+    """Tokenize the pairs and train, on several machines where there is a `leader`; the adapter or
+    model ends up in `model/`."""
     assert config.train is not None
     # The judge phase has left out what overlaps with the evaluation, before it asked.
     held_out = [] if config.preferences.source == "judged" else held_out_prompts(config)
@@ -114,8 +116,8 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         wandb=tracked_run(config, run_root(config), out.path),
     )
     if job.reference is not None:
-        compute_reference(job)
-    launch(job)
+        compute_reference(job, leader)
+    launch(job, leader)
     if config.train.merge:
         _merge(config, start.model, out)
     kept = len(train_rows) + len(validation_rows)
