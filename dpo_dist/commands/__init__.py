@@ -3,6 +3,6 @@ does it and returns the exit code."""
 
 from __future__ import annotations
 
-from dpo_dist.commands import compare, push, watch
+from dpo_dist.commands import compare, plan, push, watch
 
-TOOLS = {"watch": watch, "push": push, "compare": compare}
+TOOLS = {"watch": watch, "push": push, "compare": compare, "plan": plan}

@@ -11,7 +11,7 @@ from dpo_dist.planning.hardware import Cluster
 from dpo_dist.planning.memory import ModelShape, activation_bytes
 from dpo_dist.planning.scaling import Setting, Step, accumulations, training_step
 from dpo_dist.planning.sharding import ZERO_STAGE, Strategy, head_bytes, model_states
-from dpo_dist.planning.throughput import Pair
+from dpo_dist.planning.throughput import TRAINING_UTILIZATION, Pair
 
 LARGEST_MICRO_BATCH = 16  # pairs: a packed row of a few thousand tokens fills a GPU as it is
 MOST_NODES = 64
@@ -66,9 +66,19 @@ def check_shares(global_batch: int, processes: int) -> None:
     )
 
 
-def ways_to_train(work: Workload, cluster: Cluster) -> list[Fit]:
+def ways_to_train(
+    work: Workload, cluster: Cluster, utilization: float = TRAINING_UTILIZATION
+) -> list[Fit]:
     """For every strategy the fastest setting that fits; where none does, the smallest."""
-    return [_best(list(_settings(work, cluster, name))) for name in strategies(cluster)]
+    return [
+        _best(
+            [
+                measure(work, cluster, setting, utilization)
+                for setting in _settings(work, cluster, name)
+            ]
+        )
+        for name in strategies(cluster)
+    ]
 
 
 def strategies(cluster: Cluster) -> tuple[Strategy, ...]:
@@ -102,17 +112,22 @@ def nodes_that_fit(work: Workload, cluster: Cluster) -> int | None:
     return None
 
 
-def _settings(work: Workload, cluster: Cluster, strategy: Strategy) -> Iterator[Fit]:
+def _settings(work: Workload, cluster: Cluster, strategy: Strategy) -> Iterator[Setting]:
     for micro, times in accumulations(work.global_batch, cluster.size):
         if micro > LARGEST_MICRO_BATCH:
             continue
         for kind in KINDS:
             if kind == "selective" and ZERO_STAGE[strategy] == 3:
                 continue  # the trainer refuses it
-            yield measure(work, cluster, Setting(strategy, micro, times, kind))
+            yield Setting(strategy, micro, times, kind)
 
 
-def measure(work: Workload, cluster: Cluster, setting: Setting) -> Fit:
+def measure(
+    work: Workload,
+    cluster: Cluster,
+    setting: Setting,
+    utilization: float = TRAINING_UTILIZATION,
+) -> Fit:
     """What a setting takes, for a micro-batch of the longest pairs, and how long its steps are."""
     shape, method = work.shape, work.method
     tokens = round(setting.micro_batch * work.longest.computed)
@@ -125,7 +140,7 @@ def measure(work: Workload, cluster: Cluster, setting: Setting) -> Fit:
         ),
         "head": head_bytes(shape, method, round(setting.micro_batch * work.longest.scored)),
     }
-    step = training_step(shape, method, work.pair, cluster, setting)
+    step = training_step(shape, method, work.pair, cluster, setting, utilization=utilization)
     return Fit(setting, parts, sum(parts.values()) <= cluster.gpu.usable, step)
 
 

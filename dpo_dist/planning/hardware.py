@@ -128,7 +128,9 @@ def preset_shape(name: str) -> ModelShape:
 def preset_for(model: str) -> str | None:
     """The preset that a model's name begins with, as "meta-llama/Llama-3.1-8B-Instruct" does."""
     name = model.rstrip("/").split("/")[-1].lower()
-    found = [preset for preset in _table("models.toml")["models"] if name.startswith(preset.lower())]
+    found = [
+        preset for preset in _table("models.toml")["models"] if name.startswith(preset.lower())
+    ]
     return max(found, key=len, default=None)
 
 

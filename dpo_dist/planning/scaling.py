@@ -29,7 +29,13 @@ from dpo_dist.planning.sharding import (
     Strategy,
     trained_parameters,
 )
-from dpo_dist.planning.throughput import TRAINING_UTILIZATION, Pair, forward, training_flops
+from dpo_dist.planning.throughput import (
+    LAYER_LAUNCH,
+    TRAINING_UTILIZATION,
+    Pair,
+    forward,
+    training_flops,
+)
 
 LINK_EFFICIENCY = 0.8  # of the bandwidths that are stated
 LATENCY = 30e-6  # seconds a collective
@@ -143,11 +149,12 @@ def _micro_batch(
     else:
         reduced, reduced_table = layer, table
     layers = shape.layers
+    forth = max(there / layers / rate, LAYER_LAUNCH)
     return [
         _Work(table, 0.0),
-        *[_Work(layer, there / layers / rate)] * layers,
+        *[_Work(layer, forth)] * layers,
         _Work(0.0 if shape.tied else table, head / rate, 0.0 if shape.tied else reduced_table),
-        *[_Work(layer, back / layers / rate, reduced)] * layers,
+        *[_Work(layer, max(back / layers / rate, 2 * LAYER_LAUNCH), reduced)] * layers,
         _Work(0.0, 0.0, reduced_table),
     ]
 

@@ -19,6 +19,10 @@ from dpo_dist.planning.sharding import trained_parameters
 TRAINING_UTILIZATION = 0.35
 PREFILL_UTILIZATION = 0.5
 DECODING_UTILIZATION = 0.5
+# Seconds that an engine's step and a layer's forward take at least, however little there is to
+# compute: scheduling, and launching the kernels one after the other.
+ENGINE_STEP = 5e-3
+LAYER_LAUNCH = 3e-4
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def decoding_rate(
     reading = read / (split * gpu.bandwidth * DECODING_UTILIZATION)
     head = shape.vocabulary * shape.hidden
     computing = concurrent * 2.0 * (shape.body_parameters + head) / (split * gpu.flops)
-    return concurrent / max(reading, computing / PREFILL_UTILIZATION)
+    return concurrent / max(reading, computing / PREFILL_UTILIZATION, ENGINE_STEP)
 
 
 def prefill_seconds(shape: ModelShape, gpu: Gpu, tokens: float) -> float:
