@@ -48,13 +48,15 @@ def model_states(
     processes: int,
     *,
     reference: int = 0,
+    half: Literal[2, 4] = 2,
     accumulate: Literal[2, 4] = 4,
+    bucket: int = REDUCE_BUCKET,
 ) -> dict[str, int]:
     """Bytes on one GPU, by part, before any batch.
 
-    `reference` counts the weights of a second model that stays beside the policy, in bfloat16.
-    `accumulate` is the size of an added-up gradient under ZeRO (`grad_accum_dtype`: 4 for fp32,
-    2 for bf16).
+    `reference` counts the weights of a second model that stays beside the policy. `half` is the
+    size of a weight that ZeRO works with (4 without bf16, as on a CPU), `accumulate` that of an
+    added-up gradient (`grad_accum_dtype`: 4 for fp32, 2 for bf16), `bucket` is in elements.
     """
     all_weights, trained = shape.parameters, trained_parameters(shape, method)
     working = all_weights + (trained if isinstance(method, Lora) else 0)
@@ -71,15 +73,15 @@ def model_states(
     if strategy == "zero3_offload":
         weights = gradients = optimizer = beside = 0
     else:
-        weights = 2 * working // (processes if stage == 3 else 1)
+        weights = half * working // (processes if stage == 3 else 1)
         gradients = accumulate * trained // (processes if stage >= 2 else 1)
         optimizer = 12 * trained // processes
-        beside = 2 * reference // (processes if stage == 3 else 1)
+        beside = half * reference // (processes if stage == 3 else 1)
     return {
         "weights": weights,
         "gradients": gradients,
         "optimizer": optimizer,
-        "communication": _buffers(working, trained, stage),
+        "communication": _buffers(working, trained, stage, half, bucket),
         "reference": beside,
     }
 
@@ -102,9 +104,9 @@ def head_bytes(shape: ModelShape, method: Method, scored: int) -> int:
     return tile + hidden + own
 
 
-def _buffers(working: int, trained: int, stage: int) -> int:
+def _buffers(working: int, trained: int, stage: int, half: int, bucket: int) -> int:
     """DeepSpeed's: a bucket of gradients on their way, and under stage 3 the whole weights of the
     layers that are alive."""
     if stage == 1:
-        return 4 * min(trained, REDUCE_BUCKET)  # float32; stages 2 and 3 allocate it whole, in bf16
-    return 2 * REDUCE_BUCKET + (2 * min(working, MAX_LIVE_PARAMETERS) if stage == 3 else 0)
+        return 4 * min(trained, bucket)  # float32; stages 2 and 3 allocate it whole
+    return half * bucket + (half * min(working, MAX_LIVE_PARAMETERS) if stage == 3 else 0)
