@@ -29,8 +29,8 @@ from dpo_dist.planning.memory import ModelShape, planned_peak
 from dpo_dist.planning.sharding import Strategy, model_states, trained_parameters
 
 CONFIGS = Path("accelerate_configs")
-# Tensors of 1 MiB and more come from the kernel and go back to it.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_ARENA_MAX": "2"}
+# Tensors of 128 KiB and more come from the kernel and go back to it.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}
 
 
 def main() -> None:

@@ -94,8 +94,7 @@ def _advice(subject: Subject, fit: Fit | None) -> dict[str, Any] | None:
 def _times(subject: Subject, fit: Fit | None) -> Iterator[PhaseTime]:
     """The phases that run on the GPUs, all rounds of them."""
     config, cluster, shape, rates = subject.config, subject.cluster, subject.shape, subject.rates
-    rounds = config.rounds.count if config.rounds else 1
-    again = 1 if config.rounds and config.rounds.prompts == "split" else rounds
+    again, rounds = _rounds(subject)
     wanted = phases_of(config)
     if config.sft and subject.demonstrations:
         yield sft_time(config.sft, subject.demonstrations, shape, cluster, subject.utilization)
@@ -122,6 +121,14 @@ def _times(subject: Subject, fit: Fit | None) -> Iterator[PhaseTime]:
         yield _times_over(time, rounds)
 
 
+def _rounds(subject: Subject) -> tuple[int, int]:
+    """How often every prompt is sampled, judged and trained on, and how often is evaluated."""
+    rounds = subject.config.rounds
+    if rounds is None:
+        return 1, 1
+    return (1 if rounds.prompts == "split" else rounds.count), rounds.count
+
+
 def _times_over(time: PhaseTime, count: int) -> PhaseTime:
     note = time.note if count == 1 else f"{count} rounds; {time.note}"
     return replace(time, tokens=count * time.tokens, hours=count * time.hours, note=note)
@@ -129,9 +136,10 @@ def _times_over(time: PhaseTime, count: int) -> PhaseTime:
 
 def _bills(subject: Subject) -> Iterator[Bill]:
     lengths = subject.candidate.value, subject.answer.value
-    rounds = subject.config.rounds.count if subject.config.rounds else 1
+    again, rounds = _rounds(subject)
     for asking in askings(subject.config, subject.prompts, subject.held_out, lengths):
-        yield bill(replace(asking, requests=asking.requests * rounds), subject.rates)
+        times = rounds if asking.phase == "evaluate" else again
+        yield bill(replace(asking, requests=asking.requests * times), subject.rates)
 
 
 def _bill(found: Bill) -> dict[str, Any]:
