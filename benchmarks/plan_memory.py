@@ -22,8 +22,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.figures import MODEL, option_parser, publish
-from benchmarks.plan_memory_block import Block, rows
-from dpo_dist.config import Full, Lora
+from benchmarks.plan_memory_block import Block, MethodName, rows
+from dpo_dist.config import Checkpointing, Full, Lora
 from dpo_dist.phases.resources import model_shape
 from dpo_dist.planning.memory import ModelShape, planned_peak
 from dpo_dist.planning.sharding import Strategy, model_states, trained_parameters
@@ -70,13 +70,15 @@ def random_model(folder: Path, *, layers: int, hidden: int) -> Path:
 
 def blocks(model: str, small: str, folder: Path) -> Iterator[tuple[str, Block]]:
     """What is trained, by name."""
-    for method in ("lora", "full"):
-        for checkpointing in ("none", "selective", "full"):
+    methods: tuple[MethodName, ...] = ("lora", "full")
+    kinds: tuple[Checkpointing, ...] = ("none", "selective", "full")
+    for method in methods:
+        for checkpointing in kinds:
             name = f"{method}, {checkpointing} checkpointing"
             out = str(folder / f"{method}-{checkpointing}")
             yield name, Block(model, small, out, method, checkpointing, str(CONFIGS / "cpu.yaml"))
     for stage in (2, 3):
-        for method in ("lora", "full"):
+        for method in methods:
             name = f"{method}, ZeRO-{stage} on 2 processes"
             out, config = str(folder / f"{method}-zero{stage}"), f"cpu_zero{stage}.yaml"
             yield name, Block(model, small, out, method, "none", str(CONFIGS / config), processes=2)

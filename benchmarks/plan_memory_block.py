@@ -27,6 +27,8 @@ from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.reference import row_key
 from dpo_dist.training.trainer import build_dpo_trainer
 
+MethodName = Literal["lora", "full"]
+
 
 @dataclass(frozen=True)
 class Block:
@@ -35,7 +37,7 @@ class Block:
     model: str
     small_model: str
     out: str
-    method: Literal["lora", "full"]
+    method: MethodName
     checkpointing: Checkpointing
     accelerate_config: str
     processes: int = 1
