@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
 from pathlib import Path
 from threading import Event
+from typing import NoReturn
 
 from dpo_dist import ranks
 from dpo_dist.console import quiet_libraries, say, scrub
@@ -31,7 +34,6 @@ def main(path: str) -> int:
         if job.wandb is not None and ranks.is_main():
             start(job.wandb)  # the trainer's callback goes on with what has begun
         train(job, preempted)
-        _leave_process_group()
     except DpoDistError as error:
         say(f"error: {scrub(str(error))}")
         return error.exit_code
@@ -40,8 +42,21 @@ def main(path: str) -> int:
     return 0
 
 
+def end_process(status: int) -> NoReturn:
+    """End the process without taking the interpreter apart.
+
+    Gloo's threads may still hold tensors, also once the group is destroyed; freeing one while the
+    interpreter goes away aborts the process (SIGABRT), after all its work is done.
+    """
+    if status == 0:  # after a failure the others may never answer
+        _leave_process_group()
+    atexit._run_exitfuncs()  # Weights & Biases sends its last lines there
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def _leave_process_group() -> None:
-    """A group that is torn down with the interpreter can abort it, after all work is done."""
     import torch.distributed
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -49,4 +64,4 @@ def _leave_process_group() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1]))
+    end_process(main(sys.argv[1]))

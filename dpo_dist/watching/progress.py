@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dpo_dist.artifacts import FINGERPRINT, read_json
+from dpo_dist.evaluation.comparison import HEADLINE
 from dpo_dist.judging.canaries import RIGHT
 from dpo_dist.judging.judge import BALLOTS
 from dpo_dist.judging.spend import Ledger, read_prices
@@ -117,9 +118,17 @@ class Evaluating:
             return Progress(
                 self._journals.records, total or None, "answers", figures=_figures(self._journals)
             )
-        pairwise = settings.get("judge") is not None and {"sft", "dpo"} <= set(arms)
-        each = 2 * pairwise + len(arms) * len(settings.get("judge_scores", ()))
+        pairs = _pairs(settings) if settings.get("judge") is not None else 0
+        each = 2 * pairs + len(arms) * len(settings.get("judge_scores", ()))
         return self._ballots.progress(prompts * each)
+
+
+def _pairs(settings: Mapping[str, Any]) -> int:
+    """How many pairs of arms the judge compares; in both orders each."""
+    arms = settings.get("arms", ())
+    if settings.get("pairwise") == "headline":
+        return int(set(HEADLINE) <= set(arms))
+    return comb(len(arms), 2)
 
 
 class BallotBox:

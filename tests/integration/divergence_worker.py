@@ -15,6 +15,7 @@ from trl.models.utils import prepare_deepspeed
 
 from dpo_dist import ranks
 from dpo_dist.training.divergence import policy_and_reference, sample_divergence, share
+from dpo_dist.training.worker import end_process
 from tests.tiny import make_tokenizer
 
 
@@ -47,8 +48,8 @@ def main(policy: str, reference: str, prompts: str, out: str) -> None:
     gathered = gather_object(found)
     if ranks.is_main():
         Path(out).write_text(json.dumps([asdict(sequence) for sequence in gathered]))
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end_process(0)

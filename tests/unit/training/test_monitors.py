@@ -1,5 +1,6 @@
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,6 +37,23 @@ def test_the_gate_closes_outside_its_tolerance(loss: float, dtype: str, passes: 
     else:
         with pytest.raises(TrainingDiverged, match=r"must be 0\.69315.*reference is the base"):
             check_start(loss, (0.0, 0.0), Train(), dtype)
+
+
+@pytest.mark.parametrize(
+    ("loss", "beta", "dtype", "passes"),
+    [
+        (0.749, 0.5, "bfloat16", True),  # half a nat of rounding in one of two pairs
+        (0.749, 0.1, "bfloat16", False),
+        (0.749, 0.5, "float32", False),
+        (0.82, 0.5, "bfloat16", False),
+        (0.72, 0.01, "bfloat16", False),
+    ],
+)
+def test_what_rounding_makes_of_the_first_loss_grows_with_beta(
+    loss: float, beta: float, dtype: str, passes: bool
+) -> None:
+    with nullcontext() if passes else pytest.raises(TrainingDiverged):
+        check_start(loss, (0.0, 0.0), Train(beta=beta), dtype)
 
 
 def test_a_mixture_with_sft_is_gated_by_its_rewards() -> None:

@@ -263,7 +263,7 @@ def test_an_evaluation_answers_and_is_then_judged(root: Path, config: Config, ca
     append(out / "generations.journal.jsonl", answers[-1:])
     assert "12 of 12 answers (100 %)" in once(root, capsys)
     append(out / "ballots.jsonl", [ballot(0, "4", second="")])
-    assert "1 of at most 10 ballots (10 %)" in once(root, capsys)  # 2 x (2 orders + 3 scores)
+    assert "1 of at most 18 ballots (6 %)" in once(root, capsys)  # 2 x (3 x 2 orders + 3 scores)
 
 
 def test_a_complete_run_ends_the_watch(root: Path, config: Config, capsys) -> None:
