@@ -7,25 +7,21 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from dpo_dist.config import Engine, VllmEngine
+from dpo_dist.forecasting.basis import basis
 from dpo_dist.forecasting.disk import disk_bytes
-from dpo_dist.forecasting.figure import Figure
 from dpo_dist.forecasting.hours import (
-    START_SECONDS,
     PhaseTime,
     engine_starts,
     generation_time,
     sft_time,
     train_time,
 )
-from dpo_dist.forecasting.judging import SECONDS_A_REQUEST, Bill, askings, bill, name_of
+from dpo_dist.forecasting.judging import Bill, askings, bill, name_of
 from dpo_dist.forecasting.memory import recommendation, training_memory
 from dpo_dist.forecasting.subject import Subject
 from dpo_dist.phases.runs import phases_of
 from dpo_dist.planning.fit import Fit
-from dpo_dist.planning.scaling import LINK_EFFICIENCY
 from dpo_dist.planning.throughput import (
-    DECODING_UTILIZATION,
-    PREFILL_UTILIZATION,
     concurrent_answers,
     kv_bytes,
     weights,
@@ -61,7 +57,7 @@ def forecast(subject: Subject) -> dict[str, Any]:
             "network_gbits": cluster.network * 8 / 1e9,
             "source": cluster.gpu.source,
         },
-        "figures": {name: asdict(figure) for name, figure in _figures(subject)},
+        "figures": {name: asdict(figure) for name, figure in basis(subject)},
         "memory": memory,
         "recommendation": _advice(subject, fit),
         "generation": generation,
@@ -197,42 +193,6 @@ def _disk(subject: Subject) -> dict[str, float]:
         whole = subject.pairs.count.value + subject.pairs.validation
         rows = whole * (mean.prompt + mean.scored)
     return disk_bytes(config, subject.shape, candidates=candidates, answers=answers, rows=rows)
-
-
-def _figures(subject: Subject) -> Iterator[tuple[str, Figure]]:
-    """What the forecast stands on, each with where it comes from."""
-    run = str(subject.rates.run)
-    texts = {
-        "demonstrations": subject.demonstrations,
-        "prompts": subject.prompts,
-        "held-out prompts": subject.held_out,
-    }
-    for name, found in texts.items():
-        if found is not None:
-            yield name, found.count
-            yield f"tokens of a row of {name}", Figure(found.tokens, found.source, found.how)
-    if subject.pairs is not None:
-        pairs = subject.pairs
-        yield "pairs to train on", pairs.count
-        note = f"{pairs.how}; the longest {pairs.longest.computed:,.0f}"
-        yield "tokens of a pair, its prompt once", Figure(pairs.mean.computed, pairs.source, note)
-    if subject.prompts is not None:
-        yield "tokens of a candidate", subject.candidate
-    if subject.held_out is not None:
-        yield "tokens of an answer", subject.answer
-    measured = subject.rates.training is not None
-    yield (
-        "share of the GPU's peak in training",
-        Figure(subject.utilization, "measured" if measured else "assumed", run if measured else ""),
-    )
-    if subject.rates.sampling is None:
-        yield "share of the memory bandwidth in decoding", Figure(DECODING_UTILIZATION, "assumed")
-        yield "share of the peak in reading prompts", Figure(PREFILL_UTILIZATION, "assumed")
-    yield "share of the links' bandwidth", Figure(LINK_EFFICIENCY, "assumed")
-    yield "seconds to start a phase", Figure(START_SECONDS, "assumed")
-    seconds = subject.rates.seconds_a_request
-    known = Figure(seconds, "measured", run) if seconds else Figure(SECONDS_A_REQUEST, "assumed")
-    yield "seconds a judge's request takes online", known
 
 
 def _evaluation_engine(subject: Subject) -> Engine:
