@@ -122,16 +122,19 @@ def preset_shape(name: str) -> ModelShape:
             f"--model-shape {name}: not known{_nearest(name, list(known))}. "
             f"Known are {', '.join(known)}"
         )
-    return ModelShape(**{k: v for k, v in known[key].items() if k != "source"})
+    return ModelShape(**{k: v for k, v in known[key].items() if k not in ("source", "also")})
 
 
 def preset_for(model: str) -> str | None:
-    """The preset that a model's name begins with, as "meta-llama/Llama-3.1-8B-Instruct" does."""
+    """The preset of a model whose name begins like it, as "meta-llama/Llama-3.1-8B-Instruct"."""
     name = model.rstrip("/").split("/")[-1].lower()
-    found = [
-        preset for preset in _table("models.toml")["models"] if name.startswith(preset.lower())
-    ]
-    return max(found, key=len, default=None)
+    beginnings = {
+        beginning.lower(): preset
+        for preset, values in _table("models.toml")["models"].items()
+        for beginning in (preset, *values.get("also", ()))
+    }
+    longest = max((b for b in beginnings if name.startswith(b)), key=len, default=None)
+    return None if longest is None else beginnings[longest]
 
 
 @cache

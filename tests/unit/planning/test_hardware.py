@@ -58,6 +58,7 @@ def test_a_preset_has_the_weights_of_its_model(name: str, parameters: int) -> No
 
 def test_a_preset_is_found_by_the_beginning_of_a_model_s_name() -> None:
     assert preset_for("meta-llama/Llama-3.1-8B-Instruct") == "Llama-3.1-8B"
+    assert preset_for("alignment-handbook/zephyr-7b-sft-full") == "Mistral-7B"
     assert preset_for("somebody/unheard-of") is None
     with pytest.raises(ConfigError, match=r"did you mean Mistral-7B\?"):
         preset_shape("Mistrall-7B")
