@@ -81,6 +81,7 @@ def recommendation(
     cpu = host_bytes(shape, asked, cluster.size, cluster.per_node) if offload else 0
     return {
         "accelerate_config": f"accelerate_configs/{config_name(fit, cluster)}.yaml",
+        "machines": cluster.nodes,
         "processes": cluster.size,
         "micro_batch_size": setting.micro_batch,
         "accumulation": setting.accumulation,
@@ -100,8 +101,8 @@ def _cheaper(way: Fit | None, method: Method) -> str:
 
 
 def config_name(fit: Fit, cluster: Cluster) -> str:
-    """The file in accelerate_configs/ without its ending. Of the others, a multi-node start sets
-    the machines on the command line."""
+    """The file in accelerate_configs/ without its ending. The numbers of machines and processes in
+    it have to be the cluster's."""
     if fit.setting.strategy == "zero3" and cluster.nodes > 1:
         return "multi_node_zero3"
     return fit.setting.strategy

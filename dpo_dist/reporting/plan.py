@@ -107,7 +107,8 @@ def _recommendation(figures: Mapping[str, Any]) -> str:
         f"--set train.accelerate_config={found['accelerate_config']}",
         f"--set train.micro_batch_size={found['micro_batch_size']}",
         f"--set train.gradient_checkpointing={found['gradient_checkpointing']}",
-        f"(processes: {found['processes']}, micro-batches of each a step: {found['accumulation']})",
+        f"with num_machines: {found['machines']} and num_processes: {found['processes']} in that "
+        f"file; micro-batches a step: {found['accumulation']}",
         "",
         f"Most memory: {found['largest']}, {found['largest_bytes'] / GIB:.1f} GiB; "
         f"{found['remedy']}.",
