@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from dpo_dist import ranks
 from dpo_dist.config import Checkpointing, Full, Lora, Train
@@ -77,6 +77,13 @@ def rows(block: Block, vocabulary: int = 1000) -> Path:
     return write_parquet(Path(block.out) / "rows.parquet", made)
 
 
+class NothingSaved(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """A checkpoint after the last step would take memory of its own."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_save = False
+
+
 def run(block: Block) -> int:
     """Train, and return the bytes that were alive at most in this process.
 
@@ -124,6 +131,7 @@ def build(block: Block) -> Any:
     )
     trainer = build_dpo_trainer(job)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(NothingSaved())
     return trainer
 
 

@@ -41,3 +41,18 @@ def test_a_plan_is_calibrated_by_a_finished_run(
     (train,) = figures["phases"]
     assert train["measured"] and train["phase"] == "train"
     assert figures["figures"]["pairs to train on"]["value"] == 24
+
+
+@pytest.mark.slow
+def test_the_planned_memory_is_what_training_takes(tmp_path: Path, monkeypatch) -> None:
+    """Within 15 %; `python -m benchmarks.plan_memory` compares every kind of checkpointing, and
+    ZeRO on two processes."""
+    monkeypatch.chdir(ROOT)
+    from benchmarks.plan_memory import blocks, compare, random_model
+    from dpo_dist.phases.resources import model_shape
+
+    small = str(random_model(tmp_path / "small", layers=2, hidden=64))
+    model = str(random_model(tmp_path / "model", layers=8, hidden=512))
+    block = dict(blocks(model, small, tmp_path))["full, none checkpointing"]
+    figures = compare("full", block, model_shape(model, False))
+    assert figures["full: planned / measured"] == pytest.approx(1, abs=0.15)
