@@ -1,40 +1,108 @@
-# The CUDA image. Two stages: DeepSpeed is built where the CUDA compiler is, and the result moves
-# to a base without it. The driver has to support CUDA 13.0.
-FROM nvidia/cuda:13.0.1-cudnn-devel-ubuntu24.04 AS build
-# Unpinned: Ubuntu's archive keeps no old versions.
+# Two images from one file:
+#
+#   docker build --tag dpo-dist:0.1.0 .                       CUDA; the driver has to support 13.0
+#   docker build --target cpu --tag dpo-dist:0.1.0-cpu .      no GPU: the demo, CI
+#
+# What changes seldom comes first: a change of the source builds its wheel again and one small
+# layer on top of the packages, which stay in the cache. Keys are given to `docker run`, never
+# to the build: nothing of what is built knows one.
+
+# The project itself, once for both images.
+FROM python:3.11.14-slim-bookworm AS project
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install "setuptools==81.0.0" "wheel==0.46.1"
+COPY pyproject.toml README.md LICENSE NOTICE /src/
+COPY dpo_dist /src/dpo_dist
+RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels /src
+
+# What a run reads besides the package. `launch/` is not here: `dpo-dist launch` renders it.
+FROM scratch AS workspace
+COPY accelerate_configs /workspace/accelerate_configs
+COPY recipes /workspace/recipes
+
+# The locked packages for CUDA, where its compiler is: DeepSpeed's sdist looks for it.
+FROM nvidia/cuda:13.0.1-cudnn-devel-ubuntu24.04 AS cuda-packages
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# Unpinned, here and below: these archives keep no old versions.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3 python3-dev python3-venv build-essential \
- && rm -rf /var/lib/apt/lists/*
-RUN python3 -m venv /opt/venv
+ && rm -rf /var/lib/apt/lists/* \
+ && python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
-# The packages first: they change seldom, and a change of the source then rebuilds none of them.
-COPY requirements/cuda.lock /build/cuda.lock
-SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-RUN pip install --no-cache-dir "setuptools==81.0.0" "wheel==0.46.1" \
+COPY requirements/cuda.lock /build/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install "setuptools==81.0.0" "wheel==0.46.1" \
  && grep -v '^deepspeed==' /build/cuda.lock > /build/binary.txt \
- && pip install --no-cache-dir --no-deps --requirement /build/binary.txt \
- && grep '^deepspeed==' /build/cuda.lock > /build/source.txt \
- && pip install --no-cache-dir --no-deps --no-build-isolation --requirement /build/source.txt
-COPY pyproject.toml README.md LICENSE NOTICE /build/
-COPY dpo_dist /build/dpo_dist
-RUN pip install --no-cache-dir --no-deps --no-build-isolation /build
+ && pip install --no-deps --requirement /build/binary.txt
+# With torch in sight, which it is built against.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    grep '^deepspeed==' /build/cuda.lock > /build/source.txt \
+ && pip install --no-deps --no-build-isolation --requirement /build/source.txt
 
-FROM nvidia/cuda:13.0.1-base-ubuntu24.04
-# A compiler and Python's headers: FlashInfer, Triton and DeepSpeed build kernels when they run.
+# The locked packages for the CPU, those for development included, as `make setup` installs them.
+FROM python:3.11.14-slim-bookworm AS cpu-packages
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends python3 python3-dev build-essential git tini \
+ && apt-get install --yes --no-install-recommends build-essential \
+ && rm -rf /var/lib/apt/lists/* \
+ && python3 -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+COPY requirements/cpu.lock /build/
+# The index of torch's CPU build, where the default one has another: --build-arg
+# TORCH_ARGS="--index-url ...", as for `make setup`.
+ARG TORCH_ARGS=""
+# Unquoted: several words. hadolint's shellcheck wants quotes.
+# hadolint ignore=SC2086
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install "setuptools==81.0.0" "wheel==0.46.1" \
+ && grep '^torch==' /build/cpu.lock > /build/torch.txt \
+ && pip install $TORCH_ARGS --requirement /build/torch.txt \
+ && grep -v '^deepspeed==' /build/cpu.lock > /build/binary.txt \
+ && pip install --no-deps --requirement /build/binary.txt
+RUN --mount=type=cache,target=/root/.cache/pip \
+    grep '^deepspeed==' /build/cpu.lock > /build/source.txt \
+ && pip install --no-deps --no-build-isolation --requirement /build/source.txt
+
+FROM python:3.11.14-slim-bookworm AS cpu
+# A compiler for torch's and DeepSpeed's kernels; git and make for the tests, in a mounted checkout.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends build-essential git libnuma1 make tini \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 10001 --create-home dpo \
- && mkdir -p /cache /workspace && chown dpo /cache /workspace
-COPY --from=build /opt/venv /opt/venv
-COPY --chown=dpo accelerate_configs /workspace/accelerate_configs
-COPY --chown=dpo recipes /workspace/recipes
+ && install --directory --owner=10001 --group=10001 /cache /workspace /workspace/runs
+COPY --link --from=cpu-packages /opt/venv /opt/venv
+COPY --link --chown=10001:10001 --from=workspace /workspace /workspace
 ENV PATH=/opt/venv/bin:$PATH HF_HOME=/cache/huggingface PYTHONUNBUFFERED=1
-USER 10001
+RUN --mount=type=bind,from=project,source=/wheels,target=/wheels \
+    pip install --no-cache-dir --no-deps /wheels/*.whl
+USER 10001:10001
 WORKDIR /workspace
-VOLUME /cache
-# Keys (ANTHROPIC_API_KEY, HF_TOKEN) come from the environment of `docker run`, never from here.
-ENTRYPOINT ["tini", "-g", "--", "dpo-dist"]
+ENTRYPOINT ["tini", "--", "dpo-dist"]
+CMD ["--help"]
+
+# The last one is the default target. CUDA's libraries come with torch; of the toolkit only what
+# FlashInfer and DeepSpeed need to build kernels when they run, for the GPU that they then see.
+FROM nvidia/cuda:13.0.1-base-ubuntu24.04 AS cuda
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends \
+      python3 python3-dev build-essential git tini \
+      cuda-nvcc-13-0 cuda-cudart-dev-13-0 libcurand-dev-13-0 \
+ && rm -rf /var/lib/apt/lists/* \
+ && useradd --uid 10001 --create-home dpo \
+ && install --directory --owner=10001 --group=10001 /cache /workspace /workspace/runs
+COPY --link --from=cuda-packages /opt/venv /opt/venv
+COPY --link --chown=10001:10001 --from=workspace /workspace /workspace
+ENV PATH=/opt/venv/bin:/usr/local/cuda-13.0/bin:$PATH CUDA_HOME=/usr/local/cuda-13.0 \
+    HF_HOME=/cache/huggingface PYTHONUNBUFFERED=1
+RUN --mount=type=bind,from=project,source=/wheels,target=/wheels \
+    pip install --no-cache-dir --no-deps /wheels/*.whl
+USER 10001:10001
+WORKDIR /workspace
+# Not `tini -g`: SIGTERM is for `dpo-dist` alone, which tells its processes to save; an engine
+# that got it, too, would be gone before its worker.
+ENTRYPOINT ["tini", "--", "dpo-dist"]
 CMD ["--help"]

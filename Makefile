@@ -3,7 +3,7 @@
 # make test    lint, types, import rules and every test that needs no GPU
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: setup model browser demo demo-zero lint test test-fast lock clean
+.PHONY: setup model browser slurm launch-examples demo demo-zero lint test test-fast lock clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -54,6 +54,11 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck -x .ci/run $$(find launch -name '*.sh' -o -name '*.sbatch')
+
+# The scripts in launch/ as `dpo-dist launch` makes them now.
+launch-examples: setup
+	$(BIN)/python -m dpo_dist.launching.examples
 
 # The tests of the report's page drive a browser. Where it cannot be installed, they are skipped;
 # in CI (the variable is set) they fail.
@@ -61,7 +66,13 @@ browser:
 	-command -v chromium > /dev/null || ! command -v apt-get > /dev/null || [ $$(id -u) != 0 ] || \
 		{ apt-get update -qq && apt-get install --yes -qq --no-install-recommends chromium; }
 
-test: lint model browser
+# A test runs the pipeline on a SLURM of its own; skipped where it cannot be installed, but not in CI.
+slurm:
+	-command -v slurmctld > /dev/null || ! command -v apt-get > /dev/null || [ $$(id -u) != 0 ] || \
+		{ apt-get update -qq && apt-get install --yes -qq --no-install-recommends \
+			slurmctld slurmd slurm-client munge iproute2; }
+
+test: lint model browser slurm
 	$(BIN)/pytest --durations=15
 
 test-fast: lint

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dpo_dist import __version__
 from dpo_dist.commands import TOOLS
-from dpo_dist.commands.arguments import add_set
+from dpo_dist.commands.arguments import add_nodes, add_set, nodes_of
 from dpo_dist.errors import INTERRUPTED, DpoDistError, Preempted, UserError
 from dpo_dist.ranks import WHOLE, Shard
 
@@ -86,6 +86,10 @@ def _phase(options: argparse.Namespace, config: Config) -> int:
     if options.force and not shard.whole:
         raise UserError("--force with --shard: other shards may be at work; use it without")
     config = select_round(config, options.command, getattr(options, "round", None))
+    if (nodes := nodes_of(options)) is not None:
+        from dpo_dist.phases.on_nodes import run_on_nodes
+
+        return run_on_nodes(options.command, config, nodes, force=options.force)
     alone = getattr(options, "worker", True)  # only phases that generate have workers
     command = command_of(options.command, options.run_file, options.set, config.round)
     run_phase(
@@ -131,13 +135,16 @@ def _show_result(config: Config) -> None:
 def _command_line(options: argparse.Namespace) -> str:
     if options.command == "compare":
         return shlex.join(["dpo-dist", "compare", *map(str, options.runs)])
-    words = ["dpo-dist", options.command, str(options.run_file)]
+    target = [options.target, "--submit"] if options.command == "launch" else []
+    words = ["dpo-dist", options.command, *target, str(options.run_file)]
     for override in options.set:
         words += ["--set", override]
     if not getattr(options, "shard", WHOLE).whole:
         words += ["--shard", str(options.shard)]
     if getattr(options, "round", None) is not None:
         words += ["--round", str(options.round)]
+    if getattr(options, "nodes", None) is not None:
+        words += ["--nodes", str(options.nodes), "..."]  # the launch id has to be a new one
     return shlex.join(words)
 
 
@@ -201,6 +208,8 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="N",
                 help="which of the run file's rounds, counted from 1",
             )
+        if name in ("sft", "train"):
+            add_nodes(command)
         if name == "judge":
             command.add_argument(
                 "--selftest",

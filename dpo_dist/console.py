@@ -50,6 +50,7 @@ def warn(message: str) -> None:
     say(f"warning: {message}")
 
 
+TERMINAL = "DPO_DIST_TERMINAL"  # what this process writes is shown on a terminal as it comes
 YES = "DPO_DIST_YES"  # set by `--yes`, and by whoever runs phases without a terminal
 
 
@@ -92,7 +93,7 @@ def progress(name: str, total: int, done: int = 0) -> Iterator[Advance]:
         return
     from tqdm import tqdm  # deferred: keeps `--help` fast
 
-    interval = 0.5 if sys.stderr.isatty() else 15.0
+    interval = 0.5 if sys.stderr.isatty() or os.environ.get(TERMINAL) else 15.0
     with tqdm(
         total=total,
         initial=done,

@@ -2,6 +2,7 @@
 
     DpoDistError                  exit code 1: the work failed
     ├── PhaseFailed               a phase's process ended with an error
+    ├── NodeLost                  a machine of several is gone, or has never come
     ├── TrainingDiverged          the first loss is not ln 2, or a loss is not finite
     ├── Preempted                 exit code 75: SIGTERM; what was done is saved
     ├── EngineFailed              an engine cannot go on (no server is left, or one answers wrongly)
@@ -12,6 +13,7 @@
         ├── ConfigError           run.yaml: what is wrong, at which key
         ├── DataError             a data file: what is wrong, at which file:line
         ├── ModelError            a model, tokenizer or adapter that cannot serve
+        ├── PreflightFailed       a machine is not as a training needs it
         ├── NotConfirmed          what it would cost was not agreed to
         ├── FingerprintMismatch   a phase's directory holds the work of other settings
         └── MissingDependency     an optional package; carries the pip command
@@ -29,6 +31,10 @@ class DpoDistError(Exception):
 
 class PhaseFailed(DpoDistError):
     """A phase's own process ended with an error; its message is already on the console."""
+
+
+class NodeLost(DpoDistError):
+    """One of several machines does not answer, so that the others cannot go on."""
 
 
 class TrainingDiverged(DpoDistError):
@@ -73,6 +79,10 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A model, tokenizer or adapter cannot be used for what was asked."""
+
+
+class PreflightFailed(UserError):
+    """A machine is not fit for the training; the message names it and what is wrong."""
 
 
 class NotConfirmed(UserError):

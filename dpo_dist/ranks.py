@@ -1,5 +1,6 @@
 """Which of the processes of a distributed run this one is, read from the launcher's variables; and
-which shard of the work a generating process has, which no launcher starts."""
+which shard of the work a generating process has, which no launcher starts; and which machines train
+together."""
 
 from __future__ import annotations
 
@@ -75,3 +76,39 @@ class Shard:
 
 
 WHOLE = Shard()
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The machines that train together, and which of them this one is; 0 leads.
+
+    `address` and `port` are where node 0 is reached. `launch_id` names one start of them all: a new
+    one for every start. A node may take `join_seconds` to appear, and is given up after
+    `silent_seconds` without a sign of life.
+    """
+
+    count: int
+    rank: int
+    address: str
+    port: int
+    launch_id: str
+    join_seconds: float = 600.0
+    silent_seconds: float = 180.0
+
+    def __post_init__(self) -> None:
+        if self.count < 2:
+            raise ValueError(f"--nodes {self.count}: there have to be two or more")
+        if not 0 <= self.rank < self.count:
+            raise ValueError(f"--node-rank {self.rank}: nodes are counted from 0 to --nodes - 1")
+        if not self.address.strip():
+            raise ValueError("--main-address is empty: is the variable set that it comes from?")
+        if not 0 < self.port < 65536:
+            raise ValueError(f"--main-port {self.port}: no port")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.launch_id):
+            raise ValueError(
+                f"--launch-id {self.launch_id!r}: letters, digits, and . _ - between them"
+            )
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0

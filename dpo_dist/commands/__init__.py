@@ -3,6 +3,14 @@ does it and returns the exit code."""
 
 from __future__ import annotations
 
-from dpo_dist.commands import compare, plan, push, watch
+from dpo_dist.commands import compare, doctor, launch, plan, preflight, push, watch
 
-TOOLS = {"watch": watch, "push": push, "compare": compare, "plan": plan}
+TOOLS = {
+    "plan": plan,
+    "launch": launch,
+    "preflight": preflight,
+    "doctor": doctor,
+    "watch": watch,
+    "push": push,
+    "compare": compare,
+}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TypeAlias
 
+from dpo_dist.errors import UserError
+from dpo_dist.ranks import Nodes
+
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -12,12 +15,13 @@ def add_command(
     commands: Commands, name: str, purpose: str, more: str = "", *, example: str
 ) -> argparse.ArgumentParser:
     """The parser of a command, whose help begins with its purpose and goes on with `more`."""
-    return commands.add_parser(
+    command = commands.add_parser(
         name,
         help=purpose,
         description=f"{purpose[0].upper()}{purpose[1:]}. {more}".rstrip(),
-        epilog=f"example: dpo-dist {name} {example}",
     )
+    command.epilog = f"example: {command.prog} {example}"  # with the command that it is one of
+    return command
 
 
 def add_set(command: argparse.ArgumentParser, more: str = "") -> None:
@@ -29,3 +33,52 @@ def add_set(command: argparse.ArgumentParser, more: str = "") -> None:
         metavar="KEY=VALUE",
         help="override a key of the run file, e.g. --set train.beta=0.3 (repeatable)" + more,
     )
+
+
+NODE_OPTIONS = ("nodes", "node_rank", "main_address", "main_port", "launch_id")
+
+
+def add_nodes(command: argparse.ArgumentParser) -> None:
+    """The options of the commands that several machines run together, the same on all of them but
+    for the rank."""
+    add = command.add_argument_group("several machines (all of these or none)").add_argument
+    add("--nodes", type=int, metavar="N", help="how many machines")
+    add("--node-rank", type=int, metavar="R", help="which of them this one is; 0 leads")
+    add("--main-address", metavar="HOST", help="where the others reach node 0")
+    add("--main-port", type=int, metavar="PORT", help="a free port on node 0")
+    add("--launch-id", metavar="ID", help="names this start of them all; a new one every time")
+    for name, default, purpose in (
+        ("join", Nodes.join_seconds, "how long the others may take to appear"),
+        ("node", Nodes.silent_seconds, "a node without a sign of life for so long is given up"),
+    ):
+        add(
+            f"--{name}-timeout",
+            type=float,
+            default=default,
+            metavar="SECONDS",
+            help=f"{purpose} (default: {default:.0f})",
+        )
+
+
+def nodes_of(options: argparse.Namespace) -> Nodes | None:
+    """The machines of the command line; None for one alone. Raises `UserError`."""
+    given = {name: getattr(options, name, None) for name in NODE_OPTIONS}
+    missing = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is None]
+    if len(missing) == len(NODE_OPTIONS):
+        return None
+    if missing:
+        raise UserError(f"several machines need all of the node options; {missing[0]} is missing")
+    if options.nodes == 1:  # a job's script, which has them whatever the number is
+        return None
+    try:
+        return Nodes(
+            count=options.nodes,
+            rank=options.node_rank,
+            address=options.main_address,
+            port=options.main_port,
+            launch_id=options.launch_id,
+            join_seconds=options.join_timeout,
+            silent_seconds=options.node_timeout,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None

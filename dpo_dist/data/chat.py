@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dpo_dist.errors import ModelError
 from dpo_dist.records import Message
@@ -62,26 +64,77 @@ def conversation_ids(
 def completion_ids(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: str
 ) -> tuple[list[int], list[int]]:
-    """(prompt ids, completion ids) of a finished answer; the completion ends with its end token.
+    """(prompt ids, completion ids) of a finished answer: `answers_ids` of a single one."""
+    ((start, (completion,)),) = answers_ids(tokenizer, [(prompt, [answer])])
+    return start, completion
 
-    What the template writes behind the end token (a line break, say) is left out: at inference
-    the model stops there. Raises `ModelError` for a template under which the prompt's ids are
-    not a prefix of the whole conversation's, since training would then see another prompt than
-    sampling did.
+
+def answers_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[tuple[Sequence[Message], Sequence[str]]],
+) -> list[tuple[list[int], list[list[int]]]]:
+    """(prompt ids, the completion ids of each answer) of prompts with their finished answers.
+
+    A completion ends with its end token. What the template writes behind that (a line break, say)
+    is left out: at inference the model stops there. Raises `ModelError` for a template that
+    renders a prompt differently once an answer follows, since training would then see another
+    prompt than sampling did.
     """
-    start = prompt_ids(tokenizer, prompt)
-    whole = conversation_ids(tokenizer, prompt, answer)
-    if whole[: len(start)] != start:
+    prompts = [[message.model_dump() for message in prompt] for prompt, _ in asked]
+    conversations = [
+        [*turns, {"role": "assistant", "content": answer}]
+        for turns, (_, answers) in zip(prompts, asked, strict=True)
+        for answer in answers
+    ]
+    starts = _rendered(tokenizer, prompts, add_generation_prompt=True)
+    wholes = iter(_rendered(tokenizer, conversations))
+    return [
+        (start.ids, [_completion(tokenizer, start, w) for w in islice(wholes, len(answers))])
+        for start, (_, answers) in zip(starts, asked, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """What a chat template makes of a conversation."""
+
+    text: str
+    ids: list[int]
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Any], **options: Any
+) -> list[_Rendered]:
+    texts = tokenizer.apply_chat_template(conversations, tokenize=False, **options)
+    return [_Rendered(*each) for each in zip(texts, _ids(tokenizer, texts), strict=True)]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Of rendered texts: the template has written the special tokens."""
+    tokenized = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+    ids: list[list[int]] = tokenized["input_ids"]
+    return ids
+
+
+def _completion(
+    tokenizer: PreTrainedTokenizerBase, start: _Rendered, whole: _Rendered
+) -> list[int]:
+    if whole.ids[: len(start.ids)] == start.ids:
+        completion = whole.ids[len(start.ids) :]
+    elif whole.text.startswith(start.text):
+        # A token reaches across the border: the answer begins with a line break, say. At inference
+        # the prompt's tokens stand before the answer is written.
+        (completion,) = _ids(tokenizer, [whole.text.removeprefix(start.text)])
+    else:
         raise ModelError(
             "the chat template renders a prompt differently once the answer follows; DPO would "
             "train on another prompt than the one that was sampled from"
         )
-    completion = whole[len(start) :]
     ends = end_token_ids(tokenizer)
-    last = max((i for i, token in enumerate(completion) if token in ends), default=None)
-    if last is None:
-        return start, [*completion, int(tokenizer.eos_token_id)]
-    return start, completion[: last + 1]
+    for length in range(len(completion), 0, -1):
+        if completion[length - 1] in ends:
+            return completion[:length]
+    return [*completion, int(tokenizer.eos_token_id)]
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -22,8 +22,8 @@ from dpo_dist.data.prompts import content_digest, seeded_share
 from dpo_dist.data.rows import (
     Row,
     check_text,
+    iterate_rows,
     messages_of,
-    read_rows,
     source_identity,
     write_parquet,
 )
@@ -123,7 +123,7 @@ def _read_pairs(
     source: DataSource, held_out: Sequence[Prompt], dropped: Counter[str]
 ) -> list[PreferencePair]:
     pairs: list[PreferencePair] = []
-    for row in read_rows(source):
+    for row in iterate_rows(source):
         pair = _pair(row)
         if reason := _why_not_trained_on(pair):
             dropped[reason] += 1

@@ -15,7 +15,7 @@ from dpo_dist.data.hygiene import encodable
 from dpo_dist.errors import DataError
 from dpo_dist.records import Message
 
-ROW_GROUP = 2_000  # rows that are in memory together while they are written
+ROW_GROUP = 2_000  # rows that are in memory together while they are read or written
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _from_parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches()
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches(ROW_GROUP)
         rows = (row for batch in batches for row in batch.to_pylist())
         for number, values in enumerate(rows, start=1):
             yield Row(f"{path}: row {number}", values)

@@ -22,6 +22,7 @@ from dpo_dist.phases.workers import Place, Worker, places, run_workers
 from dpo_dist.processes import Process, run_to_end
 from dpo_dist.ranks import WHOLE, Shard
 from dpo_dist.shards import journal_name
+from dpo_dist.training.nodes import Leader
 
 PACKAGES = (
     *("dpo_dist", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed"),
@@ -72,12 +73,13 @@ def run_phase(
     force: bool = False,
     shard: Shard = WHOLE,
     command: Sequence[str] = (),
+    leader: Leader | None = None,
 ) -> None:
     """Do one phase, or a `shard` of its generation: skip it when complete, resume it when
     interrupted, and never mix settings.
 
     `command` is the command line of this phase, with which workers are started; without it
-    the work is done in this process.
+    the work is done in this process. `leader` lets other machines take part in a training.
     """
     if phase not in phases_of(config):
         raise UserError(f"the run file has no work for the phase `{phase}`")
@@ -109,7 +111,7 @@ def run_phase(
             return
         say(f"{phase}: {out.path}" + ("" if shard.whole else f", shard {shard}"))
         out.add_seconds(seconds)
-        result: dict[str, Any] | None = module.run(config, out)
+        result: dict[str, Any] | None = module.run(config, out, *([leader] if leader else []))
         if result is None:
             say(f"{phase}: shard {shard} is done; the phase is not complete yet")
             return

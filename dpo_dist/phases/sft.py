@@ -16,6 +16,7 @@ from dpo_dist.phases.runs import arm_weights, run_root
 from dpo_dist.tracking import tracked_run
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.launch import launch
+from dpo_dist.training.nodes import Leader
 
 SECTIONS = ("sft",)
 
@@ -29,8 +30,9 @@ def inputs(config: Config) -> dict[str, Any]:
     }
 
 
-def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
-    """Tokenize, train with `accelerate launch`, and leave an adapter or model in `model/`."""
+def run(config: Config, out: PhaseDirectory, leader: Leader | None = None) -> dict[str, Any]:
+    """Tokenize, train with `accelerate launch`, on several machines where there is a `leader`, and
+    leave an adapter or model in `model/`."""
     assert config.sft is not None
     base = arm_weights(config, "base").model
     tokenizer = load_tokenizer(base, trust_remote_code=config.model.trust_remote_code)
@@ -64,7 +66,8 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
             seed=config.run.seed,
             run_name=f"{config.run.name}-sft",
             wandb=tracked_run(config, run_root(config), out.path),
-        )
+        ),
+        leader,
     )
     return {
         "counts": {

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dpo_dist.artifacts import FINGERPRINT, PhaseDirectory, read_json
 from dpo_dist.config import Config, Full, Lora, Train
 from dpo_dist.console import warn
-from dpo_dist.data.chat import completion_ids, load_tokenizer
+from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.data.preferences import load_preferences, preferences_identity
-from dpo_dist.data.rows import write_parquet
 from dpo_dist.errors import ConfigError, DataError, ModelError
 from dpo_dist.phases.held_out import held_out_identity, held_out_prompts
 from dpo_dist.phases.resources import model_shape, planned_bytes
 from dpo_dist.phases.runs import Weights, phase_dir, reference_weights, run_root, start_weights
+from dpo_dist.phases.token_rows import write_token_rows
 from dpo_dist.planning.memory import ModelShape
-from dpo_dist.records import PreferencePair
 from dpo_dist.tracking import tracked_run
 from dpo_dist.training.job import (
     OUTCOME,
@@ -29,7 +26,7 @@ from dpo_dist.training.job import (
 )
 from dpo_dist.training.launch import launch
 from dpo_dist.training.merging import merge_adapter
-from dpo_dist.training.reference import row_key
+from dpo_dist.training.nodes import Leader
 from dpo_dist.training.reference_pass import compute_reference
 
 SECTIONS = ("train", "preferences")
@@ -62,8 +59,9 @@ def inputs(config: Config) -> dict[str, Any]:
     return {"pairs": pairs, "weights": weights, "held_out": held_out, **reference}
 
 
-def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
-    """Tokenize the pairs and train; the adapter or model ends up in `model/`."""
+def run(config: Config, out: PhaseDirectory, leader: Leader | None = None) -> dict[str, Any]:
+    """Tokenize the pairs and train, on several machines where there is a `leader`; the adapter or
+    model ends up in `model/`."""
     assert config.train is not None
     # The judge phase has left out what overlaps with the evaluation, before it asked.
     held_out = [] if config.preferences.source == "judged" else held_out_prompts(config)
@@ -77,8 +75,14 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     start = start_weights(config)
     tokenizer = load_tokenizer(start.model, trust_remote_code=config.model.trust_remote_code)
     train_rows, validation_rows = (
-        _tokenize(tokenizer, split, config.train.max_length, pairs.dropped)
-        for split in (pairs.train, pairs.validation)
+        write_token_rows(
+            *(out.path / "tokens" / name, tokenizer, split),
+            *(config.train.max_length, pairs.dropped),
+        )
+        for name, split in (
+            ("train.parquet", pairs.train),
+            ("validation.parquet", pairs.validation),
+        )
     )
     if not train_rows:
         raise DataError(f"every pair is longer than train.max_length {config.train.max_length}")
@@ -89,7 +93,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     if too_long := pairs.dropped["too_long"] + pairs.dropped["prompt_too_long"]:
         warn(f"{too_long} pairs are left out: longer than train.max_length")
     shape = model_shape(start.model, config.model.trust_remote_code)
-    _check_vocabulary(start.model, shape, [*train_rows, *validation_rows])
+    _check_vocabulary(start.model, shape, max(train_rows.largest, validation_rows.largest))
     job = TrainingJob(
         kind="dpo",
         settings=config.train,
@@ -97,18 +101,14 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         adapter=start.adapter,
         dtype=config.model.dtype,
         trust_remote_code=config.model.trust_remote_code,
-        rows=write_parquet(out.path / "tokens" / "train.parquet", train_rows),
-        validation_rows=(
-            write_parquet(out.path / "tokens" / "validation.parquet", validation_rows)
-            if validation_rows
-            else None
-        ),
+        rows=train_rows.path,
+        validation_rows=validation_rows.path if validation_rows else None,
         # Beside the runs, which share it: a sweep computes the reference once.
         reference_folder=config.run.output_dir / "reference_logps",
         start=start.identity(),
         reference=_initial_reference(config),
         planned_peak_bytes=planned_bytes(
-            shape, config.train, [row["tokens"] for row in [*train_rows, *validation_rows]]
+            shape, config.train, [*train_rows.lengths, *validation_rows.lengths]
         ),
         out=out.path,
         seed=config.run.seed,
@@ -116,8 +116,8 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         wandb=tracked_run(config, run_root(config), out.path),
     )
     if job.reference is not None:
-        compute_reference(job)
-    launch(job)
+        compute_reference(job, leader)
+    launch(job, leader)
     if config.train.merge:
         _merge(config, start.model, out)
     kept = len(train_rows) + len(validation_rows)
@@ -154,34 +154,6 @@ def _merge(config: Config, base: str, out: PhaseDirectory) -> None:
     )
 
 
-def _tokenize(
-    tokenizer: Any, split: Iterable[PreferencePair], max_length: int, dropped: Counter[str]
-) -> list[dict[str, Any]]:
-    """Rows of token ids; pairs that do not fit are counted in `dropped`, never cut."""
-    rows = []
-    for pair in split:
-        prompt, chosen = completion_ids(tokenizer, pair.prompt, pair.chosen)
-        _, rejected = completion_ids(tokenizer, pair.prompt, pair.rejected)
-        if len(prompt) >= max_length:
-            dropped["prompt_too_long"] += 1
-        elif len(prompt) + max(len(chosen), len(rejected)) > max_length:
-            dropped["too_long"] += 1
-        elif chosen == rejected:
-            dropped["identical"] += 1
-        else:
-            rows.append(
-                {
-                    "id": pair.prompt_id,
-                    "row": row_key(prompt, chosen, rejected),
-                    "tokens": len(prompt) + len(chosen) + len(rejected),
-                    "prompt_ids": prompt,
-                    "chosen_ids": chosen,
-                    "rejected_ids": rejected,
-                }
-            )
-    return rows
-
-
 def _check_method(settings: Train, start: Weights) -> None:
     """Refuse a method that cannot start from these weights."""
     if isinstance(settings.method, Full) and settings.merge:
@@ -204,10 +176,8 @@ def _check_method(settings: Train, start: Weights) -> None:
                 )
 
 
-def _check_vocabulary(model: str, shape: ModelShape, rows: Sequence[dict[str, Any]]) -> None:
+def _check_vocabulary(model: str, shape: ModelShape, largest: int) -> None:
     """Refuse a tokenizer with more tokens than the model has embeddings."""
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    largest = max(max(row[column]) for row in rows for column in columns)
     if largest >= shape.vocabulary:
         raise ModelError(
             f"{model}: the tokenizer made the token {largest}, but the model has only "

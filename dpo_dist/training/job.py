@@ -36,7 +36,8 @@ class TrainingJob(Section):
     those weights. They are the reference, too, unless `reference` is another; its log-probs lie
     in `reference_folder`. `planned_peak_bytes` is a process's planned memory by the kind of
     activation checkpointing. `checkpoint` is where training goes on, `reshard` says that its
-    universal form has to be read (universal.py).
+    universal form has to be read (universal.py). `logs` is where its processes write to; None:
+    wherever they were started.
     """
 
     kind: Literal["sft", "dpo", "reference"]
@@ -57,6 +58,7 @@ class TrainingJob(Section):
     wandb: TrackedRun | None = None
     checkpoint: Path | None = None
     reshard: bool = False
+    logs: Path | None = None
 
     @property
     def model_dir(self) -> Path:
@@ -69,11 +71,28 @@ def num_processes(accelerate_config: Path) -> int:
     return launch_shape(accelerate_config)[0]
 
 
+def machines(accelerate_config: Path) -> int:
+    """How many machines an accelerate configuration is for."""
+    return int(read_accelerate_config(accelerate_config).get("num_machines", 1))
+
+
 def launch_shape(accelerate_config: Path) -> tuple[int, int]:
     """(processes, ZeRO stage or 0) of an accelerate configuration."""
+    values = read_accelerate_config(accelerate_config)
+    return int(values["num_processes"]), _zero_stage(values.get("deepspeed_config") or {})
+
+
+def uses_fsdp(accelerate_config: Path) -> bool:
+    return read_accelerate_config(accelerate_config).get("distributed_type") == "FSDP"
+
+
+def read_accelerate_config(accelerate_config: Path) -> dict[str, Any]:
+    """Its values. Raises `ConfigError` where it is no accelerate configuration."""
     try:
         values = yaml.safe_load(accelerate_config.read_text(encoding="utf-8"))
-        return int(values["num_processes"]), _zero_stage(values.get("deepspeed_config") or {})
+        int(values["num_processes"]), int(values.get("num_machines", 1))
+        _zero_stage(values.get("deepspeed_config") or {})
+        return dict(values)
     except FileNotFoundError:
         raise ConfigError(f"accelerate_config: {accelerate_config}: no such file") from None
     except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:

@@ -2,48 +2,49 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
+import time
 
-from dpo_dist import ranks
 from dpo_dist.artifacts import write_text
 from dpo_dist.errors import INTERRUPTED, PhaseFailed, Preempted
 from dpo_dist.processes import run_to_end
-from dpo_dist.training.job import PREEMPTED, STOP, TrainingJob, num_processes
+from dpo_dist.training.failures import any_failed, explain
+from dpo_dist.training.job import PREEMPTED, STOP, TrainingJob
+from dpo_dist.training.logs import Echo, new_attempt, node_log, rank_log
+from dpo_dist.training.nodes import GRACE_SECONDS, Leader
 from dpo_dist.training.resume import resume
+from dpo_dist.training.start import check_launch, launcher_command, launcher_environment
 
-# glibc hands every large buffer back to the kernel when it is freed and faults it in again at
-# the next allocation; keeping them makes a CPU training step about twice as fast.
-CPU_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
-# Threads that wait for each other sleep: spinning costs nothing on an idle machine, and keeps the
-# one that is waited for from its core on a busy one (three times the time of a small step).
-CPU_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+_CHECK_SECONDS = 1.0
 
 
-def launch(job: TrainingJob) -> None:
-    """Train, and return when the model has been saved.
+def launch(job: TrainingJob, leader: Leader | None = None) -> None:
+    """Train, on all nodes where there is a `leader`, and return when the model has been saved.
 
-    Raises `PhaseFailed` when a process fails (its own message is already on the console),
-    `Preempted` after SIGTERM and `KeyboardInterrupt` when it was interrupted.
+    Raises `PhaseFailed` when a process fails, with what the first one failed of, `NodeLost` when a
+    machine does, `Preempted` after SIGTERM and `KeyboardInterrupt` when it was interrupted.
     """
+    accelerate_config, nodes = job.settings.accelerate_config, leader.nodes if leader else None
+    check_launch(job.settings, nodes)
     for name in (STOP, PREEMPTED):
         (job.out / name).unlink(missing_ok=True)
-    job = resume(job)
+    logs = new_attempt(job.out / "logs")
+    job = resume(job).model_copy(update={"logs": logs})
     path = job.out / "job.json"
     write_text(path, job.model_dump_json(indent=2) + "\n")
-    accelerate_config = job.settings.accelerate_config
-    command = [
-        *(sys.executable, "-m", "dpo_dist.training.launcher"),
-        *("--config_file", str(accelerate_config)),
-        *("-m", "dpo_dist.training.worker", str(path)),
-    ]
-    status = run_to_end(
-        command,
-        _environment(accelerate_config),
-        # The launcher passes no signals on.
-        on_terminate=lambda _: write_text(job.out / STOP, ""),
-    )
+    if leader:
+        path = leader.announce(job)
+    watch = _Watch(job, leader)
+    try:
+        status = run_to_end(
+            launcher_command(path, accelerate_config, nodes),
+            launcher_environment(accelerate_config, nodes),
+            # The launcher passes no signals on.
+            on_terminate=lambda _: write_text(job.out / STOP, ""),
+            output=node_log(logs, 0),
+            look=watch.look,
+        )
+    finally:
+        watch.echo.look()
     if status == INTERRUPTED or status == -2:
         raise KeyboardInterrupt
     if (job.out / PREEMPTED).exists():
@@ -52,21 +53,31 @@ def launch(job: TrainingJob) -> None:
     if status and (job.out / STOP).exists():
         raise Preempted("training was stopped before it could save its last steps")
     if status:
-        raise PhaseFailed(f"training ended with exit code {status}; see the messages above")
+        raise PhaseFailed(explain(logs, status))
 
 
-def _environment(accelerate_config: Path) -> dict[str, str]:
-    ranks.strip_launcher_variables()
-    # SIGTERM may come in the middle of a long step, and saving takes its time; torch's launcher
-    # would kill the workers after 30 s. Whoever sent the signal sets the limit.
-    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1800", **os.environ}
-    if not _has_cuda():
-        threads = max(1, (os.cpu_count() or 1) // num_processes(accelerate_config))
-        environment |= {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu"}
-        environment |= {**CPU_ALLOCATOR, **CPU_THREADS}
-    return environment
+class _Watch:
+    """Looks at a training while it runs: shows its log, and ends it when it cannot go on."""
 
+    def __init__(self, job: TrainingJob, leader: Leader | None) -> None:
+        assert job.logs is not None
+        self.echo = Echo(rank_log(job.logs, 0))
+        self._logs = job.logs
+        self._stop = job.out / STOP
+        self._leader = leader
+        self._next = 0.0
+        self._failed_at: float | None = None
 
-def _has_cuda() -> bool:
-    # Asking torch would cost seconds of import in a process that only waits.
-    return Path("/proc/driver/nvidia/version").exists()
+    def look(self) -> None:
+        self.echo.look()
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _CHECK_SECONDS
+        if any_failed(self._logs):
+            self._failed_at = self._failed_at or now
+            # A rank that waits for one that has failed may wait for very long.
+            if now - self._failed_at > GRACE_SECONDS:
+                raise PhaseFailed(explain(self._logs, 1))
+        if self._leader:
+            self._leader.check(stopping=self._stop.exists())

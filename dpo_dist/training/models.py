@@ -14,7 +14,7 @@ from dpo_dist.console import warn
 from dpo_dist.errors import ConfigError
 from dpo_dist.training import attention
 from dpo_dist.training.activations import checkpoint_selectively
-from dpo_dist.training.job import TrainingJob
+from dpo_dist.training.job import TrainingJob, uses_fsdp
 from dpo_dist.training.layout import why_not_packed
 
 # The adapter that is the reference, where training does not start from it.
@@ -125,13 +125,18 @@ def _share_inputs_with_lora(model: torch.nn.Module) -> None:
             setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010
 
 
+_FSDP = "packed rows have not been tried under FSDP"
+
+
 def choose_layout(model: Any, settings: Train) -> bool:
     """Whether packed rows are used; sets the attention that this takes.
 
     `layout: auto` falls back to TRL's padded batches with one warning that names the reason;
     `packed` raises `ConfigError` instead.
     """
-    reason = None if settings.layout == "padded" else why_not_packed(model)
+    reason = None
+    if settings.layout != "padded":
+        reason = _FSDP if uses_fsdp(settings.accelerate_config) else why_not_packed(model)
     if reason is not None:
         if settings.layout == "packed":
             raise ConfigError(f"train.layout: packed is not possible: {reason}")

@@ -11,15 +11,16 @@ from dpo_dist.config import KlMonitor
 from dpo_dist.errors import Preempted
 from dpo_dist.training.job import OUTCOME, STOP, TrainingJob, num_processes
 from dpo_dist.training.launch import launch
+from dpo_dist.training.nodes import Leader
 
 
-def compute_reference(job: TrainingJob) -> None:
+def compute_reference(job: TrainingJob, leader: Leader | None = None) -> None:
     """Return when the log-probs of the job's `reference` are in the cache; at once where an
     earlier start of the same job has seen to it. Raises what `launch` raises."""
     own = reference_job(job)
     if (own.out / OUTCOME).exists():
         return
-    launch(own)
+    launch(own, leader)
     if (own.out / STOP).exists():
         raise Preempted("training was stopped before its first step; its reference is computed")
 

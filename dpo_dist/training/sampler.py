@@ -7,6 +7,7 @@ many tokens.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -46,9 +47,8 @@ class GlobalBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transf
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.global_batches():
-            bins = self._fill(batch)
-            for step in range(self.grad_accum):
-                yield bins[step * self.dp_size + self.rank]
+            for together in self._deal(self._fill(batch)):
+                yield together[self.rank]
 
     def global_batches(self) -> Iterator[list[int]]:
         """The epoch's global batches, the same on every rank."""
@@ -61,14 +61,27 @@ class GlobalBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transf
             yield batch + padded[: size - len(batch)]
 
     def _fill(self, batch: Sequence[int]) -> list[list[int]]:
-        """Micro-batches of equally many pairs and about equally many tokens: longest pairs
-        first, each to the emptiest bin that has room. Ranks that work at the same time get
-        neighbours in the order of load."""
+        """Micro-batches of equally many pairs and about equally many tokens, those with the most
+        tokens first: longest pairs first, each to the emptiest bin that has room."""
         bins: list[list[int]] = [[] for _ in range(self.dp_size * self.grad_accum)]
         loads = [0] * len(bins)
+        with_room = [(0, number) for number in range(len(bins))]  # a heap
         for row in sorted(batch, key=lambda row: (-self.lengths[row], row)):
-            open_bins = [i for i, rows in enumerate(bins) if len(rows) < self._micro_batch_size]
-            target = min(open_bins, key=lambda i: (loads[i], i))
+            load, target = heapq.heappop(with_room)
             bins[target].append(row)
-            loads[target] += self.lengths[row]
+            loads[target] = load + self.lengths[row]
+            if len(bins[target]) < self._micro_batch_size:
+                heapq.heappush(with_room, (loads[target], target))
         return [bins[i] for i in sorted(range(len(bins)), key=lambda i: (-loads[i], i))]
+
+    def _deal(self, bins: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+        """The micro-batches that the ranks work on at the same time: neighbours in the order of
+        load, the largest to the rank that has had the fewest tokens of this global batch."""
+        had = [0] * self.dp_size
+        for start in range(0, len(bins), self.dp_size):
+            together: list[list[int]] = [[] for _ in had]
+            ranks = sorted(range(self.dp_size), key=lambda rank: (had[rank], rank))
+            for rank, rows in zip(ranks, bins[start : start + self.dp_size], strict=True):
+                together[rank] = rows
+                had[rank] += sum(self.lengths[row] for row in rows)
+            yield together

@@ -61,6 +61,7 @@ def train(job: TrainingJob, preempted: Event) -> None:
         trainer.add_callback(WandbLog(job.wandb.prefix))
     stop = StopAtStepEnd(job.out, preempted)
     trainer.add_callback(stop)
+    _accumulate_in_float32(trainer)
     if job.reshard:
         load_universal(trainer)
     # The validation's values before the first step are what displacement is counted from.
@@ -71,6 +72,16 @@ def train(job: TrainingJob, preempted: Event) -> None:
             write_text(job.out / PREEMPTED, f"{trainer.state.global_step}\n")
         return
     _save(trainer, job)
+
+
+def _accumulate_in_float32(trainer: Any) -> None:
+    """DeepSpeed adds up the gradients of micro-batches in the weights' dtype unless it is told:
+    in bfloat16, small ones are rounded away. accelerate's configuration has no key for that."""
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        plugin.hf_ds_config.config.setdefault("data_types", {}).setdefault(
+            "grad_accum_dtype", "fp32"
+        )
 
 
 def fill_reference_cache(job: TrainingJob) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from threading import Event
 from typing import NoReturn
 
 from dpo_dist import ranks
-from dpo_dist.console import quiet_libraries, say, scrub
+from dpo_dist.console import quiet_libraries
 from dpo_dist.errors import INTERRUPTED, DpoDistError
+from dpo_dist.processes import die_with_parent
 from dpo_dist.tracking import start
+from dpo_dist.training.failures import record
 from dpo_dist.training.job import TrainingJob
+from dpo_dist.training.logs import rank_log, write_to
 
 
 def main(path: str) -> int:
@@ -22,21 +27,34 @@ def main(path: str) -> int:
     # At once: a signal during the imports would end this process, and with it all the others.
     preempted = Event()
     signal.signal(signal.SIGTERM, lambda *_: preempted.set())
+    die_with_parent()
     quiet_libraries()
     job = TrainingJob.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    if job.logs is None:
+        return _run(job, preempted)
+    write_to(rank_log(job.logs, ranks.rank()))
+    faulthandler.enable()
+    try:
+        return _run(job, preempted)
+    except DpoDistError as error:
+        record(job.logs, ranks.rank(), error)
+        return error.exit_code
+    except Exception as error:
+        record(job.logs, ranks.rank(), error)
+        traceback.print_exc()
+        return 1
+
+
+def _run(job: TrainingJob, preempted: Event) -> int:
     import transformers
 
     from dpo_dist.training.trainer import train
 
     transformers.utils.logging.disable_progress_bar()
-
     try:
         if job.wandb is not None and ranks.is_main():
             start(job.wandb)  # the trainer's callback goes on with what has begun
         train(job, preempted)
-    except DpoDistError as error:
-        say(f"error: {scrub(str(error))}")
-        return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0

@@ -11,8 +11,12 @@ from pydantic import BaseModel
 
 import dpo_dist
 from dpo_dist import config as schema
+from dpo_dist.config import Sft, Train
+from dpo_dist.errors import ConfigError
+from dpo_dist.ranks import Nodes
 from dpo_dist.runfile import load_config
-from dpo_dist.training.job import accumulation_steps, num_processes
+from dpo_dist.training.job import accumulation_steps, launch_shape, machines, num_processes
+from dpo_dist.training.start import check_launch
 from tests.conftest import ROOT
 
 RUN_FILES = sorted(ROOT.glob("recipes/*/*.yaml"))
@@ -35,7 +39,42 @@ def test_a_run_file_loads_and_all_it_names_is_there(path, monkeypatch) -> None:
 @pytest.mark.parametrize("path", ACCELERATE_FILES, ids=lambda path: path.name)
 def test_an_accelerate_config_is_accelerate_s(path) -> None:
     loaded = load_config_from_file(str(path))
-    assert loaded.num_processes == num_processes(path)
+    assert (loaded.num_processes, loaded.num_machines) == (num_processes(path), machines(path))
+    stage = launch_shape(path)[1]
+    assert stage == int((loaded.deepspeed_config or {}).get("zero_stage", 0))
+    assert (stage > 0) == (str(loaded.distributed_type) == "DistributedType.DEEPSPEED")
+    assert path.read_text().startswith("# "), "when to use it"
+
+
+@pytest.mark.parametrize("path", ACCELERATE_FILES, ids=lambda path: path.name)
+def test_a_deepspeed_config_asks_for_what_the_trainer_expects(path) -> None:
+    values = load_config_from_file(str(path)).deepspeed_config
+    if not values:
+        return
+    # pdsh, DeepSpeed's default, wants ssh to every machine.
+    assert values["deepspeed_multinode_launcher"] == "standard"
+    # "auto" is what the trainer fills in: the batch arithmetic is the run file's.
+    assert values["gradient_accumulation_steps"] == values["gradient_clipping"] == "auto"
+    sharded = values["zero_stage"] == 3
+    assert values["zero3_init_flag"] == sharded
+    assert values.get("zero3_save_16bit_model", False) == sharded, "else only shards are saved"
+
+
+@pytest.mark.parametrize("path", ACCELERATE_FILES, ids=lambda path: path.name)
+def test_an_accelerate_config_fits_the_defaults_of_the_run_file(path, monkeypatch) -> None:
+    monkeypatch.setattr("dpo_dist.training.start.has_cuda", lambda: True)
+    count = machines(path)
+    nodes = Nodes(count, 0, "localhost", 29500, "id") if count > 1 else None
+    processes = num_processes(path)
+    batch = {"global_batch_size": 128, "micro_batch_size": 2, "accelerate_config": path}
+    for settings in (Sft(data={"path": "rows.jsonl"}, **batch), Train(**batch)):
+        check_launch(settings, nodes)
+        assert accumulation_steps(settings, processes) * 2 * processes == 128
+    on_gpus = not path.name.startswith("cpu")
+    assert load_config_from_file(str(path)).mixed_precision == ("bf16" if on_gpus else "no")
+    if on_gpus:
+        with pytest.raises(ConfigError, match="`bf16` is false"):
+            check_launch(Train(bf16=False, **batch), nodes)
 
 
 def test_every_field_of_the_run_file_is_read_somewhere() -> None:

@@ -33,8 +33,9 @@ def test_help_is_instant_and_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("command", [*COMMANDS, *TOOLS])
 def test_a_missing_run_file_is_bad_input(command: str, tmp_path: Path, capsys) -> None:
-    runs = [str(tmp_path / "absent.yaml")] * (2 if command == "compare" else 1)
-    assert main([command, *runs]) == 2
+    run = str(tmp_path / "absent.yaml")
+    arguments = {"compare": [run, run], "launch": ["local", run]}.get(command, [run])
+    assert main([command, *arguments]) == 2
     assert "absent.yaml: no such file" in capsys.readouterr().err
 
 
@@ -107,3 +108,33 @@ def test_a_phase_of_a_round_is_named_by_its_number(
     assert main([arguments[0], str(path), *arguments[1:]]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+NODES = ("--nodes", "2", "--node-rank", "0", "--main-address", "localhost", "--main-port", "29500")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (NODES, "--launch-id is missing"),
+        (("--launch-id", "a"), "--nodes is missing"),
+        ((*NODES, "--launch-id", "a/b"), "--launch-id 'a/b'"),
+        ((*NODES, "--launch-id", "a", "--nodes", "0"), "--nodes 0: there have to be two"),
+        ((*NODES, "--launch-id", "a", "--node-rank", "2"), "--node-rank 2: nodes are counted"),
+        ((*NODES, "--launch-id", "a", "--main-address", ""), "is empty: is the variable set"),
+        ((*NODES, "--launch-id", "a", "--main-port", "0"), "--main-port 0: no port"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "sft", "preflight"])
+def test_node_options_come_together_and_make_sense(
+    write_run, capsys, command: str, options: tuple[str, ...], message: str
+) -> None:
+    path = write_run(model={"base": "m"}, preferences={"source": "path", "path": "p.jsonl"})
+    assert main([command, str(path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_node_is_one_machine(write_run, capsys) -> None:
+    path = write_run(model={"base": "m"}, preferences={"source": "path", "path": "p.jsonl"})
+    assert main(["train", str(path), *NODES, "--launch-id", "a", "--nodes", "1"]) == 2
+    assert "no work for the phase `train`" in capsys.readouterr().err

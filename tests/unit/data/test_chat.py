@@ -2,8 +2,16 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import models
 
-from dpo_dist.data.chat import check_adapter, completion_ids, load_tokenizer, prompt_ids
+from dpo_dist.data.chat import (
+    answers_ids,
+    check_adapter,
+    completion_ids,
+    conversation_ids,
+    load_tokenizer,
+    prompt_ids,
+)
 from dpo_dist.errors import ModelError
 from dpo_dist.records import Message
 from tests.tiny import make_tokenizer
@@ -25,6 +33,30 @@ def test_a_completion_ends_with_its_end_token_and_nothing_behind() -> None:
     assert start == prompt_ids(tokenizer, PROMPT)
     assert answer[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(answer[:-1]) == "yes"
+
+
+def test_prompts_and_answers_together_are_as_each_by_itself() -> None:
+    tokenizer = make_tokenizer()
+    other = (Message(role="system", content="be brief"), Message(role="user", content="and?"))
+    together = answers_ids(tokenizer, [(PROMPT, ["yes", "no, never"]), (other, ["well"])])
+    assert together == [
+        (
+            prompt_ids(tokenizer, prompt),
+            [completion_ids(tokenizer, prompt, answer)[1] for answer in answers],
+        )
+        for prompt, answers in ((PROMPT, ["yes", "no, never"]), (other, ["well"]))
+    ]
+
+
+def test_an_answer_that_begins_in_the_prompt_s_last_token_leaves_the_prompt_as_it_is() -> None:
+    tokenizer = make_tokenizer()
+    vocabulary = {**tokenizer.get_vocab(), "ĊĊ": len(tokenizer)}  # two line breaks
+    tokenizer.backend_tokenizer.model = models.BPE(vocab=vocabulary, merges=[("Ċ", "Ċ")])
+    whole = conversation_ids(tokenizer, PROMPT, "\n\nyes")
+    start, answer = completion_ids(tokenizer, PROMPT, "\n\nyes")
+    assert vocabulary["ĊĊ"] in whole
+    assert start == prompt_ids(tokenizer, PROMPT) != whole[: len(start)]
+    assert tokenizer.decode(answer) == "\n\nyes<|im_end|>"
 
 
 def test_a_template_that_changes_the_prompt_is_refused() -> None:

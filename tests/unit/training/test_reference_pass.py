@@ -58,7 +58,7 @@ def test_a_stopped_pass_does_not_go_on_to_train_and_is_not_done_again(
 ) -> None:
     launched: list[TrainingJob] = []
 
-    def launch(own: TrainingJob) -> None:
+    def launch(own: TrainingJob, leader: None) -> None:
         launched.append(own)
         write_json(own.out / OUTCOME, {"rows": 1})
         (own.out / STOP).touch()

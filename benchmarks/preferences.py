@@ -1,0 +1,247 @@
+"""Sixty thousand preference pairs on their way to the GPUs: time, memory, balance.
+
+    python -m benchmarks.preferences [--pairs N] [--rows FILE] [--quick] [--json FILE]
+
+A synthetic UltraFeedback-binarized (`synthetic_pairs.py`; with `--rows`, of the lengths of a
+file's rows) goes through the train phase of recipes/ultrafeedback/full.yaml, in a process of its
+own: loading, hygiene, leakage against the recipe's held-out prompts, tokenization, parquet. Only
+the launch of the training is left out. What was dropped has to be what was planted.
+
+A second process does for all of the recipe's ranks what their trainers do with the data of an
+epoch: the sampler deals out the rows, the collator packs every micro-batch. Each pair has to come
+exactly once, apart from those that fill up the last step.
+
+Seconds are of the clock, and of the CPU (all threads), which other work on the machine does not
+lengthen as much. Memory is a process's peak, libraries included. The imbalance of ranks is how
+many tokens more than the average the one with the most has: in an optimizer step, and among
+micro-batches of the same moment.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import MODEL, option_parser, publish
+from benchmarks.sample_client import peak_mb
+from benchmarks.synthetic_pairs import (
+    lengths_of,
+    log_normal_lengths,
+    make_dataset,
+    vocabulary_of,
+)
+from dpo_dist.artifacts import read_json, write_json
+from dpo_dist.config import Config, Train
+from dpo_dist.data.chat import load_tokenizer
+from dpo_dist.runfile import load_config
+from dpo_dist.training.job import OUTCOME, TrainingJob, accumulation_steps, num_processes
+
+RECIPE = Path("recipes/ultrafeedback/full.yaml")
+PAIRS = 61_000
+
+
+def main() -> None:
+    parser = option_parser(__doc__)
+    parser.add_argument("--pairs", type=int, default=PAIRS)
+    parser.add_argument("--rows", type=Path, help="preference rows, .jsonl: draw their lengths")
+    parser.add_argument("--model", type=Path, default=MODEL, help="whose tokenizer to use")
+    options = parser.parse_args()
+    pairs = 2_000 if options.quick else options.pairs
+    publish(preference_figures(pairs, options.model, options.rows), options.json)
+
+
+def preference_figures(pairs: int, model: Path, rows: Path | None = None) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
+        config = recipe_on(folder / "dataset", model, folder / "runs")
+        tokenizer = load_tokenizer(str(model))
+        planted = make_dataset(
+            folder / "dataset",
+            vocabulary_of(tokenizer),
+            pairs,
+            held_out=held_out(config),
+            measure=lengths_of(rows, tokenizer) if rows else log_normal_lengths,
+        )
+        figures, job, dropped = in_a_process(do_the_phase, config)
+        too_long = dropped.pop("too_long", 0) + dropped.pop("prompt_too_long", 0)
+        assert dropped == planted, (dropped, planted)
+        epoch = in_a_process(deal_an_epoch, job)
+    return {
+        "pairs": pairs,
+        "dropped as planted": planted.total(),
+        "too long": too_long,
+        **figures,
+        "pairs a second": pairs / figures["phase: seconds"],
+        **epoch,
+    }
+
+
+def recipe_on(dataset: Path, model: Path, output: Path) -> Config:
+    """The recipe with other weights, and the dataset in a folder in place of the Hub's."""
+    places = {
+        "run.output_dir": output,
+        "model.base": model.resolve(),
+        "preferences.dataset": dataset,
+        "evaluate.prompts.dataset": dataset,
+    }
+    return load_config(RECIPE, [f"{key}={place}" for key, place in places.items()])
+
+
+def held_out(config: Config) -> int:
+    assert config.evaluate is not None and config.evaluate.prompts.limit is not None
+    return config.evaluate.prompts.limit
+
+
+def in_a_process(work: Callable[[Any], Any], argument: Any) -> Any:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, (argument,))
+
+
+class Stopwatch:
+    """Seconds by the clock and by the CPU of what is done `with` it, all times together, and the
+    process's peak when it was last done."""
+
+    def __init__(self) -> None:
+        self.seconds, self.cpu, self.peak = 0.0, 0.0, 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.monotonic() - self._started[0]
+        self.cpu += time.process_time() - self._started[1]
+        self.peak = peak_mb()
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return timed
+
+    def figures(self, name: str) -> dict[str, float]:
+        return {
+            f"{name}: seconds": self.seconds,
+            f"{name}: CPU seconds": self.cpu,
+            f"{name}: peak MB": self.peak,
+        }
+
+
+def do_the_phase(config: Config) -> tuple[dict[str, float], TrainingJob, Counter[str]]:
+    """(figures, what the training would have been started with, what was dropped)"""
+    from dpo_dist.phases import train
+    from dpo_dist.phases.pipeline import run_phase
+    from dpo_dist.phases.runs import phase_dir
+
+    jobs: list[TrainingJob] = []
+
+    def launch(job: TrainingJob, *_: object) -> None:
+        jobs.append(job)
+        write_json(job.out / OUTCOME, {"steps": 0})
+
+    phase, loading, tokenizing = Stopwatch(), Stopwatch(), Stopwatch()
+    module = vars(train)
+    module.update(
+        launch=launch,
+        load_preferences=loading.around(module["load_preferences"]),
+        write_token_rows=tokenizing.around(module["write_token_rows"]),
+    )
+    with phase:
+        run_phase("train", config)
+    manifest = read_json(phase_dir(config, "train") / "manifest.json")
+    figures = {
+        **loading.figures("loading and hygiene"),
+        **tokenizing.figures("tokenization to parquet"),
+        **phase.figures("phase"),
+    }
+    return figures, jobs[0], Counter(manifest["counts"]["dropped"])
+
+
+def deal_an_epoch(job: TrainingJob) -> dict[str, float]:
+    """What all ranks do with an epoch's data, one after the other."""
+    from datasets import Dataset
+
+    from dpo_dist.training.preference_trainer import PairCollator
+    from dpo_dist.training.sampler import GlobalBatchSampler
+
+    settings = job.settings
+    assert isinstance(settings, Train)
+    world = num_processes(settings.accelerate_config)
+    rows = Dataset.from_parquet(str(job.rows))
+    lengths = list(rows["tokens"])
+    dealing, packing = Stopwatch(), Stopwatch()
+    with dealing:
+        dealt = [
+            list(
+                GlobalBatchSampler(
+                    lengths,
+                    global_batch_size=settings.global_batch_size,
+                    micro_batch_size=settings.micro_batch_size,
+                    world_size=world,
+                    rank=rank,
+                    seed=job.seed,
+                )
+            )
+            for rank in range(world)
+        ]
+    check_epoch(dealt, len(lengths), settings.global_batch_size)
+    collate = PairCollator(pad_token_id=0, packed=True)
+    packed = padded = 0
+    with packing:
+        for batch in (batch for batches in dealt for batch in batches):
+            together = collate([rows[row] for row in batch])
+            packed += len(together["pack"].source)
+            padded += together["input_ids"].numel()
+    return {
+        **dealing.figures(f"sampler, {world} ranks"),
+        **packing.figures("packing"),
+        "packed positions, of padded ones": packed / padded,
+        **imbalance(dealt, lengths, accumulation_steps(settings, world)),
+    }
+
+
+def check_epoch(dealt: Sequence[Sequence[Sequence[int]]], pairs: int, global_batch: int) -> None:
+    """Every pair comes once, and the last step's first ones make it a whole one."""
+    times = Counter(row for batches in dealt for batch in batches for row in batch)
+    filled_up = -pairs % global_batch
+    assert sorted(times) == list(range(pairs))
+    assert sorted(times.values(), reverse=True) == [2] * filled_up + [1] * (pairs - filled_up)
+
+
+def imbalance(
+    dealt: Sequence[Sequence[Sequence[int]]], lengths: Sequence[int], accumulation: int
+) -> dict[str, float]:
+    """How much more than the average the rank with the most tokens has, in per cent.
+
+    `dealt` are every rank's micro-batches. Under ZeRO the ranks wait for each other in every
+    micro-batch: `waiting` is what all of these together add to an epoch of equal shares.
+    """
+    loads = [[sum(lengths[row] for row in batch) for batch in batches] for batches in dealt]
+    moments = list(zip(*loads, strict=True))
+    steps = [
+        [sum(own) for own in zip(*moments[start : start + accumulation], strict=True)]
+        for start in range(0, len(moments), accumulation)
+    ]
+
+    def excess(shares: Sequence[int]) -> float:
+        return 100 * (max(shares) * len(shares) / sum(shares) - 1)
+
+    slowest = sum(max(moment) for moment in moments) * len(dealt)
+    return {
+        "imbalance of a step, median %": statistics.median(map(excess, steps)),
+        "imbalance of a step, worst %": max(map(excess, steps)),
+        "imbalance of a micro-batch, median %": statistics.median(map(excess, moments)),
+        "waiting, % of the epoch": 100 * (slowest / sum(map(sum, moments)) - 1),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The environment, and the usual mistakes in it: each with what to do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from dpo_dist.checks import packages, surroundings
+from dpo_dist.checks.facts import trainings
+from dpo_dist.checks.findings import Finding
+from dpo_dist.config import ClaudeJudge, Config
+from dpo_dist.data.models import check_model
+from dpo_dist.errors import UserError
+from dpo_dist.training.job import accumulation_steps, num_processes
+
+_MARKS = {"ok": "  ", "warning": "! ", "failed": "X "}
+
+
+def examine(config: Config | None) -> list[tuple[str, Finding]]:
+    """Everything about this machine, and with a run file what that needs of it."""
+    found = [*_environment(config)]
+    return found if config is None else [*found, *_run_file(config)]
+
+
+def to_terminal(findings: list[tuple[str, Finding]]) -> str:
+    """A line for each; what needs attention is marked, and followed by what to do."""
+    width = max(len(name) for name, _ in findings)
+    lines = []
+    for name, finding in findings:
+        lines.append(f"{_MARKS[finding.state]}{name:<{width}}  {finding.text}")
+        if finding.advice:
+            lines.append(f"  {'':<{width}}  -> {finding.advice}")
+    failed = sum(finding.state == "failed" for _, finding in findings)
+    warned = sum(finding.state == "warning" for _, finding in findings)
+    return "\n".join([*lines, f"{failed} will break (X), {warned} may (!)"])
+
+
+def _environment(config: Config | None) -> Iterator[tuple[str, Finding]]:
+    folder = config.run.output_dir if config else Path()
+    yield "host", Finding("ok", f"{socket.gethostname()}, {platform.platform()}")
+    yield "python", Finding("ok", platform.python_version())
+    yield from packages.versions()
+    yield from packages.companions()
+    yield "torch build", packages.torch_build()
+    yield "GPUs", surroundings.devices()
+    yield "CUDA_VISIBLE_DEVICES", surroundings.visible_devices()
+    yield "DS_ACCELERATOR", surroundings.deepspeed_accelerator()
+    yield "memory", surroundings.memory()
+    yield "/dev/shm", surroundings.shared_memory()
+    yield "disk", surroundings.disk(folder)
+    yield "file locks", surroundings.file_locks(folder)
+    yield "TMPDIR", surroundings.temporary_folder()
+    yield "model cache", surroundings.model_cache()
+    yield "open files", surroundings.open_files()
+    yield "locked memory", surroundings.locked_memory()
+    yield "compiler", surroundings.compiler()
+    yield "stale locks", surroundings.extension_locks()
+    yield "launcher variables", surroundings.launcher_variables()
+    yield "keys", surroundings.keys()
+
+
+def _run_file(config: Config) -> Iterator[tuple[str, Finding]]:
+    try:
+        check_model(config.model.base)
+        yield "model", Finding("ok", config.model.base)
+    except UserError as error:
+        yield "model", Finding("failed", str(error), "Set model.base")
+    for section in trainings(config):
+        path = section.accelerate_config
+        try:
+            steps = accumulation_steps(section, num_processes(path))
+            yield "accelerate_config", Finding("ok", f"{path}, {steps} micro-batches a step")
+        except UserError as error:
+            yield "accelerate_config", Finding("failed", str(error))
+    judges = [s.judge for s in (config.judge, config.evaluate) if s is not None]
+    if any(isinstance(judge, ClaudeJudge) for judge in judges) and not os.environ.get(
+        "ANTHROPIC_API_KEY"
+    ):
+        advice = "Set it where the phases that judge run"
+        yield "judge", Finding("failed", "Claude judges, and ANTHROPIC_API_KEY is not set", advice)
+    wandb = config.tracking.wandb
+    if wandb is not None and wandb.mode == "online" and not os.environ.get("WANDB_API_KEY"):
+        advice = "Set it, log in with `wandb login`, or use mode: offline"
+        yield "tracking", Finding("warning", "wandb is online, and WANDB_API_KEY not set", advice)

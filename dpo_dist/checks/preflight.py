@@ -1,0 +1,106 @@
+"""Preflight: seconds on every node, before hours on all of them.
+
+Every node writes down what it has; node 0 compares, lets all of them measure the network between
+them, and prints one table. Nobody waits for ever: the nodes meet as for a training (nodes.py).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+
+from dpo_dist.checks.agreement import compare
+from dpo_dist.checks.bandwidth import measure_with_others
+from dpo_dist.checks.facts import Facts, gather
+from dpo_dist.checks.findings import Finding, table
+from dpo_dist.config import Config
+from dpo_dist.console import say
+from dpo_dist.errors import ConfigError, NodeLost, PreflightFailed
+from dpo_dist.phases.runs import run_root
+from dpo_dist.ranks import Nodes
+from dpo_dist.training.nodes import POLL_SECONDS, Leader, Meeting, leading, meeting_folder
+
+_FACTS, _GO, _SPEED = "facts", "go", "speed"
+
+
+def preflight(config: Config, nodes: Nodes | None) -> None:
+    """Check this machine, or all nodes together, and print what was found.
+
+    Raises `PreflightFailed`, on every node, when something is wrong on any of them, and
+    `ConfigError` when a node does not come or falls silent.
+    """
+    facts = gather(config, nodes)
+    if nodes is None:
+        _conclude([facts], compare([facts]))
+        return
+    folder = meeting_folder(run_root(config) / "preflight", nodes)
+    try:
+        if nodes.leads:
+            with leading(nodes, folder) as leader:
+                _lead(leader, facts)
+        else:
+            _follow(Meeting(folder, nodes), facts)
+    except NodeLost as error:
+        raise ConfigError(str(error)) from None
+
+
+def _lead(leader: Leader, own: Facts) -> None:
+    meeting, nodes = leader.meeting, leader.nodes
+    meeting.post(_FACTS, own.model_dump_json())
+    leader.wait_for_all()
+    found = [Facts.model_validate_json(_wait_for(meeting, _FACTS, r)) for r in range(nodes.count)]
+    rows = compare(found)
+    if not _failures(rows):
+        meeting.post(_GO, "")
+        meeting.post(_SPEED, json.dumps(asdict(measure_with_others(nodes))))
+        speeds = [_wait_for(meeting, _SPEED, rank) for rank in range(nodes.count)]
+        rows["all-reduce"] = [Finding(**json.loads(speed)) for speed in speeds]
+    _conclude(found, rows)
+
+
+def _follow(meeting: Meeting, own: Facts) -> None:
+    meeting.wait_for_leader()
+    meeting.sign_in()
+    with meeting.beating():
+        meeting.post(_FACTS, own.model_dump_json())
+        measured = False
+        while (ended := meeting.ended()) is None:
+            meeting.check_alive(0)
+            if not measured and meeting.posted(_GO, 0) is not None:
+                measured = True
+                meeting.post(_SPEED, json.dumps(asdict(measure_with_others(meeting.nodes))))
+            time.sleep(POLL_SECONDS / 5)
+    status, message = ended
+    if status:
+        raise PreflightFailed(message)
+    say(f"preflight: node {meeting.nodes.rank} of {meeting.nodes.count}: {message}")
+
+
+def _wait_for(meeting: Meeting, what: str, rank: int) -> str:
+    while (text := meeting.posted(what, rank)) is None:
+        if rank != meeting.nodes.rank:
+            meeting.check_alive(rank)
+        time.sleep(POLL_SECONDS / 5)
+    return text
+
+
+def _conclude(nodes: list[Facts], rows: dict[str, list[Finding]]) -> None:
+    """Print the table. Raises `PreflightFailed` with what has failed on which node."""
+    print(table([f"node {node.rank} ({node.host})" for node in nodes], rows), flush=True)
+    failures = _failures(rows)
+    if failures:
+        lines = "\n".join(
+            f"  node {nodes[place].rank} ({nodes[place].host}): {name}: {finding.text}"
+            for name, place, finding in failures
+        )
+        raise PreflightFailed(f"preflight failed:\n{lines}")
+
+
+def _failures(rows: dict[str, list[Finding]]) -> list[tuple[str, int, Finding]]:
+    return [
+        (name, place, finding)
+        for name, found in rows.items()
+        for place, finding in enumerate(found)
+        if finding.state == "failed"
+    ]

@@ -1,0 +1,153 @@
+"""What surrounds a run: variables, limits, directories, keys. Values of keys are never shown."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from dpo_dist.checks.findings import Finding, State
+from dpo_dist.checks.machine import GIB, available_memory, free_disk, gpus
+from dpo_dist.ranks import LAUNCHER_NAMES, LAUNCHER_PREFIXES
+
+KEYS = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY")
+_LONGEST_TMPDIR = 70  # a socket's path holds 107 bytes, and vLLM adds a name of 37 to it
+_STALE_SECONDS = 600
+
+
+def devices() -> Finding:
+    found = gpus()
+    if not found:
+        return Finding("ok", "no GPU: everything runs on the CPU")
+    shown = ", ".join(
+        f"{g.name} ({g.free / GIB:.0f} of {g.total / GIB:.0f} GiB free)" for g in found
+    )
+    return Finding("ok", f"{len(found)}: {shown}")
+
+
+def memory() -> Finding:
+    return Finding("ok", f"{available_memory() / GIB:.1f} GiB available, {os.cpu_count()} cores")
+
+
+def shared_memory() -> Finding:
+    """`/dev/shm`, through which processes of one machine exchange tensors."""
+    path = Path("/dev/shm")
+    size = shutil.disk_usage(path).total if path.is_dir() else 0
+    if size >= GIB:
+        return Finding("ok", f"{size / GIB:.1f} GiB")
+    return Finding(
+        "failed" if len(gpus()) > 1 else "warning",
+        f"{size / 2**20:.0f} MiB: several processes crash for lack of it",
+        "In a container: --shm-size=16g, or a memory volume at /dev/shm",
+    )
+
+
+def disk(folder: Path) -> Finding:
+    free = free_disk(folder)
+    state: State = "ok" if free >= 10 * GIB else "warning"
+    advice = "" if state == "ok" else "Models and checkpoints take more"
+    return Finding(state, f"{free / GIB:.0f} GiB free in {folder.resolve()}", advice)
+
+
+def model_cache() -> Finding:
+    folder = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    offline = ", offline" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+    return Finding("ok", f"{folder}{offline}, {free_disk(folder) / GIB:.0f} GiB free")
+
+
+def keys() -> Finding:
+    return Finding(
+        "ok", ", ".join(f"{k} {'set' if os.environ.get(k) else 'not set'}" for k in KEYS)
+    )
+
+
+def open_files() -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= 4096:
+        return Finding("ok", "unlimited" if soft == resource.RLIM_INFINITY else str(soft))
+    return Finding("warning", f"{soft}: data loaders and servers need more", "ulimit -n 65536")
+
+
+def locked_memory() -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft == resource.RLIM_INFINITY or not gpus():
+        return Finding("ok", "unlimited" if soft == resource.RLIM_INFINITY else f"{soft} bytes")
+    return Finding("warning", f"{soft} bytes: InfiniBand needs more", "ulimit -l unlimited")
+
+
+def launcher_variables() -> Finding:
+    found = sorted(
+        name for name in os.environ if name in LAUNCHER_NAMES or name.startswith(LAUNCHER_PREFIXES)
+    )
+    if not found:
+        return Finding("ok", "none")
+    return Finding(
+        "failed" if os.environ.get("RANK", "0") != "0" else "warning",
+        f"left by another launcher: {', '.join(found)}",
+        "Start `dpo-dist` outside of torchrun and accelerate, which it starts itself; unset them",
+    )
+
+
+def deepspeed_accelerator() -> Finding:
+    value = os.environ.get("DS_ACCELERATOR")
+    if value == "cpu" and gpus():
+        return Finding("failed", "DS_ACCELERATOR is cpu on a machine with GPUs", "Unset it")
+    return Finding("ok", value or "not set")
+
+
+def visible_devices() -> Finding:
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if value == "" and Path("/proc/driver/nvidia/version").exists():
+        return Finding("failed", "is empty: no GPU is used", "Unset it")
+    return Finding("ok", "not set" if value is None else value or "empty")
+
+
+def temporary_folder() -> Finding:
+    folder = tempfile.gettempdir()
+    if not os.access(folder, os.W_OK):
+        return Finding("failed", f"{folder} cannot be written to", "Set TMPDIR")
+    if len(folder) > _LONGEST_TMPDIR:
+        return Finding("failed", f"{folder} is too long for a socket in it", "Set a shorter TMPDIR")
+    return Finding("ok", f"{folder}, {free_disk(Path(folder)) / GIB:.0f} GiB free")
+
+
+def extension_locks() -> Finding:
+    """A compilation that was killed leaves its lock, and every later one waits for it for ever."""
+    default = Path("~/.cache/torch_extensions").expanduser()
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", default))
+    stale = [
+        str(path)
+        for path in folder.glob("**/lock")
+        if time.time() - path.stat().st_mtime > _STALE_SECONDS
+    ]
+    if not stale:
+        return Finding("ok", "none")
+    advice = "Where nothing compiles right now, remove it: trainings hang at it"
+    return Finding("failed", ", ".join(stale), advice)
+
+
+def compiler() -> Finding:
+    found = shutil.which("g++") or shutil.which("c++")
+    if found:
+        return Finding("ok", found)
+    advice = "DeepSpeed and vLLM compile parts of themselves: install g++"
+    return Finding("warning", "no C++ compiler", advice)
+
+
+def file_locks(folder: Path) -> Finding:
+    """Whether two runs can keep each other out of a directory, on the file system it lies on."""
+    while not folder.exists():
+        folder = folder.resolve().parent
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except PermissionError:
+        return Finding("failed", f"{folder} cannot be written to", "Set run.output_dir")
+    except OSError as error:
+        advice = "On Lustre: the mount option `flock`"
+        return Finding("failed", f"{folder} knows no file locks ({error.strerror})", advice)
+    return Finding("ok", f"work in {folder}")

@@ -1,0 +1,31 @@
+"""`dpo-dist doctor`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dpo_dist.commands.arguments import Commands, add_command, add_set
+
+
+def run(options: argparse.Namespace) -> int:
+    from dpo_dist.checks.doctor import examine, to_terminal
+    from dpo_dist.runfile import load_config
+
+    config = load_config(options.run_file, options.set) if options.run_file else None
+    findings = examine(config)
+    print(to_terminal(findings))
+    return int(any(finding.state == "failed" for _, finding in findings))
+
+
+def add(commands: Commands) -> None:
+    """The parser of `dpo-dist doctor`."""
+    command = add_command(
+        commands,
+        "doctor",
+        "show this machine's environment, and what in it will break",
+        "Nothing is changed. Exit code 1 where something will break.",
+        example="recipes/incident_triage/run.yaml",
+    )
+    command.add_argument("run_file", type=Path, nargs="?", metavar="RUN.yaml")
+    add_set(command)

@@ -1,0 +1,133 @@
+"""`dpo-dist launch`: a command for each target; the target's options are its own arguments."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpo_dist.commands import launch_images
+from dpo_dist.commands.arguments import Commands, add_command
+from dpo_dist.commands.launch_arguments import add_common, add_machines, add_setup
+
+if TYPE_CHECKING:
+    from dpo_dist.launching.render import Target
+
+
+def run(options: argparse.Namespace) -> int:
+    from dpo_dist.console import say
+    from dpo_dist.launching.layout import Layout
+    from dpo_dist.launching.render import write
+    from dpo_dist.processes import run_to_end
+    from dpo_dist.runfile import load_config
+
+    layout = Layout(
+        run_file=options.run_file,
+        config=load_config(options.run_file, options.set),
+        overrides=tuple(options.set),
+        nodes=options.nodes,
+        gpus_per_node=options.gpus_per_node,
+        shards=options.shards,
+        workdir=options.workdir or Path.cwd(),
+        yes=options.yes,
+    )
+    target = _TARGETS[options.target](options)
+    files = target.files(layout)
+    folder = layout.folder(target.name)
+    if options.dry_run:
+        for name, text in files.items():
+            print(f"==> {folder / name} <==\n{text}")
+        return 0
+    write(files, folder)
+    command = target.submission(folder)
+    if options.submit:
+        status = run_to_end(command)
+        return status if status >= 0 else 128 - status  # ended by a signal, as shells say it
+    say(f"{len(files)} files are in {folder}. To submit them:\n  {shlex.join(command)}")
+    return 0
+
+
+def add(commands: Commands) -> None:
+    """The parser of `dpo-dist launch`, with one of its own for each target."""
+    command = add_command(
+        commands,
+        "launch",
+        "write the scripts that run all phases on one machine or a cluster, and submit them",
+        "They go to <run>/launch/<target>.",
+        example="local recipes/incident_triage/run.yaml --dry-run",
+    )
+    targets = command.add_subparsers(dest="target", required=True, metavar="TARGET")
+    _add_local(targets)
+    _add_slurm(targets)
+    launch_images.add(targets)
+
+
+def _add_local(targets: Commands) -> None:
+    command = add_command(
+        targets,
+        "local",
+        "all phases on this machine, on the GPUs that it turns out to have",
+        example="RUN.yaml --submit",
+    )
+    add_common(command)
+    add_setup(command)
+    command.set_defaults(nodes=1, gpus_per_node=0, shards=None)
+
+
+def _add_slurm(targets: Commands) -> None:
+    command = add_command(
+        targets,
+        "slurm",
+        "a job for each phase under SLURM, each waiting for the one before",
+        example="RUN.yaml --nodes 2 --gpus-per-node 8 --partition gpu --submit",
+    )
+    add_common(command)
+    add_machines(command)
+    add_setup(command)
+    add = command.add_argument
+    add("--partition", metavar="NAME")
+    add("--cpu-partition", metavar="NAME", help="for jobs without GPUs; default: --partition")
+    add("--account", metavar="NAME")
+    add("--time", metavar="LIMIT", help="of each job; one that is cut short is queued again")
+    add("--cpus-per-gpu", type=int, default=8, metavar="N", help="processors for each GPU (8)")
+    add("--cpus", type=int, default=4, metavar="N", help="processors of jobs without GPUs (4)")
+    add("--save-seconds", type=int, default=300, metavar="S", help="time that saving takes (300)")
+    add("--max-requeues", type=int, default=100, metavar="N", help="of a job (100)")
+    add("--container", default="", metavar="WORDS", help="before dpo-dist: 'apptainer exec IMAGE'")
+    for name in ("sbatch", "srun"):
+        add(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar="OPTION",
+            help=f"another option of {name}, as in --{name}=--qos=high (repeatable)",
+        )
+
+
+def _slurm(options: argparse.Namespace) -> Target:
+    from dpo_dist.launching.slurm import Slurm
+
+    return Slurm(
+        partition=options.partition,
+        cpu_partition=options.cpu_partition,
+        account=options.account,
+        time=options.time,
+        cpus_per_gpu=options.cpus_per_gpu,
+        cpus=options.cpus,
+        save_seconds=options.save_seconds,
+        max_requeues=options.max_requeues,
+        sbatch=tuple(options.sbatch),
+        srun=tuple(options.srun),
+        setup=tuple(options.setup),
+        container=options.container,
+    )
+
+
+def _local(options: argparse.Namespace) -> Target:
+    from dpo_dist.launching.local import Local
+
+    return Local(setup=tuple(options.setup))
+
+
+_TARGETS = {"local": _local, "slurm": _slurm, **launch_images.TARGETS}

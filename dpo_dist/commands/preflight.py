@@ -1,0 +1,31 @@
+"""`dpo-dist preflight`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dpo_dist.commands.arguments import Commands, add_command, add_nodes, add_set, nodes_of
+
+
+def run(options: argparse.Namespace) -> int:
+    from dpo_dist.checks.preflight import preflight
+    from dpo_dist.runfile import load_config
+
+    preflight(load_config(options.run_file, options.set), nodes_of(options))
+    return 0
+
+
+def add(commands: Commands) -> None:
+    """The parser of `dpo-dist preflight`."""
+    command = add_command(
+        commands,
+        "preflight",
+        "check every machine of a training in seconds, before it is paid for",
+        "Versions, run file, model, GPUs, memory, disk, the shared directory and the network "
+        "between the machines; exit code 2 and the machine's name where something is wrong.",
+        example="recipes/incident_triage/run.yaml",
+    )
+    command.add_argument("run_file", type=Path, metavar="RUN.yaml")
+    add_set(command)
+    add_nodes(command)

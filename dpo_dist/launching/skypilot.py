@@ -1,0 +1,106 @@
+"""Rented machines: a managed job of SkyPilot, with a task for each stage."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+from dpo_dist.errors import ConfigError, Preempted
+from dpo_dist.launching.accelerate import accelerate_files
+from dpo_dist.launching.images import KEYS, dns_name, inside
+from dpo_dist.launching.layout import Layout, Stage, accelerate_name
+from dpo_dist.launching.manifests import to_yaml
+from dpo_dist.launching.render import fill
+from dpo_dist.phases.pipeline import GENERATING
+
+SHARED = PurePosixPath("/shared")
+SETTINGS = Path("/tmp")  # where a task writes its accelerate configuration
+RESTARTS = 3  # of a task that fails for no known reason
+
+
+@dataclass(frozen=True)
+class SkyPilot:
+    """Machines with `gpu`s, `spot` ones or not; those without GPUs are never spot ones. What tasks
+    leave to each other lies on a `volume`, or, where one machine trains, in a `bucket`."""
+
+    name: ClassVar[str] = "skypilot"
+    gpu: str
+    bucket: str | None = None
+    volume: str | None = None
+    spot: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.bucket is None) == (self.volume is None):
+            raise ConfigError("give exactly one of --bucket and --volume")
+
+    def files(self, layout: Layout) -> dict[str, str]:
+        if not layout.gpus_per_node:
+            raise ConfigError("--gpus-per-node 0: the tasks sample and train on GPUs")
+        if self.bucket is not None and layout.nodes > 1:
+            raise ConfigError(
+                f"--nodes {layout.nodes} with --bucket: a bucket shows machines each other's files "
+                "late, and has no locks between them; give a --volume that all of them mount"
+            )
+        # A machine generates with all of its GPUs, and needs no more than one shard.
+        there = inside(replace(layout, shards=layout.nodes), SHARED / "runs")
+        settings = accelerate_files(layout)
+        header = {"name": dns_name(layout.name)}
+        tasks = [self._task(there, stage, settings) for stage in there.stages()]
+        return {"skypilot.yaml": to_yaml([header, *tasks])}
+
+    def submission(self, folder: Path) -> list[str]:
+        # By their names: SkyPilot reads them from the environment.
+        keys = [word for key in KEYS if key in os.environ for word in ("--secret", key)]
+        return ["sky", "jobs", "launch", *keys, str(folder / "skypilot.yaml")]
+
+    def _task(self, there: Layout, stage: Stage, settings: dict[str, str]) -> dict[str, Any]:
+        machines = there.nodes if stage.shards else stage.nodes
+        command = there.command(stage, SETTINGS)
+        if stage.step.round:
+            command += ["--round", str(stage.step.round)]
+        name = accelerate_name(stage.step.phase)
+        run = fill(
+            "skypilot/run.sh.j2",
+            command=command,
+            trains=stage.trains,
+            preflight=["dpo-dist", "preflight", *there.words(), *there.own_words(stage, SETTINGS)],
+            machines=machines,
+            settings=SETTINGS / name,
+            accelerate=settings.get(name),
+        )
+        task: dict[str, Any] = {
+            "name": f"{dns_name(there.name)}-{stage.name}",
+            "resources": self._resources(there, stage),
+            "num_nodes": machines,
+            "workdir": ".",
+            # Empty ones that `--secret KEY` fills.
+            "secrets": dict.fromkeys(KEYS, ""),
+            "setup": fill("skypilot/setup.sh.j2"),
+            "run": run,
+        }
+        if self.volume is not None:
+            return task | {"volumes": {str(SHARED): self.volume}}
+        mounted = {
+            "name": self.bucket,
+            "mode": "MOUNT_CACHED",
+            # One after the other: what says that others are complete comes after them.
+            "config": {"mount_cached": {"transfers": 1}},
+        }
+        return task | {"file_mounts": {str(SHARED): mounted}}
+
+    def _resources(self, there: Layout, stage: Stage) -> dict[str, Any]:
+        recovery = {
+            "max_restarts_on_errors": RESTARTS,
+            "recover_on_exit_codes": [Preempted.exit_code],
+        }
+        if not stage.gpus:
+            return {"cpus": "8+", "memory": "32+", "job_recovery": recovery}
+        whole = stage.trains or stage.job in GENERATING
+        count = there.gpus_per_node if whole else stage.gpus
+        return {
+            "accelerators": f"{self.gpu}:{count}",
+            "use_spot": self.spot,
+            "job_recovery": recovery,
+        }

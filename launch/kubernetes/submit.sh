@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# incident-triage on Kubernetes, one phase after the other. Made by `dpo-dist launch kubernetes`.
+# Stop this script and start it again as you like: jobs go on without it, those that are complete
+# are passed over, and one that has failed is started again and goes on from its records.
+set -euo pipefail
+shopt -s inherit_errexit
+cd "$(dirname "$0")"
+kubectl=(kubectl)
+submission=incident-triage-6e732390
+poll=${POLL_SECONDS:-15}
+
+# state KIND/NAME: how a job has ended ("Complete=...", "Failed=..."), "absent" where there is none.
+state() {
+  local conditions='{range .status.conditions[?(@.status=="True")]}{.type}={.reason} {end}'
+  local answer
+  answer=$("${kubectl[@]}" get "$1" --ignore-not-found --output "jsonpath={.kind} $conditions") || return
+  echo "${answer:-absent}"
+}
+
+# wait_for KIND/NAME: not `kubectl wait`, which waits for one end, and not longer than a connection.
+wait_for() {
+  local now
+  while sleep "$poll"; do
+    now=$(state "$1") || continue # the API server is away for a moment
+    case $now in
+      absent) echo "$1 has been deleted" >&2; return 1 ;;
+      *Failed=*) echo "$1: $now" >&2; return 1 ;;
+      *Complete=*) return 0 ;;
+    esac
+  done
+}
+
+# stage NAME KIND ATTEMPTS
+stage() {
+  local job=$2/$submission-$1 attempt before
+  for ((attempt = 1; attempt <= $3; attempt++)); do
+    before=$(state "$job")
+    case $before in
+      *Complete=*)
+        echo "$1: complete"
+        return ;;
+      *Failed=*) "${kubectl[@]}" delete --filename "$1.yaml" --wait ;;
+    esac
+    echo "$1: $job"
+    "${kubectl[@]}" apply --filename "$1.yaml"
+    if wait_for "$job"; then
+      echo "$1: complete"
+      return
+    fi
+    case $(state "$job") in *PodFailurePolicy*) break ;; esac # the input has to change
+  done
+  echo "$1 has failed; its pods said last:" >&2
+  "${kubectl[@]}" logs --prefix --tail 20 --ignore-errors --max-log-requests 100 \
+    --selector "app.kubernetes.io/instance=$submission,app.kubernetes.io/component=$1" >&2 || true
+  exit 1
+}
+
+"${kubectl[@]}" apply --filename shared.yaml
+stage sft trainjob 1
+stage sample job 1
+stage judge job 1
+stage train trainjob 1
+stage evaluate job 1
+stage score job 1
+stage report job 1
+echo "done: incident-triage"

@@ -1,0 +1,64 @@
+# shellcheck shell=bash disable=SC1090,SC1091
+# Read by every job of incident-triage: its environment, and how it ends and begins again.
+source .venv/bin/activate
+set -uo pipefail # only now: what a site's own scripts do is not ours to judge
+command -v dpo-dist > /dev/null || {
+  echo "dpo-dist is not found on $(hostname): name what makes it available with --setup" >&2
+  exit 2
+}
+
+# What every command of the run is told.
+# shellcheck disable=SC2034
+run=(recipes/incident_triage/run.yaml --set sft.global_batch_size=16 --set sft.micro_batch_size=1 --set train.global_batch_size=16 --set train.micro_batch_size=1)
+
+# Since Slurm 22.05 srun does not take it over, and a task would be bound to one processor.
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+
+# Where node 0 is, for the jobs that train. Asked here, outside of any container. NodeAddr is the
+# node's name, unless the cluster reaches it by another.
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+MAIN_ADDRESS=$(scontrol show node "${nodes%%$'\n'*}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+MAIN_PORT=$((20000 + SLURM_JOB_ID % 20000)) # so that two jobs on one node do not meet
+# New at every start: what the nodes told each other at the start before does not count any more.
+LAUNCH_ID=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
+export MAIN_ADDRESS MAIN_PORT LAUNCH_ID
+
+# In an array the last task's SLURM_JOB_ID is that of the array: a signal would reach all tasks.
+job=$SLURM_JOB_ID
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
+  job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+fi
+
+# USR1: the time is nearly up (`--signal`). dpo-dist saves on SIGTERM, which scancel sends to the
+# processes of the step; srun itself would take a SIGTERM as an order to kill them.
+out_of_time=no
+stop() {
+  out_of_time=yes
+  scancel --signal=TERM "$job"
+}
+trap stop USR1
+# TERM: scancel, or a preemption. Slurm tells the step as well; here it is only waited for.
+trap : TERM
+
+# run_step COMMAND...: run it on every node of the job, and leave with its exit code.
+run_step() {
+  # No MPI: accelerate would take its variables for a launcher's.
+  srun --mpi=none --kill-on-bad-exit=1 --wait=60 "$@" &
+  local step=$! status
+  wait "$step"
+  while kill -0 "$step" 2> /dev/null; do # bash stops waiting when a trap is run
+    wait "$step"
+  done
+  wait "$step" # bash remembers the exit code
+  status=$?
+  # 0: it was done before the signal. 2: bad input, which another try would meet again.
+  if [ "$out_of_time" = yes ] && [ "$status" -ne 0 ] && [ "$status" -ne 2 ]; then
+    if [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
+      echo "stopped with exit code $status; the job is queued again"
+      scontrol requeue "$job"
+    else
+      echo "stopped with exit code $status after 100 starts; not queued again" >&2
+    fi
+  fi
+  exit "$status"
+}

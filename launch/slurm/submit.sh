@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Submits the jobs of incident-triage, each to begin when the one before has ended well. Made by
+# `dpo-dist launch slurm`. After a failure submit all of them again: what is complete is skipped.
+set -euo pipefail
+cd /shared/dpo_dist
+jobs=runs/incident-triage/launch/slurm
+mkdir -p runs/incident-triage/logs # Slurm makes no folder for a job's output
+
+last=
+# submit JOB ARGUMENTS...
+submit() {
+  local after=()
+  if [ -n "$last" ]; then
+    after=(--dependency="afterok:$last" --kill-on-invalid-dep=yes)
+  fi
+  last=$(sbatch --parsable "${after[@]}" "$jobs/$1.sbatch" "${@:2}")
+  last=${last%%;*} # ID;CLUSTER where there are several clusters
+  echo "$last $*"
+}
+
+submit sft
+submit sample
+submit judge
+submit train
+submit evaluate
+submit score
+submit report

@@ -1,0 +1,173 @@
+"""Two machines (network namespaces) train as one process does, also when one of them dies."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpo_dist.errors import PREEMPTED
+from tests.conftest import ROOT
+from tests.integration.test_training import command, losses, run_file, train
+from tests.namespaces import Machine, two_machines, why_not
+
+__all__ = ["run_file"]  # the fixture
+
+PORT = "29511"
+SILENT = 12.0  # seconds
+# Steps enough to stop in between, and nothing besides them.
+ENOUGH = ("train.num_epochs=2", "train.save_steps=1", "preferences.validation_path=null")
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> str:
+    """ZeRO-2 over two machines with a process each."""
+    values = yaml.safe_load((ROOT / "accelerate_configs" / "cpu_zero2.yaml").read_text())
+    path = tmp_path / "two_nodes.yaml"
+    path.write_text(yaml.safe_dump({**values, "num_machines": 2}))
+    return f"train.accelerate_config={path}"
+
+
+def node_options(
+    machines: tuple[Machine, Machine], rank: int, launch_id: str, join: float
+) -> list[str]:
+    return [
+        *("--nodes", "2", "--node-rank", str(rank), "--launch-id", launch_id),
+        *("--main-address", machines[0].address, "--main-port", PORT),
+        *("--join-timeout", str(join), "--node-timeout", str(SILENT)),
+    ]
+
+
+def start(
+    machines: tuple[Machine, Machine],
+    words: list[str],
+    launch_id: str,
+    folder: Path,
+    more: tuple[str, ...] = (),
+    join: float = 60,
+) -> list[subprocess.Popen[bytes]]:
+    """The same command on both machines, with `more` on node 1; their output goes to
+    `<launch id>-<rank>.log`."""
+    started = []
+    for rank, machine in enumerate(machines):
+        line = [*machine.prefix, *words, *node_options(machines, rank, launch_id, join)]
+        line += more if rank else ()
+        with (folder / f"{launch_id}-{rank}.log").open("wb") as log:
+            started.append(
+                subprocess.Popen(line, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+            )
+    return started
+
+
+def await_checkpoint(folder: Path, processes: list[subprocess.Popen[bytes]], after: int) -> int:
+    """Wait for a whole checkpoint of a later step than `after`; its step."""
+    deadline = time.monotonic() + 240
+    while True:
+        found = [int(p.parent.name[11:]) for p in folder.glob("checkpoints/checkpoint-*/COMPLETE")]
+        if max(found, default=0) > after:
+            return max(found)
+        assert all(process.poll() is None for process in processes), "it ended before"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def codes(processes: list[subprocess.Popen[bytes]]) -> list[int]:
+    return [process.wait(timeout=240) for process in processes]
+
+
+@pytest.mark.slow
+def test_two_nodes_train_as_one_process_and_survive_a_death_and_a_preemption(
+    run_file: Path, tmp_path: Path, two_nodes: str
+) -> None:
+    done = train(run_file, "run.name=whole", *ENOUGH)
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole = losses(tmp_path / "runs" / "whole" / "train")
+    folder = tmp_path / "runs" / "test" / "train"
+    words = command(run_file, two_nodes, *ENOUGH)
+
+    with two_machines() as machines:
+        leader, follower = start(machines, words, "killed", tmp_path)
+        killed_at = await_checkpoint(folder, [leader, follower], 0)
+        machines[1].unplug()  # or its kernel would tell node 0 that the connections are closed
+        os.killpg(follower.pid, signal.SIGKILL)
+        died = time.monotonic()
+        assert leader.wait(timeout=120) == 1
+        assert time.monotonic() - died < SILENT + 10
+        assert "has given no sign of life for 12 s" in (tmp_path / "killed-0.log").read_text()
+        assert not (folder / "manifest.json").exists()
+        follower.wait()
+
+    with two_machines() as machines:
+        processes = start(machines, words, "preempted", tmp_path)
+        saved_at = await_checkpoint(folder, processes, killed_at)
+        for process in processes:  # a scheduler tells all of them
+            process.terminate()
+        assert codes(processes) == [PREEMPTED, PREEMPTED]
+        assert f"going on from step {killed_at}" in (tmp_path / "preempted-0.log").read_text()
+        assert saved_at < len(whole) and not (folder / "manifest.json").exists()
+
+        assert codes(start(machines, words, "finished", tmp_path)) == [0, 0]
+        assert losses(folder) == pytest.approx(whole, abs=2e-5)
+        logs = sorted(path.name for path in (folder / "logs" / "3").iterdir())
+        assert logs == ["node-0.log", "node-1.log", "rank-0.log", "rank-1.log"]
+
+        assert codes(start(machines, words, "again", tmp_path)) == [0, 0]
+        assert "done before" in (tmp_path / "again-0.log").read_text()
+        assert codes(start(machines, words, "again", tmp_path)) == [2, 2]
+        assert "Give every start a new id" in (tmp_path / "again-0.log").read_text()
+
+
+@pytest.mark.slow
+def test_preflight_finds_what_is_wrong_on_which_node(
+    run_file: Path, tmp_path: Path, two_nodes: str
+) -> None:
+    words = [sys.executable, "-m", "dpo_dist", "preflight", str(run_file), "--set", two_nodes]
+
+    def printed(launch_id: str) -> list[str]:
+        return [(tmp_path / f"{launch_id}-{rank}.log").read_text() for rank in range(2)]
+
+    with two_machines() as machines:
+        assert codes(start(machines, words, "well", tmp_path)) == [0, 0], printed("well")
+        table = printed("well")[0]
+        assert "FAILED" not in table and machines[1].name in table
+        speeds = re.findall(r"(\d+) MB/s \(gloo\)", table)
+        assert len(speeds) == 2 and all(int(speed) > 0 for speed in speeds)
+
+        # Node 1 has another peft and another beta, and node 0's port is taken.
+        (tmp_path / "other" / "peft-9.9.dist-info").mkdir(parents=True)
+        metadata = tmp_path / "other" / "peft-9.9.dist-info" / "METADATA"
+        metadata.write_text("Metadata-Version: 2.1\nName: peft\nVersion: 9.9\n")
+        path = os.pathsep.join([str(tmp_path / "other"), str(ROOT)])
+        machines = (machines[0], replace(machines[1], variables=(f"PYTHONPATH={path}",)))
+        listen = f"import socket; socket.create_server(('{machines[0].address}', {PORT})).accept()"
+        server = subprocess.Popen([*machines[0].prefix, sys.executable, "-c", listen])
+        try:
+            found = codes(start(machines, words, "ill", tmp_path, ("--set", "train.beta=0.2")))
+        finally:
+            server.kill()
+            server.wait()
+        assert found == [2, 2]
+        for text in printed("ill"):
+            for rank, problem in (
+                (0, f"--main-port {PORT}: node 0 cannot listen there"),
+                (1, "run file: the run file or a --set is another than node 0's"),
+                (1, "versions: peft 9.9 (node 0: "),
+            ):
+                node = re.escape(f"node {rank} ({machines[rank].name}): ")
+                assert re.search(f"{node}.*{re.escape(problem)}", text), text
+
+        elsewhere = ("--set", f"run.output_dir={tmp_path}/not-shared")
+        assert codes(start(machines, words, "apart", tmp_path, elsewhere, join=5)) == [2, 2]
+        lead, follow = printed("apart")
+        assert f"node 1 of 2 has not come to {tmp_path}/runs" in lead
+        assert f"node 0 has not come to {tmp_path}/not-shared" in follow

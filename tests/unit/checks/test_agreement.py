@@ -1,0 +1,95 @@
+"""What preflight says of nodes that differ, or lack something."""
+
+from __future__ import annotations
+
+import pytest
+
+from dpo_dist.checks.agreement import compare
+from dpo_dist.checks.bandwidth import judged
+from dpo_dist.checks.facts import Facts
+from dpo_dist.checks.findings import table
+from dpo_dist.checks.machine import GIB, Gpu, visible
+
+SMI = """0, GPU-aaaa, NVIDIA H100 80GB HBM3, 81559, 81000, 580.82.07
+1, GPU-bbbb, NVIDIA H100 80GB HBM3, 81559, 1000, 580.82.07
+"""
+
+
+def gpu(free: float = 79, name: str = "H100") -> Gpu:
+    return Gpu(index="0", name=name, total=80 * GIB, free=int(free * GIB), driver="580.1")
+
+
+def facts(rank: int = 0, **values: object) -> Facts:
+    defaults = {
+        "host": f"host-{rank}",
+        "versions": {"python": "3.11", "torch": "2.13.0"},
+        "run": "r",
+        "model": "m",
+        "processes": 2,
+        "wants_gpus": True,
+        "gpus": [gpu(), gpu()],
+        "memory": 100 * GIB,
+        "memory_needed": 40 * GIB,
+        "disk": 100 * GIB,
+        "disk_needed": GIB,
+        "problems": [],
+    }
+    return Facts(rank=rank, **{**defaults, **values})
+
+
+def states(*nodes: Facts) -> dict[str, str]:
+    """The checks that are not well on the last node."""
+    rows = compare(nodes)
+    return {name: found[-1].state for name, found in rows.items() if found[-1].state != "ok"}
+
+
+def test_nodes_that_are_alike_are_well() -> None:
+    assert states(facts(0), facts(1)) == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "check", "state", "words"),
+    [
+        ({"versions": {"torch": "2.12.0"}}, "versions", "failed", "torch 2.12.0 (node 0: 2.13.0)"),
+        ({"versions": {}}, "versions", "failed", "torch is missing (node 0: 2.13.0)"),
+        ({"run": "x"}, "run file", "failed", "another than node 0's"),
+        ({"model": "x"}, "model", "failed", "others than node 0's"),
+        ({"gpus": [gpu()]}, "devices", "failed", "1 x H100 for 2 processes"),
+        ({"gpus": []}, "devices", "failed", "no GPU for 2 processes"),
+        ({"gpus": [], "wants_gpus": False}, "devices", "failed", "no GPU"),
+        ({"gpus": [gpu(name="A100")] * 2}, "devices", "warning", "node 0 has H100"),
+        ({"gpus": [gpu(), gpu(20)]}, "memory", "failed", "20.0 of 80.0 GiB free"),
+        ({"gpus": [gpu(), gpu(60)]}, "memory", "warning", "somebody else is on it"),
+        ({"disk": 0}, "disk", "failed", "0 GiB free, 1 GiB needed"),
+        ({"problems": ["port 1 is taken"]}, "configuration", "failed", "port 1 is taken"),
+    ],
+)
+def test_what_a_node_lacks_is_named(values, check, state, words) -> None:
+    found = compare([facts(0), facts(1, **values)])[check]
+    assert found[0].state == "ok"
+    assert (found[1].state, words in found[1].text) == (state, True), found[1].text
+
+
+def test_a_cpu_run_needs_no_gpu_but_memory() -> None:
+    cpu = {"gpus": [], "wants_gpus": False}
+    assert states(facts(0, **cpu)) == {}
+    assert states(facts(0, **cpu, memory=60 * GIB)) == {"memory": "failed"}
+
+
+def test_the_visible_gpus_are_the_driver_s_that_the_variable_leaves() -> None:
+    assert [found.index for found in visible(SMI, None)] == ["0", "1"]
+    assert [found.free for found in visible(SMI, "1")] == [1000 * 2**20]
+    assert [found.index for found in visible(SMI, "GPU-bbbb")] == ["1"]
+    assert visible(SMI, "") == [] == visible("", None)
+
+
+def test_a_slow_network_is_a_warning() -> None:
+    assert judged("gloo", 99).state == "warning"
+    assert judged("nccl", 20_000).state == "ok"
+
+
+def test_the_table_has_a_column_for_every_node() -> None:
+    rows = compare([facts(0), facts(1, run="x")])
+    lines = table(["node 0", "node 1"], rows).splitlines()
+    assert lines[0].split() == ["node", "0", "node", "1"]
+    assert next(line for line in lines if line.startswith("run file")).split()[-1] == "FAILED"

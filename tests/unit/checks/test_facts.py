@@ -1,0 +1,82 @@
+"""What a node says of itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dpo_dist.checks.facts import gather
+from dpo_dist.errors import ConfigError
+from dpo_dist.runfile import load_config
+from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def _no_locks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+
+
+@pytest.fixture
+def load(write_run, tiny_model: Path):
+    def of(model: Path = tiny_model, *, batch: int = 16, overrides: tuple[str, ...] = ()):
+        path = write_run(
+            model={"base": str(model)},
+            preferences={"source": "path", "path": "p.jsonl"},
+            train={
+                "global_batch_size": batch,
+                "accelerate_config": str(ROOT / "accelerate_configs" / "cpu_zero2.yaml"),
+            },
+        )
+        return load_config(path, overrides)
+
+    return of
+
+
+def test_a_node_s_facts(load) -> None:
+    facts = gather(load(), None)
+    assert facts.problems == [] and facts.processes == 2 and not facts.wants_gpus
+    assert facts.memory > facts.memory_needed > 0 and facts.disk_needed == 2**30
+    assert facts.versions["torch"].startswith("2.")
+
+
+def test_another_setting_or_another_model_is_seen(load, tiny_model: Path, tmp_path: Path) -> None:
+    before = gather(load(), None)
+    assert gather(load(overrides=("train.beta=0.3",)), None).run != before.run
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    assert gather(load(copy), None).model == before.model, "the same files elsewhere"
+    with (copy / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    assert gather(load(copy), None).model != before.model
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (("train.accelerate_config=absent.yaml",), "absent.yaml: no such file"),
+        (("train.micro_batch_size=16",), "16 is not a multiple of micro_batch_size 16 x 2"),
+        (("model.base=absent/deeper/model",), "no such model"),
+        (("model.base=owner/name",), "owner/name: its configuration cannot be read"),
+    ],
+)
+def test_what_is_wrong_by_itself_is_a_problem_and_no_crash(load, overrides, problem) -> None:
+    (found,) = gather(load(overrides=overrides), None).problems
+    assert problem in found
+
+
+def test_a_lock_that_was_left_is_a_problem(load, tmp_path: Path) -> None:
+    lock = tmp_path / "extensions" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    os.utime(lock, (0, 0))
+    (found,) = gather(load(), None).problems
+    assert str(lock) in found
+
+
+def test_a_run_file_that_trains_nothing_needs_no_preflight(write_run) -> None:
+    path = write_run(model={"base": "m"}, preferences={"source": "path", "path": "p.jsonl"})
+    with pytest.raises(ConfigError, match="nothing is to be checked"):
+        gather(load_config(path), None)

@@ -1,0 +1,166 @@
+"""Nodes that meet in a directory: nobody waits for ever, and everybody ends as the leader does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dpo_dist.errors import ConfigError, NodeLost, PhaseFailed, Preempted
+from dpo_dist.phases import on_nodes
+from dpo_dist.ranks import Nodes
+from dpo_dist.runfile import load_config
+from dpo_dist.training import nodes as module
+from dpo_dist.training.follow import follow
+from dpo_dist.training.nodes import Leader, Meeting, leading, meeting_folder
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.2)
+
+
+def node(rank: int, *, join: float = 5, silent: float = 5) -> Nodes:
+    return Nodes(2, rank, "localhost", 29500, "first", join, silent)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = meeting_folder(tmp_path / "run" / "train", node(0))
+    assert path == tmp_path / "run" / ".train.nodes" / "first"
+    return path
+
+
+def follower(folder: Path, nodes: Nodes) -> Callable[[], object]:
+    """Follow in the background; what is returned waits for what came of it."""
+    came: list[object] = []
+
+    def run() -> None:
+        try:
+            came.append(follow(nodes, folder))
+        except Exception as error:
+            came.append(error)
+
+    thread = threading.Thread(target=run)
+    # A thread cannot handle signals: only the main one is told of them.
+    thread.start()
+
+    def result() -> object:
+        thread.join(timeout=20)
+        return came[0]
+
+    return result
+
+
+@pytest.fixture(autouse=True)
+def _no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    from contextlib import nullcontext
+
+    monkeypatch.setattr("dpo_dist.training.follow.handling_sigterm", lambda _: nullcontext())
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, 0), (PhaseFailed("it broke"), 1), (ConfigError("bad"), 2)]
+)
+def test_a_follower_ends_as_the_leader_does(folder: Path, error, status: int) -> None:
+    result = follower(folder, node(1))
+    try:
+        with leading(node(0), folder) as leader:
+            leader.wait_for_all()
+            if error:
+                raise error
+    except (PhaseFailed, ConfigError) as raised:
+        assert raised is error
+    assert result() == (status, str(error) if error else "done")
+
+
+def test_a_follower_that_comes_late_learns_that_all_is_over(folder: Path) -> None:
+    with leading(node(0), folder):
+        pass
+    assert follow(node(1), folder) == (0, "done")
+
+
+def test_a_leader_that_dies_without_a_word_is_given_up(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    leader = Meeting(folder, node(0))
+    leader.sign_in()
+    with leader.beating():
+        result = follower(folder, node(1, silent=0.5))
+    died = result()
+    assert isinstance(died, NodeLost)
+    assert "node 0" in str(died) and "no sign of life" in str(died) and str(folder) in str(died)
+
+
+def test_a_follower_that_dies_without_a_word_is_given_up(folder: Path) -> None:
+    with (
+        pytest.raises(NodeLost, match=r"node 1 .* no sign of life"),
+        leading(node(0, silent=0.5), folder) as leader,
+    ):
+        other = Meeting(folder, node(1))
+        other.sign_in()
+        with other.beating():
+            leader.wait_for_all()
+            leader.check(stopping=False)
+        while True:
+            leader.check(stopping=False)
+    status, message = other.ended()
+    assert status == 1 and "no sign of life" in message, "a third node is told"
+
+
+def test_a_follower_that_leaves_is_named_unless_all_are_stopping(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    other = Meeting(folder, node(1))
+    leader = Leader(Meeting(folder, node(0)))
+    other.sign_in()
+    with other.beating():
+        other.post("left", "its training processes ended with exit code 1")
+        for _ in range(20):
+            leader.check(stopping=True)
+        with pytest.raises(NodeLost, match="has left: its training processes ended with"):
+            while True:
+                leader.check(stopping=False)
+
+
+def test_a_directory_that_is_not_shared_is_named_on_both_sides(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    with pytest.raises(ConfigError, match=r"there within 0 s. Is the directory on a file system"):
+        follow(node(1, join=0.2), there)
+    with (
+        pytest.raises(NodeLost, match=r"node 1 of 2 has not come to .*here"),
+        leading(node(0, join=0.2), here) as leader,
+    ):
+        leader.wait_for_all()
+
+
+def test_a_launch_id_serves_one_start(folder: Path) -> None:
+    with leading(node(0), folder):
+        pass
+    with pytest.raises(ConfigError, match="Give every start a new id"), leading(node(0), folder):
+        pass
+
+
+def test_sigterm_before_a_training_is_told_to_the_others(
+    tmp_path: Path, write_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerate = tmp_path / "two.yaml"
+    accelerate.write_text("{num_machines: 2, num_processes: 2}\n")
+    config = load_config(
+        write_run(
+            model={"base": "m"},
+            preferences={"source": "path", "path": "p.jsonl"},
+            train={"accelerate_config": str(accelerate)},
+        )
+    )
+    monkeypatch.setattr(on_nodes, "check_address", lambda nodes: None)
+    monkeypatch.setattr(
+        on_nodes, "run_phase", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    with pytest.raises(Preempted):
+        on_nodes.run_on_nodes("train", config, node(0))
+    meeting = Meeting(meeting_folder(tmp_path / "runs" / "test" / "train", node(0)), node(1))
+    assert meeting.ended() == (75, "stopped while nothing was being trained")

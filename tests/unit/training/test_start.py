@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpo_dist.config import Train
+from dpo_dist.errors import ConfigError
+from dpo_dist.ranks import Nodes
+from dpo_dist.training.start import (
+    check_address,
+    check_launch,
+    interface_to,
+    launcher_command,
+    launcher_environment,
+)
+
+
+def nodes(rank: int = 0, address: str = "127.0.0.1", port: int = 29500, count: int = 2) -> Nodes:
+    return Nodes(count, rank, address, port, "id")
+
+
+def config(tmp_path: Path, **values: object) -> Path:
+    path = tmp_path / "accelerate.yaml"
+    path.write_text(yaml.safe_dump({"num_processes": 4, "num_machines": 2, **values}))
+    return path
+
+
+def test_the_other_machines_are_named_on_the_command_line() -> None:
+    alone = launcher_command(Path("job.json"), Path("a.yaml"), None)
+    assert "--num_machines" not in alone
+    words = " ".join(launcher_command(Path("job.json"), Path("a.yaml"), nodes(1, "10.0.0.1")))
+    for part in (
+        "--num_machines 2 --machine_rank 1 --main_process_ip 10.0.0.1 --main_process_port 29500",
+        "--rdzv_backend static",
+        "--deepspeed_multinode_launcher standard",
+        "-m dpo_dist.training.worker job.json",
+    ):
+        assert part in words
+
+
+def test_threads_are_shared_by_the_processes_of_one_machine(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("dpo_dist.training.start.has_cuda", lambda: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    found = launcher_environment(config(tmp_path), nodes())
+    assert found["OMP_NUM_THREADS"] == "8", "four processes, two of them here"
+    assert found["GLOO_SOCKET_IFNAME"] == "lo"
+
+
+def test_the_interface_to_an_address_is_found() -> None:
+    assert interface_to("127.0.0.1") == "lo"
+    assert interface_to("no.such.host.invalid") is None
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "message"),
+    [
+        ({}, None, "is for num_machines 2, but this is one"),
+        ({"num_machines": 3}, nodes(), "is for num_machines 3, but --nodes is 2"),
+        ({"num_processes": 3}, nodes(), "num_processes 3 is of all machines together, and 2"),
+        ({"mixed_precision": "fp16"}, nodes(), "mixed_precision fp16"),
+        ({"distributed_type": "FSDP"}, nodes(), "fsdp_version has to be 2"),
+        (
+            {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}},
+            nodes(),
+            "silently leaves out on a CPU",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, monkeypatch, values, given, message) -> None:
+    monkeypatch.setattr("dpo_dist.training.start.has_cuda", lambda: False)
+    settings = Train(accelerate_config=config(tmp_path, **values))
+    with pytest.raises(ConfigError, match=message):
+        check_launch(settings, given)
+
+
+def test_fsdp_cannot_keep_the_best_step(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("dpo_dist.training.start.has_cuda", lambda: True)
+    path = config(tmp_path, distributed_type="FSDP", fsdp_config={"fsdp_version": 2})
+    check_launch(Train(accelerate_config=path), nodes())
+    with pytest.raises(ConfigError, match="Use `last`"):
+        check_launch(Train(accelerate_config=path, select="best"), nodes())
+
+
+def test_an_address_is_one_of_node_0_with_a_free_port() -> None:
+    with pytest.raises(ConfigError, match="cannot be resolved"):
+        check_address(nodes(1, "no.such.host.invalid"))
+    with pytest.raises(ConfigError, match="has to be an address of node 0"):
+        check_address(nodes(0, "192.0.2.1"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--main-port {port}: node 0 cannot listen"):
+            check_address(nodes(0, port=port))
+        check_address(nodes(1, port=port))
+    check_address(nodes(0, port=port))
