@@ -47,6 +47,7 @@ GresTypes=gpu
 MpiDefault=none
 ReturnToService=2
 KillWait=20
+MinJobAge=86400
 MessageTimeout=60
 SlurmctldTimeout=300
 SlurmdTimeout=300
