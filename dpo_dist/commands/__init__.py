@@ -3,9 +3,10 @@ does it and returns the exit code."""
 
 from __future__ import annotations
 
-from dpo_dist.commands import compare, doctor, launch, preflight, push, watch
+from dpo_dist.commands import compare, doctor, launch, plan, preflight, push, watch
 
 TOOLS = {
+    "plan": plan,
     "launch": launch,
     "preflight": preflight,
     "doctor": doctor,

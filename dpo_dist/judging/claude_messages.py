@@ -82,19 +82,25 @@ class Claude(Judge):
 
     def expected_usage(self, comparisons: Sequence[Comparison]) -> dict[str, int]:
         """Reckoned from the characters; the rubric is read from the cache after the first."""
-        count = len(comparisons)
-        if not count:
+        if not comparisons:
             return {}
         asked = sum(len(self.form.question(comparison)) for comparison in comparisons)
-        rubric = round(len(self.rubric) / CHARACTERS_A_TOKEN)
-        cached = rubric >= SHORTEST_CACHED
-        return {
-            "input_tokens": round(asked / CHARACTERS_A_TOKEN) + (0 if cached else count * rubric),
-            "cache_creation_input_tokens": rubric if cached else 0,
-            "cache_read_input_tokens": rubric * (count - 1) if cached else 0,
-            "output_tokens": VERDICT_TOKENS * count,
-            "batch_attempts": count if self.config.transport == "batch" else 0,
-        }
+        batch = self.config.transport == "batch"
+        return expected_usage(len(comparisons), asked, len(self.rubric), batch=batch)
+
+
+def expected_usage(count: int, asked: float, rubric: int, *, batch: bool) -> dict[str, int]:
+    """The tokens of `count` requests, whose questions have `asked` characters together, under a
+    rubric of so many."""
+    tokens = round(rubric / CHARACTERS_A_TOKEN)
+    cached = tokens >= SHORTEST_CACHED
+    return {
+        "input_tokens": round(asked / CHARACTERS_A_TOKEN) + (0 if cached else count * tokens),
+        "cache_creation_input_tokens": tokens if cached else 0,
+        "cache_read_input_tokens": tokens * (count - 1) if cached else 0,
+        "output_tokens": VERDICT_TOKENS * count,
+        "batch_attempts": count if batch else 0,
+    }
 
 
 def _incapable(model: ModelInfo, *, batch: bool) -> str | None:

@@ -83,21 +83,31 @@ def planned_peak(
     weights = shape.parameters * (4 if isinstance(method, Full) else half)
     if isinstance(method, Lora):
         weights += 4 * trained
-    layer, once = _activation_bytes(shape, method, half)
-    activations = tokens * (layer + once)  # of the layer whose backward runs
-    activations += tokens * _kept_bytes(shape, method, half, checkpointing) * (shape.layers - 1)
     if isinstance(method, Full) and bf16:
         weights += 2 * shape.parameters  # autocast's copies, kept until the backward is over
     return {
         "weights": weights // (processes if zero_stage >= 3 else 1),
         "gradients": 4 * trained // (processes if zero_stage >= 2 else 1),
         "optimizer": 8 * trained // (processes if zero_stage >= 1 else 1),
-        "activations": activations,
+        "activations": activation_bytes(
+            shape, method, tokens=tokens, bf16=bf16, checkpointing=checkpointing
+        ),
         "head": _head_bytes(shape, method, scored, half),
     }
 
 
-def _activation_bytes(shape: ModelShape, method: Method, half: int) -> tuple[int, int]:
+def activation_bytes(
+    shape: ModelShape, method: Method, *, tokens: int, bf16: bool, checkpointing: Checkpointing
+) -> int:
+    """What autograd holds at most for `tokens` computed positions: everything of the layer whose
+    backward runs, and of every other layer what the checkpointing keeps."""
+    half = 2 if bf16 else 4
+    layer, once = _layer_bytes(shape, method, half)
+    kept = _kept_bytes(shape, method, half, checkpointing)
+    return tokens * (layer + once) + tokens * kept * (shape.layers - 1)
+
+
+def _layer_bytes(shape: ModelShape, method: Method, half: int) -> tuple[int, int]:
     """(bytes a token and layer, bytes a token): what autograd keeps."""
     h, f, a = shape.hidden, shape.ffn, shape.heads
     per_layer = 20 * h + 4 * h * shape.key_heads // a + 8 * f + 4 * a + 8
@@ -109,7 +119,7 @@ def _activation_bytes(shape: ModelShape, method: Method, half: int) -> tuple[int
 def _kept_bytes(shape: ModelShape, method: Method, half: int, kind: Checkpointing) -> int:
     """Bytes a token that one of the other layers keeps."""
     if kind == "none":
-        return _activation_bytes(shape, method, half)[0]
+        return _layer_bytes(shape, method, half)[0]
     width = shape.hidden  # the layer's input
     if kind == "selective":
         width += sum(outputs for _, outputs in shape.linear) + shape.heads * shape.head_dim

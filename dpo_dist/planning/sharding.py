@@ -1,0 +1,112 @@
+"""What a GPU holds of a model that is trained on several of them, part by part, in bytes.
+
+P are all weights, T the trained ones, N the GPUs. The cases differ in what is really allocated:
+
+- one GPU or DDP: the trainer's own mixed precision. All weights: 4P float32 and 2P autocast's
+  copies; LoRA: 2P frozen bfloat16 and 4T. Gradients 4T, AdamW 8T; DDP also keeps its buckets, 4T.
+- ZeRO (DeepSpeed, bf16): 2(P + T of LoRA) working weights; 4T master weights and 8T moments are
+  sharded from stage 1, 4T gradients (added up in float32, the bfloat16 ones only pass through the
+  bucket) from stage 2, the working weights from stage 3.
+- ZeRO-3 with offload: weights, gradients and optimizer lie in the CPU's memory, a node's share.
+
+Sources: Rajbhandari et al. 2020 (https://arxiv.org/abs/1910.02054), section 3 and table 1;
+deepspeed/runtime/zero/config.py for the sizes of buckets.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dpo_dist.config import Full, Lora, Method
+from dpo_dist.planning.memory import ModelShape
+
+Strategy = Literal["single_gpu", "ddp", "zero1", "zero2", "zero3", "zero3_offload"]
+ZERO_STAGE: dict[Strategy, int] = {
+    "single_gpu": 0,
+    "ddp": 0,
+    "zero1": 1,
+    "zero2": 2,
+    "zero3": 3,
+    "zero3_offload": 3,
+}
+# DeepSpeed's defaults, in elements: what accelerate's YAML leaves alone.
+REDUCE_BUCKET = 500_000_000
+MAX_LIVE_PARAMETERS = 1_000_000_000
+# TRL's kernel for the log-probs: rows and columns of the logits that exist at a time.
+LOGIT_TILE = (4096, 32768)
+
+
+def trained_parameters(shape: ModelShape, method: Method) -> int:
+    """How many weights have a gradient."""
+    return shape.lora_parameters(method.r) if isinstance(method, Lora) else shape.parameters
+
+
+def model_states(
+    shape: ModelShape,
+    method: Method,
+    strategy: Strategy,
+    processes: int,
+    *,
+    reference: int = 0,
+    half: Literal[2, 4] = 2,
+    accumulate: Literal[2, 4] = 4,
+    bucket: int = REDUCE_BUCKET,
+) -> dict[str, int]:
+    """Bytes on one GPU, by part, before any batch.
+
+    `reference` counts the weights of a second model that stays beside the policy. `half` is the
+    size of a weight that ZeRO works with (4 without bf16, as on a CPU), `accumulate` that of an
+    added-up gradient (`grad_accum_dtype`: 4 for fp32, 2 for bf16), `bucket` is in elements.
+    """
+    all_weights, trained = shape.parameters, trained_parameters(shape, method)
+    working = all_weights + (trained if isinstance(method, Lora) else 0)
+    stage = ZERO_STAGE[strategy]
+    if stage == 0:
+        frozen = 2 * all_weights if isinstance(method, Lora) else 2 * trained  # autocast's copies
+        return {
+            "weights": frozen + 4 * trained,
+            "gradients": 4 * trained,
+            "optimizer": 8 * trained,
+            "communication": 4 * trained if strategy == "ddp" else 0,
+            "reference": 2 * reference,
+        }
+    if strategy == "zero3_offload":
+        weights = gradients = optimizer = beside = 0
+    else:
+        weights = half * working // (processes if stage == 3 else 1)
+        gradients = accumulate * trained // (processes if stage >= 2 else 1)
+        optimizer = 12 * trained // processes
+        beside = half * reference // (processes if stage == 3 else 1)
+    return {
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "communication": _buffers(working, trained, stage, half, bucket),
+        "reference": beside,
+    }
+
+
+def host_bytes(shape: ModelShape, method: Method, processes: int, per_node: int) -> int:
+    """Of a node's CPU memory, under ZeRO-3 with offload: working weights, master weights,
+    moments and added-up gradients of its share."""
+    trained = trained_parameters(shape, method)
+    working = shape.parameters + (trained if isinstance(method, Lora) else 0)
+    return (2 * working + (12 + 4) * trained) * per_node // processes
+
+
+def head_bytes(shape: ModelShape, method: Method, scored: int) -> int:
+    """Of the log-probs on a GPU, for `scored` predicted positions: one tile of logits, hidden
+    states and their float32 gradient; a trained head also has its own, in float32."""
+    rows, columns = LOGIT_TILE
+    tile = 2 * min(scored, rows) * min(shape.vocabulary, columns)
+    hidden = (2 + 4) * scored * shape.hidden
+    own = 4 * shape.vocabulary * shape.hidden if isinstance(method, Full) else 0
+    return tile + hidden + own
+
+
+def _buffers(working: int, trained: int, stage: int, half: int, bucket: int) -> int:
+    """DeepSpeed's: a bucket of gradients on their way, and under stage 3 the whole weights of the
+    layers that are alive."""
+    if stage == 1:
+        return 4 * min(trained, bucket)  # float32; stages 2 and 3 allocate it whole
+    return half * bucket + (half * min(working, MAX_LIVE_PARAMETERS) if stage == 3 else 0)
