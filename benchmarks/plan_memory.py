@@ -25,8 +25,8 @@ from benchmarks.figures import MODEL, option_parser, publish
 from benchmarks.plan_memory_block import Block, MethodName, rows
 from dpo_dist.config import Checkpointing, Full, Lora
 from dpo_dist.phases.resources import model_shape
-from dpo_dist.planning.memory import ModelShape, planned_peak
-from dpo_dist.planning.sharding import Strategy, model_states, trained_parameters
+from dpo_dist.planning.memory import ModelShape, planned_peak, trained_parameters
+from dpo_dist.planning.sharding import Strategy, model_states
 
 CONFIGS = Path("accelerate_configs")
 # Tensors of 128 KiB and more come from the kernel and go back to it.

@@ -29,11 +29,17 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def launcher_variables() -> list[str]:
+    """The names of a surrounding distributed launch's variables, in order."""
+    return sorted(
+        name for name in os.environ if name in LAUNCHER_NAMES or name.startswith(LAUNCHER_PREFIXES)
+    )
+
+
 def strip_launcher_variables() -> None:
     """Forget the surrounding distributed launch, in this process and its children."""
-    for name in list(os.environ):
-        if name in LAUNCHER_NAMES or name.startswith(LAUNCHER_PREFIXES):
-            del os.environ[name]
+    for name in launcher_variables():
+        del os.environ[name]
 
 
 @dataclass(frozen=True)

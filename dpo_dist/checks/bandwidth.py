@@ -18,6 +18,7 @@ from dpo_dist import ranks
 from dpo_dist.checks.findings import Finding
 from dpo_dist.ranks import Nodes
 from dpo_dist.training.start import interface_to
+from dpo_dist.training.worker import end_process
 
 MEGABYTES = 32
 REPEATS = 5
@@ -85,7 +86,7 @@ def main(address: str, port: str, rank: str, nodes: str) -> None:
         best = min(best, time.perf_counter() - started)
     print(backend, 2 * (count - 1) / count * MEGABYTES / best, flush=True)
     torch.distributed.barrier()
-    os._exit(0)  # gloo's threads may abort an interpreter that is taken apart
+    end_process(0)
 
 
 if __name__ == "__main__":

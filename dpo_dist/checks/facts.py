@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from dpo_dist.artifacts import file_digest
-from dpo_dist.checks.machine import Gpu, available_memory, free_disk, gpus
+from dpo_dist.checks.machine import GIB, Gpu, available_memory, free_disk, gpus
 from dpo_dist.checks.surroundings import extension_locks
 from dpo_dist.config import Config, Full, Optimization
 from dpo_dist.data.models import check_model, is_hub_id
@@ -22,7 +21,12 @@ from dpo_dist.phases.pipeline import package_versions
 from dpo_dist.phases.resources import model_shape, planned_bytes
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.ranks import Nodes
-from dpo_dist.training.job import accumulation_steps, machines, num_processes
+from dpo_dist.training.job import (
+    accumulation_steps,
+    machines,
+    num_processes,
+    read_accelerate_config,
+)
 from dpo_dist.training.start import check_address, check_launch
 
 
@@ -61,8 +65,9 @@ def gather(config: Config, nodes: Nodes | None) -> Facts:
     else:
         settings = sections[-1].accelerate_config
         processes = num_processes(settings) // machines(settings)
-        needed = max(_planned(config, section) for section in sections)
-        disk_needed = max(_disk(config, section) for section in sections)
+        shape = _shape(config)
+        needed = max(_planned(shape, section) for section in sections)
+        disk_needed = max(_disk(shape, section) for section in sections)
     return Facts(
         rank=nodes.rank if nodes else 0,
         host=socket.gethostname(),
@@ -111,28 +116,26 @@ def _shape(config: Config) -> ModelShape:
         ) from None
 
 
-def _planned(config: Config, section: Optimization) -> int:
+def _planned(shape: ModelShape, section: Optimization) -> int:
     """A process's planned peak, at rows of the greatest length and with all checkpointing."""
     lengths = [section.max_length] * section.micro_batch_size
-    return planned_bytes(_shape(config), section, lengths)["full"]
+    return planned_bytes(shape, section, lengths)["full"]
 
 
-def _disk(config: Config, section: Optimization) -> int:
+def _disk(shape: ModelShape, section: Optimization) -> int:
     """Checkpoints (weights and AdamW's states in float32: 12 bytes a trained weight, 16 under
     ZeRO) and the model."""
-    gibibyte = 2**30
     if not isinstance(section.method, Full):
-        return gibibyte
-    parameters = _shape(config).parameters
-    return gibibyte + parameters * (16 * (section.keep_checkpoints + 1) + 4)
+        return GIB
+    return GIB + shape.parameters * (16 * (section.keep_checkpoints + 1) + 4)
 
 
 def _wants_gpus(accelerate_config: Path) -> bool:
     try:
-        values = yaml.safe_load(accelerate_config.read_text(encoding="utf-8"))
-        return not values.get("use_cpu") and values.get("mixed_precision") == "bf16"
-    except (OSError, AttributeError, yaml.YAMLError):
+        values = read_accelerate_config(accelerate_config)
+    except ConfigError:
         return False  # it is among the problems
+    return not values.get("use_cpu") and values.get("mixed_precision") == "bf16"
 
 
 def _model(model: str) -> str:

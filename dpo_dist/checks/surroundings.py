@@ -10,9 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from dpo_dist import ranks
 from dpo_dist.checks.findings import Finding, State
 from dpo_dist.checks.machine import GIB, available_memory, free_disk, gpus
-from dpo_dist.ranks import LAUNCHER_NAMES, LAUNCHER_PREFIXES
+from dpo_dist.training.start import has_cuda
 
 KEYS = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY")
 _LONGEST_TMPDIR = 70  # a socket's path holds 107 bytes, and vLLM adds a name of 37 to it
@@ -80,9 +81,7 @@ def locked_memory() -> Finding:
 
 
 def launcher_variables() -> Finding:
-    found = sorted(
-        name for name in os.environ if name in LAUNCHER_NAMES or name.startswith(LAUNCHER_PREFIXES)
-    )
+    found = ranks.launcher_variables()
     if not found:
         return Finding("ok", "none")
     return Finding(
@@ -101,7 +100,7 @@ def deepspeed_accelerator() -> Finding:
 
 def visible_devices() -> Finding:
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if value == "" and Path("/proc/driver/nvidia/version").exists():
+    if value == "" and has_cuda():
         return Finding("failed", "is empty: no GPU is used", "Unset it")
     return Finding("ok", "not set" if value is None else value or "empty")
 

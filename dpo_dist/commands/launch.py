@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 
 from dpo_dist.commands import launch_images
 from dpo_dist.commands.arguments import Commands, add_command
-from dpo_dist.commands.launch_arguments import add_common, add_machines, add_setup
+from dpo_dist.commands.launch_arguments import (
+    add_common,
+    add_machines,
+    add_setup,
+    fields_of,
+)
 
 if TYPE_CHECKING:
     from dpo_dist.launching.render import Target
@@ -108,26 +113,13 @@ def _add_slurm(targets: Commands) -> None:
 def _slurm(options: argparse.Namespace) -> Target:
     from dpo_dist.launching.slurm import Slurm
 
-    return Slurm(
-        partition=options.partition,
-        cpu_partition=options.cpu_partition,
-        account=options.account,
-        time=options.time,
-        cpus_per_gpu=options.cpus_per_gpu,
-        cpus=options.cpus,
-        save_seconds=options.save_seconds,
-        max_requeues=options.max_requeues,
-        sbatch=tuple(options.sbatch),
-        srun=tuple(options.srun),
-        setup=tuple(options.setup),
-        container=options.container,
-    )
+    return Slurm(**fields_of(options, Slurm))
 
 
 def _local(options: argparse.Namespace) -> Target:
     from dpo_dist.launching.local import Local
 
-    return Local(setup=tuple(options.setup))
+    return Local(**fields_of(options, Local))
 
 
 _TARGETS = {"local": _local, "slurm": _slurm, **launch_images.TARGETS}

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 def fields_of(options: argparse.Namespace, target: type[DataclassInstance]) -> dict[str, Any]:
-    """The options that are fields of a target."""
-    return {field.name: getattr(options, field.name) for field in fields(target)}
+    """The options that are fields of a target, those that can be repeated as tuples."""
+    values = {field.name: getattr(options, field.name) for field in fields(target)}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
 
 
 def add_common(command: argparse.ArgumentParser, workdir: Path | None = None) -> None:

@@ -235,6 +235,14 @@ class Config(Section):
         config._round = number
         return config
 
+    @property
+    def evaluation_engine(self) -> Engine:
+        """What answers the held-out prompts: the evaluation's own engine, or the sampling's."""
+        if self.evaluate is not None and self.evaluate.engine is not None:
+            return self.evaluate.engine
+        assert self.sample is not None
+        return self.sample.engine
+
     def dump(self, *sections: str) -> dict[str, Any]:
         """The named sections as plain JSON values, defaults filled in."""
         return self.model_dump(mode="json", include=set(sections))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dpo_dist.config import Config, Full
-from dpo_dist.planning.memory import ModelShape
-from dpo_dist.planning.sharding import trained_parameters
+from dpo_dist.planning.memory import ModelShape, trained_parameters
 
 # A token of a candidate, as text and as an id in JSON, and what stands beside it in its line.
 ANSWER_TOKEN = 4 + 7

@@ -111,7 +111,7 @@ def _times(subject: Subject, fit: Fit | None) -> Iterator[PhaseTime]:
         answers = len(config.evaluate.arms) * len(config.evaluate.decodings)
         time = generation_time(
             *("evaluate", subject.held_out, answers, subject.answer.value),
-            *(_vllm(_evaluation_engine(subject)), shape, cluster, rates.evaluation),
+            *(_vllm(config.evaluation_engine), shape, cluster, rates.evaluation),
             starts=engine_starts(config),
         )
         yield _times_over(time, rounds)
@@ -161,7 +161,7 @@ def _generation_memory(subject: Subject) -> dict[str, Any] | None:
     if texts is None:
         return None
     config, shape, gpu = subject.config, subject.shape, subject.cluster.gpu
-    engine = _vllm(config.sample.engine if config.sample else _evaluation_engine(subject))
+    engine = _vllm(config.sample.engine if config.sample else config.evaluation_engine)
     length = subject.candidate if subject.prompts else subject.answer
     split = engine.tensor_parallel_size
     context = texts.prompt + length.value
@@ -193,15 +193,6 @@ def _disk(subject: Subject) -> dict[str, float]:
         whole = subject.pairs.count.value + subject.pairs.validation
         rows = whole * (mean.prompt + mean.scored)
     return disk_bytes(config, subject.shape, candidates=candidates, answers=answers, rows=rows)
-
-
-def _evaluation_engine(subject: Subject) -> Engine:
-    config = subject.config
-    engine = config.evaluate.engine if config.evaluate else None
-    if engine is not None:
-        return engine
-    assert config.sample is not None
-    return config.sample.engine
 
 
 def _vllm(engine: Engine) -> VllmEngine:

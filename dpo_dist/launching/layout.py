@@ -126,9 +126,16 @@ class Layout:
         return self._agreed(phase)
 
     def command(self, stage: Stage, accelerate_folder: Path) -> list[str]:
-        """The whole command of a stage, but for its round and its shard."""
+        """The whole command of a stage, but for its shard."""
         own = self.own_words(stage, accelerate_folder)
-        return ["dpo-dist", stage.step.phase, *self.words(), *own]
+        which = ["--round", str(stage.step.round)] if stage.step.round else []
+        return ["dpo-dist", stage.step.phase, *self.words(), *own, *which]
+
+    def preflight_words(self, accelerate_folder: Path) -> list[str]:
+        """What the check of a training's nodes is told: as the trainings are, all of them."""
+        phases = [stage.step.phase for stage in self.jobs().values() if stage.trains]
+        settings = [accelerate_setting(phase, accelerate_folder) for phase in phases]
+        return [*self.words(), *(word for one in settings for word in ("--set", one))]
 
     def _agreed(self, phase: str) -> list[str]:
         return ["--yes"] if self.yes and phase in ("judge", "evaluate") else []
@@ -143,7 +150,7 @@ class Layout:
             case "judge":
                 return [Stage("judge", step, gpus=self._gpus_to_judge())]
             case "evaluate":
-                generation = self._generation(step, self._evaluation_engine())
+                generation = self._generation(step, self.config.evaluation_engine)
                 score = Stage("score", step, gpus=self._gpus_to_score())
                 # One job alone does not leave the judging to another.
                 return [generation, score] if generation.shards else [generation]
@@ -171,13 +178,6 @@ class Layout:
         engine = own or (self.config.sample and self.config.sample.engine)
         fixed = isinstance(engine, VllmEngine | HfEngine) and engine.workers is not None
         return f"{section}.engine.workers" if fixed else None
-
-    def _evaluation_engine(self) -> Engine:
-        assert self.config.evaluate is not None
-        if self.config.evaluate.engine is not None:
-            return self.config.evaluate.engine
-        assert self.config.sample is not None
-        return self.config.sample.engine
 
     def _gpus_to_judge(self) -> int:
         assert self.config.judge is not None

@@ -57,13 +57,10 @@ class SkyPilot:
 
     def _task(self, there: Layout, stage: Stage, settings: dict[str, str]) -> dict[str, Any]:
         machines = there.nodes if stage.shards else stage.nodes
-        command = there.command(stage, SETTINGS)
-        if stage.step.round:
-            command += ["--round", str(stage.step.round)]
         name = accelerate_name(stage.step.phase)
         run = fill(
             "skypilot/run.sh.j2",
-            command=command,
+            command=there.command(stage, SETTINGS),
             trains=stage.trains,
             preflight=["dpo-dist", "preflight", *there.words(), *there.own_words(stage, SETTINGS)],
             machines=machines,

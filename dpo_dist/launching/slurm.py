@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from dpo_dist.launching.accelerate import accelerate_files
-from dpo_dist.launching.layout import Layout, Stage, accelerate_setting
+from dpo_dist.launching.layout import Layout, Stage
 from dpo_dist.launching.render import fill
 
 
@@ -55,7 +55,7 @@ class Slurm:
         }
         if any(stage.trains for stage in layout.stages()):
             together["node.sh"] = fill(
-                "slurm/node.sh.j2", preflight=_preflight(layout, folder), **common
+                "slurm/node.sh.j2", preflight=layout.preflight_words(folder), **common
             )
         return {**together, **scripts, **accelerate_files(layout)}
 
@@ -89,10 +89,3 @@ class Slurm:
         }
         given = [f"--{name}={value}" for name, value in wanted.items() if value is not None]
         return ["--requeue", *given, *self.sbatch]
-
-
-def _preflight(layout: Layout, folder: Path) -> list[str]:
-    """What the check of every node is told."""
-    trainings = [job.step.phase for job in layout.jobs().values() if job.trains]
-    settings = [accelerate_setting(phase, folder) for phase in trainings]
-    return [*layout.words(), *(word for setting in settings for word in ("--set", setting))]

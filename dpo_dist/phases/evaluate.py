@@ -45,11 +45,7 @@ def inputs(config: Config) -> dict[str, Any]:
 
 def engine(config: Config) -> Engine:
     """What answers."""
-    of_its_own = _section(config).engine
-    if of_its_own is not None:
-        return of_its_own
-    assert config.sample is not None
-    return config.sample.engine
+    return config.evaluation_engine
 
 
 def expected(config: Config, shard: Shard) -> int:

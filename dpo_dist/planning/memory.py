@@ -62,6 +62,11 @@ class ModelShape:
         return self.layers * sum(r * (a + b) for a, b in self.linear)
 
 
+def trained_parameters(shape: ModelShape, method: Method) -> int:
+    """How many weights have a gradient."""
+    return shape.lora_parameters(method.r) if isinstance(method, Lora) else shape.parameters
+
+
 def planned_peak(
     shape: ModelShape,
     method: Method,
@@ -78,7 +83,7 @@ def planned_peak(
     ZeRO shards the optimizer's states (from stage 1), the gradients (2) and the weights (3)
     among the processes.
     """
-    trained = shape.lora_parameters(method.r) if isinstance(method, Lora) else shape.parameters
+    trained = trained_parameters(shape, method)
     half = 2 if bf16 else 4
     weights = shape.parameters * (4 if isinstance(method, Full) else half)
     if isinstance(method, Lora):

@@ -22,12 +22,11 @@ from dataclasses import dataclass
 
 from dpo_dist.config import Checkpointing, Lora, Method
 from dpo_dist.planning.hardware import Cluster
-from dpo_dist.planning.memory import ModelShape
+from dpo_dist.planning.memory import ModelShape, trained_parameters
 from dpo_dist.planning.sharding import (
     MAX_LIVE_PARAMETERS,
     ZERO_STAGE,
     Strategy,
-    trained_parameters,
 )
 from dpo_dist.planning.throughput import (
     LAYER_LAUNCH,

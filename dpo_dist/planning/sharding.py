@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Literal
 
 from dpo_dist.config import Full, Lora, Method
-from dpo_dist.planning.memory import ModelShape
+from dpo_dist.planning.memory import ModelShape, trained_parameters
 
 Strategy = Literal["single_gpu", "ddp", "zero1", "zero2", "zero3", "zero3_offload"]
 ZERO_STAGE: dict[Strategy, int] = {
@@ -34,11 +34,6 @@ REDUCE_BUCKET = 500_000_000
 MAX_LIVE_PARAMETERS = 1_000_000_000
 # TRL's kernel for the log-probs: rows and columns of the logits that exist at a time.
 LOGIT_TILE = (4096, 32768)
-
-
-def trained_parameters(shape: ModelShape, method: Method) -> int:
-    """How many weights have a gradient."""
-    return shape.lora_parameters(method.r) if isinstance(method, Lora) else shape.parameters
 
 
 def model_states(

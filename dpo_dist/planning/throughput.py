@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from dpo_dist.config import Checkpointing, Lora, Method
 from dpo_dist.planning.hardware import RUNTIME_BYTES, Gpu
-from dpo_dist.planning.memory import ModelShape
-from dpo_dist.planning.sharding import trained_parameters
+from dpo_dist.planning.memory import ModelShape, trained_parameters
 
 # Where nothing was measured. The share of a GPU's peak that training's arithmetic reaches, what
 # is computed twice included; that of reading prompts; and the share of its memory bandwidth that

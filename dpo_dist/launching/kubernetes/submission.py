@@ -25,7 +25,7 @@ from dpo_dist.launching.kubernetes.pods import (
     Surroundings,
     pod_template,
 )
-from dpo_dist.launching.layout import Layout, Stage, accelerate_setting
+from dpo_dist.launching.layout import Layout, Stage
 
 PORT = 29500
 GANG_ATTEMPTS = 6  # of a training whose job cannot start all of its nodes again itself
@@ -152,16 +152,11 @@ class Submission:
         return [service, gang_job(name, labels, pod, stage.nodes)]
 
     def _words(self, stage: Stage) -> list[str]:
-        words = self._layout.command(stage, Path(SETTINGS))
-        if stage.step.round:
-            words += ["--round", str(stage.step.round)]
-        return _literally(words)
+        return _literally(self._layout.command(stage, Path(SETTINGS)))
 
     def _preflight(self) -> list[str]:
-        phases = [stage.step.phase for stage in self._layout.jobs().values() if stage.trains]
-        settings = [accelerate_setting(phase, Path(SETTINGS)) for phase in phases]
-        words = ["dpo-dist", "preflight", *self._layout.words()]
-        return _literally([*words, *(word for one in settings for word in ("--set", one))])
+        words = self._layout.preflight_words(Path(SETTINGS))
+        return _literally(["dpo-dist", "preflight", *words])
 
     def _volume(self) -> Manifest:
         spec: Manifest = {

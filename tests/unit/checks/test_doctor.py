@@ -11,7 +11,7 @@ import pytest
 from dpo_dist.checks import packages, surroundings
 from dpo_dist.checks.packages import judge_build
 from dpo_dist.cli import main
-from dpo_dist.ranks import LAUNCHER_NAMES, LAUNCHER_PREFIXES
+from dpo_dist.ranks import launcher_variables
 from tests.conftest import ROOT
 
 
@@ -91,9 +91,8 @@ def test_a_lock_that_a_killed_compilation_left_is_found(tmp_path: Path, monkeypa
 
 
 def test_variables_of_another_launcher_are_found(monkeypatch) -> None:
-    for name in list(os.environ):  # other tests have trained in this process
-        if name in LAUNCHER_NAMES or name.startswith(LAUNCHER_PREFIXES):
-            monkeypatch.delenv(name)
+    for name in launcher_variables():  # other tests have trained in this process
+        monkeypatch.delenv(name)
     assert surroundings.launcher_variables().state == "ok"
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
     assert surroundings.launcher_variables().state == "warning"

@@ -6,12 +6,12 @@ import pytest
 
 from dpo_dist.config import Full, Lora
 from dpo_dist.planning.hardware import preset_shape
+from dpo_dist.planning.memory import trained_parameters
 from dpo_dist.planning.sharding import (
     REDUCE_BUCKET,
     head_bytes,
     host_bytes,
     model_states,
-    trained_parameters,
 )
 
 LLAMA = preset_shape("Llama-3.1-8B")
