@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from dpo_dist.config.base import Section
 
@@ -18,11 +18,21 @@ class MetricSection(Section):
     """What all metrics have.
 
     `better` says which way is good; null: neither, the figure only describes. `label` is the
-    metric's name in tables; where it is empty, the metric has one of its own.
+    metric's name in tables and in `guard`; where it is empty, the metric has one of its own.
     """
 
     label: str = ""
     better: Better | None = Field("higher", exclude_if=lambda value: value == "higher")
+
+    @model_validator(mode="after")
+    def _is_labelled(self) -> Self:
+        if not self.label:
+            object.__setattr__(self, "label", self.own_label())  # sections are frozen
+        return self
+
+    def own_label(self) -> str:
+        """The name of a metric that is given none."""
+        raise ValueError("`label` must not be empty")
 
 
 class JsonSchemaMetric(MetricSection):
@@ -68,6 +78,9 @@ class RegexMetric(MetricSection):
     pattern: str
     match: Literal["search", "full"] = "search"
 
+    def own_label(self) -> str:
+        return f"Matches {self.pattern}"
+
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
@@ -104,6 +117,9 @@ class LengthMetric(MetricSection):
     unit: Literal["tokens", "characters"] = "tokens"
     better: Better | None = None
 
+    def own_label(self) -> str:
+        return f"Length ({self.unit})"
+
 
 class StopRateMetric(MetricSection):
     """1 when the answer ended by itself, 0 when it was cut off."""
@@ -119,6 +135,9 @@ class DistinctMetric(MetricSection):
     n: PositiveInt = 2
     better: Better | None = None
 
+    def own_label(self) -> str:
+        return f"Distinct-{self.n}"
+
 
 class RepetitionMetric(MetricSection):
     """The n-grams of words that the answer has had before, among all of it."""
@@ -126,6 +145,9 @@ class RepetitionMetric(MetricSection):
     type: Literal["repetition"]
     n: PositiveInt = 4
     better: Better | None = "lower"
+
+    def own_label(self) -> str:
+        return f"Repeated {self.n}-grams"
 
 
 class RefusalRateMetric(MetricSection):
@@ -146,6 +168,9 @@ class FunctionMetric(MetricSection):
     type: Literal["function"]
     path: Path  # the run file's folder, then module:function
     unit: str = Field("share", min_length=1)
+
+    def own_label(self) -> str:
+        return self.path.name
 
     @field_validator("path")
     @classmethod

@@ -131,6 +131,7 @@ def benchmark_rows(
             label=f"Benchmark {result.name}",
             unit="share" if all(0 <= value <= 1 for value in values[result.name]) else "points",
             better=result.better,
+            judged=False,
         )
         for result in chain(*arms.values())
     }

@@ -29,13 +29,14 @@ Missing = dict[tuple[str, int, str], Counter[str]]  # by metric, decoding and ar
 
 @dataclass(frozen=True)
 class Points:
-    """A figure beside the metrics, given at the first decoding alone: a judge's score from 1 to 5,
-    or what its unit says."""
+    """A figure beside the metrics, given at the first decoding alone: a judge's score from 1 to 5
+    (`judged`), or what its unit says."""
 
     key: str
     label: str
     unit: str = "points"
     better: Better | None = "higher"
+    judged: bool = True
 
 
 def summarise(
@@ -61,8 +62,10 @@ def summarise(
     An estimate is `{"n", "mean", "low", "high"}`; `n` counts prompts. A metric's "unit" is "share"
     (of 1), "points" of a judge, "kappa", or what it counts; "better" is "higher", "lower" or None;
     "missing" has what it could not score per arm, by reason; its "delta" is the difference dpo -
-    sft. Below a metric that compares labels stand the figures of `labelled`. "preferred" is dpo's
-    win rate over sft, one of those in "pairwise"; None where there is none.
+    sft; "p_holm" is p after Holm's adjustment, among the pairs of arms of one metric (at all
+    decodings) or of the judge. Below a metric that compares labels stand the figures of
+    `labelled`. "preferred" is dpo's win rate over sft, one of those in "pairwise"; None where there
+    is none.
     """
     values: Values = {}
     for score in scores:
@@ -76,6 +79,8 @@ def summarise(
         {"decoding": 0, "a": a, "b": b, **asdict(win_rate(given, a, seed, _longer(lengths, a, b)))}
         for (a, b), given in (verdicts or {}).items()
     ]
+    for pair, p in zip(pairwise, holm([pair["p"] for pair in pairwise]), strict=True):
+        pair["p_holm"] = p
     headline = [pair for pair in pairwise if (pair["a"], pair["b"]) == HEADLINE]
     summary = {
         "decodings": [dict(decoding) for decoding in decodings],
@@ -148,7 +153,7 @@ def _row(
         "label": metric.label,
         "unit": metric.unit,
         "better": metric.better,
-        "judged": metric.unit == "points",
+        "judged": isinstance(metric, Points) and metric.judged,
         "decoding": decoding,
         "arms": {arm: asdict(mean(found[arm], seed)) for arm in arms},
         "differences": differences,

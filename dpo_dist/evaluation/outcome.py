@@ -23,8 +23,8 @@ def decide(scores: Mapping[str, Any], guard: Collection[str] | None = None) -> O
 
     - regressed: the interval of dpo's win rate lies below 50 %, or a guarded metric is
       significantly worse (p at most 5 % after Holm's adjustment);
-    - improved: otherwise, if the interval lies above 50 %; without a judge, if a guarded metric is
-      significantly better;
+    - improved: otherwise, if the interval lies above 50 %, and would the rate even if all missing
+      verdicts were losses; without a judge, if a guarded metric is significantly better;
     - no_evidence: otherwise.
 
     Guarded are the metrics at the first decoding: those labelled in `guard`, or all that no judge
@@ -54,6 +54,9 @@ def decide(scores: Mapping[str, Any], guard: Collection[str] | None = None) -> O
         up = rate["low"] is not None and rate["low"] > 0.5
         down = rate["high"] is not None and rate["high"] < 0.5
         reasons.insert(0, _in_words(rate, up, down))
+        if up and rate["worst"] <= 0.5:
+            up = False
+            reasons.insert(1, could_be_lost(rate))
     outcome: Literal["improved", "no_evidence", "regressed"] = "no_evidence"
     if down or worse:
         outcome = "regressed"
@@ -68,6 +71,15 @@ def _change(row: Mapping[str, Any]) -> float:
     if delta is None or delta["p_holm"] is None or delta["p_holm"] > LEVEL:
         return 0.0
     return float(delta["mean"]) * {"higher": 1, "lower": -1, None: 0}[row["better"]]
+
+
+def could_be_lost(rate: Mapping[str, Any]) -> str:
+    """What the verdicts that are missing could make of a win rate above 50 %."""
+    missing = sum(rate["missing"].values())
+    return (
+        f"{missing} of {missing + rate['n']} verdicts are missing: if all of them were losses, the "
+        f"rate would be {100 * rate['worst']:.1f} %"
+    )
 
 
 def _in_words(rate: Mapping[str, Any], up: bool, down: bool) -> str:

@@ -46,11 +46,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def detectable_effect(standard_error: float | None) -> float | None:
+def detectable_effect(standard_error: float) -> float:
     """The smallest true effect that a two-sided test at 5 % finds with 80 % power, in the units of
-    `standard_error`: (z_0.975 + z_0.8) standard errors (Miller 2024; normal approximation).
-    None without a standard error."""
-    return None if standard_error is None else (Z + Z_POWER) * standard_error
+    `standard_error`: (z_0.975 + z_0.8) standard errors (Miller 2024; normal approximation)."""
+    return (Z + Z_POWER) * standard_error
 
 
 def bootstrap_p(at_most_zero: int, at_least_zero: int, resamples: int, n: int) -> float:

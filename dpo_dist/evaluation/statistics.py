@@ -108,6 +108,32 @@ def percentile_tail(n: int) -> float:
     return float(ndtr(-math.sqrt(n / (n - 1)) * quantile))
 
 
+def bca_tails(
+    resampled: Floats, value: float, one_less: Floats, counts: NDArray[np.int64]
+) -> tuple[float, float]:
+    """Which quantiles of the `resampled` figures are the ends of the interval, where the figure is
+    no mean: the tails of `percentile_tail`, bias-corrected and accelerated (Efron 1987, BCa).
+
+    Without bias, half of the resamples would lie below `value`; at least one is taken to lie on
+    either side. `one_less` has the figure without one prompt, for prompts that `counts` are like
+    it; those without a figure (NaN) count as the mean of the others.
+    """
+    from scipy.special import ndtr, ndtri
+
+    below = (resampled < value).mean() + (resampled == value).mean() / 2
+    edge = 1 / (len(resampled) + 1)
+    bias = ndtri(np.clip(below, edge, 1 - edge))
+    known = np.isfinite(one_less)
+    influence = np.average(one_less[known], weights=counts[known]) - one_less[known]
+    squares = (counts[known] * influence**2).sum()
+    skew = (counts[known] * influence**3).sum() / (6 * squares**1.5) if squares else 0.0
+    tail = ndtri(percentile_tail(int(counts.sum())))
+    low, high = (bias + z for z in (tail, -tail))
+    # Where nearly all resamples lie on one side the acceleration has no meaning any more.
+    ends = [bias + moved / max(1 - skew * moved, 0.1) for moved in (low, high)]
+    return float(ndtr(ends[0])), float(ndtr(ends[1]))
+
+
 def resampled_means(clusters: Clusters, seed: int) -> Floats:
     """`RESAMPLES` bootstrap means of n prompts drawn with replacement. Shape: (RESAMPLES,).
 

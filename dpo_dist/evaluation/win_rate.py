@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dpo_dist.evaluation.length_control import LengthControlled, length_controlled
 from dpo_dist.evaluation.significance import detectable_effect, sign_test
-from dpo_dist.evaluation.statistics import Estimate, mean_of, standard_error
+from dpo_dist.evaluation.statistics import Estimate, mean_of
 from dpo_dist.records import Verdict
 
 # A judge that contradicts itself is counted half for each, and reported apart from the ties.
@@ -22,8 +23,9 @@ class WinRate(Estimate):
     `n` counts the verdicts. `missing` has what the judge did not decide, by reason: it is in no
     figure but the bounds `worst` and `best`, the rate if all of it had been losses or wins.
     `p` is the exact sign test's on wins and losses. `detectable`: the smallest distance from 1/2
-    that n verdicts of this spread find with 80 % power. `note` says why there is no rate or no
-    interval: "no_verdict", "one_prompt" or "all_ties".
+    that n verdicts, as many of them halves as here, find with 80 % power. `note` says why there is
+    no rate or no interval: "no_verdict", "one_prompt", or only halves: "all_ties",
+    "all_inconsistent", "no_preference" (both).
     """
 
     wins: int
@@ -73,13 +75,25 @@ def win_rate(
         worst=total / asked if asked else None,
         best=(total + asked - len(values)) / asked if asked else None,
         p=sign_test(wins, losses) if values else None,
-        detectable=detectable_effect(standard_error({k: [v] for k, v in values.items()})),
+        detectable=_detectable(wins + losses, len(values)),
         length_controlled=None if longer is None else length_controlled(values, longer),
-        note=_note(estimate),
+        note=_note(estimate, outcomes),
     )
 
 
-def _note(estimate: Estimate) -> str:
+def _detectable(decided: int, n: int) -> float | None:
+    """From the spread that equal arms would have, which the rate that was seen does not narrow."""
+    if not decided or n < 2:
+        return None
+    variance = decided / n / 4  # a win or loss lies 1/2 from the mean of equal arms, a half on it
+    return detectable_effect(math.sqrt(variance / n))
+
+
+def _note(estimate: Estimate, outcomes: Counter[str]) -> str:
     if estimate.low is not None:
         return ""
-    return {0: "no_verdict", 1: "one_prompt"}.get(estimate.n, "all_ties")
+    if estimate.n < 2:
+        return "one_prompt" if estimate.n else "no_verdict"
+    if outcomes["tie"] and outcomes["inconsistent"]:
+        return "no_preference"
+    return "all_ties" if outcomes["tie"] else "all_inconsistent"

@@ -47,47 +47,45 @@ def build_metric(config: MetricConfig) -> Metric:
     Raises `ConfigError` for a schema file that is missing or no JSON schema, and for a function
     that cannot be imported.
     """
-    metric = _metric(config)
-    return replace(metric, label=config.label or metric.label, better=config.better)
+    return replace(_metric(config), better=config.better)
 
 
 def _metric(config: MetricConfig) -> Metric:
-    """The metric under its own label; which way is better is the section's to say."""
-    kind = config.type
+    kind, label = config.type, config.label
     match config:
         case JsonSchemaMetric():
-            return Metric(kind, kind, structured.json_schema(config.schema_path))
+            return Metric(kind, label, structured.json_schema(config.schema_path))
         case LabelMatchMetric():
             return Metric(
                 f"{kind}:{config.field}",
-                kind,
+                label,
                 structured.label_match(config.field),
                 reference=config.field,
                 labels=structured.labels(config.field, config.order),
             )
         case FaithfulQuotesMetric():
             score = structured.faithful_quotes(config.field)
-            return Metric(f"{kind}:{config.field}", kind, score)
+            return Metric(f"{kind}:{config.field}", label, score)
         case RegexMetric():
             key = f"{kind}:{config.match}:{config.pattern}"
             score = text.regex(config.pattern, config.match)
-            return Metric(key, f"Matches {config.pattern}", score)
+            return Metric(key, label, score)
         case ExactMatchMetric() | RougeLMetric():
             against = text.exact_match if kind == "exact_match" else text.rouge_l
             key = f"{kind}:{config.field}"
-            return Metric(key, kind, against(config.field), reference=config.field)
+            return Metric(key, label, against(config.field), reference=config.field)
         case LengthMetric():
             unit = config.unit
-            return Metric(f"{kind}:{unit}", f"Length ({unit})", text.length(unit), unit)
+            return Metric(f"{kind}:{unit}", label, text.length(unit), unit)
         case StopRateMetric():
-            return Metric(kind, kind, text.stop_rate)
+            return Metric(kind, label, text.stop_rate)
         case DistinctMetric():
-            return Metric(f"{kind}:{config.n}", f"Distinct-{config.n}", text.distinct_n(config.n))
+            return Metric(f"{kind}:{config.n}", label, text.distinct_n(config.n))
         case RepetitionMetric():
             score = text.repetition(config.n)
-            return Metric(f"{kind}:{config.n}", f"Repeated {config.n}-grams", score)
+            return Metric(f"{kind}:{config.n}", label, score)
         case RefusalRateMetric():
-            return Metric(kind, kind, text.refusal_rate)
+            return Metric(kind, label, text.refusal_rate)
         case FunctionMetric():
-            name = config.path.name
-            return Metric(f"{kind}:{name}", name, user_function(config), config.unit)
+            key = f"{kind}:{config.path.name}"
+            return Metric(key, label, user_function(config), config.unit)

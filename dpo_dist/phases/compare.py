@@ -176,7 +176,7 @@ def _dpo_values(run: FinishedRun) -> dict[tuple[str, int], dict[str, float]]:
 
 def _measure(run: FinishedRun, row: Mapping[str, Any]) -> Any:
     """What measured a row: the judge of its scores, or the metric's settings and files."""
-    if row["unit"] == "points":
+    if row["judged"]:
         scored = run.manifests["evaluate"]["judge_scores"]
         return [score["judge"] for score in scored if score["label"] == row["label"]]
     metrics = [m for m in run.config["evaluate"]["metrics"] if m["label"] == row["label"]]

@@ -200,9 +200,15 @@ def judge_files(judge: JudgeKind) -> dict[str, str]:
 
 
 def metric_files(metrics: Iterable[Metric]) -> dict[str, str]:
-    """Digests of the schemas and of the modules that metrics name."""
-    schemas = [m.schema_path for m in metrics if isinstance(m, JsonSchemaMetric)]
-    return _digests(schemas + [source_file(m) for m in metrics if isinstance(m, FunctionMetric)])
+    """Digests of the schemas and of the modules that metrics name, by what they are named by."""
+    named = list(metrics)
+    functions = [metric for metric in named if isinstance(metric, FunctionMetric)]
+    return {
+        **_digests(
+            [metric.schema_path for metric in named if isinstance(metric, JsonSchemaMetric)]
+        ),
+        **{metric.path.name: file_digest(source_file(metric)) for metric in functions},
+    }
 
 
 def _digests(paths: list[Path]) -> dict[str, str]:

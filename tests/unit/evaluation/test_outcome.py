@@ -19,7 +19,7 @@ def row(label: str, change: float | None, p: float | None, **more: Any) -> dict[
 
 
 def scores(*rows: dict[str, Any], rate: tuple[float, float] | None = (0.52, 0.7)) -> dict[str, Any]:
-    preferred = rate and {"low": rate[0], "high": rate[1], "note": ""}
+    preferred = rate and {"low": rate[0], "high": rate[1], "note": "", "worst": 0.51}
     return {"metrics": list(rows), "preferred": preferred}
 
 
@@ -45,6 +45,19 @@ SAME, BETTER, WORSE = row("Same", 0.01, 0.4), row("Up", 0.2, 0.001), row("Down",
 )
 def test_the_rule(rows, rate, outcome: str) -> None:
     assert decide(scores(*rows, rate=rate)).outcome == outcome
+
+
+def test_missing_verdicts_that_could_turn_the_result_are_no_improvement() -> None:
+    """20 won and 2 lost, but 138 refused: whoever was asked about the rest may say otherwise."""
+    figures = scores(SAME, BETTER, rate=(0.72, 0.98))
+    figures["preferred"] |= {"n": 22, "missing": {"refusal": 138}, "worst": 0.125}
+    found = decide(figures)
+    assert found.outcome == "no_evidence"
+    assert found.reasons[1] == (
+        "138 of 160 verdicts are missing: if all of them were losses, the rate would be 12.5 %"
+    )
+    figures["preferred"] |= {"missing": {"refusal": 8}, "worst": 0.53}
+    assert decide(figures).outcome == "improved"
 
 
 def test_what_is_guarded() -> None:

@@ -42,7 +42,9 @@ def test_what_can_be_detected_shrinks_with_n_and_with_ties() -> None:
         ({}, 0, None, "no_verdict"),
         ({"refusal": 4}, 0, None, "no_verdict"),
         ({"wins": 1, "refusal": 4}, 1, 1.0, "one_prompt"),
-        ({"tie": 6, "inconsistent": 3}, 9, 0.5, "all_ties"),
+        ({"tie": 6, "inconsistent": 3}, 9, 0.5, "no_preference"),
+        ({"tie": 6, "refusal": 3}, 6, 0.5, "all_ties"),
+        ({"inconsistent": 6}, 6, 0.5, "all_inconsistent"),
     ],
 )
 def test_what_gives_no_interval_is_named(outcomes, n, mean, note) -> None:

@@ -99,7 +99,9 @@ def test_a_function_that_is_not_there_is_named(tmp_path: Path, module: str) -> N
 
 def test_the_fingerprint_has_the_module(tmp_path: Path, module: str) -> None:
     file = tmp_path / f"{module}.py"
-    assert metric_files([section(tmp_path, f"{module}:share")]) == {file.name: file_digest(file)}
+    assert metric_files([section(tmp_path, f"{module}:share")]) == {
+        f"{module}:share": file_digest(file)
+    }
 
 
 def test_the_run_file_s_folder_is_found_from_anywhere(tmp_path: Path, module: str, write_run):
