@@ -77,7 +77,7 @@ def win_rate(
         p=sign_test(wins, losses) if values else None,
         detectable=_detectable(wins + losses, len(values)),
         length_controlled=None if longer is None else length_controlled(values, longer),
-        note=_note(estimate, outcomes),
+        note=_note(estimate, outcomes["tie"], outcomes["inconsistent"]),
     )
 
 
@@ -89,11 +89,11 @@ def _detectable(decided: int, n: int) -> float | None:
     return detectable_effect(math.sqrt(variance / n))
 
 
-def _note(estimate: Estimate, outcomes: Counter[str]) -> str:
+def _note(estimate: Estimate, ties: int, inconsistent: int) -> str:
     if estimate.low is not None:
         return ""
     if estimate.n < 2:
         return "one_prompt" if estimate.n else "no_verdict"
-    if outcomes["tie"] and outcomes["inconsistent"]:
+    if ties and inconsistent:
         return "no_preference"
-    return "all_ties" if outcomes["tie"] else "all_inconsistent"
+    return "all_ties" if ties else "all_inconsistent"

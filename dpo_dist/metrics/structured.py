@@ -55,15 +55,17 @@ def labels(field: str, order: tuple[Hashable, ...]) -> Labels:
 
 
 def faithful_quotes(field: str) -> Callable[[Prompt, Answer], float]:
-    """The share of an answer's quotes that stand in the prompt."""
+    """The share of an answer's quotes that stand in what the user wrote, in any turn."""
 
     def score(prompt: Prompt, answer: Answer) -> float:
         quotes = _field(answer.text, field)
         if not isinstance(quotes, list) or not quotes:
             return 0.0
-        source = prompt.messages[-1].content
+        sources = [turn.content for turn in prompt.messages if turn.role == "user"]
         faithful = [
-            isinstance(quote, str) and len(quote) >= SHORTEST_QUOTE and quote in source
+            isinstance(quote, str)
+            and len(quote) >= SHORTEST_QUOTE
+            and any(quote in source for source in sources)
             for quote in quotes
         ]
         return sum(faithful) / len(faithful)

@@ -28,6 +28,7 @@ def beta_and_next(report: Report) -> list[Sentence]:
         return []
     low = too_low(report)
     high = [] if low else too_high(report)
+    low_or_high = low + high
     beta = f"Beta ({training['beta']:g})"
     if low:
         text = f"{beta} looks too low, or the training too long: {_all(low)}."
@@ -36,8 +37,10 @@ def beta_and_next(report: Report) -> list[Sentence]:
     elif training["kl"] is None and training["margin"] is None:
         text = f"Whether beta ({training['beta']:g}) is right cannot be said: no KL, no margins."
     else:
-        text = f"Nothing measured speaks against beta {training['beta']:g}."
-    figures = ("training.beta", *(name for sign in low + high for name in sign.figures))
+        seen = _measured(report)
+        text = f"Nothing measured speaks against beta {training['beta']:g}: {_all(seen)}."
+        low_or_high = seen
+    figures = ("training.beta", *(name for sign in low_or_high for name in sign.figures))
     return [
         Sentence("Beta", text, figures, warning=bool(low or high)),
         *_next(report, bool(low), bool(high)),
@@ -82,6 +85,28 @@ def too_high(report: Report) -> list[Sign]:
     return []
 
 
+def _measured(report: Report) -> list[Sign]:
+    """What was looked at and speaks for neither side."""
+    signs, training = [], report["training"]
+    kl, margin = training["kl"], training["margin"]
+    if kl is not None:
+        text = f"the KL is {kl['per_token']:.3f} nats per token"
+        signs.append(Sign(text, ("training.kl.per_token",)))
+    elif margin is not None:
+        text = f"the validation margin is {margin['last']:.3g}"
+        signs.append(Sign(text, ("training.margin.last",)))
+    arms = report["answers"]["arms"]
+    if {"sft", "dpo"} <= arms.keys():
+        before, after = (100 * arms[arm]["cut_off"] for arm in ("sft", "dpo"))
+        text = f"{after:.0f} % of the answers are cut off, of SFT's {before:.0f} %"
+        signs.append(Sign(text, ("answers.arms.sft.cut_off", "answers.arms.dpo.cut_off")))
+    number = _alarm(report, "displacement")
+    if number is not None:
+        text = "chosen answers became less likely, too (displacement), but the evaluation improved"
+        signs.append(Sign(text, (f"alarms.{number}.kind", "outcome.outcome")))
+    return signs
+
+
 def _next(report: Report, low: bool, high: bool) -> list[Sentence]:
     beta, outcome = report["training"]["beta"], outcome_of(report)
     on_beta = ("training.beta",)
@@ -101,7 +126,10 @@ def _next(report: Report, low: bool, high: bool) -> list[Sentence]:
     rate: Mapping[str, Any] | None = report["comparison"]["preferred"]
     if outcome == "no_evidence" and rate is not None and rate.get("detectable"):
         points = f"{100 * rate['detectable']:.0f}"
-        text = f"More held-out prompts; {rate['n']} find no less than {points} points."
+        text = (
+            f"More held-out prompts: with {rate['n']}, a win rate within {points} points of 50 % "
+            "is likely to be missed."
+        )
         names = ("comparison.preferred.n", "comparison.preferred.detectable")
         return [_advice(text, names)]
     if outcome == "regressed":

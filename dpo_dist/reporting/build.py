@@ -9,6 +9,7 @@ from typing import Any
 
 from dpo_dist.artifacts import FINGERPRINT, MANIFEST, file_digest, read_json, write_json, write_text
 from dpo_dist.config import Config
+from dpo_dist.evaluation.outcome import could_be_lost
 from dpo_dist.reporting.answers import Answers, guarded_rows, read_answers
 from dpo_dist.reporting.funnel import funnel
 from dpo_dist.reporting.gallery import Gallery, gallery
@@ -20,6 +21,13 @@ from dpo_dist.reporting.rounds import round_figures
 from dpo_dist.reporting.tables import comparison_table, decoding_name, to_text
 from dpo_dist.reporting.training import Line, alarms, read_metrics, training_figures
 
+# Why a win rate has no interval, by its `note`.
+NO_INTERVAL = {
+    "one_prompt": "one prompt gives no interval",
+    "all_ties": "all of them are ties, so that there is no interval",
+    "all_inconsistent": "in all of them the judge contradicts itself, so that there is no interval",
+    "no_preference": "none of them prefers either, so that there is no interval",
+}
 PHASES = ("sft", "sample", "judge", "train", "evaluate")
 
 
@@ -151,16 +159,18 @@ def summary(scores: dict[str, Any]) -> list[str]:
     if preferred is not None and preferred["mean"] is not None:
         rate = f"{100 * preferred['mean']:.0f} %"
         if preferred["low"] is None:
-            verdict = "too few prompts for an interval"
+            verdict = NO_INTERVAL[preferred["note"]]
         elif preferred["low"] > 0.5:
             verdict = "better than chance at 95 % confidence"
+            if preferred["worst"] <= 0.5:
+                verdict += f", but {could_be_lost(preferred)}"
         elif preferred["high"] < 0.5:
             verdict = "worse than chance at 95 % confidence"
         else:
             verdict = "not distinguishable from chance at this number of prompts"
         sentences.append(
             f"The judge prefers SFT+DPO to SFT in {rate} of {preferred['n']} comparisons "
-            f"({how}; ties and contradictions count half): {verdict}."
+            f"({how}; ties and inconsistent verdicts count half): {verdict}."
         )
     for row in scores["metrics"]:
         delta = row["delta"]
@@ -190,10 +200,10 @@ def _percent(share: float) -> str:
 
 def regressions(answers: Answers, scores: dict[str, Any], most: int) -> dict[str, Any]:
     """On how many prompts each guarded metric fell, and the `most` prompts that lost most."""
-    labels = [row["label"] for row in guarded_rows(scores)]
+    compared = [row for row in guarded_rows(scores) if row["delta"] and row["delta"]["n"]]
     fell = [
         {"label": label, "prompts": sum(label in found.fell for found in answers.regressions)}
-        for label in labels
+        for label in (row["label"] for row in compared)
     ]
     return {"fell": fell, "worst": [found.figures for found in answers.regressions[:most]]}
 

@@ -124,15 +124,14 @@ def _sample(
 ) -> Sample:
     fell = tuple(regressions[rank].fell) if rank is not None else ()
     cut_off = "dpo" in texts and texts["dpo"].finish_reason == "length"
-    content = "\n\n".join(m.content for m in prompt.messages if m.role != "system")
     answers = {
         arm: Answer(arm, bounded(answer.text), answer.finish_reason == "length", scores[arm])
         for arm, answer in texts.items()
     }
     return Sample(
         id=visible(prompt.id),
-        prompt=bounded(content),
-        reference=bounded(json.dumps(prompt.reference)).parts[0].text if prompt.reference else "",
+        prompt=bounded(_conversation(prompt)),
+        reference=_reference(prompt),
         verdict=_in_words(verdict),
         tags=(
             *([_tag(verdict)] if verdict else []),
@@ -143,6 +142,19 @@ def _sample(
         fell=fell,
         answers=_compared(answers),
     )
+
+
+def _conversation(prompt: Prompt) -> str:
+    """The turns, named where there is more than the user's one."""
+    if len(prompt.messages) == 1:
+        return prompt.messages[0].content
+    return "\n\n".join(f"[{turn.role}]\n{turn.content}" for turn in prompt.messages)
+
+
+def _reference(prompt: Prompt) -> str:
+    if not prompt.reference:
+        return ""
+    return bounded(json.dumps(prompt.reference, ensure_ascii=False)).plain
 
 
 def _compared(answers: Mapping[str, Answer]) -> tuple[Answer, ...]:

@@ -4,7 +4,7 @@ rules, which docs/evaluation.md states."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,34 +57,43 @@ def form_and_facts(report: Report) -> list[Sentence]:
         for kind, found in changes.items()
         if found
     ]
-    form, facts = changes["form"], changes["facts"]
+    form, facts = (
+        [change for change in changes[kind] if change.directed] for kind in ("form", "facts")
+    )
     if not form or not facts:
         return sentences
     figures = tuple(change.figure for change in (*form, *facts))
-    better = {kind: any(c.way > 0 for c in changes[kind]) for kind in ("form", "facts")}
-    if any(c.way < 0 for c in facts):
-        text = (
-            "Form improved while facts got worse: answers look better than they are."
-            if better["form"]
-            else "Facts got worse, and no gain in form stands against it."
-        )
-        return [*sentences, Sentence(topic, text, figures, warning=True)]
-    text = {
-        (True, True): "Both form and facts improved.",
-        (True, False): "What improved is form: no gain in facts is shown.",
-        (False, True): "What improved is facts, not form.",
-        (False, False): "Neither a gain in form nor one in facts is shown.",
-    }[better["form"], better["facts"]]
-    return [*sentences, Sentence(topic, text, figures)]
+    text = f"Form: {_tally(form)}. Facts: {_tally(facts)}."
+    if _any(form, 1) and _any(facts, -1):
+        text += " Answers look better than they are."
+    elif _any(form, 1) and not _any(facts, 1):
+        text += " No gain in facts is shown."
+    worse = _any((*form, *facts), -1)
+    return [*sentences, Sentence(topic, text, figures, warning=worse)]
 
 
 @dataclass(frozen=True)
 class _Change:
-    """`way` is above 0 where the metric got better, below 0 where it got worse."""
+    """`way` is above 0 where the metric got better, below 0 where it got worse. Of a metric that
+    is not `directed` neither way is better."""
 
     text: str
     figure: str
     way: int
+    directed: bool
+
+
+def _any(changes: Iterable[_Change], way: int) -> bool:
+    return any(change.way == way for change in changes)
+
+
+def _tally(changes: Sequence[_Change]) -> str:
+    """What became of one kind: `better in 2 of 4 metrics, worse in 1`."""
+    metrics = f"{len(changes)} metric{'' if len(changes) == 1 else 's'}"
+    better, worse = (sum(change.way == way for change in changes) for way in (1, -1))
+    if better:
+        return f"better in {better} of {metrics}" + (f", worse in {worse}" if worse else "")
+    return f"worse in {worse} of {metrics}" if worse else f"no change shown in {metrics}"
 
 
 def _changes(report: Report, kind: str) -> list[_Change]:
@@ -99,40 +108,54 @@ def _changes(report: Report, kind: str) -> list[_Change]:
         better = {"higher": 1, "lower": -1, None: 0}[row.get("better", "higher")]
         share = row["unit"] == "share"
         amount = f"{100 * delta['mean']:+.1f} points" if share else f"{delta['mean']:+.2f}"
-        shown = amount if sign else f"no difference shown ({amount})"
+        shown = amount if sign else f"{amount} (no difference is shown)"
         name = f"comparison.metrics.{number}.delta"
-        found.append(_Change(f"{row['label']} {shown}", name, sign * better))
+        text = f"{row['label']} {shown}"
+        found.append(_Change(text, name, sign * better, directed=bool(better)))
     return found
 
 
 def length(report: Report) -> list[Sentence]:
     """Whether answers grew, and what is left of the win rate at equal lengths."""
-    topic, sentences = "Length", []
+    return [*_growth(report), *_at_equal_lengths(report)]
+
+
+def _growth(report: Report) -> Iterator[Sentence]:
     longer = report["answers"]["longer"]
-    if longer is not None:
-        before = report["answers"]["arms"]["sft"]["characters"]
-        interval = _interval(longer, ".0f")
-        change = "show no difference in length from SFT's"
-        if longer["low"] is not None and not longer["low"] <= 0 <= longer["high"]:
-            share = f" ({100 * longer['mean'] / before:+.0f} %)" if before else ""
-            change = f"are {'longer' if longer['mean'] > 0 else 'shorter'} than SFT's{share}"
-        text = f"SFT+DPO's answers {change}: {longer['mean']:+.0f} characters{interval}."
-        names = ("answers.longer", "answers.arms.sft.characters")
-        sentences.append(Sentence(topic, text, names))
+    if longer is None:
+        return
+    before = report["answers"]["arms"]["sft"]["characters"]
+    interval = _interval(longer, ".0f")
+    change = "are not shown to differ in length from SFT's"
+    if longer["low"] is not None and not longer["low"] <= 0 <= longer["high"]:
+        share = f" ({100 * longer['mean'] / before:+.0f} %)" if before else ""
+        change = f"are {'longer' if longer['mean'] > 0 else 'shorter'} than SFT's{share}"
+    text = f"SFT+DPO's answers {change}: {longer['mean']:+.0f} characters{interval}."
+    yield Sentence("Length", text, ("answers.longer", "answers.arms.sft.characters"))
+
+
+def _at_equal_lengths(report: Report) -> Iterator[Sentence]:
     rate = report["comparison"]["preferred"]
     equal = (rate or {}).get("length_controlled")
     if not equal or equal["mean"] is None:
-        return sentences
-    raw, controlled = rate["mean"], equal["mean"]
-    text = f"SFT+DPO's win rate is {_percent(raw)}, and {_percent(controlled)} at equal lengths"
-    far = abs(raw - controlled) > LENGTH_MATTERS
-    text += (
-        ": more than 10 points of it go with length, so read the second."
-        if far
-        else ": length explains little of it."
-    )
-    names = ("comparison.preferred.mean", "comparison.preferred.length_controlled.mean")
-    return [*sentences, Sentence(topic, text, names, warning=far)]
+        return
+    by_length = rate["mean"] - equal["mean"]
+    if lost := _above_chance(rate) and not _above_chance(equal):
+        meaning = "of the gain, none is shown at equal lengths"
+    elif by_length > LENGTH_MATTERS:
+        meaning = f"{100 * by_length:.0f} points of it go with length"
+    elif by_length < -LENGTH_MATTERS:
+        meaning = "its length speaks against SFT+DPO, not for it"
+    else:
+        meaning = "length makes little difference"
+    text = f"SFT+DPO's win rate is {_percent(rate['mean'])}, and {_percent(equal['mean'])} at equal"
+    figures = ("comparison.preferred", "comparison.preferred.length_controlled")
+    warning = lost or by_length > LENGTH_MATTERS
+    yield Sentence("Length", f"{text} lengths: {meaning}.", figures, warning=warning)
+
+
+def _above_chance(rate: Mapping[str, Any]) -> bool:
+    return rate["low"] is not None and rate["low"] > 0.5
 
 
 def gap_and_gain(report: Report) -> list[Sentence]:
@@ -142,7 +165,7 @@ def gap_and_gain(report: Report) -> list[Sentence]:
     if margin is None or not outcome:
         return []
     grew = margin["last"] > margin["first"]
-    gap = f"from {margin['first']:z.3f} to {margin['last']:z.3f}"
+    gap = f"from {margin['first']:z.3g} to {margin['last']:z.3g}"
     names: tuple[str, ...] = ("training.margin.first", "training.margin.last", "outcome.outcome")
     if grew and outcome == "improved":
         text = f"The reward gap on validation pairs grew {gap}, and the evaluation agrees."
@@ -193,14 +216,14 @@ def where_it_lost(report: Report) -> list[Sentence]:
         parts.append(f"SFT won the verdict on {rate['losses']} of {rate['n']} prompts")
         names += ["comparison.preferred.losses", "comparison.preferred.n"]
     for number, fall in enumerate(regressions["fell"]):
-        parts.append(f"{fall['label']} fell on {fall['prompts']}")
+        parts.append(f"{fall['label']} got worse on {fall['prompts']}")
         names.append(f"regressions.fell.{number}.prompts")
     if not parts:
         return []
     text = "; ".join(parts) + "."
     if regressions["worst"]:
         worst = ", ".join(row["id"] for row in regressions["worst"][:3])
-        text += f" Worst of all: {worst} (shown below)."
+        text += f" Worst of all: {worst}."
         names.append("regressions.worst")
     return [Sentence("Where it lost", text, tuple(names))]
 

@@ -12,8 +12,10 @@ from dpo_dist.reporting.reflection import metric_kind, reflect
 from dpo_dist.reporting.sentence import Sentence, look_up
 from dpo_dist.reporting.training import training_figures
 
-NO_CHANGE = (-0.1, 0.1)
+SAME = (-0.1, 0.1)
 BETTER, WORSE = (0.1, 0.3), (-0.3, -0.1)
+UP, DOWN = "better in 1 of 1 metric.", "worse in 1 of 1 metric."
+STILL = "no change shown in 1 metric."
 
 
 def row(metric: str, interval: tuple[float, float] | None, **changes: Any) -> dict[str, Any]:
@@ -113,12 +115,14 @@ def test_a_metric_is_of_form_or_of_facts_by_its_type(metric: str, kind: str) -> 
 @pytest.mark.parametrize(
     ("form", "facts", "text", "warning"),
     [
-        (BETTER, BETTER, "Both form and facts improved.", False),
-        (BETTER, NO_CHANGE, "What improved is form: no gain in facts is shown.", False),
-        (NO_CHANGE, BETTER, "What improved is facts, not form.", False),
-        (NO_CHANGE, NO_CHANGE, "Neither a gain in form nor one in facts is shown.", False),
-        (BETTER, WORSE, "Form improved while facts got worse", True),
-        (NO_CHANGE, WORSE, "Facts got worse, and no gain in form", True),
+        (BETTER, BETTER, f"Form: {UP} Facts: {UP}", False),
+        (BETTER, SAME, f"Form: {UP} Facts: {STILL} No gain in facts is shown.", False),
+        (SAME, BETTER, f"Form: {STILL} Facts: {UP}", False),
+        (SAME, SAME, f"Form: {STILL} Facts: {STILL}", False),
+        (BETTER, WORSE, f"Form: {UP} Facts: {DOWN} Answers look better than they are.", True),
+        (SAME, WORSE, f"Form: {STILL} Facts: {DOWN}", True),
+        (WORSE, BETTER, f"Form: {DOWN} Facts: {UP}", True),
+        (WORSE, SAME, f"Form: {DOWN} Facts: {STILL}", True),
     ],
 )
 def test_form_is_told_from_facts(
@@ -126,7 +130,7 @@ def test_form_is_told_from_facts(
 ) -> None:
     rows = [row("json_schema", form), row("label_match:x", facts)]
     *lists, last = about("Form and facts", figures(comparison__metrics=rows))
-    assert last.text.startswith(text) and last.warning is warning
+    assert last.text == text and last.warning is warning
     assert last.figures == ("comparison.metrics.0.delta", "comparison.metrics.1.delta")
     assert [s.text.split(":")[0] for s in lists] == [
         "Form and style",
@@ -137,11 +141,21 @@ def test_form_is_told_from_facts(
 def test_what_a_change_means_depends_on_the_metric_s_direction() -> None:
     falls = row("repetition:4", WORSE, better="lower")
     only_longer = row("length:tokens", BETTER, better=None, unit="tokens")
-    rows = [falls, only_longer, row("exact_match:x", NO_CHANGE)]
+    rows = [falls, only_longer, row("exact_match:x", SAME)]
     found = about("Form and facts", figures(comparison__metrics=rows))
     assert found[0].text == "Form and style: repetition:4 -20.0 points; length:tokens +0.20."
-    assert found[1].text.endswith("exact_match:x no difference shown (+0.0 points).")
-    assert found[2].text == "What improved is form: no gain in facts is shown."
+    assert found[1].text.endswith("exact_match:x +0.0 points (no difference is shown).")
+    assert found[2].text == f"Form: {UP} Facts: {STILL} No gain in facts is shown."
+
+
+def test_gains_and_losses_of_one_kind_are_both_counted() -> None:
+    forms = [row("json_schema", BETTER), row("stop_rate", WORSE), row("distinct_n:2", SAME)]
+    rows = [*forms, row("label_match:x", BETTER), row("faithful_quotes:x", SAME)]
+    *_, last = about("Form and facts", figures(comparison__metrics=rows))
+    assert last.text == (
+        "Form: better in 1 of 3 metrics, worse in 1. Facts: better in 1 of 2 metrics."
+    )
+    assert last.warning
 
 
 def test_without_one_of_the_two_kinds_nothing_is_concluded() -> None:
@@ -157,10 +171,10 @@ def test_without_one_of_the_two_kinds_nothing_is_concluded() -> None:
 @pytest.mark.parametrize(
     ("mean", "low", "high", "text"),
     [
-        (4.0, -3.0, 11.0, "show no difference in length from SFT's: +4 characters"),
+        (4.0, -3.0, 11.0, "are not shown to differ in length from SFT's: +4 characters"),
         (50.0, 30.0, 70.0, "are longer than SFT's (+25 %): +50 characters [+30, +70]."),
         (-50.0, -70.0, -30.0, "are shorter than SFT's (-25 %): -50 characters [-70, -30]."),
-        (0.0, None, None, "show no difference in length from SFT's: +0 characters."),
+        (0.0, None, None, "are not shown to differ in length from SFT's: +0 characters."),
     ],
 )
 def test_the_change_in_length(mean: float, low: float | None, high: float, text: str) -> None:
@@ -169,17 +183,24 @@ def test_the_change_in_length(mean: float, low: float | None, high: float, text:
 
 
 @pytest.mark.parametrize(
-    ("controlled", "warning", "text"),
+    ("raw", "controlled", "warning", "text"),
     [
-        (0.55, False, "60.0 %, and 55.0 % at equal lengths: length explains little"),
-        (0.45, True, "60.0 %, and 45.0 % at equal lengths: more than 10 points"),
-        (0.75, True, "more than 10 points"),
+        ((0.60, 0.52), (0.57, 0.51), False, "60.0 %, and 57.0 % at equal lengths: length makes"),
+        ((0.58, 0.51), (0.49, 0.41), True, "of the gain, none is shown at equal lengths."),
+        ((0.58, 0.51), (0.55, 0.48), True, "of the gain, none is shown at equal lengths."),
+        ((0.75, 0.65), (0.62, 0.55), True, "13 points of it go with length."),
+        ((0.55, 0.48), (0.40, 0.30), True, "15 points of it go with length."),
+        ((0.60, 0.52), (0.75, 0.66), False, "its length speaks against SFT+DPO, not for it."),
+        ((0.50, 0.40), (0.49, 0.39), False, "length makes little difference."),
     ],
 )
 def test_a_win_rate_that_goes_with_length_is_flagged(
-    controlled: float, warning: bool, text: str
+    raw: tuple[float, float], controlled: tuple[float, float], warning: bool, text: str
 ) -> None:
-    report = figures(comparison__preferred__length_controlled={"mean": controlled})
+    report = figures()
+    rate = report["comparison"]["preferred"]
+    rate |= {"mean": raw[0], "low": raw[1]}
+    rate["length_controlled"] |= {"mean": controlled[0], "low": controlled[1]}
     sentence = about("Length", report)[1]
     assert text in sentence.text and sentence.warning is warning
 
@@ -192,11 +213,11 @@ def test_without_a_rate_at_equal_lengths_only_the_length_is_said(rate: dict | No
 @pytest.mark.parametrize(
     ("last", "name", "text", "warning"),
     [
-        (0.8, "improved", "grew from 0.000 to 0.800, and the evaluation agrees", False),
+        (0.8, "improved", "grew from 0 to 0.8, and the evaluation agrees", False),
         (0.8, "no_evidence", "shows no gain: a gap is necessary, not sufficient", True),
         (0.8, "regressed", "got worse: a gap is necessary, not sufficient", True),
         (-0.1, "improved", "improved without a growing reward gap", True),
-        (-0.1, "no_evidence", "did not grow (from 0.000 to -0.100)", False),
+        (-0.1, "no_evidence", "did not grow (from 0 to -0.1)", False),
     ],
 )
 def test_the_gap_beside_the_gain(last: float, name: str, text: str, warning: bool) -> None:
@@ -231,8 +252,7 @@ def test_a_kl_that_was_not_measured_is_not_spoken_of() -> None:
 def test_where_it_lost() -> None:
     (sentence,) = about("Where it lost", figures())
     assert sentence.text == (
-        "SFT won the verdict on 30 of 100 prompts; Form fell on 7. Worst of all: a, b, c (shown "
-        "below)."
+        "SFT won the verdict on 30 of 100 prompts; Form got worse on 7. Worst of all: a, b, c."
     )
     nowhere = figures(comparison__preferred=None, regressions={"fell": [], "worst": []})
     assert about("Where it lost", nowhere) == []
@@ -274,7 +294,11 @@ LITTLE = {"per_token": 0.004, "per_token_se": 0.002, "cut_off": 0.0}
         ),
         ({"alarms": [{"kind": "gap"}]}, "Nothing measured speaks", "More pairs, or fewer epochs"),
         ({"alarms": [{"kind": "saturation"}]}, "Nothing measured speaks", "Harder pairs"),
-        ({"outcome": outcome("no_evidence")}, "Nothing", "100 find no less than 12 points"),
+        (
+            {"outcome": outcome("no_evidence")},
+            "Nothing",
+            "with 100, a win rate within 12 points of 50 %",
+        ),
         ({"outcome": outcome("regressed")}, "Nothing", "Read the worst regressions"),
     ],
 )
@@ -290,7 +314,18 @@ def test_beta_and_what_to_try_next(changes: dict, verdict: str, advice: str) -> 
 def test_a_standard_error_can_keep_beta_from_looking_too_high() -> None:
     unsure = {"per_token": 0.004, "per_token_se": 0.004, "cut_off": 0.0}
     report = figures(training__kl=unsure, outcome=outcome("no_evidence"))
-    assert about("Beta", report)[0].text == "Nothing measured speaks against beta 0.1."
+    (beta,) = about("Beta", report)
+    assert beta.text == (
+        "Nothing measured speaks against beta 0.1: the KL is 0.004 nats per token; 3 % of the "
+        "answers are cut off, of SFT's 2 %."
+    )
+    assert {"training.kl.per_token", "answers.arms.dpo.cut_off"} <= set(beta.figures)
+
+
+def test_a_displacement_that_did_no_harm_is_told_all_the_same() -> None:
+    (beta,) = about("Beta", figures(alarms=[{"kind": "displacement"}]))
+    assert "less likely, too (displacement), but the evaluation improved" in beta.text
+    assert "alarms.0.kind" in beta.figures and not beta.warning
 
 
 def test_without_a_training_nothing_is_said_of_it() -> None:
