@@ -14,7 +14,7 @@ from dpo_dist.judging.judge import alone, build_judge, build_scorer
 from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import open_ledger
 from dpo_dist.phases.asking import ask, ask_for_scores
-from dpo_dist.phases.runs import phase_dir
+from dpo_dist.phases.runs import arm_weights, phase_dir
 from dpo_dist.records import Generation, Prompt, Score, Verdict
 
 Answers = Mapping[tuple[str, int, str], Generation]  # by arm, decoding and prompt id
@@ -25,7 +25,7 @@ def judge_pairs(
 ) -> tuple[dict[Pair, list[Verdict]] | None, dict[str, Any]]:
     """Verdicts by pair of arms, asked in both orders, and who gave them at what cost."""
     evaluate = _section(config)
-    pairs = _pairs(evaluate)
+    pairs = pairs_to_compare(config)
     if evaluate.judge is None or not pairs:
         return None, {"judge": None}
     judge, ledger = build_judge(evaluate.judge, out.path), open_ledger(evaluate.judge)
@@ -46,9 +46,12 @@ def judge_pairs(
     return dict(verdicts), {"judge": judge.identity, "spend": ledger.figures()}
 
 
-def _pairs(evaluate: Evaluate) -> list[Pair]:
-    """The headline first: its contests draw their orders as when it was the only pair."""
-    wanted = pairs_of(evaluate.arms)
+def pairs_to_compare(config: Config) -> list[Pair]:
+    """The headline first: its contests draw their orders as when it was the only pair. Without an
+    SFT model "sft" and "base" are one model, and no judge is paid for comparing it with itself."""
+    evaluate = _section(config)
+    weights = {arm: arm_weights(config, arm) for arm in evaluate.arms}
+    wanted = [(a, b) for a, b in pairs_of(evaluate.arms) if weights[a] != weights[b]]
     if evaluate.pairwise == "headline":
         return [pair for pair in wanted if pair == HEADLINE]
     return sorted(wanted, key=lambda pair: pair != HEADLINE)
