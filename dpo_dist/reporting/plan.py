@@ -55,7 +55,7 @@ def _heading(figures: Mapping[str, Any]) -> str:
     lines = [
         f"{figures['run']} on {cluster['label']}",
         f"model    {model['base']}, {shown} weights (shape: {model['shape_from']})",
-        f"GPU      {cluster['memory_bytes'] / 1e9:.0f} GB; {cluster['source']}",
+        f"GPU      {cluster['memory_bytes'] / GIB:.1f} GiB; {cluster['source']}",
     ]
     if cluster["label"].endswith("nodes") or " nodes of " in cluster["label"]:
         lines.append(f"network  {cluster['network_gbits']:g} Gb/s a node")
