@@ -124,9 +124,12 @@ def recommendation(
     """The settings to train with, what takes most, and what would take less."""
     setting = fit.setting
     asked, _ = methods(config)
-    ways = ways_to_train(workload(config, asked, shape, pairs), cluster, utilization)
-    offload = setting.strategy == "zero3_offload"
-    cpu = host_bytes(shape, asked, cluster.size, cluster.per_node) if offload else 0
+    work = workload(config, asked, shape, pairs)
+    ways = ways_to_train(work, cluster, utilization)
+    cpu = 0
+    if setting.strategy == "zero3_offload":
+        cpu = host_bytes(shape, asked, cluster.size, cluster.per_node)
+        cpu += 2 * work.second_model * cluster.per_node // cluster.size
     return {
         "overrides": overrides(fit, cluster),
         "accelerate_config": f"accelerate_configs/{config_name(fit, cluster)}.yaml",
