@@ -46,9 +46,11 @@ def chosen_way(config: Config, work: Workload, cluster: Cluster, utilization: fl
     train = config.train
     assert train is not None
     path = train.accelerate_config
+    if "accelerate_config" not in train.model_fields_set and not path.exists():
+        return Chosen(note="The run file names no accelerate configuration yet.")
     values = read_accelerate_config(path)
     if values.get("use_cpu"):
-        return Chosen(note=f"{path} trains on processors, so that the run file asks for no way.")
+        return Chosen(note=f"{path} trains on processors: name one of those for GPUs.")
     if cluster.size > 1 and values.get("distributed_type") in ("NO", False):  # YAML's unquoted NO
         return Chosen(
             problem=f"train.accelerate_config: {path} is for one process (distributed_type NO), "

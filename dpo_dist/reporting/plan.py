@@ -109,7 +109,7 @@ def _run_file(found: Mapping[str, Any] | None) -> str:
     )
     way = found["way"]
     if way is None:
-        outcome = found["problem"] or "nothing to reckon"
+        outcome = found["problem"] or "no way to train on these GPUs"
     elif not way["fits"]:
         outcome = f"does not fit, {way['total'] / GIB:.1f} GiB of a GPU"
     else:

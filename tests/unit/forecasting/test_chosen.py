@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dpo_dist.cli import main
-from dpo_dist.config import Config
+from dpo_dist.config import Config, Train
 from dpo_dist.errors import ConfigError
 from dpo_dist.forecasting.chosen import AUTO_FILLS, chosen_way, strategy_of
 from dpo_dist.forecasting.data import pairs_of
@@ -126,9 +126,16 @@ def test_other_numbers_of_processes_are_left_to_launch() -> None:
     assert one.fit is not None and one.fit.setting.strategy == "single_gpu" and not one.note
 
 
-def test_no_accelerate_configuration_is_an_error() -> None:
+def test_no_accelerate_configuration_is_an_error(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ConfigError, match=r"nowhere.yaml: no such file"):
         chosen(recipe(accelerate_config="nowhere.yaml"))
+    # The default that nobody has put there yet is none.
+    config = recipe()
+    assert config.train is not None
+    settings = config.train.model_dump(exclude={"accelerate_config"})
+    undecided = config.model_copy(update={"train": Train.model_validate(settings)})
+    monkeypatch.chdir(tmp_path)
+    assert "names no accelerate configuration" in chosen(undecided).note
 
 
 def plan(capsys, tmp_path: Path, *words: str) -> tuple[int, str, str, dict]:
