@@ -3,7 +3,7 @@
     python -m benchmarks.scaling [--gpu H100-80G] [--model-shape Llama-3.1-8B] [--json FILE]
 
 All weights under ZeRO-3 and LoRA under ZeRO-2, at a global batch of 128 pairs of UltraFeedback's
-stated mean length, 8 GPUs a node, for two networks. Nothing is measured: `planning/scaling.py`
+mean length, 8 GPUs a node, for two networks. Nothing is measured: `planning/scaling.py`
 plays layer by layer what is computed and what is on the wires, at the assumed share of the peak
 (0.35) and of the links' bandwidth (0.8). Each line is at its fastest setting that fits.
 """
@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from benchmarks.figures import option_parser, publish
 from dpo_dist.config import Full, Lora, Method
 from dpo_dist.forecasting.data import (
-    PROMPT_TO_COMPLETION,
+    COMPLETION_TOKENS,
+    PROMPT_TOKENS,
     ULTRAFEEDBACK_PAIRS,
-    ULTRAFEEDBACK_TOKENS,
 )
 from dpo_dist.planning.fit import Fit, Workload, ways_to_train
 from dpo_dist.planning.hardware import Cluster, find_cluster, preset_shape
@@ -70,14 +70,12 @@ def clusters(gpu: str) -> Iterator[Cluster]:
 
 def best(shape: ModelShape, method: Method, strategy: Strategy, cluster: Cluster) -> Fit:
     """The strategy's fastest setting that fits; on one GPU there is nothing to shard."""
-    completion = ULTRAFEEDBACK_TOKENS / (1 + PROMPT_TO_COMPLETION)
-    prompt = completion * PROMPT_TO_COMPLETION
-    rest = MAX_LENGTH - prompt
+    rest = MAX_LENGTH - PROMPT_TOKENS
     work = Workload(
         shape=shape,
         method=method,
-        pair=Pair(prompt, completion, completion),
-        longest=Pair(prompt, rest, rest),
+        pair=Pair(PROMPT_TOKENS, COMPLETION_TOKENS, COMPLETION_TOKENS),
+        longest=Pair(PROMPT_TOKENS, rest, rest),
         global_batch=GLOBAL_BATCH,
     )
     wanted = strategy if cluster.size > 1 else "single_gpu"

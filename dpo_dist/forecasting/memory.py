@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_dist.config import Config, Full, Lora, Method
+from dpo_dist.forecasting.chosen import Chosen, chosen_way
 from dpo_dist.forecasting.data import Pairs
 from dpo_dist.planning.fit import (
     Fit,
@@ -27,6 +29,22 @@ REMEDY = {
     "activations": "a smaller micro-batch, more checkpointing or a smaller train.max_length",
     "head": "a smaller micro-batch",
 }
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """`rows` are the table's, `best` the way that is recommended, `chosen` the run file's own."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    best: Fit | None = None
+    chosen: Chosen = field(default_factory=Chosen)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def started(self) -> Fit | None:
+        """What the hours are told for: the run file's own way where it fits."""
+        own = self.chosen.fit
+        return own if own is not None and own.fits else self.best
 
 
 def workload(config: Config, method: Method, shape: ModelShape, pairs: Pairs) -> Workload:
@@ -54,20 +72,50 @@ def methods(config: Config) -> tuple[Method, Method]:
 
 def training_memory(
     config: Config, shape: ModelShape, pairs: Pairs, cluster: Cluster, utilization: float
-) -> tuple[list[dict[str, Any]], Fit | None, list[str]]:
-    """(rows of the table, the way that is recommended, what is wrong)."""
+) -> TrainingMemory:
+    """Both methods, every way to shard them, and the way that the run file asks for."""
     asked, other = methods(config)
-    rows, chosen, problems = [], None, []
+    rows, best, problems = [], None, []
     for method in (asked, other):
         work = workload(config, method, shape, pairs)
         ways = ways_to_train(work, cluster, utilization)
-        best = recommended(ways)
-        rows += [_row(method, way, way is best) for way in ways]
+        fastest = recommended(ways)
+        rows += [_row(method, way, way is fastest) for way in ways]
         if method is asked:
-            chosen = best
+            best = fastest
             if best is None:
                 problems.append(_too_small(work, cluster, min(ways, key=lambda way: way.total)))
-    return rows, chosen, problems
+    work = workload(config, asked, shape, pairs)
+    chosen = chosen_way(config, work, cluster, utilization)
+    if chosen.problem and best is not None:
+        problems.append(f"{chosen.problem}; this would do: {' '.join(overrides(best, cluster))}")
+    elif chosen.problem and chosen.fit is None:
+        problems.append(chosen.problem)
+    return TrainingMemory(rows, best, chosen, problems)
+
+
+def overrides(fit: Fit, cluster: Cluster) -> list[str]:
+    """The command line's words for a way to train."""
+    setting = fit.setting
+    return [
+        f"--set train.accelerate_config=accelerate_configs/{config_name(fit, cluster)}.yaml",
+        f"--set train.micro_batch_size={setting.micro_batch}",
+        f"--set train.gradient_checkpointing={setting.checkpointing}",
+    ]
+
+
+def run_file_way(config: Config, chosen: Chosen) -> dict[str, Any]:
+    """What the run file itself asks for; `way` is None where these GPUs have no such way."""
+    train = config.train
+    assert train is not None
+    return {
+        "accelerate_config": str(train.accelerate_config),
+        "micro_batch_size": train.micro_batch_size,
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "way": _row(train.method, chosen.fit, False) if chosen.fit else None,
+        "problem": chosen.problem,
+        "note": chosen.note,
+    }
 
 
 def recommendation(
@@ -76,10 +124,14 @@ def recommendation(
     """The settings to train with, what takes most, and what would take less."""
     setting = fit.setting
     asked, _ = methods(config)
-    ways = ways_to_train(workload(config, asked, shape, pairs), cluster, utilization)
-    offload = setting.strategy == "zero3_offload"
-    cpu = host_bytes(shape, asked, cluster.size, cluster.per_node) if offload else 0
+    work = workload(config, asked, shape, pairs)
+    ways = ways_to_train(work, cluster, utilization)
+    cpu = 0
+    if setting.strategy == "zero3_offload":
+        cpu = host_bytes(shape, asked, cluster.size, cluster.per_node)
+        cpu += 2 * work.second_model * cluster.per_node // cluster.size
     return {
+        "overrides": overrides(fit, cluster),
         "accelerate_config": f"accelerate_configs/{config_name(fit, cluster)}.yaml",
         "machines": cluster.nodes,
         "processes": cluster.size,
@@ -101,8 +153,8 @@ def _cheaper(way: Fit | None, method: Method) -> str:
 
 
 def config_name(fit: Fit, cluster: Cluster) -> str:
-    """The file in accelerate_configs/ without its ending. The numbers of machines and processes in
-    it have to be the cluster's."""
+    """The file in accelerate_configs/ without its ending. Its numbers of machines and processes may
+    be others than the cluster's: `dpo-dist launch` makes a copy with the right ones."""
     if fit.setting.strategy == "zero3" and cluster.nodes > 1:
         return "multi_node_zero3"
     return fit.setting.strategy

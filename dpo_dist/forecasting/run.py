@@ -17,7 +17,12 @@ from dpo_dist.forecasting.hours import (
     train_time,
 )
 from dpo_dist.forecasting.judging import Bill, askings, bill, name_of
-from dpo_dist.forecasting.memory import recommendation, training_memory
+from dpo_dist.forecasting.memory import (
+    TrainingMemory,
+    recommendation,
+    run_file_way,
+    training_memory,
+)
 from dpo_dist.forecasting.subject import Subject
 from dpo_dist.phases.runs import phases_of
 from dpo_dist.planning.fit import Fit
@@ -32,7 +37,8 @@ def forecast(subject: Subject) -> dict[str, Any]:
     """Everything, in bytes, seconds, hours, tokens and USD. `problems` are reasons not to start;
     `unknown` is what could not be told, and how to tell it."""
     cluster = subject.cluster
-    memory, fit, problems = _memory(subject)
+    memory = _memory(subject)
+    problems = list(memory.problems)
     generation = _generation_memory(subject)
     if generation is not None and not generation["fits"]:
         problems.append(
@@ -40,7 +46,7 @@ def forecast(subject: Subject) -> dict[str, Any]:
             f"{generation['tensor_parallel_size']} x {cluster.name}; raise the engine's "
             "tensor_parallel_size"
         )
-    times = list(_times(subject, fit))
+    times = list(_times(subject, memory.started))
     return {
         "run": subject.config.run.name,
         "model": {
@@ -58,8 +64,9 @@ def forecast(subject: Subject) -> dict[str, Any]:
             "source": cluster.gpu.source,
         },
         "figures": {name: asdict(figure) for name, figure in basis(subject)},
-        "memory": memory,
-        "recommendation": _advice(subject, fit),
+        "memory": memory.rows,
+        "run_file": _asked_for(subject, memory),
+        "recommendation": _advice(subject, memory.best),
         "generation": generation,
         "phases": [asdict(time) for time in times],
         "gpu_hours": cluster.size * sum(time.hours for time in times),
@@ -70,21 +77,45 @@ def forecast(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _memory(subject: Subject) -> tuple[list[dict[str, Any]], Fit | None, list[str]]:
+def _memory(subject: Subject) -> TrainingMemory:
     if subject.pairs is None:
-        return [], None, []
+        return TrainingMemory()
     return training_memory(
         subject.config, subject.shape, subject.pairs, subject.cluster, subject.utilization
     )
 
 
+def _asked_for(subject: Subject, memory: TrainingMemory) -> dict[str, Any] | None:
+    """The run file's own way, and its hours where it fits."""
+    if subject.pairs is None:
+        return None
+    own = memory.chosen.fit
+    hours = _train_time(subject, own).hours if own is not None and own.fits else None
+    return run_file_way(subject.config, memory.chosen) | {"train_hours": hours}
+
+
 def _advice(subject: Subject, fit: Fit | None) -> dict[str, Any] | None:
     if fit is None or subject.pairs is None:
         return None
-    return recommendation(
+    advice = recommendation(
         *(subject.config, subject.shape, subject.pairs, subject.cluster),
         *(subject.utilization, fit),
     )
+    return advice | {
+        "step_seconds": fit.step.seconds,
+        "train_hours": _train_time(subject, fit).hours,
+    }
+
+
+def _train_time(subject: Subject, fit: Fit) -> PhaseTime:
+    """All rounds of training as `fit` does it."""
+    assert subject.pairs is not None
+    again, _ = _rounds(subject)
+    time = train_time(
+        *(subject.config, subject.pairs, fit.step, subject.shape, subject.cluster),
+        *(subject.utilization, subject.rates),
+    )
+    return _times_over(time, again)
 
 
 def _times(subject: Subject, fit: Fit | None) -> Iterator[PhaseTime]:
@@ -103,10 +134,7 @@ def _times(subject: Subject, fit: Fit | None) -> Iterator[PhaseTime]:
         )
         yield _times_over(time, again)
     if config.train and subject.pairs and fit:
-        time = train_time(
-            config, subject.pairs, fit.step, shape, cluster, subject.utilization, rates
-        )
-        yield _times_over(time, again)
+        yield _train_time(subject, fit)
     if config.evaluate and subject.held_out:
         answers = len(config.evaluate.arms) * len(config.evaluate.decodings)
         time = generation_time(

@@ -1,4 +1,4 @@
-"""GPUs by name and the clusters made of them, as the data sheets describe them."""
+"""GPUs by name and the clusters made of them, as drivers and data sheets describe them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _GPUS = re.compile(r"(?:(?P<count>\d+)x)?(?P<name>[A-Za-z].*)", re.ASCII)
 
 
 class Gpu(BaseModel):
-    """A GPU's data sheet, in the units of gpus.toml; the properties are in bytes and seconds."""
+    """A GPU as gpus.toml has it, in its units; the properties are in bytes and seconds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    memory_gb: PositiveFloat
+    memory_mib: PositiveFloat
     bf16_tflops: PositiveFloat
     memory_gb_per_second: PositiveFloat
     link_gb_per_second: PositiveFloat
@@ -37,7 +37,8 @@ class Gpu(BaseModel):
 
     @property
     def memory(self) -> float:
-        return self.memory_gb * 1e9
+        """Bytes, as the driver reports them."""
+        return self.memory_mib * 2**20
 
     @property
     def usable(self) -> float:

@@ -15,11 +15,12 @@ UNKNOWN = "unknown"
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "head", "communication")
 SHORT = {"gradients": "grad.", "optimizer": "optim.", "reference": "ref.", "communication": "comm."}
 NOTE = (
-    "GiB of one GPU, for the longest micro-batch; each line at its own fastest setting that fits, "
-    "else at its smallest; * is the fastest, or the simplest of those as fast. A row is a packed "
-    "pair with the prompt once, the head works in tiles, and the reference is cached: `ref.` is a "
-    "second model only where the KL of a full fine-tuning is measured or the reference is live. "
-    "`comm.` are buckets, and under ZeRO-3 the gathered weights of the layers that are alive."
+    "GiB of one GPU, for the longest micro-batch; the run file's at its own setting, every other "
+    "line at its fastest that fits, else at its smallest; * is the fastest, or the simplest of "
+    "those as fast. A row is a packed pair with the prompt once, the head works in tiles, and the "
+    "reference is cached: `ref.` is a second model only where the KL of a full fine-tuning is "
+    "measured or the reference is live. `comm.` are buckets, and under ZeRO-3 the gathered weights "
+    "of the layers that are alive."
 )
 
 
@@ -35,7 +36,8 @@ def _parts(figures: Mapping[str, Any]) -> Iterator[str]:
     if figures["memory"]:
         room = figures["cluster"]["usable_bytes"] / GIB
         title = f"Training memory ({room:.1f} GiB of a GPU may be filled)"
-        yield _section(title, _memory(figures["memory"]), NOTE)
+        yield _section(title, _memory(figures), NOTE)
+    yield _run_file(figures["run_file"])
     yield _recommendation(figures)
     yield _generation(figures["generation"])
     if figures["phases"]:
@@ -55,7 +57,7 @@ def _heading(figures: Mapping[str, Any]) -> str:
     lines = [
         f"{figures['run']} on {cluster['label']}",
         f"model    {model['base']}, {shown} weights (shape: {model['shape_from']})",
-        f"GPU      {cluster['memory_bytes'] / 1e9:.0f} GB; {cluster['source']}",
+        f"GPU      {cluster['memory_bytes'] / GIB:.1f} GiB; {cluster['source']}",
     ]
     if cluster["label"].endswith("nodes") or " nodes of " in cluster["label"]:
         lines.append(f"network  {cluster['network_gbits']:g} Gb/s a node")
@@ -75,12 +77,12 @@ def _figures(figures: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table(("", "Value", "Known", "From"), tuple(rows))
 
 
-def _memory(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _memory(figures: Mapping[str, Any]) -> Table:
     headers = ("", *(SHORT.get(part, part) for part in PARTS), "total", "fits", "batch")
-    return Table(
-        (*headers, "checkpointing", "s/step"),
-        tuple((_way(row), tuple(_memory_cells(row))) for row in rows),
-    )
+    rows = [(_way(row), tuple(_memory_cells(row))) for row in figures["memory"]]
+    if own := figures["run_file"]["way"]:
+        rows.insert(0, (" the run file's", tuple(_memory_cells(own))))
+    return Table((*headers, "checkpointing", "s/step"), tuple(rows))
 
 
 def _way(row: Mapping[str, Any]) -> str:
@@ -97,6 +99,32 @@ def _memory_cells(row: Mapping[str, Any]) -> Iterator[Cell]:
     yield Cell(f"{row['step_seconds']:.2f}" if row["fits"] else ABSENT)
 
 
+def _run_file(found: Mapping[str, Any] | None) -> str:
+    """What becomes of the run file as it is."""
+    if found is None:
+        return ""
+    settings = (
+        f"{found['accelerate_config']}, micro_batch_size {found['micro_batch_size']}, "
+        f"gradient_checkpointing {found['gradient_checkpointing']}"
+    )
+    way = found["way"]
+    if way is None:
+        outcome = found["problem"] or "no way to train on these GPUs"
+    elif not way["fits"]:
+        outcome = f"does not fit, {way['total'] / GIB:.1f} GiB of a GPU"
+    else:
+        outcome = (
+            f"{way['method']} {way['strategy']} fits, {way['total'] / GIB:.1f} GiB of a GPU with "
+            f"checkpointing {way['gradient_checkpointing']}; {_step(way, found['train_hours'])}"
+        )
+    text = f"{settings}: {outcome}. {found['note']}"
+    return f"The run file's\n\n{textwrap.fill(text.strip(), WIDTH, break_on_hyphens=False)}"
+
+
+def _step(way: Mapping[str, Any], hours: float) -> str:
+    return f"{way['step_seconds']:.2f} s a step, {_hours(hours)} in all"
+
+
 def _recommendation(figures: Mapping[str, Any]) -> str:
     found = figures["recommendation"]
     if found is None:
@@ -104,11 +132,10 @@ def _recommendation(figures: Mapping[str, Any]) -> str:
     lines = [
         "Recommended",
         "",
-        f"--set train.accelerate_config={found['accelerate_config']}",
-        f"--set train.micro_batch_size={found['micro_batch_size']}",
-        f"--set train.gradient_checkpointing={found['gradient_checkpointing']}",
-        f"with num_machines: {found['machines']} and num_processes: {found['processes']} in that "
-        f"file; micro-batches a step: {found['accumulation']}",
+        *found["overrides"],
+        f"{found['machines']} x {found['processes'] // found['machines']} processes (`dpo-dist "
+        "launch` writes their numbers into its copy of that file);",
+        f"micro-batches a step: {found['accumulation']}; {_step(found, found['train_hours'])}",
         "",
         f"Most memory: {found['largest']}, {found['largest_bytes'] / GIB:.1f} GiB; "
         f"{found['remedy']}.",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks.synthetic_pairs import log_normal_lengths
 from dpo_dist.config import Config, DataSource
 from dpo_dist.forecasting.data import demonstrations_of, pairs_of, prompts_of
 from dpo_dist.forecasting.figure import Given
@@ -80,11 +82,32 @@ def test_ultrafeedback_has_its_stated_size() -> None:
     found = pairs_of(config({"source": "ultrafeedback"}), Given(), None, 0, 1)
     assert found is not None
     assert (found.count.value, found.count.source, found.validation) == (61_000, "stated", 500)
-    assert found.mean.prompt + found.mean.chosen == pytest.approx(409)
     assert found.mean.prompt / found.mean.chosen == pytest.approx(0.42)
     assert found.longest.prompt + found.longest.chosen == 1024
     limited = pairs_of(config({"source": "ultrafeedback", "limit": 900}), Given(), None, 0, 1)
     assert limited is not None and limited.count.value == 900
+
+
+def test_ultrafeedback_s_mean_is_that_of_its_synthetic_twin_not_its_median() -> None:
+    """Lengths are skewed: the median pair has 16 % fewer tokens than the mean one."""
+    lengths = log_normal_lengths(61_000, np.random.default_rng(0))
+    found = pairs_of(config({"source": "ultrafeedback"}), Given(), None, 0, 1)
+    assert found is not None
+    mean = found.mean
+    for tokens, column in zip((mean.prompt, mean.chosen, mean.rejected), lengths.T, strict=True):
+        assert tokens == pytest.approx(column.mean(), rel=0.02)
+    assert np.median(lengths[:, 0] + lengths[:, 1]) == pytest.approx(409, rel=0.02)
+    # As the dataset's card counts the bytes of a row: four prompts, two chosen, one rejected.
+    a_row = 4 * (4 * mean.prompt + 2 * mean.chosen + mean.rejected)
+    assert a_row == pytest.approx(405_688_662 / 61_135, rel=0.03)
+
+
+def test_no_mean_pair_is_longer_than_max_length_lets_in() -> None:
+    preferences = {"source": "ultrafeedback"}
+    short = config(preferences, train={"max_length": 256, "global_batch_size": 16})
+    found = pairs_of(short, Given(), None, 0, 1)
+    assert found is not None
+    assert found.mean == found.longest == Pair(128, 128, 128)
 
 
 def test_the_command_line_says_what_is_not_known() -> None:

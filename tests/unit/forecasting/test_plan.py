@@ -71,6 +71,7 @@ def test_a_full_fine_tuning_of_8_b_on_two_nodes(ultrafeedback, tmp_path: Path, c
     assert figures["problems"] == figures["unknown"] == []
     shown = capsys.readouterr().out
     assert "--set train.accelerate_config=accelerate_configs/multi_node_zero3.yaml" in shown
+    assert "GPU      79.6 GiB; NVIDIA H100" in shown
     known = {figure["source"] for figure in figures["figures"].values()}
     assert known == {"given", "stated", "assumed"}  # nothing was counted here, nothing measured
     assert not any(phase["measured"] for phase in figures["phases"])

@@ -51,10 +51,10 @@ def test_lora_leaves_out_the_gradients_by_frozen_weights() -> None:
 
 def test_the_cache_holds_what_the_weights_leave() -> None:
     assert kv_bytes(LLAMA) == 2 * 2 * 32 * 8 * 128 == 131_072
-    room = 0.9 * 80e9 - 2 * 2**30 - 2 * 8_030_261_248
+    room = 0.9 * 81_559 * 2**20 - 2 * 2**30 - 2 * 8_030_261_248
     assert concurrent_answers(LLAMA, H100, 1000) == pytest.approx(room / 131_072_000)
     two = concurrent_answers(LLAMA, H100, 1000, split=2)
-    assert two == pytest.approx((room + 0.9 * 80e9 - 2 * 2**30) / 131_072_000)
+    assert two == pytest.approx((room + 0.9 * 81_559 * 2**20 - 2 * 2**30) / 131_072_000)
     small = find_cluster("L4-24G").gpu
     assert concurrent_answers(preset_shape("Qwen3-8B"), small, 1e6) < 1
 
