@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from dpo_dist import ranks
+from dpo_dist import keys, ranks
 from dpo_dist.errors import NotConfirmed
 
 
@@ -22,7 +22,7 @@ class Advance(Protocol):
 
 
 _SECRETS = re.compile(r"sk-ant-[\w-]+|hf_[A-Za-z0-9]{16,}|(?<=Bearer )[\w.\-]{8,}")
-_SECRET_VARIABLES = {"ANTHROPIC_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"}
+_SECRET_VARIABLES = set(keys.USUAL)
 
 
 def hide(variable: str) -> None:

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"==> {folder / name} <==\n{text}")
         return 0
     write(files, folder)
-    command = target.submission(folder)
+    command = target.submission(folder, layout)
     if options.submit:
         status = run_to_end(command)
         return status if status >= 0 else 128 - status  # ended by a signal, as shells say it

@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dpo_dist import keys
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
-from dpo_dist.errors import ConfigError, MissingDependency
+from dpo_dist.errors import ConfigError
 from dpo_dist.judging.dialogue import Dialogue
 from dpo_dist.judging.judge import Comparison, Judge, rules_digest
 from dpo_dist.judging.retry import explain
@@ -23,7 +24,6 @@ from dpo_dist.records import BallotOutcome
 if TYPE_CHECKING:
     from anthropic.types import Message, ModelInfo
 
-KEY_VARIABLE = "ANTHROPIC_API_KEY"
 SHORTEST_CACHED = 1024  # tokens; shorter prompts are not cached
 # No text that can be read makes more tokens than this. For what cannot fit into the context.
 MOST_CHARACTERS_A_TOKEN = 6.0
@@ -39,12 +39,10 @@ class Claude(Judge):
     """What both transports share: who judges, by which rules, and whether it can."""
 
     def __init__(self, config: ClaudeConfig, form: Form = COMPARE) -> None:
-        try:
-            import anthropic
-        except ImportError:
-            raise MissingDependency("anthropic", "cpu") from None
-        if not os.environ.get(KEY_VARIABLE):
-            raise ConfigError(f"the judge `claude` needs an API key: set {KEY_VARIABLE}")
+        import anthropic
+
+        if not os.environ.get(keys.ANTHROPIC):
+            raise ConfigError(f"the judge `claude` needs an API key: set {keys.ANTHROPIC}")
         self.config = config
         self.form = form
         self.rubric = read_rubric(config.rubric)

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_dist import keys
 from dpo_dist.background import LONGEST_WAIT, pause
 from dpo_dist.errors import JudgeFailed
 
@@ -32,7 +33,7 @@ class Backoff:
 
     attempts: int
     base: float = 0.5
-    key_variable: str = "ANTHROPIC_API_KEY"
+    key_variable: str = keys.ANTHROPIC
 
     def wait(self, attempt: int, error: Exception) -> float:
         """Seconds until the next try after `attempt` (0 for the first) failed with `error`.
@@ -62,7 +63,7 @@ def is_too_long(error: Exception) -> bool:
     return refused and any(words in str(error) for words in TOO_LONG)
 
 
-def explain(error: Exception, key_variable: str = "ANTHROPIC_API_KEY") -> float | None:
+def explain(error: Exception, key_variable: str = keys.ANTHROPIC) -> float | None:
     """The wait that the server asks for, or None; raises `JudgeFailed` for final errors.
 
     The errors of the packages `anthropic` and `openai` are understood.
