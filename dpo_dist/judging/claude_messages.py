@@ -11,7 +11,7 @@ from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.errors import ConfigError
 from dpo_dist.judging.dialogue import Dialogue
 from dpo_dist.judging.judge import Comparison, Judge, rules_digest
-from dpo_dist.judging.retry import explain
+from dpo_dist.judging.retry import refused_credentials
 from dpo_dist.judging.rubric import (
     CHARACTERS_A_TOKEN,
     COMPARE,
@@ -64,7 +64,7 @@ class Claude(Judge):
                     raise ConfigError(f"the API does not know the model {config.model}") from None
                 return
             except anthropic.AuthenticationError as error:
-                explain(error)
+                raise ConfigError(refused_credentials(error, keys.ANTHROPIC)) from None
             except (anthropic.APIError, ValueError):
                 return
         self._context = model.max_input_tokens

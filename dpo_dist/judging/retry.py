@@ -90,13 +90,17 @@ def explain(error: Exception, key_variable: str = keys.ANTHROPIC) -> float | Non
             "kept; run the same command again once the limit is raised."
         ) from None
     if status in (401, 403):
-        raise JudgeFailed(
-            f"the judge's API refused the credentials (HTTP {status}). Check {key_variable}; "
-            "what was judged is kept."
-        ) from None
+        refused = refused_credentials(error, key_variable)
+        raise JudgeFailed(f"{refused}; what was judged is kept") from None
     if status not in (408, 409, 429) and status < 500:
         raise JudgeFailed(f"the judge's API refused the request: {_name(error)}") from None
     return _retry_after(failed.response.headers.get("retry-after"))
+
+
+def refused_credentials(error: Exception, key_variable: str) -> str:
+    """What is said of an error that refuses them."""
+    status = getattr(error, "status_code", None)
+    return f"the judge's API refused the credentials (HTTP {status}): check {key_variable}"
 
 
 def _sdk_names(error: Exception) -> set[str]:

@@ -166,7 +166,7 @@ def test_the_key_is_found_nowhere(
     command = [sys.executable, "-m", "dpo_dist", "judge", str(run_file)]
     command += ["--set", f"judge.judge.transport={transport}"]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 1 and "refused the credentials" in ended.stderr
+    assert ended.returncode == 2 and "refused the credentials" in ended.stderr
     assert "debug" in ended.stderr.casefold(), "the SDK was talking"
     assert canary not in ended.stdout + ended.stderr
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
