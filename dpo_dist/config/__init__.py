@@ -15,6 +15,7 @@ from dpo_dist import keys
 from dpo_dist.config.base import DataSource, Section
 from dpo_dist.config.evaluation import Benchmarks, Evaluate, JudgeScore, Report
 from dpo_dist.config.generation import (
+    VLLM_LORA_RANKS,
     Engine,
     HfEngine,
     Sample,
@@ -72,6 +73,7 @@ from dpo_dist.config.training import (
 
 __all__ = [
     "BALANCE_OF_TWO",
+    "VLLM_LORA_RANKS",
     "Benchmarks",
     "Better",
     "Canaries",
@@ -223,6 +225,19 @@ class Config(Section):
                 "train.reference: live is the policy that a round starts from; "
                 "rounds.reference: initial needs `cached`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_that_vllm_serves(self) -> Config:
+        most = VLLM_LORA_RANKS[-1]
+        if all(isinstance(engine, HfEngine) for engine in self.engines):
+            return self
+        for name, section in (("sft", self.sft), ("train", self.train)):
+            if section and isinstance(section.method, Lora) and section.method.r > most:
+                raise ValueError(
+                    f"{name}.method.r is {section.method.r}, and vLLM serves adapters up to a rank "
+                    f"of {most}: lower it, or use the engine `hf`"
+                )
         return self
 
     @property

@@ -258,6 +258,16 @@ def test_training_refuses_a_reference_that_did_not_sample(
     assert "sampled from other weights" in capsys.readouterr().err
 
 
+def test_training_waits_for_the_pairs(run_file: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    arguments = ["train", str(run_file), "--set", "train={}"]
+    arguments += ["--set", f"train.accelerate_config={ROOT}/accelerate_configs/cpu.yaml"]
+    assert main(arguments) == 2
+    assert "sample is not complete: run the phase `sample` first" in capsys.readouterr().err
+    write_candidates(run_file, tmp_path, monkeypatch)
+    assert main(arguments) == 2
+    assert "judge is not complete: run the phase `judge` first" in capsys.readouterr().err
+
+
 def test_a_judge_scores_every_answer(
     run_file: Path, tmp_path: Path, monkeypatch, write_jsonl
 ) -> None:
