@@ -51,6 +51,8 @@ def warn(message: str) -> None:
 
 
 TERMINAL = "DPO_DIST_TERMINAL"  # what this process writes is shown on a terminal as it comes
+# Set for a process that does a part of another command, which tells the user how to go on.
+INNER = "DPO_DIST_INNER"
 YES = "DPO_DIST_YES"  # set by `--yes`, and by whoever runs phases without a terminal
 
 

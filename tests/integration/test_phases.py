@@ -105,7 +105,8 @@ def test_ctrl_c_leaves_a_directory_to_go_on_with_and_says_how(
     kill_when(process, out / "candidates.journal.jsonl", 2, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"dpo-dist run {run_file}" in errors
+    assert errors.rstrip().endswith(f"run the same command again:\n  dpo-dist run {run_file}")
+    assert errors.count("run the same command again") == 1, "the phase leaves it to `run`"
     assert not (out / "manifest.json").exists()
     finish("sample", run_file)
 

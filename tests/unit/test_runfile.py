@@ -99,9 +99,7 @@ def test_overrides_reach_into_sections_and_make_missing_ones(write_run) -> None:
     assert config.tracking.wandb is not None and config.tracking.wandb.project == "x"
     with pytest.raises(ConfigError, match="expected KEY=VALUE"):
         load_config(write_run(**MINIMAL), ["train.beta"])
-    with pytest.raises(
-        ConfigError, match=r"--set run\.name=\[a: \[a is not valid YAML"
-    ):
+    with pytest.raises(ConfigError, match=r"--set run\.name=\[a: \[a is not valid YAML"):
         load_config(write_run(**MINIMAL), ["run.name=[a"])
 
 
