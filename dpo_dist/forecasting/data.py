@@ -26,7 +26,7 @@ from dpo_dist.records import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHARACTERS_A_TOKEN = 4.0  # of English, where there is no tokenizer to ask
+CHARACTERS_A_TOKEN = 4.0  # of English, where the policy's tokenizer is not here to be asked
 SAMPLED_ROWS = 200  # whose tokens are counted; the longest one is added
 # UltraFeedback-binarized: rows of train_prefs, the median of prompt + chosen in tokens, taken for
 # the mean, and how long a prompt is in proportion to a completion.

@@ -84,18 +84,23 @@ class Claude(Judge):
             return {}
         asked = sum(len(self.form.question(comparison)) for comparison in comparisons)
         batch = self.config.transport == "batch"
-        return expected_usage(len(comparisons), asked, len(self.rubric), batch=batch)
+        return expected_usage(
+            len(comparisons),
+            asked / CHARACTERS_A_TOKEN,
+            len(self.rubric) / CHARACTERS_A_TOKEN,
+            batch=batch,
+        )
 
 
-def expected_usage(count: int, asked: float, rubric: int, *, batch: bool) -> dict[str, int]:
-    """The tokens of `count` requests, whose questions have `asked` characters together, under a
-    rubric of so many."""
-    tokens = round(rubric / CHARACTERS_A_TOKEN)
-    cached = tokens >= SHORTEST_CACHED
+def expected_usage(count: int, asked: float, rubric: float, *, batch: bool) -> dict[str, int]:
+    """The tokens of `count` requests, whose questions have `asked` tokens together, under a rubric
+    of so many."""
+    rules = round(rubric)
+    cached = rules >= SHORTEST_CACHED
     return {
-        "input_tokens": round(asked / CHARACTERS_A_TOKEN) + (0 if cached else count * tokens),
-        "cache_creation_input_tokens": tokens if cached else 0,
-        "cache_read_input_tokens": tokens * (count - 1) if cached else 0,
+        "input_tokens": round(asked) + (0 if cached else count * rules),
+        "cache_creation_input_tokens": rules if cached else 0,
+        "cache_read_input_tokens": rules * (count - 1) if cached else 0,
         "output_tokens": VERDICT_TOKENS * count,
         "batch_attempts": count if batch else 0,
     }
