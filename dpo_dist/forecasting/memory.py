@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dpo_dist.config import Config, Full, Lora, Method
@@ -52,31 +54,42 @@ def methods(config: Config) -> tuple[Method, Method]:
     return asked, (Full() if isinstance(asked, Lora) else Lora())
 
 
+@dataclass(frozen=True)
+class TrainingMemory:
+    """The table's rows; of the run file's method the way that is recommended, and the settings for
+    it; and what is wrong."""
+
+    rows: Sequence[dict[str, Any]] = ()
+    fit: Fit | None = None
+    recommendation: dict[str, Any] | None = None
+    problems: Sequence[str] = ()
+
+
 def training_memory(
     config: Config, shape: ModelShape, pairs: Pairs, cluster: Cluster, utilization: float
-) -> tuple[list[dict[str, Any]], Fit | None, list[str]]:
-    """(rows of the table, the way that is recommended, what is wrong)."""
+) -> TrainingMemory:
+    """What every way to train takes, with both methods."""
     asked, other = methods(config)
-    rows, chosen, problems = [], None, []
-    for method in (asked, other):
-        work = workload(config, method, shape, pairs)
-        ways = ways_to_train(work, cluster, utilization)
-        best = recommended(ways)
-        rows += [_row(method, way, way is best) for way in ways]
-        if method is asked:
-            chosen = best
-            if best is None:
-                problems.append(_too_small(work, cluster, min(ways, key=lambda way: way.total)))
-    return rows, chosen, problems
+    works = [workload(config, method, shape, pairs) for method in (asked, other)]
+    found = [ways_to_train(work, cluster, utilization) for work in works]
+    bests = [recommended(ways) for ways in found]
+    rows = [
+        _row(method, way, way is best)
+        for method, ways, best in zip((asked, other), found, bests, strict=True)
+        for way in ways
+    ]
+    ways, best = found[0], bests[0]
+    if best is None:
+        smallest = min(ways, key=lambda way: way.total)
+        return TrainingMemory(rows, problems=[_too_small(works[0], cluster, smallest)])
+    return TrainingMemory(rows, best, _recommendation(shape, asked, cluster, ways, best))
 
 
-def recommendation(
-    config: Config, shape: ModelShape, pairs: Pairs, cluster: Cluster, utilization: float, fit: Fit
+def _recommendation(
+    shape: ModelShape, asked: Method, cluster: Cluster, ways: Sequence[Fit], fit: Fit
 ) -> dict[str, Any]:
     """The settings to train with, what takes most, and what would take less."""
     setting = fit.setting
-    asked, _ = methods(config)
-    ways = ways_to_train(workload(config, asked, shape, pairs), cluster, utilization)
     offload = setting.strategy == "zero3_offload"
     cpu = host_bytes(shape, asked, cluster.size, cluster.per_node) if offload else 0
     return {

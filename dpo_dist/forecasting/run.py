@@ -17,7 +17,7 @@ from dpo_dist.forecasting.hours import (
     train_time,
 )
 from dpo_dist.forecasting.judging import Bill, askings, bill, name_of
-from dpo_dist.forecasting.memory import recommendation, training_memory
+from dpo_dist.forecasting.memory import TrainingMemory, training_memory
 from dpo_dist.forecasting.subject import Subject
 from dpo_dist.phases.runs import phases_of
 from dpo_dist.planning.fit import Fit
@@ -32,7 +32,8 @@ def forecast(subject: Subject) -> dict[str, Any]:
     """Everything, in bytes, seconds, hours, tokens and USD. `problems` are reasons not to start;
     `unknown` is what could not be told, and how to tell it."""
     cluster = subject.cluster
-    memory, fit, problems = _memory(subject)
+    memory = _memory(subject)
+    problems = list(memory.problems)
     generation = _generation_memory(subject)
     if generation is not None and not generation["fits"]:
         problems.append(
@@ -40,7 +41,7 @@ def forecast(subject: Subject) -> dict[str, Any]:
             f"{generation['tensor_parallel_size']} x {cluster.name}; raise the engine's "
             "tensor_parallel_size"
         )
-    times = list(_times(subject, fit))
+    times = list(_times(subject, memory.fit))
     return {
         "run": subject.config.run.name,
         "model": {
@@ -51,6 +52,7 @@ def forecast(subject: Subject) -> dict[str, Any]:
         },
         "cluster": {
             "label": cluster.label,
+            "nodes": cluster.nodes,
             "gpus": cluster.size,
             "memory_bytes": cluster.gpu.memory,
             "usable_bytes": cluster.gpu.usable,
@@ -58,8 +60,8 @@ def forecast(subject: Subject) -> dict[str, Any]:
             "source": cluster.gpu.source,
         },
         "figures": {name: asdict(figure) for name, figure in basis(subject)},
-        "memory": memory,
-        "recommendation": _advice(subject, fit),
+        "memory": memory.rows,
+        "recommendation": memory.recommendation,
         "generation": generation,
         "phases": [asdict(time) for time in times],
         "gpu_hours": cluster.size * sum(time.hours for time in times),
@@ -70,20 +72,11 @@ def forecast(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _memory(subject: Subject) -> tuple[list[dict[str, Any]], Fit | None, list[str]]:
+def _memory(subject: Subject) -> TrainingMemory:
     if subject.pairs is None:
-        return [], None, []
+        return TrainingMemory()
     return training_memory(
         subject.config, subject.shape, subject.pairs, subject.cluster, subject.utilization
-    )
-
-
-def _advice(subject: Subject, fit: Fit | None) -> dict[str, Any] | None:
-    if fit is None or subject.pairs is None:
-        return None
-    return recommendation(
-        *(subject.config, subject.shape, subject.pairs, subject.cluster),
-        *(subject.utilization, fit),
     )
 
 
