@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -160,12 +160,15 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def directory_digest(path: Path, pattern: str = "*") -> str:
-    """SHA-256 over the names and bytes of a directory's own files that match `pattern`."""
+def directory_digest(
+    path: Path, pattern: str = "*", of: Callable[[Path], str] = file_digest
+) -> str:
+    """SHA-256 over the names and bytes of a directory's own files that match `pattern`; `of` tells
+    a file's digest."""
     digest = hashlib.sha256()
     for file in sorted(path.glob(pattern)):
         if file.is_file():
-            digest.update(f"{file.name}\0{file_digest(file)}\n".encode())
+            digest.update(f"{file.name}\0{of(file)}\n".encode())
     return digest.hexdigest()
 
 
