@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -44,7 +45,10 @@ class Journal(Generic[R]):
         self._record = record
         path.parent.mkdir(parents=True, exist_ok=True)
         self._cut_torn_tail()
+        new = not path.exists()
         self._file = path.open("ab")
+        if new:
+            _sync_names(path.parent)
 
     def _cut_torn_tail(self) -> None:
         if not self.path.exists():
@@ -122,8 +126,21 @@ def _write(path: Path, parts: Iterable[str]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_names(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_names(folder: Path) -> None:
+    """Return when a folder's names are on the disk: a file's own fsync leaves its name out."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that does this for files only
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -143,12 +160,15 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def directory_digest(path: Path, pattern: str = "*") -> str:
-    """SHA-256 over the names and bytes of a directory's own files that match `pattern`."""
+def directory_digest(
+    path: Path, pattern: str = "*", of: Callable[[Path], str] = file_digest
+) -> str:
+    """SHA-256 over the names and bytes of a directory's own files that match `pattern`; `of` tells
+    a file's digest."""
     digest = hashlib.sha256()
     for file in sorted(path.glob(pattern)):
         if file.is_file():
-            digest.update(f"{file.name}\0{file_digest(file)}\n".encode())
+            digest.update(f"{file.name}\0{of(file)}\n".encode())
     return digest.hexdigest()
 
 

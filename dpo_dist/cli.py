@@ -37,8 +37,9 @@ EXIT_CODES = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    options = _parser().parse_args(arguments)
-    from dpo_dist.console import YES, quiet_libraries, say, scrub
+    words = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(words)
+    from dpo_dist.console import YES, quiet_libraries, scrub
 
     quiet_libraries()
     if getattr(options, "yes", False):
@@ -47,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tool = TOOLS.get(options.command)
         return tool.run(options) if tool else _execute(options)
     except KeyboardInterrupt:
-        say(f"interrupted. To go on, run the same command again:\n  {_command_line(options)}")
+        _say_how_to_go_on("interrupted", words, options)
         return INTERRUPTED
     except Preempted as error:
-        say(f"{error}. To go on, run the same command again:\n  {_command_line(options)}")
+        _say_how_to_go_on(str(error), words, options)
         return error.exit_code
     except DpoDistError as error:
         print(f"error: {scrub(str(error))}", file=sys.stderr)
@@ -132,20 +133,38 @@ def _show_result(config: Config) -> None:
         print(f"done: {run_root(config)}")
 
 
-def _command_line(options: argparse.Namespace) -> str:
-    if options.command == "compare":
-        return shlex.join(["dpo-dist", "compare", *map(str, options.runs)])
-    target = [options.target, "--submit"] if options.command == "launch" else []
-    words = ["dpo-dist", options.command, *target, str(options.run_file)]
-    for override in options.set:
-        words += ["--set", override]
-    if not getattr(options, "shard", WHOLE).whole:
-        words += ["--shard", str(options.shard)]
-    if getattr(options, "round", None) is not None:
-        words += ["--round", str(options.round)]
-    if getattr(options, "nodes", None) is not None:
-        words += ["--nodes", str(options.nodes), "..."]  # the launch id has to be a new one
-    return shlex.join(words)
+def _say_how_to_go_on(reason: str, words: Sequence[str], options: argparse.Namespace) -> None:
+    """Why the command ends, and which one goes on; of a part of another command only the reason:
+    what the user has typed is that one's to say."""
+    from dpo_dist.console import INNER, say
+
+    if os.environ.get(INNER):
+        say(reason)
+        return
+    say(f"{reason}. To go on, run the same command again:\n  {_command_line(words, options)}")
+
+
+def _command_line(words: Sequence[str], options: argparse.Namespace) -> str:
+    """The command as it was typed, without `--force`, which would move the work aside once more;
+    a launch id has to be a new one."""
+    kept: list[str] = []
+    waiting = iter(words)
+    for word in waiting:
+        name, equals, _ = word.partition("=")
+        if getattr(options, "force", False) and _means(name, "--force"):
+            continue
+        if getattr(options, "launch_id", None) is not None and _means(name, "--launch-id"):
+            kept += ["--launch-id", "..."]
+            if not equals:
+                next(waiting)
+            continue
+        kept.append(word)
+    return shlex.join(["dpo-dist", *kept])
+
+
+def _means(word: str, option: str) -> bool:
+    """Whether argparse takes a word for that option: it may be cut short."""
+    return len(word) > 2 and option.startswith(word)
 
 
 def _shard(text: str) -> Shard:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from dpo_dist import ranks
+from dpo_dist import keys, ranks
 from dpo_dist.errors import NotConfirmed
 
 
@@ -22,7 +22,7 @@ class Advance(Protocol):
 
 
 _SECRETS = re.compile(r"sk-ant-[\w-]+|hf_[A-Za-z0-9]{16,}|(?<=Bearer )[\w.\-]{8,}")
-_SECRET_VARIABLES = {"ANTHROPIC_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"}
+_SECRET_VARIABLES = set(keys.USUAL)
 
 
 def hide(variable: str) -> None:
@@ -51,6 +51,8 @@ def warn(message: str) -> None:
 
 
 TERMINAL = "DPO_DIST_TERMINAL"  # what this process writes is shown on a terminal as it comes
+# Set for a process that does a part of another command, which tells the user how to go on.
+INNER = "DPO_DIST_INNER"
 YES = "DPO_DIST_YES"  # set by `--yes`, and by whoever runs phases without a terminal
 
 

@@ -8,6 +8,7 @@
     ├── EngineFailed              an engine cannot go on (no server is left, or one answers wrongly)
     ├── JudgeFailed               the judge cannot go on (credentials, a spend limit, an open sheet)
     ├── DirectoryLocked           another process owns the phase's directory
+    ├── NoFileLocks               the file system cannot keep two processes apart
     ├── UploadFailed              the Hub has not taken what was made for it
     └── UserError                 exit code 2: nothing was done; the input has to change
         ├── ConfigError           run.yaml: what is wrong, at which key
@@ -59,6 +60,10 @@ class DirectoryLocked(DpoDistError):
     """Another process is at work in the phase's directory."""
 
 
+class NoFileLocks(DpoDistError):
+    """The phase's directory lies on a file system without locks."""
+
+
 class UploadFailed(DpoDistError):
     """The Hub has not taken the model; the folder that was made for it is kept."""
 
@@ -94,12 +99,11 @@ class FingerprintMismatch(UserError):
 
 
 class MissingDependency(UserError):
-    """An optional package is not installed."""
+    """An optional package is not installed; any one of the `extras` brings it."""
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"{package} is not installed. Install it with: pip install 'dpo_dist[{extra}]'"
-        )
+    def __init__(self, package: str, *extras: str) -> None:
+        commands = " or ".join(f"pip install 'dpo_dist[{extra}]'" for extra in extras)
+        super().__init__(f"{package} is not installed. Install it with: {commands}")
 
 
 PREEMPTED = Preempted.exit_code  # sysexits.h: EX_TEMPFAIL, "try again later"

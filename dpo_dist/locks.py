@@ -16,13 +16,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from dpo_dist.errors import DirectoryLocked
+from dpo_dist.errors import DirectoryLocked, NoFileLocks
 from dpo_dist.ranks import Shard
 
 
 @contextmanager
 def sole(path: Path) -> Iterator[None]:
-    """Work in a directory alone. Raises `DirectoryLocked`, naming who is at work there."""
+    """Work in a directory alone. Raises `DirectoryLocked`, naming who is at work there, and
+    `NoFileLocks`, like everything here."""
     with _beside(path, "").open("a+") as file:
         if not _take(file, fcntl.LOCK_EX):
             raise _in_use(path, file)
@@ -55,7 +56,7 @@ def shared(path: Path, shard: Shard) -> Iterator[None]:
 def in_turn(path: Path) -> Iterator[None]:
     """Wait for a moment alone among the shards: to bind the directory, to declare it complete."""
     with _beside(path, ".turn").open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -64,11 +65,26 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def _take(file: IO[str], kind: int) -> bool:
+    """Whether the lock is ours; somebody else has it otherwise. Raises `NoFileLocks`."""
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except OSError:
+        _lock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
     return True
+
+
+def _lock(file: IO[str], kind: int) -> None:
+    try:
+        fcntl.flock(file, kind)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise NoFileLocks(
+            f"{file.name}: the file system gives no lock ({error.strerror}), and without one two "
+            "processes could work in the same directory. Set run.output_dir to a folder on another "
+            "file system, or mount this one with locks (Lustre: the option `flock`; NFS: version "
+            "4); `dpo-dist doctor RUN.yaml` tells whether they work."
+        ) from None
 
 
 def _sign(file: IO[str], words: str) -> None:

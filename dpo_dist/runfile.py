@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from dpo_dist import config
 from dpo_dist.config import Config
+from dpo_dist.console import hide
 from dpo_dist.errors import ConfigError
 
 # Fields whose relative paths are meant relative to the run file.
@@ -30,10 +31,13 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
         _set(values, override)
     _anchor_paths(values, path.resolve().parent)
     try:
-        return Config.model_validate(values)
+        found = Config.model_validate(values)
     except ValidationError as error:
         lines = [_describe(dict(problem), values) for problem in error.errors()]
         raise ConfigError(f"{path}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+    for variable in found.key_variables:
+        hide(variable)
+    return found
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -63,7 +67,11 @@ def _set(values: dict[str, Any], override: str) -> None:
         values = values[parent]
         if not isinstance(values, dict):
             raise ConfigError(f"--set {override}: {parent} is not a section")
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"--set {override}: {text} is not valid YAML: {said}") from None
 
 
 def _anchor_paths(values: Any, folder: Path) -> None:

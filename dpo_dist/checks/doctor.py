@@ -8,10 +8,11 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from dpo_dist import keys
 from dpo_dist.checks import packages, surroundings
 from dpo_dist.checks.facts import trainings
 from dpo_dist.checks.findings import Finding
-from dpo_dist.config import ClaudeJudge, Config
+from dpo_dist.config import ClaudeJudge, Config, OpenAiJudge, VllmServer
 from dpo_dist.data.models import check_model
 from dpo_dist.errors import UserError
 from dpo_dist.training.job import accumulation_steps, num_processes
@@ -59,7 +60,7 @@ def _environment(config: Config | None) -> Iterator[tuple[str, Finding]]:
     yield "compiler", surroundings.compiler()
     yield "stale locks", surroundings.extension_locks()
     yield "launcher variables", surroundings.launcher_variables()
-    yield "keys", surroundings.keys()
+    yield "keys", surroundings.key_variables(config.key_variables if config else keys.USUAL)
 
 
 def _run_file(config: Config) -> Iterator[tuple[str, Finding]]:
@@ -75,13 +76,33 @@ def _run_file(config: Config) -> Iterator[tuple[str, Finding]]:
             yield "accelerate_config", Finding("ok", f"{path}, {steps} micro-batches a step")
         except UserError as error:
             yield "accelerate_config", Finding("failed", str(error))
-    judges = [s.judge for s in (config.judge, config.evaluate) if s is not None]
-    if any(isinstance(judge, ClaudeJudge) for judge in judges) and not os.environ.get(
-        "ANTHROPIC_API_KEY"
-    ):
-        advice = "Set it where the phases that judge run"
-        yield "judge", Finding("failed", "Claude judges, and ANTHROPIC_API_KEY is not set", advice)
+    yield from _keys(config)
     wandb = config.tracking.wandb
-    if wandb is not None and wandb.mode == "online" and not os.environ.get("WANDB_API_KEY"):
+    if wandb is not None and wandb.mode == "online" and not os.environ.get(keys.WANDB):
         advice = "Set it, log in with `wandb login`, or use mode: offline"
         yield "tracking", Finding("warning", "wandb is online, and WANDB_API_KEY not set", advice)
+
+
+def _keys(config: Config) -> Iterator[tuple[str, Finding]]:
+    """The keys that judges and servers of the run want and the environment lacks, each once."""
+    missing: dict[tuple[str, str], Finding] = {}
+    for judge in config.judges:
+        if isinstance(judge, ClaudeJudge) and not os.environ.get(keys.ANTHROPIC):
+            missing["judge", keys.ANTHROPIC] = Finding(
+                "failed",
+                f"Claude judges, and {keys.ANTHROPIC} is not set",
+                "Set it where the phases that judge run",
+            )
+        elif isinstance(judge, OpenAiJudge) and not os.environ.get(judge.api_key_variable):
+            missing["judge", judge.base_url] = Finding(
+                "warning",
+                f"{judge.base_url} judges, and {judge.api_key_variable} is not set",
+                "Set it where the phases that judge run, unless that server wants no key",
+            )
+    for engine in config.engines:
+        variable = engine.api_key_variable if isinstance(engine, VllmServer) else None
+        if variable is not None and not os.environ.get(variable):
+            missing["engine", variable] = Finding(
+                "failed", f"servers want a key, and {variable} is not set", "Set it"
+            )
+    yield from ((name, finding) for (name, _), finding in missing.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -24,6 +25,12 @@ class Gpu(BaseModel):
 
 def gpus() -> list[Gpu]:
     """The GPUs that `CUDA_VISIBLE_DEVICES` leaves, as the driver's own tool counts them."""
+    return visible(_asked_driver(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+@cache
+def _asked_driver() -> str:
+    """Asked once: without its persistence mode the driver takes seconds for each answer."""
     query = "--query-gpu=index,uuid,name,memory.total,memory.free,driver_version"
     try:
         answer = subprocess.run(
@@ -34,8 +41,8 @@ def gpus() -> list[Gpu]:
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return []
-    return visible(answer.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return ""
+    return answer.stdout
 
 
 def visible(answer: str, allowed: str | None) -> list[Gpu]:

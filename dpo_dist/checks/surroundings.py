@@ -8,6 +8,7 @@ import resource
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_dist import ranks
@@ -15,7 +16,6 @@ from dpo_dist.checks.findings import Finding, State
 from dpo_dist.checks.machine import GIB, available_memory, free_disk, gpus
 from dpo_dist.training.start import has_cuda
 
-KEYS = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY")
 _LONGEST_TMPDIR = 70  # a socket's path holds 107 bytes, and vLLM adds a name of 37 to it
 _STALE_SECONDS = 600
 
@@ -60,9 +60,9 @@ def model_cache() -> Finding:
     return Finding("ok", f"{folder}{offline}, {free_disk(folder) / GIB:.0f} GiB free")
 
 
-def keys() -> Finding:
+def key_variables(names: Sequence[str]) -> Finding:
     return Finding(
-        "ok", ", ".join(f"{k} {'set' if os.environ.get(k) else 'not set'}" for k in KEYS)
+        "ok", ", ".join(f"{k} {'set' if os.environ.get(k) else 'not set'}" for k in names)
     )
 
 

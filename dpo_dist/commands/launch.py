@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run(options: argparse.Namespace) -> int:
-    from dpo_dist.console import say
+    from dpo_dist.console import INNER, say
     from dpo_dist.launching.layout import Layout
     from dpo_dist.launching.render import write
     from dpo_dist.processes import run_to_end
@@ -45,9 +46,11 @@ def run(options: argparse.Namespace) -> int:
             print(f"==> {folder / name} <==\n{text}")
         return 0
     write(files, folder)
-    command = target.submission(folder)
+    command = target.submission(folder, layout)
     if options.submit:
-        status = run_to_end(command)
+        # What is submitted to others goes on without this process.
+        inner = {INNER: "1"} if target.name == "local" else {}
+        status = run_to_end(command, {**os.environ, **inner})
         return status if status >= 0 else 128 - status  # ended by a signal, as shells say it
     say(f"{len(files)} files are in {folder}. To submit them:\n  {shlex.join(command)}")
     return 0

@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from dpo_dist import keys
 from dpo_dist.config.base import DataSource, Section
 from dpo_dist.config.evaluation import Benchmarks, Evaluate, JudgeScore, Report
 from dpo_dist.config.generation import (
+    VLLM_LORA_RANKS,
     Engine,
     HfEngine,
     Sample,
@@ -71,6 +73,7 @@ from dpo_dist.config.training import (
 
 __all__ = [
     "BALANCE_OF_TWO",
+    "VLLM_LORA_RANKS",
     "Benchmarks",
     "Better",
     "Canaries",
@@ -224,6 +227,19 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _adapters_that_vllm_serves(self) -> Config:
+        most = VLLM_LORA_RANKS[-1]
+        if all(isinstance(engine, HfEngine) for engine in self.engines):
+            return self
+        for name, section in (("sft", self.sft), ("train", self.train)):
+            if section and isinstance(section.method, Lora) and section.method.r > most:
+                raise ValueError(
+                    f"{name}.method.r is {section.method.r}, and vLLM serves adapters up to a rank "
+                    f"of {most}: lower it, or use the engine `hf`"
+                )
+        return self
+
     @property
     def round(self) -> int:
         """Which of its `rounds` is at work, counted from 1; 0 where none is."""
@@ -242,6 +258,43 @@ class Config(Section):
             return self.evaluate.engine
         assert self.sample is not None
         return self.sample.engine
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """What answers prompts in the phases that are run."""
+        judged = self.preferences.source == "judged"
+        sampling = (self.sample.engine,) if self.sample is not None and judged else ()
+        evaluation = (self.evaluation_engine,) if self.evaluate is not None else ()
+        return tuple(dict.fromkeys((*sampling, *evaluation)))
+
+    @property
+    def judges(self) -> tuple[JudgeKind, ...]:
+        """Everything that judges in the phases that are run: labels, comparisons of the
+        evaluation, scores of single answers."""
+        found: list[JudgeKind] = []
+        if self.judge is not None and self.preferences.source == "judged":
+            found.append(self.judge.judge)
+        if self.evaluate is not None:
+            found += [self.evaluate.judge] if self.evaluate.judge is not None else []
+            found += [score.judge for score in self.evaluate.judge_scores]
+        return tuple(found)
+
+    @property
+    def key_variables(self) -> tuple[str, ...]:
+        """The environment's variables whose keys the run uses, sorted. Models and data sets may
+        lie on the Hub; a server of one's own may want no key."""
+        found = {keys.HUB}
+        for judge in self.judges:
+            if isinstance(judge, ClaudeJudge):
+                found.add(keys.ANTHROPIC)
+            elif isinstance(judge, OpenAiJudge):
+                found.add(judge.api_key_variable)
+        for engine in self.engines:
+            if isinstance(engine, VllmServer) and engine.api_key_variable is not None:
+                found.add(engine.api_key_variable)
+        if self.tracking.wandb is not None and self.tracking.wandb.mode == "online":
+            found.add(keys.WANDB)
+        return tuple(sorted(found))
 
     def dump(self, *sections: str) -> dict[str, Any]:
         """The named sections as plain JSON values, defaults filled in."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from dpo_dist.config.base import DataSource, Section
 from dpo_dist.config.generation import Engine, Sampling
@@ -46,7 +46,7 @@ class Evaluate(Section):
 
     prompts: DataSource
     engine: Engine | None = None  # sample.engine when absent
-    arms: tuple[Literal["base", "sft", "dpo"], ...] = ("base", "sft", "dpo")
+    arms: tuple[Literal["base", "sft", "dpo"], ...] = Field(("base", "sft", "dpo"), min_length=1)
     decodings: tuple[Sampling, ...] = Field((Sampling(temperature=0.0),), min_length=1)
     max_new_tokens: PositiveInt = 160
     metrics: tuple[Metric, ...] = Field(min_length=1)
@@ -56,13 +56,21 @@ class Evaluate(Section):
     benchmarks: Benchmarks | None = Field(None, exclude_if=lambda value: value is None)
     guard: tuple[str, ...] | None = None
 
+    @field_validator("arms")
+    @classmethod
+    def _each_arm_once(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(arms)) < len(arms):
+            raise ValueError(f"an arm is named twice: {', '.join(arms)}")
+        return arms
+
     @model_validator(mode="after")
     def _guarded_rows_exist(self) -> Evaluate:
-        labels = {row.label for row in (*self.metrics, *self.judge_scores)}
+        # Without a label in the run file a metric has one of its own, which is not known here.
+        labels = {row.label for row in (*self.metrics, *self.judge_scores)} - {""}
         if unknown := set(self.guard or ()) - labels:
             raise ValueError(
-                f"guard: no metric is labelled {', '.join(sorted(unknown))}; there are: "
-                + ", ".join(sorted(labels))
+                f"guard: no metric is labelled {', '.join(sorted(map(repr, unknown)))}; there are: "
+                f"{', '.join(sorted(labels)) or 'none'}. Give a metric a `label` to guard it"
             )
         return self
 

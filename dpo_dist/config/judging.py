@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from dpo_dist import keys
 from dpo_dist.config.base import Section
 from dpo_dist.config.metrics import Metric, why_no_judge
 
@@ -72,7 +73,7 @@ class OpenAiJudge(Section):
     concurrency: PositiveInt = 8
     max_attempts: PositiveInt = 6
     max_hours: PositiveFloat | None = None
-    api_key_variable: str = "OPENAI_API_KEY"
+    api_key_variable: str = keys.OPENAI
 
 
 class RewardModelJudge(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dpo_dist.artifacts import directory_digest
+from dpo_dist.data.digests import weights_digest
 from dpo_dist.errors import ModelError
 
 
@@ -33,4 +33,4 @@ def is_hub_id(model: str) -> bool:
 def model_identity(model: str) -> str:
     """The digest of a model's weights; a Hub id stands for itself."""
     path = Path(model)
-    return directory_digest(path, "*.safetensors") if path.is_dir() else f"hub:{model}"
+    return weights_digest(path) if path.is_dir() else f"hub:{model}"

@@ -25,6 +25,7 @@ from dpo_dist.data.rows import (
     iterate_rows,
     messages_of,
     source_identity,
+    turns_of,
     write_parquet,
 )
 from dpo_dist.errors import DataError
@@ -198,9 +199,8 @@ def _answer(row: Row, key: str, prompt: tuple[Message, ...]) -> tuple[tuple[Mess
     answer = value[-1].get("content")
     if value[-1].get("role") != "assistant" or not isinstance(answer, str):
         raise row.error(f"`{key}` must end with the assistant's turn")
-    before = tuple(Message(role=turn["role"], content=turn["content"]) for turn in value[:-1])
-    for text in (answer, *(message.content for message in before)):
-        check_text(row, key, text)
+    check_text(row, key, answer)
+    before = turns_of(row, key, value[:-1])
     if before and before[-len(prompt) :] != prompt and before[-1].content != prompt[-1].content:
         raise row.error(f"`{key}` does not begin with the row's prompt")
     return before, answer

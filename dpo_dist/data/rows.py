@@ -112,16 +112,22 @@ def messages_of(row: Row, key: str, role: str) -> tuple[Message, ...]:
         value = [{"role": role, "content": value}]
     if not isinstance(value, list) or not value:
         raise row.error(f"`{key}` is missing or empty; expected a text or a list of messages")
+    messages = turns_of(row, key, value)
+    if not messages[-1].content.strip():
+        raise row.error(f"`{key}` ends with an empty turn")
+    return messages
+
+
+def turns_of(row: Row, key: str, values: Iterable[Any]) -> tuple[Message, ...]:
+    """Turns that stand under `key`, each checked."""
     try:
-        messages = tuple(Message(role=turn["role"], content=turn["content"]) for turn in value)
+        messages = tuple(Message(role=turn["role"], content=turn["content"]) for turn in values)
     except (KeyError, TypeError, ValueError):
         raise row.error(
             f"`{key}` has a turn that is not {{'role': system|user|assistant, 'content': text}}"
         ) from None
     for message in messages:
         check_text(row, key, message.content)
-    if not messages[-1].content.strip():
-        raise row.error(f"`{key}` ends with an empty turn")
     return messages
 
 

@@ -26,7 +26,7 @@ from dpo_dist.records import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHARACTERS_A_TOKEN = 4.0  # of English, where there is no tokenizer to ask
+CHARACTERS_A_TOKEN = 4.0  # of English, where the policy's tokenizer is not here to be asked
 SAMPLED_ROWS = 200  # whose tokens are counted; the longest one is added
 # UltraFeedback-binarized: rows of train_prefs, how long a prompt is in proportion to a completion,
 # and the mean tokens of a completion. Its median of prompt + chosen is 409, but long answers make

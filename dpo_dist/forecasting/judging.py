@@ -9,12 +9,12 @@ from pathlib import Path
 
 from dpo_dist.config import ClaudeJudge, Config, JudgeKind, OpenAiJudge
 from dpo_dist.evaluation.comparison import pairs_of
-from dpo_dist.forecasting.data import CHARACTERS_A_TOKEN, Texts
+from dpo_dist.forecasting.data import Texts
 from dpo_dist.forecasting.rates import Rates
 from dpo_dist.judging.canaries import own_canaries
 from dpo_dist.judging.claude_messages import expected_usage
 from dpo_dist.judging.judge import Comparison
-from dpo_dist.judging.rubric import COMPARE, SCORE, Form, read_rubric
+from dpo_dist.judging.rubric import CHARACTERS_A_TOKEN, COMPARE, SCORE, Form, read_rubric
 from dpo_dist.judging.spend import read_prices
 from dpo_dist.phases.canaries import most_requests
 from dpo_dist.records import Prompt
@@ -112,11 +112,11 @@ def _usage(
     asking: Asking, judge: ClaudeJudge | OpenAiJudge, count: int, rates: Rates
 ) -> dict[str, int]:
     """Tokens by kind: those of a request that compares were measured, or follow from the texts."""
-    characters = (asking.prompt + asking.answers) * CHARACTERS_A_TOKEN + _frame(asking.form)
-    rubric = len(read_rubric(judge.rubric))
+    shown = asking.prompt + asking.answers + _frame(asking.form) / CHARACTERS_A_TOKEN
+    rubric = len(read_rubric(judge.rubric)) / CHARACTERS_A_TOKEN
     if rates.usage and asking.form is COMPARE:
         return {kind: round(count * tokens) for kind, tokens in rates.usage.items()}
-    return expected_usage(count, count * characters, rubric, batch=False)
+    return expected_usage(count, count * shown, rubric, batch=False)
 
 
 def _frame(form: Form) -> int:

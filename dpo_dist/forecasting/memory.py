@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,9 +34,12 @@ REMEDY = {
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """`rows` are the table's, `best` the way that is recommended, `chosen` the run file's own."""
+    """`rows` are the table's; `work` is what the run file trains, `ways` are the ways to do it,
+    `best` the one that is recommended, `chosen` the run file's own."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
+    work: Workload | None = None
+    ways: Sequence[Fit] = ()
     best: Fit | None = None
     chosen: Chosen = field(default_factory=Chosen)
     problems: list[str] = field(default_factory=list)
@@ -74,24 +78,24 @@ def training_memory(
     config: Config, shape: ModelShape, pairs: Pairs, cluster: Cluster, utilization: float
 ) -> TrainingMemory:
     """Both methods, every way to shard them, and the way that the run file asks for."""
-    asked, other = methods(config)
-    rows, best, problems = [], None, []
-    for method in (asked, other):
-        work = workload(config, method, shape, pairs)
-        ways = ways_to_train(work, cluster, utilization)
-        fastest = recommended(ways)
-        rows += [_row(method, way, way is fastest) for way in ways]
-        if method is asked:
-            best = fastest
-            if best is None:
-                problems.append(_too_small(work, cluster, min(ways, key=lambda way: way.total)))
-    work = workload(config, asked, shape, pairs)
+    works = [workload(config, method, shape, pairs) for method in methods(config)]
+    found = [ways_to_train(work, cluster, utilization) for work in works]
+    bests = [recommended(ways) for ways in found]
+    rows = [
+        _row(work.method, way, way is best)
+        for work, ways, best in zip(works, found, bests, strict=True)
+        for way in ways
+    ]
+    work, ways, best = works[0], found[0], bests[0]
     chosen = chosen_way(config, work, cluster, utilization)
+    problems = []
+    if best is None:
+        problems.append(_too_small(work, cluster, min(ways, key=lambda way: way.total)))
     if chosen.problem and best is not None:
         problems.append(f"{chosen.problem}; this would do: {' '.join(overrides(best, cluster))}")
     elif chosen.problem and chosen.fit is None:
         problems.append(chosen.problem)
-    return TrainingMemory(rows, best, chosen, problems)
+    return TrainingMemory(rows, work, ways, best, chosen, problems)
 
 
 def overrides(fit: Fit, cluster: Cluster) -> list[str]:
@@ -119,16 +123,13 @@ def run_file_way(config: Config, chosen: Chosen) -> dict[str, Any]:
 
 
 def recommendation(
-    config: Config, shape: ModelShape, pairs: Pairs, cluster: Cluster, utilization: float, fit: Fit
+    work: Workload, ways: Sequence[Fit], fit: Fit, cluster: Cluster
 ) -> dict[str, Any]:
-    """The settings to train with, what takes most, and what would take less."""
+    """The settings of `fit`, one of `ways`, what takes most, and what would take less."""
     setting = fit.setting
-    asked, _ = methods(config)
-    work = workload(config, asked, shape, pairs)
-    ways = ways_to_train(work, cluster, utilization)
     cpu = 0
     if setting.strategy == "zero3_offload":
-        cpu = host_bytes(shape, asked, cluster.size, cluster.per_node)
+        cpu = host_bytes(work.shape, work.method, cluster.size, cluster.per_node)
         cpu += 2 * work.second_model * cluster.per_node // cluster.size
     return {
         "overrides": overrides(fit, cluster),
@@ -141,7 +142,7 @@ def recommendation(
         "largest": fit.largest,
         "largest_bytes": fit.parts[fit.largest],
         "remedy": REMEDY[fit.largest],
-        "cheaper": _cheaper(next_cheaper(ways, fit), asked),
+        "cheaper": _cheaper(next_cheaper(ways, fit), work.method),
         "node_memory_bytes": cpu,
     }
 

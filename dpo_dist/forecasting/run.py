@@ -57,6 +57,7 @@ def forecast(subject: Subject) -> dict[str, Any]:
         },
         "cluster": {
             "label": cluster.label,
+            "nodes": cluster.nodes,
             "gpus": cluster.size,
             "memory_bytes": cluster.gpu.memory,
             "usable_bytes": cluster.gpu.usable,
@@ -66,7 +67,7 @@ def forecast(subject: Subject) -> dict[str, Any]:
         "figures": {name: asdict(figure) for name, figure in basis(subject)},
         "memory": memory.rows,
         "run_file": _asked_for(subject, memory),
-        "recommendation": _advice(subject, memory.best),
+        "recommendation": _advice(subject, memory),
         "generation": generation,
         "phases": [asdict(time) for time in times],
         "gpu_hours": cluster.size * sum(time.hours for time in times),
@@ -94,14 +95,11 @@ def _asked_for(subject: Subject, memory: TrainingMemory) -> dict[str, Any] | Non
     return run_file_way(subject.config, memory.chosen) | {"train_hours": hours}
 
 
-def _advice(subject: Subject, fit: Fit | None) -> dict[str, Any] | None:
-    if fit is None or subject.pairs is None:
+def _advice(subject: Subject, memory: TrainingMemory) -> dict[str, Any] | None:
+    fit = memory.best
+    if fit is None or memory.work is None:
         return None
-    advice = recommendation(
-        *(subject.config, subject.shape, subject.pairs, subject.cluster),
-        *(subject.utilization, fit),
-    )
-    return advice | {
+    return recommendation(memory.work, memory.ways, fit, subject.cluster) | {
         "step_seconds": fit.step.seconds,
         "train_hours": _train_time(subject, fit).hours,
     }

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 from dpo_dist import ranks
+from dpo_dist.config import VLLM_LORA_RANKS, HfEngine, Sampling, VllmEngine, VllmServer
 from dpo_dist.config import Engine as EngineConfig
-from dpo_dist.config import HfEngine, Sampling, VllmEngine, VllmServer
+from dpo_dist.errors import ModelError
 from dpo_dist.records import FinishReason
-
-VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,18 @@ class Completion:
 
 
 def lora_rank(adapters: Sequence[Path]) -> int:
-    """The smallest rank that vLLM offers and that holds every adapter."""
-    needed = max(
-        int(json.loads((adapter / "adapter_config.json").read_text())["r"]) for adapter in adapters
-    )
+    """The smallest rank that vLLM offers and that holds every adapter. Raises `ModelError` for one
+    that is too large."""
+    adapter_of = {
+        int(json.loads((adapter / "adapter_config.json").read_text())["r"]): adapter
+        for adapter in adapters
+    }
+    needed = max(adapter_of)
+    if needed > VLLM_LORA_RANKS[-1]:
+        raise ModelError(
+            f"{adapter_of[needed]}: an adapter of rank {needed}, and vLLM serves no more than "
+            f"{VLLM_LORA_RANKS[-1]}. Use the engine `hf`, or merge it into its model."
+        )
     return next(rank for rank in VLLM_LORA_RANKS if rank >= needed)
 
 

@@ -27,7 +27,7 @@ class HfInProcess:
         trust_remote_code: bool = False,
     ) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
         torch.manual_seed(seed)
         self._tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
@@ -38,6 +38,9 @@ class HfInProcess:
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
         ).to(device)
+        # `generate` fills what it is not told from the model's own generation_config.json, such as
+        # a repetition penalty, which the other engines leave out.
+        loaded.generation_config = GenerationConfig()
         self._adapters = {adapter: f"adapter-{n}" for n, adapter in enumerate(adapters)}
         if adapters:
             from peft import PeftModel

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_dist.config import VllmEngine
-from dpo_dist.errors import MissingDependency
+from dpo_dist.errors import EngineFailed, MissingDependency
 from dpo_dist.generation import cpu_lora
 from dpo_dist.generation.engine import Completion, Request, lora_rank
 
@@ -37,7 +37,7 @@ class VllmInProcess:
         try:
             from vllm import LLM
         except ImportError:
-            raise MissingDependency("vllm", "cpu' or 'dpo_dist[cuda]") from None
+            raise MissingDependency("vllm", "cpu", "cuda") from None
         from vllm.platforms import current_platform
 
         on_cpu = current_platform.is_cpu()
@@ -142,10 +142,16 @@ def _sampling_params(request: Request) -> Any:
 
 
 def _completion(output: Any) -> Completion:
+    """Raises `EngineFailed` for an answer that neither ended by itself nor reached its limit."""
     answer = output.outputs[0]
+    if answer.finish_reason not in ("stop", "length"):
+        raise EngineFailed(
+            f"vLLM ended the answer to {output.request_id} with `{answer.finish_reason}`. What "
+            "was generated is kept; run the same command again."
+        )
     return Completion(
         id=output.request_id,
         text=answer.text,
         token_ids=tuple(answer.token_ids),
-        finish_reason="length" if answer.finish_reason == "length" else "stop",
+        finish_reason=answer.finish_reason,
     )

@@ -6,11 +6,12 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dpo_dist import keys
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
-from dpo_dist.errors import ConfigError, MissingDependency
+from dpo_dist.errors import ConfigError
 from dpo_dist.judging.dialogue import Dialogue
 from dpo_dist.judging.judge import Comparison, Judge, rules_digest
-from dpo_dist.judging.retry import explain
+from dpo_dist.judging.retry import refused_credentials
 from dpo_dist.judging.rubric import (
     CHARACTERS_A_TOKEN,
     COMPARE,
@@ -23,7 +24,6 @@ from dpo_dist.records import BallotOutcome
 if TYPE_CHECKING:
     from anthropic.types import Message, ModelInfo
 
-KEY_VARIABLE = "ANTHROPIC_API_KEY"
 SHORTEST_CACHED = 1024  # tokens; shorter prompts are not cached
 # No text that can be read makes more tokens than this. For what cannot fit into the context.
 MOST_CHARACTERS_A_TOKEN = 6.0
@@ -39,12 +39,10 @@ class Claude(Judge):
     """What both transports share: who judges, by which rules, and whether it can."""
 
     def __init__(self, config: ClaudeConfig, form: Form = COMPARE) -> None:
-        try:
-            import anthropic
-        except ImportError:
-            raise MissingDependency("anthropic", "cpu") from None
-        if not os.environ.get(KEY_VARIABLE):
-            raise ConfigError(f"the judge `claude` needs an API key: set {KEY_VARIABLE}")
+        import anthropic
+
+        if not os.environ.get(keys.ANTHROPIC):
+            raise ConfigError(f"the judge `claude` needs an API key: set {keys.ANTHROPIC}")
         self.config = config
         self.form = form
         self.rubric = read_rubric(config.rubric)
@@ -66,7 +64,7 @@ class Claude(Judge):
                     raise ConfigError(f"the API does not know the model {config.model}") from None
                 return
             except anthropic.AuthenticationError as error:
-                explain(error)
+                raise ConfigError(refused_credentials(error, keys.ANTHROPIC)) from None
             except (anthropic.APIError, ValueError):
                 return
         self._context = model.max_input_tokens
@@ -86,18 +84,23 @@ class Claude(Judge):
             return {}
         asked = sum(len(self.form.question(comparison)) for comparison in comparisons)
         batch = self.config.transport == "batch"
-        return expected_usage(len(comparisons), asked, len(self.rubric), batch=batch)
+        return expected_usage(
+            len(comparisons),
+            asked / CHARACTERS_A_TOKEN,
+            len(self.rubric) / CHARACTERS_A_TOKEN,
+            batch=batch,
+        )
 
 
-def expected_usage(count: int, asked: float, rubric: int, *, batch: bool) -> dict[str, int]:
-    """The tokens of `count` requests, whose questions have `asked` characters together, under a
-    rubric of so many."""
-    tokens = round(rubric / CHARACTERS_A_TOKEN)
-    cached = tokens >= SHORTEST_CACHED
+def expected_usage(count: int, asked: float, rubric: float, *, batch: bool) -> dict[str, int]:
+    """The tokens of `count` requests, whose questions have `asked` tokens together, under a rubric
+    of so many."""
+    rules = round(rubric)
+    cached = rules >= SHORTEST_CACHED
     return {
-        "input_tokens": round(asked / CHARACTERS_A_TOKEN) + (0 if cached else count * tokens),
-        "cache_creation_input_tokens": tokens if cached else 0,
-        "cache_read_input_tokens": tokens * (count - 1) if cached else 0,
+        "input_tokens": round(asked) + (0 if cached else count * rules),
+        "cache_creation_input_tokens": rules if cached else 0,
+        "cache_read_input_tokens": rules * (count - 1) if cached else 0,
         "output_tokens": VERDICT_TOKENS * count,
         "batch_attempts": count if batch else 0,
     }

@@ -68,7 +68,7 @@ class Judge(ABC):
     def check(self) -> None:
         """Find out, before anything is paid for, whether the judge can do what is wanted.
 
-        Raises `ConfigError` where it cannot."""
+        Raises `ConfigError` where it cannot, refused credentials included."""
         return
 
     def why_not_asked(self, comparison: Comparison) -> BallotOutcome | None:

@@ -13,7 +13,7 @@ from dpo_dist.console import hide
 from dpo_dist.errors import ConfigError, MissingDependency
 from dpo_dist.judging.dialogue import Dialogue
 from dpo_dist.judging.judge import Comparison, Judge, rules_digest
-from dpo_dist.judging.retry import Backoff, NotAMessage, explain
+from dpo_dist.judging.retry import Backoff, NotAMessage, refused_credentials
 from dpo_dist.judging.rubric import (
     CHARACTERS_A_TOKEN,
     COMPARE,
@@ -74,7 +74,7 @@ class OpenAiJudge(Judge):
                     "Start it first: vllm serve MODEL"
                 ) from None
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-                explain(error, config.api_key_variable)
+                raise ConfigError(refused_credentials(error, config.api_key_variable)) from None
             except (openai.APIError, ValueError, AttributeError):
                 return
         if not served:

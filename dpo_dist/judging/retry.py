@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_dist import keys
 from dpo_dist.background import LONGEST_WAIT, pause
 from dpo_dist.errors import JudgeFailed
 
@@ -32,7 +33,7 @@ class Backoff:
 
     attempts: int
     base: float = 0.5
-    key_variable: str = "ANTHROPIC_API_KEY"
+    key_variable: str = keys.ANTHROPIC
 
     def wait(self, attempt: int, error: Exception) -> float:
         """Seconds until the next try after `attempt` (0 for the first) failed with `error`.
@@ -62,7 +63,7 @@ def is_too_long(error: Exception) -> bool:
     return refused and any(words in str(error) for words in TOO_LONG)
 
 
-def explain(error: Exception, key_variable: str = "ANTHROPIC_API_KEY") -> float | None:
+def explain(error: Exception, key_variable: str = keys.ANTHROPIC) -> float | None:
     """The wait that the server asks for, or None; raises `JudgeFailed` for final errors.
 
     The errors of the packages `anthropic` and `openai` are understood.
@@ -89,13 +90,17 @@ def explain(error: Exception, key_variable: str = "ANTHROPIC_API_KEY") -> float 
             "kept; run the same command again once the limit is raised."
         ) from None
     if status in (401, 403):
-        raise JudgeFailed(
-            f"the judge's API refused the credentials (HTTP {status}). Check {key_variable}; "
-            "what was judged is kept."
-        ) from None
+        refused = refused_credentials(error, key_variable)
+        raise JudgeFailed(f"{refused}; what was judged is kept") from None
     if status not in (408, 409, 429) and status < 500:
         raise JudgeFailed(f"the judge's API refused the request: {_name(error)}") from None
     return _retry_after(failed.response.headers.get("retry-after"))
+
+
+def refused_credentials(error: Exception, key_variable: str) -> str:
+    """What is said of an error that refuses them."""
+    status = getattr(error, "status_code", None)
+    return f"the judge's API refused the credentials (HTTP {status}): check {key_variable}"
 
 
 def _sdk_names(error: Exception) -> set[str]:

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from dpo_dist.errors import ConfigError
 from dpo_dist.judging.judge import Comparison
 
-# The models' tokenizers make a token of three to four characters of English; the reasoning, with
-# what is thought before it, varies most. For the forecast.
+# For the forecast: the judges' tokenizers make a token of three to four characters of English (what
+# was counted in tokens of the policy stays so); the reasoning, with what is thought before it,
+# varies most.
 CHARACTERS_A_TOKEN = 3.5
 VERDICT_TOKENS = 400
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from dpo_dist.launching.images import KEYS, check_image, dns_name, inside
+from dpo_dist.launching.images import check_image, dns_name, inside
 from dpo_dist.launching.layout import Layout
 from dpo_dist.launching.local import Local
 from dpo_dist.launching.manifests import to_yaml
@@ -52,7 +52,7 @@ class Compose:
             **Local().files(there),
         }
 
-    def submission(self, folder: Path) -> list[str]:
+    def submission(self, folder: Path, layout: Layout) -> list[str]:
         compose = ["docker", "compose", "--file", str(folder / "compose.yaml")]
         return [*compose, "run", "--rm", "gpu"]
 
@@ -63,7 +63,7 @@ def _service(there: Layout, image: str) -> dict[str, Any]:
         "entrypoint": ["tini", "--"],
         "command": ["bash", str(SCRIPT)],
         # Without a value: what the environment of `docker compose` has, or nothing.
-        "environment": dict.fromkeys(KEYS),
+        "environment": dict.fromkeys(there.config.key_variables),
         "user": "10001:10001",
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],

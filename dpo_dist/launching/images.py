@@ -10,8 +10,6 @@ from pathlib import Path, PurePosixPath
 from dpo_dist.errors import ConfigError
 from dpo_dist.launching.layout import Layout
 
-KEYS = ("ANTHROPIC_API_KEY", "HF_TOKEN", "WANDB_API_KEY")
-
 
 def check_image(image: str) -> None:
     """Raises `ConfigError` for an image that may be another one tomorrow."""

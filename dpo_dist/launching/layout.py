@@ -206,10 +206,4 @@ def accelerate_setting(phase: str, folder: Path) -> str:
 
 
 def _asks_for_money(config: Config) -> bool:
-    judges: list[object] = []
-    if config.judge is not None and "judge" in phases_of(config):
-        judges.append(config.judge.judge)
-    if config.evaluate is not None:
-        scores = config.evaluate.judge_scores
-        judges += [config.evaluate.judge, *(score.judge for score in scores)]
-    return any(isinstance(judge, ClaudeJudge | OpenAiJudge) for judge in judges)
+    return any(isinstance(judge, ClaudeJudge | OpenAiJudge) for judge in config.judges)

@@ -33,7 +33,7 @@ class Local:
         )
         return {"local.sh": script}
 
-    def submission(self, folder: Path) -> list[str]:
+    def submission(self, folder: Path, layout: Layout) -> list[str]:
         return ["bash", str(folder / "local.sh")]
 
 

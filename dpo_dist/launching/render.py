@@ -23,8 +23,8 @@ class Target(Protocol):
         """
         ...
 
-    def submission(self, folder: Path) -> list[str]:
-        """The command that submits the files in `folder`."""
+    def submission(self, folder: Path, layout: Layout) -> list[str]:
+        """The command that submits the layout's files, which lie in `folder`."""
         ...
 
 

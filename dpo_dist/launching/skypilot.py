@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from dpo_dist.errors import ConfigError, Preempted
 from dpo_dist.launching.accelerate import accelerate_files
-from dpo_dist.launching.images import KEYS, dns_name, inside
+from dpo_dist.launching.images import dns_name, inside
 from dpo_dist.launching.layout import Layout, Stage, accelerate_name
 from dpo_dist.launching.manifests import to_yaml
 from dpo_dist.launching.render import fill
@@ -50,10 +50,11 @@ class SkyPilot:
         tasks = [self._task(there, stage, settings) for stage in there.stages()]
         return {"skypilot.yaml": to_yaml([header, *tasks])}
 
-    def submission(self, folder: Path) -> list[str]:
+    def submission(self, folder: Path, layout: Layout) -> list[str]:
         # By their names: SkyPilot reads them from the environment.
-        keys = [word for key in KEYS if key in os.environ for word in ("--secret", key)]
-        return ["sky", "jobs", "launch", *keys, str(folder / "skypilot.yaml")]
+        here = [key for key in layout.config.key_variables if key in os.environ]
+        secrets = [word for key in here for word in ("--secret", key)]
+        return ["sky", "jobs", "launch", *secrets, str(folder / "skypilot.yaml")]
 
     def _task(self, there: Layout, stage: Stage, settings: dict[str, str]) -> dict[str, Any]:
         machines = there.nodes if stage.shards else stage.nodes
@@ -73,7 +74,7 @@ class SkyPilot:
             "num_nodes": machines,
             "workdir": ".",
             # Empty ones that `--secret KEY` fills.
-            "secrets": dict.fromkeys(KEYS, ""),
+            "secrets": dict.fromkeys(there.config.key_variables, ""),
             "setup": fill("skypilot/setup.sh.j2"),
             "run": run,
         }

@@ -63,7 +63,7 @@ class Slurm:
     def _prefix(self) -> list[str]:
         return [*shlex.split(self.container), "dpo-dist"]
 
-    def submission(self, folder: Path) -> list[str]:
+    def submission(self, folder: Path, layout: Layout) -> list[str]:
         return ["bash", str(folder / "submit.sh")]
 
     def _directives(self, layout: Layout, stage: Stage) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 from dpo_dist import locks
 from dpo_dist.artifacts import PhaseDirectory, phase_directory
 from dpo_dist.config import Config
-from dpo_dist.console import say, warn
+from dpo_dist.console import INNER, say, warn
 from dpo_dist.errors import INTERRUPTED, PREEMPTED, PhaseFailed, Preempted, UserError
 from dpo_dist.phases.runs import Step, phase_dir, phases_of, steps_of
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
@@ -131,7 +132,7 @@ def _with_workers(
         Worker(
             part,
             place,
-            [*command, "--shard", str(part), "--worker"],
+            [*command, "--worker"],
             journal=path / journal_name(module.JOURNALS, part),
             log=path / f"worker-{part.index}-of-{part.count}.log",
         )
@@ -207,10 +208,10 @@ def run_in_turn(
         command = command_of(step.phase, run_file, overrides, step.round)
         if force:
             command.append("--force")
-        status = run_to_end(command, on_terminate=pass_on)
-        if status in (INTERRUPTED, PREEMPTED, UserError.exit_code):
-            return status  # the phase has said what to do
-        if status == -signal.SIGTERM or (preempted and status == 0):
+        status = run_to_end(command, {**os.environ, INNER: "1"}, on_terminate=pass_on)
+        if status in (INTERRUPTED, UserError.exit_code):
+            return status  # the phase has said what is wrong
+        if status in (PREEMPTED, -signal.SIGTERM) or (preempted and status == 0):
             raise Preempted(f"stopped in the phase `{step}`")
         if status:
             raise PhaseFailed(f"the phase `{step}` failed with exit code {status}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.artifacts import MANIFEST, directory_digest, file_digest
+from dpo_dist.artifacts import MANIFEST, file_digest
 from dpo_dist.config import (
     ClaudeJudge,
     Config,
@@ -21,6 +21,7 @@ from dpo_dist.config import (
     RewardModelJudge,
 )
 from dpo_dist.data.chat import check_adapter
+from dpo_dist.data.digests import weights_digest
 from dpo_dist.data.models import check_model, model_identity
 from dpo_dist.errors import ConfigError, DataError
 from dpo_dist.metrics.function import source_file
@@ -53,7 +54,7 @@ class Weights:
 
     def identity(self) -> dict[str, Any]:
         """What tells these weights from any others: the digests of their files."""
-        adapter = directory_digest(self.adapter, "*.safetensors") if self.adapter else None
+        adapter = weights_digest(self.adapter) if self.adapter else None
         return {"model": model_identity(self.model), "adapter": adapter}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dpo_dist.artifacts import FINGERPRINT, PhaseDirectory, read_json
+from dpo_dist.artifacts import FINGERPRINT, MANIFEST, PhaseDirectory, read_json
 from dpo_dist.config import Config, Full, Lora, Train
 from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer
@@ -37,23 +37,28 @@ def inputs(config: Config) -> dict[str, Any]:
     round, the initial SFT model as another reference), and the held-out prompts that pairs from
     elsewhere may not be about.
 
-    Raises `ModelError` when the candidates were sampled from other weights than those it starts
-    from: the preferences of DPO are about its own answers.
+    Raises `DataError` where judged pairs are not there yet, and `ModelError` when the candidates
+    were sampled from other weights than those it starts from: the preferences of DPO are about its
+    own answers.
     """
     assert config.train is not None
     accumulation_steps(config.train, num_processes(config.train.accelerate_config))
     start = start_weights(config)
     _check_method(config.train, start)
+    judged = config.preferences.source == "judged"
+    if judged:
+        _check_complete(config, "sample")
     weights = start.identity()
-    if config.preferences.source == "judged":
+    if judged:
         sampled = read_json(phase_dir(config, "sample") / FINGERPRINT)["inputs"]["weights"]
         if sampled != weights:
             raise ModelError(
                 "the candidates were sampled from other weights than the model that "
                 "training would start from. Sample and judge again, or restore the model."
             )
+        _check_complete(config, "judge")
     pairs = preferences_identity(config.preferences, phase_dir(config, "judge"))
-    held_out = None if config.preferences.source == "judged" else held_out_identity(config)
+    held_out = None if judged else held_out_identity(config)
     other = reference_weights(config)
     reference = {} if other is None else {"reference": other.identity()}
     return {"pairs": pairs, "weights": weights, "held_out": held_out, **reference}
@@ -131,6 +136,13 @@ def run(config: Config, out: PhaseDirectory, leader: Leader | None = None) -> di
         "processes": num_processes(config.train.accelerate_config),
         **read_json(out.path / OUTCOME),
     }
+
+
+def _check_complete(config: Config, phase: str) -> None:
+    """Raises `DataError` where a phase that makes the pairs has not ended."""
+    folder = phase_dir(config, phase)
+    if not (folder / MANIFEST).exists():
+        raise DataError(f"{folder} is not complete: run the phase `{phase}` first")
 
 
 def _initial_reference(config: Config) -> InitialReference | None:

@@ -14,7 +14,7 @@ from dpo_dist.judging.judge import alone, build_judge, build_scorer
 from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import open_ledger
 from dpo_dist.phases.asking import ask, ask_for_scores
-from dpo_dist.phases.runs import arm_weights, phase_dir
+from dpo_dist.phases.runs import Weights, arm_weights, phase_dir
 from dpo_dist.records import Generation, Prompt, Score, Verdict
 
 Answers = Mapping[tuple[str, int, str], Generation]  # by arm, decoding and prompt id
@@ -50,7 +50,7 @@ def pairs_to_compare(config: Config) -> list[Pair]:
     """The headline first: its contests draw their orders as when it was the only pair. Without an
     SFT model "sft" and "base" are one model, and no judge is paid for comparing it with itself."""
     evaluate = _section(config)
-    weights = {arm: arm_weights(config, arm) for arm in evaluate.arms}
+    weights: dict[str, Weights] = {arm: arm_weights(config, arm) for arm in evaluate.arms}
     wanted = [(a, b) for a, b in pairs_of(evaluate.arms) if weights[a] != weights[b]]
     if evaluate.pairwise == "headline":
         return [pair for pair in wanted if pair == HEADLINE]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_dist.config import Engine, HfEngine, VllmEngine
-from dpo_dist.console import progress, say, warn
+from dpo_dist.console import INNER, progress, say, warn
 from dpo_dist.errors import ConfigError, PhaseFailed, Preempted, UserError
 from dpo_dist.processes import Process, end_all, handling_sigterm
 from dpo_dist.ranks import Shard
@@ -88,7 +88,7 @@ class Worker:
 
     def start(self) -> None:
         self.size_at_start = self._size()
-        environment = {**os.environ}
+        environment = {**os.environ, INNER: "1"}
         if self.place.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.place.gpus)
         own = os.sched_getaffinity(0)

@@ -59,7 +59,7 @@ def _heading(figures: Mapping[str, Any]) -> str:
         f"model    {model['base']}, {shown} weights (shape: {model['shape_from']})",
         f"GPU      {cluster['memory_bytes'] / GIB:.1f} GiB; {cluster['source']}",
     ]
-    if cluster["label"].endswith("nodes") or " nodes of " in cluster["label"]:
+    if cluster["nodes"] > 1:
         lines.append(f"network  {cluster['network_gbits']:g} Gb/s a node")
     return "\n".join(lines)
 

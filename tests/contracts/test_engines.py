@@ -3,6 +3,7 @@ do two loopback servers, which answer with the same tiny model behind vLLM's pro
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,19 @@ from tests.vllm_server import Answer, serve
 
 GREEDY, COOL, HOT = (Sampling(temperature=t) for t in (0.0, 0.7, 1.2))
 IDENTITIES = {"hf": "seed=1", "vllm": "seed=1", "vllm_server": "vllm-0.32.0-0a1b2c3d"}
+
+
+def with_own_habits(model: Path, folder: Path) -> Path:
+    """The same model, whose generation_config.json asks for other answers than the run file."""
+    folder.mkdir()
+    for file in model.iterdir():
+        (folder / file.name).symlink_to(file)
+    settings = folder / "generation_config.json"
+    kept = json.loads(settings.read_text()) if settings.exists() else {}
+    settings.unlink(missing_ok=True)
+    own = {"do_sample": True, "repetition_penalty": 1.9, "top_k": 2, "min_new_tokens": 3}
+    settings.write_text(json.dumps(kept | own))
+    return folder
 
 
 def make_adapter(model: Path, folder: Path) -> Path:
@@ -71,6 +85,7 @@ def served(request, tiny_model, tmp_path_factory) -> Iterator[tuple[Engine, Path
         dtype = "bfloat16"
     else:
         model, config, dtype = tiny_model, HfEngine(type="hf", max_model_len=256), "float32"
+    model = with_own_habits(model, tmp_path_factory.mktemp("model") / model.name)
     adapter = make_adapter(model, tmp_path_factory.mktemp("adapter"))
     engine = build_engine(config, str(model), dtype=dtype, seed=1, adapters=[adapter])
     if request.param == "vllm_server":
@@ -121,6 +136,34 @@ def test_greedy_answers_repeat_and_the_adapter_changes_them(served) -> None:
     adapted = ask("b", adapter)
     assert ask("c", None) == base
     assert ask("d", adapter) == adapted != base
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_model_s_own_generation_config_changes_nothing(served, adapted: bool) -> None:
+    """Held against plain argmax: the model of every engine here asks for a repetition penalty."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    engine, model, adapter = served
+    dtype = torch.bfloat16 if model.name == SMOLLM2.name else torch.float32
+    plain: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    plain = PeftModel.from_pretrained(plain, str(adapter)) if adapted else plain
+    prompts = {str(n): ids(model, f"Count to a hundred and {n}.") for n in range(4)}
+    expected = {}
+    for name, prompt in prompts.items():
+        tokens = torch.tensor([prompt])
+        for _ in range(12):
+            with torch.inference_mode():
+                following = plain(input_ids=tokens).logits[0, -1].argmax()
+            tokens = torch.cat([tokens, following.view(1, 1)], dim=1)
+        expected[name] = tuple(tokens[0, len(prompt) :].tolist())
+    arm = adapter if adapted else None
+    requests = [Request(name, prompt, GREEDY, 12, arm) for name, prompt in prompts.items()]
+    answers = {answer.id: answer.token_ids for answer in engine.generate(requests)}
+    # An answer may end before; bfloat16 may turn a near-tie.
+    same = [expected[n][: len(answer)] == answer for n, answer in answers.items()]
+    assert sum(same) >= len(prompts) - (dtype == torch.bfloat16)
 
 
 def test_arms_that_run_side_by_side_do_not_mix(served) -> None:

@@ -105,7 +105,8 @@ def test_ctrl_c_leaves_a_directory_to_go_on_with_and_says_how(
     kill_when(process, out / "candidates.journal.jsonl", 2, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"dpo-dist run {run_file}" in errors
+    assert errors.rstrip().endswith(f"run the same command again:\n  dpo-dist run {run_file}")
+    assert errors.count("run the same command again") == 1, "the phase leaves it to `run`"
     assert not (out / "manifest.json").exists()
     finish("sample", run_file)
 
@@ -166,7 +167,7 @@ def test_the_key_is_found_nowhere(
     command = [sys.executable, "-m", "dpo_dist", "judge", str(run_file)]
     command += ["--set", f"judge.judge.transport={transport}"]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 1 and "refused the credentials" in ended.stderr
+    assert ended.returncode == 2 and "refused the credentials" in ended.stderr
     assert "debug" in ended.stderr.casefold(), "the SDK was talking"
     assert canary not in ended.stdout + ended.stderr
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -256,6 +257,16 @@ def test_training_refuses_a_reference_that_did_not_sample(
     arguments += ["--set", f"train.accelerate_config={ROOT}/accelerate_configs/cpu.yaml"]
     assert main(arguments) == 2
     assert "sampled from other weights" in capsys.readouterr().err
+
+
+def test_training_waits_for_the_pairs(run_file: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    arguments = ["train", str(run_file), "--set", "train={}"]
+    arguments += ["--set", f"train.accelerate_config={ROOT}/accelerate_configs/cpu.yaml"]
+    assert main(arguments) == 2
+    assert "sample is not complete: run the phase `sample` first" in capsys.readouterr().err
+    write_candidates(run_file, tmp_path, monkeypatch)
+    assert main(arguments) == 2
+    assert "judge is not complete: run the phase `judge` first" in capsys.readouterr().err
 
 
 def test_a_judge_scores_every_answer(

@@ -58,10 +58,15 @@ def test_zero_3_stopped_as_a_group_goes_on_on_one_process_and_back(
 
 
 @pytest.mark.slow
-def test_run_passes_sigterm_on_and_its_exit_code_up(run_file: Path, tmp_path: Path) -> None:
+def test_run_passes_sigterm_on_and_its_exit_code_up(
+    run_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "runs" / "test" / "train"
     words = [sys.executable, "-m", "dpo_dist", "run", str(run_file)]
     assert stop(words, folder, signal.SIGTERM) == PREEMPTED
+    said = capfd.readouterr().err
+    assert said.count("run the same command again") == 1, "the phase leaves it to `run`"
+    assert said.endswith(f"run the same command again:\n  dpo-dist run {run_file}\n")
     assert damage(newest(folder)) is None
     refused = train(run_file, with_config("cpu_zero2"))
     assert refused.returncode == 2 and "was written without ZeRO" in refused.stderr

@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,20 @@ def test_a_torn_last_line_is_cut_off_and_said(tmp_path: Path, capsys) -> None:
         journal.append(messages(1))
         assert list(journal.read()) == messages(3) + messages(1)
     assert "torn last line of 22 bytes" in capsys.readouterr().err
+
+
+def test_a_file_s_name_is_on_the_disk_like_its_bytes(tmp_path: Path, monkeypatch) -> None:
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        names = sorted(path.name for path in tmp_path.iterdir())
+        synced.append((Path(f"/proc/self/fd/{descriptor}").resolve() == tmp_path, names))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_json(tmp_path / "manifest.json", {})
+    assert synced[-1] == (True, ["manifest.json"])
+    with Journal(tmp_path / "j.jsonl", Message):
+        assert synced[-1] == (True, ["j.jsonl", "manifest.json"])
 
 
 def test_a_damaged_middle_line_names_file_and_line(tmp_path: Path) -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from dpo_dist import cli
 from dpo_dist.cli import COMMANDS, main
 from dpo_dist.commands import TOOLS
+from dpo_dist.console import INNER
+from dpo_dist.errors import INTERRUPTED, PREEMPTED, Preempted
 from tests.conftest import ROOT
 
 
@@ -138,3 +141,60 @@ def test_one_node_is_one_machine(write_run, capsys) -> None:
     path = write_run(model={"base": "m"}, preferences={"source": "path", "path": "p.jsonl"})
     assert main(["train", str(path), *NODES, "--launch-id", "a", "--nodes", "1"]) == 2
     assert "no work for the phase `train`" in capsys.readouterr().err
+
+
+def told(monkeypatch, capsys, words: list[str], ending: BaseException, status: int) -> str:
+    """What a command says that ends with an exception."""
+
+    def end(*_: object) -> int:
+        raise ending
+
+    monkeypatch.setattr(cli, "_execute", end)
+    for tool in TOOLS.values():
+        monkeypatch.setattr(tool, "run", end)
+    assert main(words) == status
+    return capsys.readouterr().err
+
+
+TOGETHER = ("--nodes", "2", "--node-rank", "0", "--main-address", "h", "--main-port", "1")
+
+
+@pytest.mark.parametrize(
+    ("words", "again"),
+    [
+        ("doctor", "doctor"),
+        ("run run.yaml --force --yes", "run run.yaml --yes"),
+        ("run run.yaml --forc", "run run.yaml"),
+        ("evaluate run.yaml --gate --round 2", "evaluate run.yaml --gate --round 2"),
+        ("push runs/a --repo me/a --merged", "push runs/a --repo me/a --merged"),
+        (
+            "launch slurm run.yaml --partition gpu --sbatch=--force --time 1:00",
+            "launch slurm run.yaml --partition gpu --sbatch=--force --time 1:00",
+        ),
+        (
+            f"train run.yaml {' '.join(TOGETHER)} --launch-id a --join-timeout 9",
+            f"train run.yaml {' '.join(TOGETHER)} --launch-id ... --join-timeout 9",
+        ),
+        (
+            f"sft r.yaml --launch=b {' '.join(TOGETHER)}",
+            f"sft r.yaml --launch-id ... {' '.join(TOGETHER)}",
+        ),
+    ],
+)
+def test_the_command_to_go_on_with_is_the_one_that_was_typed(
+    monkeypatch, capsys, words: str, again: str
+) -> None:
+    said = told(monkeypatch, capsys, words.split(), KeyboardInterrupt(), INTERRUPTED)
+    assert said == f"interrupted. To go on, run the same command again:\n  dpo-dist {again}\n"
+
+
+def test_what_the_shell_would_read_otherwise_is_quoted(monkeypatch, capsys) -> None:
+    words = ["train", "my run.yaml", "--set", "train.method={type: lora, r: 8}"]
+    said = told(monkeypatch, capsys, words, Preempted("saved"), PREEMPTED)
+    assert said.endswith("  dpo-dist train 'my run.yaml' --set 'train.method={type: lora, r: 8}'\n")
+
+
+def test_a_part_of_another_command_leaves_the_command_to_that_one(monkeypatch, capsys) -> None:
+    monkeypatch.setenv(INNER, "1")
+    said = told(monkeypatch, capsys, ["sft", "run.yaml"], Preempted("saved"), PREEMPTED)
+    assert said == "saved\n"

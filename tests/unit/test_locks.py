@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from contextlib import ExitStack
 
 import pytest
 
 from dpo_dist import locks
-from dpo_dist.errors import DirectoryLocked
+from dpo_dist.errors import DirectoryLocked, NoFileLocks
 from dpo_dist.ranks import Shard
 
 
@@ -51,3 +54,18 @@ def test_who_works_alone_and_who_has_a_shard_keep_each_other_out(tmp_path) -> No
         locks.sole(path),
     ):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_no_other_process(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As Lustre answers without its mount option, and NFS 3 without its daemon."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for held in (locks.sole(tmp_path / "a"), locks.shared(tmp_path / "a", Shard(0, 2))):
+        with pytest.raises(NoFileLocks, match=r"no lock \(.*`dpo-dist doctor RUN.yaml`"), held:
+            pass

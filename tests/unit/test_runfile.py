@@ -7,6 +7,11 @@ from dpo_dist.config import Config, Lora, Rounds, Train
 from dpo_dist.errors import ConfigError
 from dpo_dist.runfile import load_config
 
+EVALUATE = {
+    "prompts": {"path": "p.jsonl"},
+    "engine": {"type": "vllm"},
+    "metrics": [{"type": "length"}],
+}
 MINIMAL = {"model": {"base": "m"}, "preferences": {"source": "path", "path": "p.jsonl"}}
 
 
@@ -47,6 +52,19 @@ def test_defaults_are_those_of_the_readme(write_run) -> None:
             "at least two slots, not 0",
         ),
         ({"sft": {"data": {"dataset": "x"}}}, r"sft\.data: `dataset` needs its `split`"),
+        ({"evaluate": {**EVALUATE, "arms": []}}, r"evaluate\.arms: .*at least 1 item"),
+        (
+            {"evaluate": {**EVALUATE, "arms": ["sft", "sft"]}},
+            r"evaluate\.arms: an arm is named twice: sft, sft",
+        ),
+        (
+            {"evaluate": {**EVALUATE, "guard": [""]}},
+            r"guard: no metric is labelled ''; there are: none\. Give a metric a `label`",
+        ),
+        (
+            {"evaluate": EVALUATE, "train": {"method": {"type": "lora", "r": 1024}}},
+            r"train\.method\.r is 1024, and vLLM serves adapters up to a rank of 512",
+        ),
     ],
 )
 def test_a_wrong_key_is_named(write_run, sections: dict, message: str) -> None:
@@ -81,6 +99,14 @@ def test_overrides_reach_into_sections_and_make_missing_ones(write_run) -> None:
     assert config.tracking.wandb is not None and config.tracking.wandb.project == "x"
     with pytest.raises(ConfigError, match="expected KEY=VALUE"):
         load_config(write_run(**MINIMAL), ["train.beta"])
+    with pytest.raises(ConfigError, match=r"--set run\.name=\[a: \[a is not valid YAML"):
+        load_config(write_run(**MINIMAL), ["run.name=[a"])
+
+
+def test_any_rank_is_transformers_to_serve(write_run) -> None:
+    method = {"method": {"type": "lora", "r": 1024}}
+    evaluate = {**EVALUATE, "engine": {"type": "hf"}}
+    assert load_config(write_run(**MINIMAL, train=method, evaluate=evaluate)).train is not None
 
 
 def test_data_paths_follow_the_run_file_and_model_paths_do_not(write_run, tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from dpo_dist.launching.images import KEYS
-
 Manifest = dict[str, Any]
 
 VOLUME = PurePosixPath("/shared")  # the claim: runs, and what is downloaded
@@ -30,14 +28,16 @@ class Surroundings:
     """What the pods of a run have in common.
 
     `settings` is the name of the ConfigMap, `claim` of the shared volume, `secret` of the object
-    that holds the keys; `run_file` is where the pods see the run file, `workdir` where they start.
-    A pod gets `cpus` and `memory` (GiB) for every GPU, and as much when it has none.
+    that holds the `keys`, by the names of their variables; `run_file` is where the pods see the
+    run file, `workdir` where they start. A pod gets `cpus` and `memory` (GiB) for every GPU,
+    and as much when it has none.
     """
 
     image: str
     settings: str
     claim: str
     secret: str
+    keys: Sequence[str]
     run_file: PurePosixPath
     workdir: PurePosixPath
     cpus: int
@@ -108,7 +108,7 @@ def _container(
         "workingDir": str(around.workdir),
         "env": [
             {"name": "HF_HOME", "value": str(VOLUME / "cache" / "huggingface")},
-            *(_key(name, around.secret) for name in KEYS),
+            *(_key(name, around.secret) for name in around.keys),
             *environment,
         ],
         # Requests equal to limits: such a pod is the last one that a full node evicts.

@@ -72,6 +72,7 @@ class Submission:
             settings=self.name,
             claim=self._claim,
             secret=cluster.secret,
+            keys=layout.config.key_variables,
             run_file=PurePosixPath(self._layout.run_file),
             workdir=PurePosixPath(layout.workdir),
             cpus=cluster.cpus,

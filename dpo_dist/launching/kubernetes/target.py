@@ -36,7 +36,7 @@ class Kubernetes(Cluster):
         digest = hashlib.sha256(json.dumps(self._files(layout, "")).encode()).hexdigest()
         return self._files(layout, digest[:8])
 
-    def submission(self, folder: Path) -> list[str]:
+    def submission(self, folder: Path, layout: Layout) -> list[str]:
         return ["bash", str(folder / "submit.sh")]
 
     def _files(self, layout: Layout, digest: str) -> dict[str, str]:

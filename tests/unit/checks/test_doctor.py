@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.checks import packages, surroundings
+from dpo_dist import keys
+from dpo_dist.checks import machine, packages, surroundings
 from dpo_dist.checks.packages import judge_build
 from dpo_dist.cli import main
 from dpo_dist.ranks import launcher_variables
@@ -39,10 +40,59 @@ def test_a_run_file_s_mistakes_are_found(write_run, monkeypatch, capsys) -> None
     assert "absent/deeper/model: no such model" in told and "absent.yaml: no such file" in told
 
 
+def test_keys_that_judges_and_servers_lack_are_found(
+    write_run, tiny_model, monkeypatch, capsys
+) -> None:
+    """Claude scores answers only; of two other judges one has its key."""
+    monkeypatch.setenv("JUDGE_KEY", "x")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    compatible = {"type": "openai_compatible", "model": "m", "rubric": "r.md"}
+    path = write_run(
+        model={"base": str(tiny_model)},
+        preferences={"source": "path", "path": "p.jsonl"},
+        evaluate={
+            "prompts": {"path": "p.jsonl"},
+            "metrics": [{"type": "length"}],
+            "engine": {
+                "type": "vllm_server",
+                "urls": ["http://gpu:8000"],
+                "api_key_variable": "SERVER_KEY",
+            },
+            "judge": {**compatible, "base_url": "http://a/v1", "api_key_variable": "JUDGE_KEY"},
+            "judge_scores": [
+                {"judge": {"type": "claude", "model": "m", "rubric": "r.md"}},
+                {"label": "b", "judge": {**compatible, "base_url": "http://b/v1"}},
+            ],
+        },
+    )
+    assert main(["doctor", str(path)]) == 1
+    told = capsys.readouterr().out
+    assert "X judge" in told and "Claude judges, and ANTHROPIC_API_KEY is not set" in told
+    assert "! judge" in told and "http://b/v1 judges, and OPENAI_API_KEY is not set" in told
+    assert "X engine" in told and "SERVER_KEY is not set" in told
+    assert "http://a/v1" not in told
+
+
+def test_the_driver_is_asked_once(tmp_path: Path, monkeypatch, capsys) -> None:
+    said = tmp_path / "said"
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        f"#!/bin/sh\necho x >> {said}\necho '0, GPU-1, H100, 81559, 80000, 580.82.07'\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    machine._asked_driver.cache_clear()
+    main(["doctor"])
+    machine._asked_driver.cache_clear()
+    assert "1: H100" in capsys.readouterr().out
+    assert said.read_text() == "x\n"
+
+
 def test_keys_are_said_to_be_there_and_never_shown(monkeypatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "a-secret-value")
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    text = surroundings.keys().text
+    text = surroundings.key_variables(keys.USUAL).text
     assert "WANDB_API_KEY set" in text and "HF_TOKEN not set" in text
     assert "a-secret-value" not in text
 

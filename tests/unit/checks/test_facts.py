@@ -38,8 +38,17 @@ def load(write_run, tiny_model: Path):
 def test_a_node_s_facts(load) -> None:
     facts = gather(load(), None)
     assert facts.problems == [] and facts.processes == 2 and not facts.wants_gpus
-    assert facts.memory > facts.memory_needed > 0 and facts.disk_needed == 2**30
+    assert facts.memory > facts.memory_needed > 0
+    lora = 16 * 2 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))  # r=16 on two layers
+    assert facts.disk_needed == 2**30 + 3 * 16 * lora + 4 * lora
     assert facts.versions["torch"].startswith("2.")
+
+
+def test_the_best_checkpoint_and_the_merged_model_need_room_too(load) -> None:
+    more = ("train.select=best", "train.merge=true", "model.dtype=float32")
+    plain, richer = gather(load(), None), gather(load(overrides=more), None)
+    weights = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64) + 5 * 32 + 259 * 32
+    assert richer.disk_needed - plain.disk_needed == 16 * 16384 + 4 * weights
 
 
 def test_another_setting_or_another_model_is_seen(load, tiny_model: Path, tmp_path: Path) -> None:

@@ -159,6 +159,10 @@ def test_a_leaked_validation_prompt_is_dropped(tmp_path: Path, write_jsonl) -> N
         ({"chosen": None}, r"p\.jsonl:1: `chosen` is missing"),
         ({"chosen": [turn("user", "q")]}, "must end with the assistant's turn"),
         (
+            {"chosen": [turn("tool", "4"), turn("assistant", "good")]},
+            "`chosen` has a turn that is not",
+        ),
+        (
             {"rejected": [turn("user", "another"), turn("assistant", "bad")]},
             "does not begin with the row's prompt",
         ),

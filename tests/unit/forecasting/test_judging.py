@@ -59,7 +59,7 @@ def test_a_bill_is_the_price_table_s_and_a_batch_half_of_it(tmp_path) -> None:
     found = bill(asking, Rates())
     count = 6340
     frame = len(COMPARE.question(Comparison(Prompt(id="-", messages=()), "a", "b", "", "")))
-    read = count * ((100 + 256) * 4 + frame) / 3.5 + count * 100  # the rubric's 350 characters
+    read = count * (100 + 256 + frame / 3.5) + count * 100  # the rubric's 350 characters
     assert found.read == pytest.approx(read / 1e6, rel=1e-5)
     assert found.written == count * 400 / 1e6
     assert found.online_usd == pytest.approx(5 * found.read + 25 * found.written)

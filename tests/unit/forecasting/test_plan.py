@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.cli import main
+from dpo_dist.forecasting import memory
 
 UNREACHABLE = {"dataset": "owner/data", "split": "train"}
 
@@ -67,14 +68,24 @@ def test_a_full_fine_tuning_of_8_b_on_two_nodes(ultrafeedback, tmp_path: Path, c
     (bill,) = figures["judges"]
     assert bill["requests"] == 500 * 3 * 2
     assert bill["usd"]["batch"] == pytest.approx(bill["usd"]["online"] / 2)
+    assert figures["cluster"]["nodes"] == 2
     assert figures["disk"]["checkpoints while training"] == 3 * 16 * 8_030_261_248
     assert figures["problems"] == figures["unknown"] == []
     shown = capsys.readouterr().out
     assert "--set train.accelerate_config=accelerate_configs/multi_node_zero3.yaml" in shown
     assert "GPU      79.6 GiB; NVIDIA H100" in shown
+    assert "network  400 Gb/s a node" in shown
     known = {figure["source"] for figure in figures["figures"].values()}
     assert known == {"given", "stated", "assumed"}  # nothing was counted here, nothing measured
     assert not any(phase["measured"] for phase in figures["phases"])
+
+
+def test_each_way_to_train_is_reckoned_once(ultrafeedback, tmp_path, monkeypatch) -> None:
+    asked = []
+    reckon = memory.ways_to_train
+    monkeypatch.setattr(memory, "ways_to_train", lambda *a: asked.append(a[0].method) or reckon(*a))
+    plan(tmp_path, ultrafeedback("full"), "--gpus", "8xH100-80G")
+    assert sorted(method.type for method in asked) == ["full", "lora"]
 
 
 def test_lora_is_not_sharded_and_no_kl_means_no_second_model(ultrafeedback, tmp_path) -> None:

@@ -201,6 +201,14 @@ def test_a_consumer_may_stop_early(server: Server, rubric: Path) -> None:
     assert len(server.requests) < 500
 
 
+def test_a_wrong_key_is_said_before_any_question(server: Server, rubric: Path, monkeypatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-wrong")
+    judge = ClaudeJudge(ClaudeConfig(type="claude", model="m", rubric=rubric, base_url=server.url))
+    with pytest.raises(ConfigError, match=r"credentials \(HTTP 401\): check ANTHROPIC_API_KEY$"):
+        judge.check()
+    assert not server.requests
+
+
 def test_a_missing_key_is_said_before_any_request(rubric: Path, monkeypatch) -> None:
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     with pytest.raises(ConfigError, match="set ANTHROPIC_API_KEY"):

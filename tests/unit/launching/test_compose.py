@@ -75,11 +75,7 @@ def test_services_have_no_rights_and_no_keys_of_their_own(
         assert service["user"] == "10001:10001"
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
-        assert service["environment"] == {
-            "ANTHROPIC_API_KEY": None,
-            "HF_TOKEN": None,
-            "WANDB_API_KEY": None,
-        }
+        assert service["environment"] == {"HF_TOKEN": None}
 
 
 def test_an_image_has_a_version() -> None:

@@ -19,6 +19,7 @@ from dpo_dist.launching.layout import Layout
 from dpo_dist.launching.skypilot import SkyPilot
 from dpo_dist.runfile import load_config
 from tests.conftest import ROOT
+from tests.unit.launching.runs import layout
 
 RUN_FILE = Path("recipes/incident_triage/run.yaml")
 ON_VOLUME = SkyPilot(gpu="H100", volume="shared-runs", spot=True)
@@ -149,7 +150,7 @@ def test_keys_are_named_and_never_written(render, monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     for task in render(IN_BUCKET).values():
         assert set(task["secrets"].values()) == {""}
-    command = IN_BUCKET.submission(Path("x"))
+    command = IN_BUCKET.submission(Path("x"), layout("train.beta=0.3"))
     assert command == ["sky", "jobs", "launch", "--secret", "HF_TOKEN", "x/skypilot.yaml"]
 
 
