@@ -43,7 +43,8 @@ def check_start(
 
     `loss` and `rewards` (mean of chosen, of rejected) are those of the first micro-batch. Where
     training starts from the reference, the loss has to have its known value where the mixture has
-    one, and the rewards have to be 0 in any case. From another `start` both follow from its log-ratios.
+    one, and the rewards have to be 0 in any case. From another `start` both follow from its
+    log-ratios.
     """
     if start.chosen:
         _check_moved_start(loss, rewards, settings, dtype, start)
