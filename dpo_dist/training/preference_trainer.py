@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +152,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
     def _computed(self, dataset: Dataset, name: str, batch_size: int) -> list[ReferenceLogProbs]:
         """The log-probs of the weights that training starts from, from the cache or computed."""
         cache = ReferenceCache(self._reference_file(self._job.start))
-        with cache.locked() if ranks.is_main() else nullcontext():
+        with cache.locked(lambda taken: bool(gather_object([taken])[0])):
             if ranks.is_main():
                 cache.journal().close()  # cuts off a torn last line
             self.accelerator.wait_for_everyone()
