@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from dpo_dist.artifacts import file_digest
-from dpo_dist.checks.machine import GIB, Gpu, available_memory, free_disk, gpus
 from dpo_dist.checks.surroundings import extension_locks
 from dpo_dist.config import Config, Full, Optimization
 from dpo_dist.data.models import check_model, is_hub_id
 from dpo_dist.errors import ConfigError, DpoDistError, ModelError
+from dpo_dist.machine import GIB, Gpu, available_memory, free_disk, gpus
 from dpo_dist.phases.pipeline import package_versions
 from dpo_dist.phases.resources import model_shape, planned_bytes
 from dpo_dist.planning.memory import ModelShape

@@ -6,6 +6,7 @@ from typing import Any
 
 from dpo_dist.config import Config, Full, Lora, Method
 from dpo_dist.forecasting.data import Pairs
+from dpo_dist.machine import GIB
 from dpo_dist.planning.fit import (
     Fit,
     Workload,
@@ -14,7 +15,7 @@ from dpo_dist.planning.fit import (
     recommended,
     ways_to_train,
 )
-from dpo_dist.planning.hardware import GIB, Cluster
+from dpo_dist.planning.hardware import Cluster
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.planning.sharding import host_bytes
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from dpo_dist.config import Checkpointing
 from dpo_dist.console import say
 from dpo_dist.errors import ConfigError
+from dpo_dist.machine import GIB, available_memory
 from dpo_dist.training.job import TrainingJob, launch_shape
 
 # The share of the free memory that a plan may fill: the rest is for what it leaves out
@@ -46,8 +46,8 @@ def choose_checkpointing(job: TrainingJob) -> Checkpointing:
     )
     if chosen != "none":
         say(
-            f"activation checkpointing: {chosen} ({job.planned_peak_bytes['none'] / 2**30:.1f} GiB "
-            f"are planned without it, {free / 2**30:.1f} GiB are free)"
+            f"activation checkpointing: {chosen} ({job.planned_peak_bytes['none'] / GIB:.1f} GiB "
+            f"are planned without it, {free / GIB:.1f} GiB are free)"
         )
     return chosen
 
@@ -56,15 +56,7 @@ def _free_bytes() -> float:
     """What this process may allocate."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
-    return _available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _available_memory() -> int:
-    """Bytes that can be allocated without swapping."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo names no MemAvailable")
+    return available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def checkpoint_selectively(model: Any) -> None:

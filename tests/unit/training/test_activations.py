@@ -50,12 +50,3 @@ def test_zero3_knows_no_selective_checkpointing(monkeypatch: pytest.MonkeyPatch)
     assert choose_checkpointing(job(**zero3)) == "full"
     with pytest.raises(ConfigError, match="ZeRO-3"):
         choose_checkpointing(job(gradient_checkpointing="selective", **zero3))
-
-
-def test_the_free_memory_is_linux_s_estimate() -> None:
-    total = next(
-        int(line.split()[1]) * 1024
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        if line.startswith("MemTotal:")
-    )
-    assert 0 < activations._available_memory() < total
