@@ -117,9 +117,10 @@ def _shape(config: Config) -> ModelShape:
 
 
 def _planned(shape: ModelShape, section: Optimization) -> int:
-    """A process's planned peak, at rows of the greatest length and with all checkpointing."""
+    """A process's planned peak, at rows of the greatest length, with all checkpointing, and with
+    validation rows, which are there by default."""
     lengths = [section.max_length] * section.micro_batch_size
-    return planned_bytes(shape, section, lengths)["full"]
+    return planned_bytes(shape, section, lengths, validates=True)["full"]
 
 
 def _disk(shape: ModelShape, section: Optimization) -> int:

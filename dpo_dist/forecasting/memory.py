@@ -34,8 +34,8 @@ def workload(config: Config, method: Method, shape: ModelShape, pairs: Pairs) ->
     """What is trained, if `method` were the run file's."""
     train = config.train
     assert train is not None
-    measures_kl = pairs.validation > 0 and train.kl.prompts > 0
-    beside = isinstance(method, Full) and (train.reference == "live" or measures_kl)
+    asked = train.model_copy(update={"method": method})
+    beside = asked.has_second_model(validates=pairs.validation > 0)
     return Workload(
         shape=shape,
         method=method,
@@ -43,6 +43,7 @@ def workload(config: Config, method: Method, shape: ModelShape, pairs: Pairs) ->
         longest=pairs.longest,
         global_batch=train.global_batch_size,
         second_model=shape.parameters if beside else 0,
+        second_model_size=4 if train.reference == "live" else 2,
     )
 
 
