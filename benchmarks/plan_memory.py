@@ -5,9 +5,8 @@
 The model is a random Llama of 50 M weights with SmolLM2's tokenizer, unless `--model` names
 another. Each line is a training of two steps in processes of its own
 (benchmarks/plan_memory_block.py): LoRA and all weights, every kind of checkpointing in one process
-under bfloat16 (planned by `planning.memory.planned_peak`, as the trainer does), and ZeRO-2 and 3
-on two processes, which train in float32 there (planned by `planning.sharding.model_states`, as
-`dpo-dist plan` does).
+under bfloat16, and ZeRO-2 and 3 on two processes, which train in float32 there. All are planned
+by `planning.sharding.planned_peak`, as `dpo-dist plan`, preflight and the trainer do.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from pathlib import Path
 from benchmarks.figures import MODEL, option_parser, publish
 from benchmarks.plan_memory_block import Block, MethodName, rows
 from dpo_dist.config import Checkpointing, Full, Lora
-from dpo_dist.phases.resources import model_shape
-from dpo_dist.planning.memory import ModelShape, planned_peak, trained_parameters
-from dpo_dist.planning.sharding import Strategy, model_states
+from dpo_dist.phases.resources import model_shape, strategy
+from dpo_dist.planning.memory import ModelShape
+from dpo_dist.planning.sharding import planned_peak
 
 CONFIGS = Path("accelerate_configs")
 # Tensors of 128 KiB and more come from the kernel and go back to it.
@@ -101,21 +100,14 @@ def planned(block: Block, shape: ModelShape) -> dict[str, int]:
     """Bytes by part."""
     method = Lora() if block.method == "lora" else Full()
     alone = block.processes == 1
-    peak = planned_peak(
-        shape,
-        method,
+    return planned_peak(
+        *(shape, method, strategy(Path(block.accelerate_config)), block.processes),
         tokens=block.computed,
         scored=block.scored,
-        bf16=alone,
         checkpointing=block.checkpointing,
+        bf16=alone,
+        on_cpu=True,
     )
-    if alone:
-        return peak
-    strategy: Strategy = "zero3" if "zero3" in block.accelerate_config else "zero2"
-    # Of a bucket that is allocated whole, the CPU only holds the pages that are written.
-    touched = trained_parameters(shape, method)
-    states = model_states(shape, method, strategy, block.processes, half=4, bucket=touched)
-    return states | {part: peak[part] for part in ("activations", "head")}
 
 
 def measured(block: Block) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dpo_dist.checks.facts import Facts
 from dpo_dist.checks.findings import Finding
-from dpo_dist.checks.machine import GIB
+from dpo_dist.machine import GIB
 
 _OTHERS_MAY_USE = 0.1  # of a GPU's memory, before somebody else is said to be on it
 

@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from dpo_dist.artifacts import file_digest
-from dpo_dist.checks.machine import GIB, Gpu, available_memory, free_disk, gpus
 from dpo_dist.checks.surroundings import extension_locks
 from dpo_dist.config import Config, Optimization
 from dpo_dist.data.models import check_model, is_hub_id
 from dpo_dist.errors import ConfigError, DpoDistError, ModelError
+from dpo_dist.machine import GIB, Gpu, available_memory, free_disk, gpus
 from dpo_dist.phases.pipeline import package_versions
 from dpo_dist.phases.resources import model_shape, planned_bytes
 from dpo_dist.planning.disk import training_disk
@@ -121,9 +121,10 @@ def _shape(config: Config) -> ModelShape:
 
 
 def _planned(shape: ModelShape, section: Optimization) -> int:
-    """A process's planned peak, at rows of the greatest length and with all checkpointing."""
+    """A process's planned peak, at rows of the greatest length, with all checkpointing, and with
+    validation rows, which are there by default."""
     lengths = [section.max_length] * section.micro_batch_size
-    return planned_bytes(shape, section, lengths)["full"]
+    return planned_bytes(shape, section, lengths, validates=True)["full"]
 
 
 def _wants_gpus(accelerate_config: Path) -> bool:

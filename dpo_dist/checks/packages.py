@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dpo_dist.checks.findings import Finding, State
-from dpo_dist.checks.machine import gpus
+from dpo_dist.machine import gpus
 
 # What drags a CUDA build of itself beside a CPU build of torch, and breaks importing models then.
 _TRAPS = ("torchvision", "torchaudio", "torchcodec")

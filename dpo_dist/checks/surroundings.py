@@ -13,8 +13,7 @@ from pathlib import Path
 
 from dpo_dist import ranks
 from dpo_dist.checks.findings import Finding, State
-from dpo_dist.checks.machine import GIB, available_memory, free_disk, gpus
-from dpo_dist.training.start import has_cuda
+from dpo_dist.machine import GIB, available_memory, free_disk, gpus, has_cuda
 
 _LONGEST_TMPDIR = 70  # a socket's path holds 107 bytes, and vLLM adds a name of 37 to it
 _STALE_SECONDS = 600

@@ -119,6 +119,13 @@ class Train(Optimization):
     select: Literal["last", "best"] = "last"
     merge: bool = False  # LoRA: write the merged model, too
 
+    def has_second_model(self, *, validates: bool) -> bool:
+        """Whether the reference's weights stay beside the policy's: they are needed in every step
+        (`reference: live`), or to measure the KL on validation prompts. An adapter's reference is
+        in the policy."""
+        measures_kl = validates and self.kl.prompts > 0
+        return isinstance(self.method, Full) and (self.reference == "live" or measures_kl)
+
     @field_validator("loss", mode="before")
     @classmethod
     def _one_name(cls, value: Any) -> Any:

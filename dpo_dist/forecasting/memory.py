@@ -9,6 +9,7 @@ from typing import Any
 from dpo_dist.config import Config, Full, Lora, Method
 from dpo_dist.forecasting.chosen import Chosen, chosen_way
 from dpo_dist.forecasting.data import Pairs
+from dpo_dist.machine import GIB
 from dpo_dist.planning.fit import (
     Fit,
     Workload,
@@ -17,7 +18,7 @@ from dpo_dist.planning.fit import (
     recommended,
     ways_to_train,
 )
-from dpo_dist.planning.hardware import GIB, Cluster
+from dpo_dist.planning.hardware import Cluster
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.planning.sharding import host_bytes
 
@@ -55,8 +56,8 @@ def workload(config: Config, method: Method, shape: ModelShape, pairs: Pairs) ->
     """What is trained, if `method` were the run file's."""
     train = config.train
     assert train is not None
-    measures_kl = pairs.validation > 0 and train.kl.prompts > 0
-    beside = isinstance(method, Full) and (train.reference == "live" or measures_kl)
+    asked = train.model_copy(update={"method": method})
+    beside = asked.has_second_model(validates=pairs.validation > 0)
     return Workload(
         shape=shape,
         method=method,
@@ -64,6 +65,7 @@ def workload(config: Config, method: Method, shape: ModelShape, pairs: Pairs) ->
         longest=pairs.longest,
         global_batch=train.global_batch_size,
         second_model=shape.parameters if beside else 0,
+        second_model_size=4 if train.reference == "live" else 2,
     )
 
 

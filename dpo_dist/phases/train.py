@@ -113,7 +113,8 @@ def run(config: Config, out: PhaseDirectory, leader: Leader | None = None) -> di
         start=start.identity(),
         reference=_initial_reference(config),
         planned_peak_bytes=planned_bytes(
-            shape, config.train, [*train_rows.lengths, *validation_rows.lengths]
+            *(shape, config.train, [*train_rows.lengths, *validation_rows.lengths]),
+            validates=bool(validation_rows),
         ),
         out=out.path,
         seed=config.run.seed,

@@ -19,6 +19,7 @@ from pathlib import Path
 from dpo_dist.config import Engine, HfEngine, VllmEngine
 from dpo_dist.console import INNER, progress, say, warn
 from dpo_dist.errors import ConfigError, PhaseFailed, Preempted, UserError
+from dpo_dist.machine import visible_gpus
 from dpo_dist.processes import Process, end_all, handling_sigterm
 from dpo_dist.ranks import Shard
 from dpo_dist.tails import Watched
@@ -55,23 +56,6 @@ def places(engine: Engine) -> list[Place]:
         return [Place(gpus=tuple(gpus[n * each : (n + 1) * each])) for n in range(count)]
     cores = sorted(os.sched_getaffinity(0))
     return [Place(cores=frozenset(cores[n::count] or cores)) for n in range(count)]
-
-
-def visible_gpus() -> list[str]:
-    """What CUDA would see, as CUDA_VISIBLE_DEVICES names it, without starting CUDA here."""
-    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return listed.stdout.split()
 
 
 @dataclass

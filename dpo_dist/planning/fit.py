@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from dpo_dist.config import Checkpointing, Method
 from dpo_dist.errors import ConfigError
 from dpo_dist.planning.hardware import Cluster
-from dpo_dist.planning.memory import ModelShape, activation_bytes
+from dpo_dist.planning.memory import ModelShape
 from dpo_dist.planning.scaling import Setting, Step, accumulations, training_step
-from dpo_dist.planning.sharding import ZERO_STAGE, Strategy, head_bytes, model_states
+from dpo_dist.planning.sharding import ZERO_STAGE, Strategy, planned_peak
 from dpo_dist.planning.throughput import TRAINING_UTILIZATION, Pair
 
 LARGEST_MICRO_BATCH = 16  # pairs: a packed row of a few thousand tokens fills a GPU as it is
@@ -23,7 +24,8 @@ SAME_TIME = 1.02  # what is slower by less is as fast: then the simpler way is t
 class Workload:
     """What is trained: the mean pair tells the time, the longest one the memory.
 
-    `second_model` counts the weights of a reference that stays on the GPU beside the policy.
+    `second_model` counts the weights of a reference that stays on the GPU beside the policy, of
+    `second_model_size` bytes each.
     """
 
     shape: ModelShape
@@ -32,6 +34,7 @@ class Workload:
     longest: Pair
     global_batch: int
     second_model: int = 0
+    second_model_size: Literal[2, 4] = 2
 
 
 @dataclass(frozen=True)
@@ -130,16 +133,14 @@ def measure(
 ) -> Fit:
     """What a setting takes, for a micro-batch of the longest pairs, and how long its steps are."""
     shape, method = work.shape, work.method
-    tokens = round(setting.micro_batch * work.longest.computed)
-    states = model_states(
-        shape, method, setting.strategy, cluster.size, reference=work.second_model
+    parts = planned_peak(
+        *(shape, method, setting.strategy, cluster.size),
+        tokens=round(setting.micro_batch * work.longest.computed),
+        scored=round(setting.micro_batch * work.longest.scored),
+        checkpointing=setting.checkpointing,
+        reference=work.second_model,
+        reference_size=work.second_model_size,
     )
-    parts = states | {
-        "activations": activation_bytes(
-            shape, method, tokens=tokens, bf16=True, checkpointing=setting.checkpointing
-        ),
-        "head": head_bytes(shape, method, round(setting.micro_batch * work.longest.scored)),
-    }
     step = training_step(shape, method, work.pair, cluster, setting, utilization=utilization)
     return Fit(setting, parts, sum(parts.values()) <= cluster.gpu.usable, step)
 

@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, PositiveFloat
 
 from dpo_dist.errors import ConfigError
+from dpo_dist.machine import GIB
 from dpo_dist.planning.memory import ModelShape
 
-GIB = 2**30
 # What a plan leaves free of a GPU's memory: a tenth, for the allocator's gaps and temporaries, and
 # 2 GiB for the CUDA context, NCCL's buffers and the libraries' workspaces.
 FREE_SHARE = 0.10

@@ -1,4 +1,4 @@
-"""The planned peak of a training process's memory, part by part, in bytes.
+"""A model's sizes, and what one micro-batch of it takes of a training process's memory, in bytes.
 
 The activation formula counts the tensors that autograd keeps for a Llama-type layer in bfloat16;
 it was within 0.2 % of the measured saved tensors (docs/scaling.md).
@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_dist.config import Checkpointing, Full, Lora, Method
+
+# TRL's kernel for the log-probs on a GPU: rows and columns of the logits that exist at a time.
+LOGIT_TILE = (4096, 32768)
 
 
 @dataclass(frozen=True)
@@ -67,40 +70,6 @@ def trained_parameters(shape: ModelShape, method: Method) -> int:
     return shape.lora_parameters(method.r) if isinstance(method, Lora) else shape.parameters
 
 
-def planned_peak(
-    shape: ModelShape,
-    method: Method,
-    *,
-    tokens: int,
-    scored: int,
-    bf16: bool,
-    checkpointing: Checkpointing,
-    zero_stage: int = 0,
-    processes: int = 1,
-) -> dict[str, int]:
-    """Bytes by part for a micro-batch of `tokens` computed and `scored` predicted positions.
-
-    ZeRO shards the optimizer's states (from stage 1), the gradients (2) and the weights (3)
-    among the processes.
-    """
-    trained = trained_parameters(shape, method)
-    half = 2 if bf16 else 4
-    weights = shape.parameters * (4 if isinstance(method, Full) else half)
-    if isinstance(method, Lora):
-        weights += 4 * trained
-    if isinstance(method, Full) and bf16:
-        weights += 2 * shape.parameters  # autocast's copies, kept until the backward is over
-    return {
-        "weights": weights // (processes if zero_stage >= 3 else 1),
-        "gradients": 4 * trained // (processes if zero_stage >= 2 else 1),
-        "optimizer": 8 * trained // (processes if zero_stage >= 1 else 1),
-        "activations": activation_bytes(
-            shape, method, tokens=tokens, bf16=bf16, checkpointing=checkpointing
-        ),
-        "head": _head_bytes(shape, method, scored, half),
-    }
-
-
 def activation_bytes(
     shape: ModelShape, method: Method, *, tokens: int, bf16: bool, checkpointing: Checkpointing
 ) -> int:
@@ -134,11 +103,18 @@ def _kept_bytes(shape: ModelShape, method: Method, half: int, kind: Checkpointin
     return half * width
 
 
-def _head_bytes(shape: ModelShape, method: Method, scored: int, half: int) -> int:
-    """Tiles of 128 rows, hidden states and their gradients; a trained head also has its own
-    float32 gradient and the logits' gradients of 1,024 rows."""
+def head_bytes(
+    shape: ModelShape, method: Method, scored: int, *, bf16: bool = True, on_cpu: bool = False
+) -> int:
+    """Of the log-probs, for `scored` predicted positions: a tile of logits, hidden states and their
+    gradients; a trained head also has its own gradient, in float32."""
+    half = 2 if bf16 else 4
+    own = 4 * shape.vocabulary * shape.hidden if isinstance(method, Full) else 0
+    if not on_cpu:
+        rows, columns = LOGIT_TILE
+        tile = half * min(scored, rows) * min(shape.vocabulary, columns)
+        return tile + (half + 4) * scored * shape.hidden + own
     tiles = 128 * shape.vocabulary * (8 + half)
-    hidden = 2 * scored * shape.hidden * half
-    if isinstance(method, Lora):
-        return tiles + hidden
-    return tiles + hidden + shape.vocabulary * (4 * shape.hidden + min(scored, 1024) * half)
+    if isinstance(method, Full):  # the logits' gradients of 1,024 rows
+        tiles += min(scored, 1024) * shape.vocabulary * half
+    return tiles + 2 * scored * shape.hidden * half + own

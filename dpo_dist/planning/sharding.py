@@ -1,9 +1,11 @@
-"""What a GPU holds of a model that is trained on several of them, part by part, in bytes.
+"""What a training process holds at most, part by part, in bytes: the one model of it, by which
+`plan` recommends, preflight checks, and the trainer chooses its checkpointing.
 
 P are all weights, T the trained ones, N the GPUs. The cases differ in what is really allocated:
 
 - one GPU or DDP: the trainer's own mixed precision. All weights: 4P float32 and 2P autocast's
   copies; LoRA: 2P frozen bfloat16 and 4T. Gradients 4T, AdamW 8T; DDP also keeps its buckets, 4T.
+  Without bf16 there are no copies, and LoRA's frozen weights take 4P.
 - ZeRO (DeepSpeed, bf16): 2(P + T of LoRA) working weights; 4T master weights and 8T moments are
   sharded from stage 1, 4T gradients (added up in float32, the bfloat16 ones only pass through the
   bucket) from stage 2, the working weights from stage 3.
@@ -17,8 +19,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dpo_dist.config import Full, Lora, Method
-from dpo_dist.planning.memory import ModelShape, trained_parameters
+from dpo_dist.config import Checkpointing, Lora, Method
+from dpo_dist.planning.memory import (
+    ModelShape,
+    activation_bytes,
+    head_bytes,
+    trained_parameters,
+)
 
 Strategy = Literal["single_gpu", "ddp", "zero1", "zero2", "zero3", "zero3_offload"]
 ZERO_STAGE: dict[Strategy, int] = {
@@ -32,8 +39,39 @@ ZERO_STAGE: dict[Strategy, int] = {
 # DeepSpeed's defaults, in elements: what accelerate's YAML leaves alone.
 REDUCE_BUCKET = 500_000_000
 MAX_LIVE_PARAMETERS = 1_000_000_000
-# TRL's kernel for the log-probs: rows and columns of the logits that exist at a time.
-LOGIT_TILE = (4096, 32768)
+
+
+def planned_peak(
+    shape: ModelShape,
+    method: Method,
+    strategy: Strategy,
+    processes: int,
+    *,
+    tokens: int,
+    scored: int,
+    checkpointing: Checkpointing,
+    reference: int = 0,
+    reference_size: Literal[2, 4] = 2,
+    bf16: bool = True,
+    on_cpu: bool = False,
+) -> dict[str, int]:
+    """Bytes by part for a micro-batch of `tokens` computed and `scored` predicted positions; the
+    reference as in `model_states`."""
+    trained = trained_parameters(shape, method)
+    states = model_states(
+        *(shape, method, strategy, processes),
+        reference=reference,
+        reference_size=reference_size,
+        half=2 if bf16 else 4,
+        # Of a bucket that is allocated whole, a CPU only holds the pages that are written.
+        bucket=min(trained, REDUCE_BUCKET) if on_cpu else REDUCE_BUCKET,
+    )
+    return states | {
+        "activations": activation_bytes(
+            shape, method, tokens=tokens, bf16=bf16, checkpointing=checkpointing
+        ),
+        "head": head_bytes(shape, method, scored, bf16=bf16, on_cpu=on_cpu),
+    }
 
 
 def model_states(
@@ -43,27 +81,30 @@ def model_states(
     processes: int,
     *,
     reference: int = 0,
+    reference_size: Literal[2, 4] = 2,
     half: Literal[2, 4] = 2,
     accumulate: Literal[2, 4] = 4,
     bucket: int = REDUCE_BUCKET,
 ) -> dict[str, int]:
-    """Bytes on one GPU, by part, before any batch.
+    """Bytes of one process, by part, before any batch.
 
-    `reference` counts the weights of a second model that stays beside the policy. `half` is the
-    size of a weight that ZeRO works with (4 without bf16, as on a CPU), `accumulate` that of an
+    `reference` counts the weights of a second model that stays beside the policy, of
+    `reference_size` bytes each (a live one is in float32; under ZeRO both work with the same).
+    `half` is the size of a weight that is worked with (4 without bf16), `accumulate` that of an
     added-up gradient (`grad_accum_dtype`: 4 for fp32, 2 for bf16), `bucket` is in elements.
     """
     all_weights, trained = shape.parameters, trained_parameters(shape, method)
     working = all_weights + (trained if isinstance(method, Lora) else 0)
     stage = ZERO_STAGE[strategy]
     if stage == 0:
-        frozen = 2 * all_weights if isinstance(method, Lora) else 2 * trained  # autocast's copies
+        copies = 2 * trained if half == 2 else 0  # autocast's
+        beside_trained = half * all_weights if isinstance(method, Lora) else copies
         return {
-            "weights": frozen + 4 * trained,
+            "weights": beside_trained + 4 * trained,
             "gradients": 4 * trained,
             "optimizer": 8 * trained,
             "communication": 4 * trained if strategy == "ddp" else 0,
-            "reference": 2 * reference,
+            "reference": max(half, reference_size) * reference,
         }
     if strategy == "zero3_offload":
         weights = gradients = optimizer = beside = 0
@@ -87,16 +128,6 @@ def host_bytes(shape: ModelShape, method: Method, processes: int, per_node: int)
     trained = trained_parameters(shape, method)
     working = shape.parameters + (trained if isinstance(method, Lora) else 0)
     return (2 * working + (12 + 4) * trained) * per_node // processes
-
-
-def head_bytes(shape: ModelShape, method: Method, scored: int) -> int:
-    """Of the log-probs on a GPU, for `scored` predicted positions: one tile of logits, hidden
-    states and their float32 gradient; a trained head also has its own, in float32."""
-    rows, columns = LOGIT_TILE
-    tile = 2 * min(scored, rows) * min(shape.vocabulary, columns)
-    hidden = (2 + 4) * scored * shape.hidden
-    own = 4 * shape.vocabulary * shape.hidden if isinstance(method, Full) else 0
-    return tile + hidden + own
 
 
 def _buffers(working: int, trained: int, stage: int, half: int, bucket: int) -> int:

@@ -6,11 +6,11 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dpo_dist.machine import GIB
 from dpo_dist.reporting.tables import ABSENT, Cell, Table, to_text
 from dpo_dist.reporting.text import visible
 
 WIDTH = 100  # columns of the terminal
-GIB = 2**30
 UNKNOWN = "unknown"
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "head", "communication")
 SHORT = {"gradients": "grad.", "optimizer": "optim.", "reference": "ref.", "communication": "comm."}

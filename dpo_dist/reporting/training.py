@@ -36,15 +36,13 @@ def training_figures(
     selected = max(steps) if selected is None else selected
     until = [line for line in metrics if int(line["step"]) <= selected]
     margins = logged(until, "eval_rewards/margins")
-    # Before the first step all margins are 0, and the accuracy counts those above.
-    moved = [line for line in until if line["step"]]
     kls = [line for line in until if "kl/per_token" in line]
     return {
         "step": selected,
         "beta": train.beta,
         "kl_budget": train.kl.budget,
         "margin": {"first": margins[0], "last": margins[-1]} if margins else None,
-        "accuracy": last_value(moved, "eval_rewards/accuracies"),
+        "accuracy": last_value(until, "eval_rewards/accuracies"),
         "kl": {key: kls[-1].get(f"kl/{key}") for key in KL_KEYS} if kls else None,
     }
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import functools
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from dpo_dist import ranks
 from dpo_dist.config import Checkpointing
 from dpo_dist.console import say
 from dpo_dist.errors import ConfigError
+from dpo_dist.machine import GIB, available_memory
 from dpo_dist.training.job import TrainingJob, launch_shape
 
 # The share of the free memory that a plan may fill: the rest is for what it leaves out
@@ -28,8 +30,14 @@ FITS = 0.8
 NARROW = 32
 
 
-def choose_checkpointing(job: TrainingJob) -> Checkpointing:
-    """The kind of activation checkpointing: asked for, or (`auto`) the first that fits."""
+def choose_checkpointing(job: TrainingJob, free: float) -> Checkpointing:
+    """The kind of activation checkpointing: asked for, or (`auto`) the first that fits into what is
+    `free_bytes` of the rank that has least.
+
+    All ranks call it, once they are connected, and get the same: under ZeRO-3 a layer that is
+    computed again gathers its weights from all of them, and one that did so alone would wait for
+    the others forever.
+    """
     asked = job.settings.gradient_checkpointing
     zero3 = launch_shape(job.settings.accelerate_config)[1] == 3
     if asked == "selective" and zero3:
@@ -39,32 +47,27 @@ def choose_checkpointing(job: TrainingJob) -> Checkpointing:
         )
     if asked != "auto":
         return asked
-    free = _free_bytes()
+    if ranks.world_size() > 1:
+        free = min(gather_object([free]))
     kinds: tuple[Checkpointing, ...] = ("none", "full") if zero3 else ("none", "selective", "full")
     chosen = next(
         (kind for kind in kinds if job.planned_peak_bytes[kind] <= FITS * free), kinds[-1]
     )
     if chosen != "none":
         say(
-            f"activation checkpointing: {chosen} ({job.planned_peak_bytes['none'] / 2**30:.1f} GiB "
-            f"are planned without it, {free / 2**30:.1f} GiB are free)"
+            f"activation checkpointing: {chosen} ({job.planned_peak_bytes['none'] / GIB:.1f} GiB "
+            f"are planned without it, {free / GIB:.1f} GiB are free)"
         )
     return chosen
 
 
-def _free_bytes() -> float:
-    """What this process may allocate."""
+def free_bytes() -> float:
+    """What this process may allocate. To be asked before it loads anything: what is planned counts
+    the weights, too."""
     if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
-    return _available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _available_memory() -> int:
-    """Bytes that can be allocated without swapping."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo names no MemAvailable")
+        # By its number, because a rank gets its device with the process group, which comes later.
+        return torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")))[0]
+    return available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def checkpoint_selectively(model: Any) -> None:

@@ -164,7 +164,7 @@ class Alarms(TrainerCallback):  # type: ignore[misc]  # transformers is not foll
         """A resumed training goes on from what was logged, and said, up to its checkpoint."""
         before = self._log.until(state.global_step) if ranks.is_main() else []
         self._said = {line["alarm"] for line in before if "alarm" in line}
-        self._lines = [_meant(line["step"], line) for line in before if "alarm" not in line]
+        self._lines = [line for line in before if "alarm" not in line]
 
     def on_log(
         self,
@@ -174,7 +174,7 @@ class Alarms(TrainerCallback):  # type: ignore[misc]  # transformers is not foll
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        self._lines.append(_meant(state.global_step, logs or {}))
+        self._lines.append(logs or {})
         for alarm in raised(self._lines, self._settings):
             stops = alarm.kind == "kl_budget" and self._settings.kl.stop
             if stops:
@@ -194,9 +194,3 @@ class Alarms(TrainerCallback):  # type: ignore[misc]  # transformers is not foll
 
             if wandb.run is not None:
                 wandb.run.alert(title=f"{alarm.kind} at step {step}", text=message, level="WARN")
-
-
-def _meant(step: int, logs: Mapping[str, Any]) -> Line:
-    """Before the first step all margins are 0, and the accuracy, which counts those above, says
-    nothing."""
-    return {k: v for k, v in logs.items() if step or not k.endswith("rewards/accuracies")}

@@ -66,6 +66,9 @@ class TrainingJob(Section):
         return self.out / "model"
 
 
+_OFFLOADED = ("param", "optimizer")
+
+
 def num_processes(accelerate_config: Path) -> int:
     """How many processes an accelerate configuration starts, on all machines together."""
     return launch_shape(accelerate_config)[0]
@@ -84,6 +87,17 @@ def launch_shape(accelerate_config: Path) -> tuple[int, int]:
 
 def uses_fsdp(accelerate_config: Path) -> bool:
     return read_accelerate_config(accelerate_config).get("distributed_type") == "FSDP"
+
+
+def offloads(accelerate_config: Path) -> bool:
+    """Whether DeepSpeed keeps weights and optimizer in the CPU's memory."""
+    settings = read_accelerate_config(accelerate_config).get("deepspeed_config") or {}
+    if file := settings.get("deepspeed_config_file"):
+        zero = json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {})
+        devices = [(zero.get(f"offload_{part}") or {}).get("device") for part in _OFFLOADED]
+    else:
+        devices = [settings.get(f"offload_{part}_device") for part in _OFFLOADED]
+    return all(device in ("cpu", "nvme") for device in devices)
 
 
 def read_accelerate_config(accelerate_config: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 from dpo_dist.artifacts import write_text
@@ -45,7 +46,7 @@ def launch(job: TrainingJob, leader: Leader | None = None) -> None:
         )
     finally:
         watch.echo.look()
-    if status == INTERRUPTED or status == -2:
+    if status in (INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
     if (job.out / PREEMPTED).exists():
         step = (job.out / PREEMPTED).read_text(encoding="utf-8").strip()

@@ -92,15 +92,13 @@ def load_reference(job: TrainingJob) -> Any | None:
     """
     settings = job.settings
     assert isinstance(settings, Train)
-    live = settings.reference == "live"
-    measures_kl = job.validation_rows is not None and settings.kl.prompts > 0
-    if isinstance(settings.method, Lora) or not (live or measures_kl):
+    if not settings.has_second_model(validates=job.validation_rows is not None):
         return None
     if job.reference is not None:
         other = {"model": job.reference.model, "adapter": job.reference.adapter}
         job = job.model_copy(update=other | {"reference": None})
     model, _ = load_policy(job)
-    if uses_bf16(job) and not live:
+    if uses_bf16(job) and settings.reference != "live":
         model.to(getattr(torch, job.dtype))
     model.requires_grad_(False)
     return model.eval()

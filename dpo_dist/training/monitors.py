@@ -42,21 +42,23 @@ def check_start(
     """Stop a training whose reference is not the model that it should be.
 
     `loss` and `rewards` (mean of chosen, of rejected) are those of the first micro-batch. Where
-    training starts from the reference, the loss has a known value where the mixture has one, and
-    the rewards have to be 0 in any case. From another `start` both follow from its log-ratios.
+    training starts from the reference, the loss has to have its known value where the mixture has
+    one, and the rewards have to be 0 in any case. From another `start` both follow from its
+    log-ratios.
     """
     if start.chosen:
         _check_moved_start(loss, rewards, settings, dtype, start)
         return
     expected = first_loss(settings.loss, settings.beta, settings.label_smoothing)
     tolerance = _tolerance(dtype, settings.beta)
-    if expected is not None and not settings.wpo:
-        if not abs(loss - expected) <= tolerance * max(1.0, expected):
-            raise TrainingDiverged(
-                f"the first loss is {loss:.5f}, but it must be {expected:.5f}: {_CAUSES}"
-            )
-    # A margin m moves the sigmoid loss by m / 2.
-    elif not all(abs(reward) <= 2 * tolerance for reward in rewards):
+    if settings.wpo:
+        expected = None  # the weights scale the loss, by what cannot be told beforehand
+    if expected is not None and not abs(loss - expected) <= tolerance * max(1.0, expected):
+        raise TrainingDiverged(
+            f"the first loss is {loss:.5f}, but it must be {expected:.5f}: {_CAUSES}"
+        )
+    # A reference that shifts both answers alike leaves the margins, and most losses, as they were.
+    if not all(abs(reward) <= _reward_tolerance(dtype, settings.beta) for reward in rewards):
         raise TrainingDiverged(
             f"the first rewards are {rewards[0]:.5f} (chosen) and {rewards[1]:.5f} (rejected), "
             f"but they must be 0: {_CAUSES}"
@@ -69,6 +71,12 @@ def _tolerance(dtype: str, beta: float) -> float:
     return TOLERANCE[dtype] * (max(1.0, beta / 0.1) if dtype == "bfloat16" else 1.0)
 
 
+def _reward_tolerance(dtype: str, beta: float) -> float:
+    """Twice the loss's, since a margin m moves the sigmoid loss by m / 2. A reward is beta times a
+    log-ratio, also of the losses that take any beta, and so is its rounding in any dtype."""
+    return 2 * TOLERANCE[dtype] * max(1.0, beta / 0.1)
+
+
 def _check_moved_start(
     loss: float, rewards: Sequence[float], settings: Train, dtype: str, start: Start
 ) -> None:
@@ -77,7 +85,7 @@ def _check_moved_start(
         ("chosen", "rejected"), rewards, (start.chosen, start.rejected), strict=True
     ):
         expected = settings.beta * sum(ratios) / len(ratios)
-        if not abs(reward - expected) <= 2 * tolerance:
+        if not abs(reward - expected) <= _reward_tolerance(dtype, settings.beta):
             raise TrainingDiverged(
                 f"the first reward of {name} answers is {reward:.5f}, but it must be "
                 f"{expected:.5f}: {_MOVED_CAUSES}"

@@ -25,7 +25,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from dpo_dist.artifacts import read_json, write_json, write_text
-from dpo_dist.console import say
+from dpo_dist.console import warn
 from dpo_dist.errors import INTERRUPTED, ConfigError, DpoDistError, NodeLost
 from dpo_dist.ranks import Nodes
 from dpo_dist.training.job import TrainingJob
@@ -139,7 +139,7 @@ class Meeting:
                     # In place: a reader that meets half of it sees a change, which is all it asks.
                     path.write_text(str(number), encoding="ascii")
                 except OSError as error:
-                    say(f"warning: {path}: {error}")
+                    warn(f"{path}: {error}")
                 stop.wait(BEAT_SECONDS)
 
         thread = Thread(target=beat, daemon=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +75,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         self._packed = packed
         self._started = False
         self._start = Start()
+        # Log-probs and tokens since the last log, by mode and completion.
+        self._sums: dict[tuple[str, str], tuple[float, float]] = {}
         super().__init__(*args, **kwargs)
         self._wrap_forwards()
 
@@ -151,7 +152,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
     def _computed(self, dataset: Dataset, name: str, batch_size: int) -> list[ReferenceLogProbs]:
         """The log-probs of the weights that training starts from, from the cache or computed."""
         cache = ReferenceCache(self._reference_file(self._job.start))
-        with cache.locked() if ranks.is_main() else nullcontext():
+        with cache.locked(lambda taken: bool(gather_object([taken])[0])):
             if ranks.is_main():
                 cache.journal().close()  # cuts off a torn last line
             self.accelerator.wait_for_everyone()
@@ -183,9 +184,9 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         journal = cache.journal() if ranks.is_main() else None
         with progress(f"reference: {name}", len(rows)) as advance:
             for start in range(0, len(rows), batch_size * world):
-                share = range(start + rank, min(start + batch_size * world, len(rows)), world)
+                own = range(start + rank, min(start + batch_size * world, len(rows)), world)
                 # Every rank runs equally many forwards: a rank without a row repeats the first.
-                examples = [rows[i] for i in share] or [rows[0]]
+                examples = [rows[i] for i in own] or [rows[0]]
                 batch = self._prepare_inputs(self._to_device(self.data_collator(examples)))
                 batch.pop("rows")
                 chosen, rejected = self.compute_ref_log_probs(model, batch)
@@ -242,6 +243,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         loss = result[0] if isinstance(result, tuple) else result
         mode = "train" if model.training else "eval"
         self._add_metrics(mode, inputs)
+        self._drop_accuracy(mode)
         # Gathered, so that every rank comes to the same decision.
         losses = self.accelerator.gather(loss.detach().float().reshape(1)).tolist()
         if not all(map(math.isfinite, losses)):
@@ -256,12 +258,27 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         return result
 
     def _add_metrics(self, mode: str, inputs: dict[str, Any]) -> None:
-        """Log-probs per token, which displacement shows in: sums move with the lengths."""
+        """Log-probs per token, which displacement shows in: sums move with the lengths.
+
+        The ratio of both sums over all that is logged together; TRL averages batches, and a ratio
+        of each would give short answers the weight of long ones.
+        """
+        metrics = self._metrics[mode]
         tokens = inputs["completion_mask"][:, 1:].sum(1).float().chunk(2)
         for name, lengths in zip(_COMPLETIONS, tokens, strict=True):
-            length = self.accelerator.gather(lengths).mean().item()
-            logps = self._metrics[mode][f"logps/{name}"][-1]
-            self._metrics[mode][f"logps/{name}_per_token"].append(logps / max(length, 1.0))
+            key, of_all = f"logps/{name}_per_token", self.accelerator.gather(lengths)
+            # TRL drops its metrics once they are logged: then the sums begin again.
+            logps, count = self._sums[mode, name] if key in metrics else (0.0, 0.0)
+            logps += metrics[f"logps/{name}"][-1] * len(of_all)
+            count += of_all.sum().item()
+            self._sums[mode, name] = logps, count
+            metrics[key] = [logps / max(count, 1.0)]
+
+    def _drop_accuracy(self, mode: str) -> None:
+        """Before the first step all margins are 0 where training starts from the reference: the
+        accuracy, which counts those above, says nothing."""
+        if self.state.global_step == 0 and self._job.reference is None:
+            self._metrics[mode].pop("rewards/accuracies", None)
 
 
 _COMPLETIONS = ("chosen", "rejected")

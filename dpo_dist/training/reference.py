@@ -11,12 +11,15 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from dpo_dist import ranks
 from dpo_dist.artifacts import Journal, read_records
+from dpo_dist.console import say
 from dpo_dist.records import Record
 
 
@@ -26,6 +29,9 @@ class ReferenceLogProbs(Record):
     row: str
     chosen: float
     rejected: float
+
+
+POLL_SECONDS = 2.0
 
 
 def reference_key(weights: Mapping[str, Any], precision: str, ld_alpha: float | None) -> str:
@@ -40,17 +46,27 @@ def row_key(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int
 
 
 class ReferenceCache:
-    """The values known for one reference. Only one process may `add`, under `locked`."""
+    """The values known for one reference. Only one run may fill it, which `locked` it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Wait for other runs that fill the same cache, and keep them out."""
+    def locked(self, agreed: Callable[[bool], bool]) -> Iterator[None]:
+        """Wait for other runs that fill the same cache, and keep them out.
+
+        All ranks enter; rank 0 has the lock. They wait together and meet every few seconds, where
+        `agreed` gives all of them what rank 0 says: a rank that came to a collective alone would
+        end with its time-out.
+        """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.with_suffix(".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            waits = False
+            while not agreed(ranks.is_main() and _lock(file)):
+                if not waits:
+                    say(f"waiting for another run, which computes the reference ({self._path})")
+                waits = True
+                time.sleep(POLL_SECONDS)
             yield
 
     def read(self) -> dict[str, ReferenceLogProbs]:
@@ -61,3 +77,12 @@ class ReferenceCache:
 
     def journal(self) -> Journal[ReferenceLogProbs]:
         return Journal(self._path, ReferenceLogProbs)
+
+
+def _lock(file: IO[str]) -> bool:
+    """Whether the file is locked now, which it is until it is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -190,8 +190,8 @@ def _scores(query: Tensor, key: Tensor, rule: Rule) -> tuple[Tensor, Tensor | No
     if rule.softcap is not None:
         bent = torch.tanh(scores / rule.softcap)
         scores, slope = rule.softcap * bent, 1 - bent.square()
-    seen = _mask(query.shape[1], key.shape[1], rule.window, query.device)
-    return scores.masked_fill(~seen, -torch.inf), slope
+    bias = _bias(query.shape[1], key.shape[1], rule.window, scores.dtype, query.device)
+    return scores + bias, slope
 
 
 def _gradients(
@@ -263,17 +263,22 @@ def _accumulator(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-@functools.lru_cache(maxsize=512)  # every layer of a step, and most steps, ask for the same few
-def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """(n, m), True where seen: causal from the bottom right, at most `window` keys back."""
-    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-    return mask.triu(keys - queries - window + 1) if window else mask
-
-
-@functools.lru_cache(maxsize=512)
 def _bias(
     queries: int, keys: int, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """The mask as what is added to the scores."""
-    hidden = ~_mask(queries, keys, window, device)
-    return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+    """(n, m), what is added to the scores: -inf where a key is not seen. Causal from the bottom
+    right, at most `window` keys back; `queries` are at most `BLOCK`."""
+    # Of a band that serves blocks of many sizes: its diagonals are what they all share.
+    longest = 1 << (keys + BLOCK - 1).bit_length()
+    end = longest - BLOCK + queries
+    return _band(longest, window, dtype, device)[:queries, end - keys : end]
+
+
+@functools.cache  # every layer of a step asks for it, and there are few lengths: powers of 2
+def _band(longest: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`_bias` of `BLOCK` queries and the `longest` keys."""
+    ones = torch.ones(BLOCK, longest, dtype=torch.bool, device=device)
+    seen = ones.tril(longest - BLOCK)
+    if window:
+        seen = seen.triu(longest - BLOCK - window + 1)
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)

@@ -14,6 +14,7 @@ from dpo_dist import ranks
 from dpo_dist.config import Optimization, Train
 from dpo_dist.console import TERMINAL
 from dpo_dist.errors import ConfigError
+from dpo_dist.machine import has_cuda
 from dpo_dist.ranks import Nodes
 from dpo_dist.training.job import machines, num_processes, read_accelerate_config, uses_fsdp
 
@@ -166,9 +167,3 @@ def _ipv4(probe: socket.socket, interface: str) -> str | None:
         return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), siocgifaddr, request)[20:24])
     except OSError:
         return None  # it has no IPv4 address
-
-
-def has_cuda() -> bool:
-    """Whether there is an NVIDIA driver on this machine."""
-    # Asking torch would cost seconds of import in a process that only waits.
-    return Path("/proc/driver/nvidia/version").exists()

@@ -19,7 +19,7 @@ from dpo_dist.config import Checkpointing, Sft, Train
 from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.training import lora_linear
-from dpo_dist.training.activations import choose_checkpointing
+from dpo_dist.training.activations import choose_checkpointing, free_bytes
 from dpo_dist.training.alarms import Alarms
 from dpo_dist.training.job import OUTCOME, PREEMPTED, TrainingJob, accumulation_steps, launch_shape
 from dpo_dist.training.layout import install
@@ -98,24 +98,27 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
     """What trains the job; the reference's log-probs are known when it is built."""
     settings = job.settings
     assert isinstance(settings, Train)
+    free = free_bytes()
     model, peft_config = load_policy(job)
-    checkpointing = choose_checkpointing(job)
+    reference = load_reference(job)  # ZeRO-3 would shard what is loaded after the arguments
     tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
     packed = choose_layout(model, settings)
     rows = Dataset.from_parquet(str(job.rows))
     validation = Dataset.from_parquet(str(job.validation_rows)) if job.validation_rows else None
+    args = DPOConfig(
+        **_arguments(job),
+        **_evaluation(settings, rows, validation if job.kind == "dpo" else None),
+        **loss_arguments(settings),
+        precompute_ref_log_probs=settings.reference == "cached",
+        precompute_ref_batch_size=settings.micro_batch_size,
+    )
+    checkpointing = _choose_checkpointing(args, job, free)
     trainer = PreferenceTrainer(
         job=job,
         packed=packed,
         model=model,
-        ref_model=load_reference(job),
-        args=DPOConfig(
-            **_arguments(job, checkpointing),
-            **_evaluation(settings, rows, validation if job.kind == "dpo" else None),
-            **loss_arguments(settings),
-            precompute_ref_log_probs=settings.reference == "cached",
-            precompute_ref_batch_size=settings.micro_batch_size,
-        ),
+        ref_model=reference,
+        args=args,
         data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id, packed=packed),
         train_dataset=rows,
         eval_dataset=validation,
@@ -162,11 +165,13 @@ def _evaluation(settings: Train, rows: Dataset, validation: Dataset | None) -> d
 
 def _sft_trainer(job: TrainingJob) -> SFTTrainer:
     assert isinstance(job.settings, Sft)
+    free = free_bytes()
     model, peft_config = load_policy(job)
-    checkpointing = choose_checkpointing(job)
+    args = SFTConfig(**_arguments(job), completion_only_loss=True, packing=False)
+    checkpointing = _choose_checkpointing(args, job, free)
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**_arguments(job, checkpointing), completion_only_loss=True, packing=False),
+        args=args,
         train_dataset=Dataset.from_parquet(str(job.rows)),
         processing_class=load_tokenizer(job.model, trust_remote_code=job.trust_remote_code),
         peft_config=peft_config,
@@ -178,7 +183,14 @@ def _sft_trainer(job: TrainingJob) -> SFTTrainer:
     return trainer
 
 
-def _arguments(job: TrainingJob, checkpointing: Checkpointing) -> dict[str, Any]:
+def _choose_checkpointing(args: Any, job: TrainingJob, free: float) -> Checkpointing:
+    """Choose it with all ranks, which the arguments have connected, and write it into them."""
+    checkpointing = choose_checkpointing(job, free)
+    args.gradient_checkpointing = checkpointing == "full"  # `selective` is not the library's
+    return checkpointing
+
+
+def _arguments(job: TrainingJob) -> dict[str, Any]:
     """What SFT and DPO share of `transformers.TrainingArguments`."""
     settings = job.settings
     on_cpu = not torch.cuda.is_available()
@@ -195,7 +207,7 @@ def _arguments(job: TrainingJob, checkpointing: Checkpointing) -> dict[str, Any]
         "max_grad_norm": settings.max_grad_norm,
         "warmup_steps": settings.warmup_steps,
         "bf16": uses_bf16(job),
-        "gradient_checkpointing": checkpointing == "full",  # `selective` is not the library's
+        "gradient_checkpointing": False,  # chosen once the ranks are connected
         "logging_steps": settings.logging_steps,
         "logging_nan_inf_filter": False,  # it would print an average in place of a NaN
         "max_steps": 1 if job.kind == "reference" else -1,

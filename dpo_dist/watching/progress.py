@@ -244,9 +244,6 @@ class Training:
         if "alarm" in values:
             self._alarms.append(f"step {values['step']}: {values.get('message', values['alarm'])}")
         numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
-        if not values["step"]:
-            # Nothing is above 0 yet: the accuracy says nothing.
-            numbers = {k: v for k, v in numbers.items() if not k.endswith("rewards/accuracies")}
         self._last |= numbers
 
     def _forget(self) -> None:

@@ -123,7 +123,7 @@ def test_the_best_step_by_validation_accuracy_is_kept(
     accuracies = {
         line["step"]: line["eval_rewards/accuracies"]
         for line in lines
-        if "eval_rewards/accuracies" in line and line["step"] > 0
+        if "eval_rewards/accuracies" in line
     }
     best = max(accuracies, key=lambda step: (accuracies[step], -step))
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -102,8 +102,9 @@ def logged(trainer: DPOTrainer) -> list[dict[str, float]]:
 
 
 def test_accumulation_does_not_change_the_losses(tiny_model: Path, tmp_path: Path) -> None:
-    """One global batch of 4, cut into micro-batches of 4, 2 and 1."""
-    found = {}
+    """One global batch of 4, cut into micro-batches of 4, 2 and 1. Log-probs per token are ratios
+    of sums over all of it."""
+    found, per_token = {}, {}
     for micro in (4, 2, 1):
         settings = Train(
             method={"type": "lora", "r": 4, "alpha": 8},
@@ -119,6 +120,11 @@ def test_accumulation_does_not_change_the_losses(tiny_model: Path, tmp_path: Pat
         Dataset.from_list(rows()).to_parquet(job.rows)
         lines = logged(build_dpo_trainer(job))
         found[micro] = [line["loss"] for line in lines]
+        per_token[micro] = [line["logps/rejected_per_token"] for line in lines]
+        assert ["rewards/accuracies" in line for line in lines] == [
+            n > 0 for n in range(len(lines))
+        ]
+    assert per_token[1] == pytest.approx(per_token[4], abs=1e-5)
     assert abs(found[4][-1] - found[4][0]) > 1e-2
     assert found[2] == pytest.approx(found[4], abs=1e-5)
     assert found[1] == pytest.approx(found[4], abs=1e-5)

@@ -125,6 +125,28 @@ def test_the_start_up_check_refuses_a_wrong_alignment(monkeypatch) -> None:
         self_test(torch.device("cpu"), torch.float32, heads=6, key_heads=2, dim=16)
 
 
+@pytest.mark.parametrize("window", [None, 1, 100])
+def test_one_band_masks_blocks_of_every_size(window: int | None) -> None:
+    from dpo_dist.training import segment_attention
+
+    segment_attention._band.cache_clear()
+    for queries, keys in (
+        (1, 1),
+        (1, 900),
+        (77, 77),
+        (128, 128),
+        (128, 129),
+        (50, 400),
+        (128, 896),
+    ):
+        query = torch.arange(keys - queries, keys)[:, None]
+        key = torch.arange(keys)
+        seen = (key <= query) & (key > query - (window or keys + 1))
+        bias = segment_attention._bias(queries, keys, window, torch.float32, torch.device("cpu"))
+        assert torch.equal(bias, torch.where(seen, 0.0, -torch.inf))
+    assert segment_attention._band.cache_info().currsize <= 4, "of 256, 512, 1024 and 2048 keys"
+
+
 def agrees(mutate) -> bool:
     """Whether a batch, mutated, still gives the log-probs of the definition."""
     model, pairs = make_model("llama"), random_pairs(4)

@@ -8,11 +8,7 @@ from dpo_dist.checks.agreement import compare
 from dpo_dist.checks.bandwidth import judged
 from dpo_dist.checks.facts import Facts
 from dpo_dist.checks.findings import table
-from dpo_dist.checks.machine import GIB, Gpu, visible
-
-SMI = """0, GPU-aaaa, NVIDIA H100 80GB HBM3, 81559, 81000, 580.82.07
-1, GPU-bbbb, NVIDIA H100 80GB HBM3, 81559, 1000, 580.82.07
-"""
+from dpo_dist.machine import GIB, Gpu
 
 
 def gpu(free: float = 79, name: str = "H100") -> Gpu:
@@ -74,13 +70,6 @@ def test_a_cpu_run_needs_no_gpu_but_memory() -> None:
     cpu = {"gpus": [], "wants_gpus": False}
     assert states(facts(0, **cpu)) == {}
     assert states(facts(0, **cpu, memory=60 * GIB)) == {"memory": "failed"}
-
-
-def test_the_visible_gpus_are_the_driver_s_that_the_variable_leaves() -> None:
-    assert [found.index for found in visible(SMI, None)] == ["0", "1"]
-    assert [found.free for found in visible(SMI, "1")] == [1000 * 2**20]
-    assert [found.index for found in visible(SMI, "GPU-bbbb")] == ["1"]
-    assert visible(SMI, "") == [] == visible("", None)
 
 
 def test_a_slow_network_is_a_warning() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from dpo_dist.config import HfEngine, VllmEngine, VllmServer
 from dpo_dist.errors import ConfigError
-from dpo_dist.phases.workers import Place, places, visible_gpus
+from dpo_dist.phases.workers import Place, places
 
 
 def vllm(**settings: int) -> VllmEngine:
@@ -44,7 +44,6 @@ def test_more_workers_than_gpus_are_refused() -> None:
 def test_without_gpus_the_cores_are_shared_out(monkeypatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4})
-    assert visible_gpus() == []
     assert places(vllm()) == [Place()]
     found = places(HfEngine(type="hf", workers=2))
     assert [place.cores for place in found] == [{0, 2, 4}, {1, 3}]

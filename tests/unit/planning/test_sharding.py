@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
-from dpo_dist.config import Full, Lora
+from dpo_dist.config import Checkpointing, Full, Lora
 from dpo_dist.planning.hardware import preset_shape
 from dpo_dist.planning.memory import trained_parameters
 from dpo_dist.planning.sharding import (
     REDUCE_BUCKET,
-    head_bytes,
     host_bytes,
     model_states,
+    planned_peak,
 )
 
 LLAMA = preset_shape("Llama-3.1-8B")
 P = 8_030_261_248
+BATCH = {"tokens": 4000, "scored": 3000}
 T = 41_943_040  # LoRA, r = 16: 16 (8192 + 5120 + 5120 + 8192 + 3 * 18432) a layer
 
 
@@ -68,11 +71,43 @@ def test_offload_moves_eighteen_bytes_a_weight_to_the_nodes() -> None:
     assert host_bytes(LLAMA, Full(), processes=16, per_node=8) == 18 * P // 2
 
 
-def test_the_head_works_in_a_tile_and_keeps_the_gradient_of_trained_weights() -> None:
-    tile, hidden = 2 * 4096 * 32768, 6 * 5000 * 4096
-    assert head_bytes(LLAMA, Lora(), 5000) == tile + hidden
-    assert head_bytes(LLAMA, Full(), 5000) == tile + hidden + 4 * 128256 * 4096
-    assert head_bytes(LLAMA, Lora(), 100) == 2 * 100 * 32768 + 6 * 100 * 4096
+@pytest.mark.parametrize(
+    ("strategy", "size", "half", "expected"),
+    [
+        ("ddp", 2, 2, 2 * P),  # kept as the SFT model is, to measure the KL
+        ("ddp", 4, 2, 4 * P),  # live: in float32 like the policy
+        ("single_gpu", 2, 4, 4 * P),
+        ("zero2", 4, 2, 2 * P),  # DeepSpeed casts both
+        ("zero3", 4, 4, 4 * P // 8),
+    ],
+)
+def test_a_live_reference_is_as_exact_as_the_policy(strategy, size, half, expected) -> None:
+    sizes = {"reference": P, "reference_size": size, "half": half}
+    assert model_states(LLAMA, Full(), strategy, 8, **sizes)["reference"] == expected
+
+
+def test_without_bf16_nothing_is_copied() -> None:
+    assert model_states(LLAMA, Full(), "single_gpu", 1, half=4)["weights"] == 4 * P
+    assert model_states(LLAMA, Lora(), "single_gpu", 1, half=4)["weights"] == 4 * P + 4 * T
+
+
+@pytest.mark.parametrize("method", [Lora(), Full()])
+def test_checkpointing_trades_activations_and_nothing_else(method: Lora | Full) -> None:
+    none, selective, full = (
+        planned_peak(LLAMA, method, "zero2", 8, checkpointing=kind, **BATCH)
+        for kind in get_args(Checkpointing)
+    )
+    assert full["activations"] < selective["activations"] / 4 < none["activations"] / 7
+    for plan in (selective, full):
+        assert plan | {"activations": 0} == none | {"activations": 0}
+
+
+def test_a_cpu_holds_no_more_of_a_bucket_than_is_written() -> None:
+    gpu, cpu = (
+        planned_peak(LLAMA, Lora(), "zero2", 8, checkpointing="none", on_cpu=on_cpu, **BATCH)
+        for on_cpu in (False, True)
+    )
+    assert (gpu["communication"], cpu["communication"]) == (2 * REDUCE_BUCKET, 2 * T)
 
 
 @pytest.mark.parametrize("gpus", [(8, 1), (8, 4)])

@@ -336,7 +336,7 @@ def test_without_a_training_nothing_is_said_of_it() -> None:
 
 def test_the_figures_are_those_of_the_step_that_became_the_model() -> None:
     lines = [
-        {"step": 0, "eval_rewards/margins": 0.0, "eval_rewards/accuracies": 0.0},
+        {"step": 0, "eval_rewards/margins": 0.0},
         {"step": 0, "kl/per_token": 0.0, "kl/per_token_se": 0.0, "kl/cut_off": 0.0},
         {"step": 10, "eval_rewards/margins": 0.5, "eval_rewards/accuracies": 0.7},
         {"step": 10, "kl/per_token": 0.1, "kl/per_token_se": 0.01, "kl/cut_off": 0.25},

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +11,9 @@ import pytest
 
 from dpo_dist.config import Train
 from dpo_dist.errors import ConfigError
-from dpo_dist.training import activations
 from dpo_dist.training.activations import choose_checkpointing
 from dpo_dist.training.job import TrainingJob
+from tests.conftest import ROOT
 
 PLAN = {"none": 900, "selective": 500, "full": 300}
 
@@ -32,30 +36,52 @@ def job(**settings: Any) -> TrainingJob:
     ("free", "chosen"), [(2000, "none"), (1000, "selective"), (400, "full"), (10, "full")]
 )
 def test_auto_is_the_first_that_fits_with_room_to_spare(
-    free: int, chosen: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    free: int, chosen: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(activations, "_free_bytes", lambda: free)
-    assert choose_checkpointing(job()) == chosen
+    assert choose_checkpointing(job(), free) == chosen
     assert (f"activation checkpointing: {chosen}" in capsys.readouterr().err) == (chosen != "none")
 
 
-def test_what_is_asked_for_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activations, "_free_bytes", lambda: 10)
-    assert choose_checkpointing(job(gradient_checkpointing="none")) == "none"
+def test_what_is_asked_for_is_done() -> None:
+    assert choose_checkpointing(job(gradient_checkpointing="none"), 10) == "none"
 
 
-def test_zero3_knows_no_selective_checkpointing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero3_knows_no_selective_checkpointing() -> None:
     zero3 = {"accelerate_config": Path("accelerate_configs/cpu_zero3.yaml")}
-    monkeypatch.setattr(activations, "_free_bytes", lambda: 1000)
-    assert choose_checkpointing(job(**zero3)) == "full"
+    assert choose_checkpointing(job(**zero3), 1000) == "full"
     with pytest.raises(ConfigError, match="ZeRO-3"):
-        choose_checkpointing(job(gradient_checkpointing="selective", **zero3))
+        choose_checkpointing(job(gradient_checkpointing="selective", **zero3), 1000)
 
 
-def test_the_free_memory_is_linux_s_estimate() -> None:
-    total = next(
-        int(line.split()[1]) * 1024
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        if line.startswith("MemTotal:")
-    )
-    assert 0 < activations._available_memory() < total
+RANK = """
+import os, sys
+from pathlib import Path
+from accelerate import PartialState
+from dpo_dist.training.activations import choose_checkpointing
+from dpo_dist.training.worker import end_process
+from tests.unit.training.test_activations import job
+
+PartialState(cpu=True, backend="gloo")
+free = {"0": 2000, "1": 1000}[os.environ["RANK"]]
+Path(sys.argv[1], os.environ["RANK"]).write_text(choose_checkpointing(job(), free))
+end_process(0)
+"""
+
+
+def test_ranks_that_have_not_the_same_memory_choose_the_same(tmp_path: Path) -> None:
+    with socket.socket() as free_port:
+        free_port.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port.getsockname()[1])}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(tmp_path)],
+            cwd=ROOT,
+            env=os.environ
+            | address
+            | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+        )
+        for rank in "01"
+    ]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    chosen = [(tmp_path / rank).read_text() for rank in "01"]
+    assert chosen == ["selective", "selective"], "rank 0 alone would choose none"

@@ -161,18 +161,6 @@ def test_each_kind_is_said_once_and_written(tmp_path: Path, capsys) -> None:
     assert not training.control.should_training_stop
 
 
-def test_the_accuracy_before_the_first_step_is_no_gap(tmp_path: Path) -> None:
-    training = Training(tmp_path / "metrics.jsonl", KlMonitor())
-    training.log(0, **{"eval_rewards/accuracies": 0.0})
-    for step in range(1, 31):
-        training.log(step, **{"rewards/accuracies": 0.9})
-        if step % 10 == 0:
-            training.log(step, **{"eval_rewards/accuracies": 0.9 if step < 30 else 0.5})
-            assert not training.alarm_lines() or step == 30
-    training.log(31, **{"eval_rewards/accuracies": 0.3})
-    assert [line["alarm"] for line in training.alarm_lines()] == ["gap"], "a real one is said"
-
-
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_budget_that_stops_ends_the_training_on_every_rank(
     tmp_path: Path, monkeypatch, capsys, rank: str

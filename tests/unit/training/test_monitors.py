@@ -56,6 +56,29 @@ def test_what_rounding_makes_of_the_first_loss_grows_with_beta(
         check_start(loss, (0.0, 0.0), Train(beta=beta), dtype)
 
 
+@pytest.mark.parametrize(
+    ("rewards", "beta", "dtype", "passes"),
+    [
+        ((5.0, 5.0), 0.1, "float32", False),  # no margin, and so the loss of two equal models
+        ((0.0, -0.003), 0.1, "float32", False),
+        ((0.0015, 0.0015), 0.1, "float32", True),
+        ((0.0, math.nan), 0.1, "float32", False),
+        ((0.035, 0.03), 0.1, "bfloat16", True),  # a third of a nat of rounding
+        ((0.05, 0.05), 0.1, "bfloat16", False),
+        ((0.15, 0.15), 0.5, "bfloat16", True),
+        ((0.05, 0.05), 10.0, "float32", True),  # 5e-3 nats, of which beta makes more
+        ((0.5, 0.5), 10.0, "float32", False),
+    ],
+)
+def test_the_first_rewards_are_held_to_0_also_where_the_loss_is_right(
+    rewards: tuple[float, float], beta: float, dtype: str, passes: bool
+) -> None:
+    loss = math.log(2)
+    settings = Train(beta=beta, loss={"sigmoid_norm": 1.0} if beta > 1 else "sigmoid")
+    with nullcontext() if passes else pytest.raises(TrainingDiverged, match=r"rewards.*must be 0"):
+        check_start(loss, rewards, settings, dtype)
+
+
 def test_a_mixture_with_sft_is_gated_by_its_rewards() -> None:
     settings = Train(loss={"sigmoid": 1.0, "sft": 1.0})
     check_start(3.2, (0.001, -0.001), settings, "float32")

@@ -1,5 +1,9 @@
+import fcntl
 from pathlib import Path
 
+import pytest
+
+from dpo_dist.training import reference
 from dpo_dist.training.reference import (
     ReferenceCache,
     ReferenceLogProbs,
@@ -32,9 +36,51 @@ def test_values_come_back_to_the_last_bit_and_a_torn_line_is_forgotten(tmp_path:
     cache = ReferenceCache(tmp_path / "folder" / "key.jsonl")
     assert cache.read() == {}
     value = ReferenceLogProbs(row="r", chosen=-123.45678710937501, rejected=-1e-7)
-    with cache.locked(), cache.journal() as journal:
+    with cache.locked(bool), cache.journal() as journal:
         journal.append([value])
     path = tmp_path / "folder" / "key.jsonl"
     path.write_bytes(path.read_bytes() + b'{"row": "torn", "cho')
     cache.journal().close()
     assert cache.read() == {"r": value}
+
+
+def is_locked(path: Path) -> bool:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_all_ranks_wait_together_for_another_run_and_say_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache, other = ReferenceCache(tmp_path / "key.jsonl"), (tmp_path / "key.lock").open("w")
+    fcntl.flock(other, fcntl.LOCK_EX)
+    sleeps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        if len(sleeps) == 3:
+            other.close()
+
+    monkeypatch.setattr(reference.time, "sleep", sleep)
+    met: list[bool] = []
+    with cache.locked(lambda taken: met.append(taken) or taken):
+        assert met == [False, False, False, True], "nobody waits where the others cannot see it"
+        assert is_locked(tmp_path / "key.lock")
+    assert not is_locked(tmp_path / "key.lock")
+    said = capsys.readouterr().err
+    assert said == f"waiting for another run, which computes the reference ({tmp_path}/key.jsonl)\n"
+
+
+def test_a_rank_without_the_lock_goes_by_what_rank_0_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    cache, answers = ReferenceCache(tmp_path / "key.jsonl"), iter([False, True])
+    monkeypatch.setattr(reference.time, "sleep", lambda _: None)
+    with cache.locked(lambda taken: not taken and next(answers)):
+        assert not is_locked(tmp_path / "key.lock")
+    assert next(answers, None) is None

@@ -217,7 +217,7 @@ def test_training_with_metrics_and_alarms(root: Path, config: Config, capsys) ->
     write_json(out / "job.json", {"settings": settings})
     write_parquet(out / "tokens" / "train.parquet", [{"tokens": n} for n in range(9)])
     lines = [
-        {"step": 0, "eval_loss": 0.6931, "eval_rewards/accuracies": 0.05},
+        {"step": 0, "eval_loss": 0.6931, "eval_rewards/margins": 0.0},
         {"step": 1, "loss": 0.6931, "rewards/margins": 0.0, "learning_rate": 2e-4},
         {"step": 2, "loss": 0.6, "rewards/margins": 0.25, "rewards/accuracies": 0.75},
         {"step": 2, "kl/per_token": 0.0435, "kl/per_token_se": 0.0066},
@@ -228,7 +228,7 @@ def test_training_with_metrics_and_alarms(root: Path, config: Config, capsys) ->
     said = once(root, capsys)
     assert "2 of 6 steps (33 %)" in said  # two epochs of 9 rows, 4 a step
     assert "loss 0.6, margin 0.25, accuracy 0.75, KL 0.0435 ± 0.0066, lr 0.0002" in said
-    assert "validation loss 0.6931\n" in said, "the accuracy before the first step says nothing"
+    assert "validation loss 0.6931, margin 0\n" in said
     assert [line.split()[3] for line in said.splitlines() if "! step 2:" in line] == list("123")
     assert "␛[31mred" in said
 

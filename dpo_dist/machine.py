@@ -37,7 +37,7 @@ def _asked_driver() -> str:
             ["nvidia-smi", query, "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
@@ -62,6 +62,19 @@ def visible(answer: str, allowed: str | None) -> list[Gpu]:
                 )
             )
     return found
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA would see, as `CUDA_VISIBLE_DEVICES` names it, without starting CUDA here."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    return [gpu.index for gpu in gpus()]
+
+
+def has_cuda() -> bool:
+    """Whether there is an NVIDIA driver on this machine."""
+    # Asking torch would cost seconds of import in a process that only waits.
+    return Path("/proc/driver/nvidia/version").exists()
 
 
 def available_memory() -> int:
