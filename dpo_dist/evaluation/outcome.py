@@ -56,7 +56,7 @@ def decide(scores: Mapping[str, Any], guard: Collection[str] | None = None) -> O
         reasons.insert(0, _in_words(rate, up, down))
         if up and rate["worst"] <= 0.5:
             up = False
-            reasons.insert(1, could_be_lost(rate))
+            reasons.insert(1, _could_be_lost(rate))
     outcome: Literal["improved", "no_evidence", "regressed"] = "no_evidence"
     if down or worse:
         outcome = "regressed"
@@ -73,7 +73,7 @@ def _change(row: Mapping[str, Any]) -> float:
     return float(delta["mean"]) * {"higher": 1, "lower": -1, None: 0}[row["better"]]
 
 
-def could_be_lost(rate: Mapping[str, Any]) -> str:
+def _could_be_lost(rate: Mapping[str, Any]) -> str:
     """What the verdicts that are missing could make of a win rate above 50 %."""
     missing = sum(rate["missing"].values())
     return (

@@ -10,8 +10,9 @@ from typing import Any
 
 from dpo_dist.config import Checkpointing, Config, Train
 from dpo_dist.errors import ConfigError
+from dpo_dist.machine import GIB
 from dpo_dist.planning.fit import KINDS, Fit, Workload, measure
-from dpo_dist.planning.hardware import GIB, Cluster
+from dpo_dist.planning.hardware import Cluster
 from dpo_dist.planning.scaling import Setting
 from dpo_dist.planning.sharding import ZERO_STAGE, Strategy
 from dpo_dist.training.job import (

@@ -9,7 +9,6 @@ from typing import Any
 
 from dpo_dist.artifacts import FINGERPRINT, MANIFEST, file_digest, read_json, write_json, write_text
 from dpo_dist.config import Config
-from dpo_dist.evaluation.outcome import could_be_lost
 from dpo_dist.reporting.answers import Answers, guarded_rows, read_answers
 from dpo_dist.reporting.funnel import funnel
 from dpo_dist.reporting.gallery import Gallery, gallery
@@ -163,7 +162,8 @@ def summary(scores: dict[str, Any]) -> list[str]:
         elif preferred["low"] > 0.5:
             verdict = "better than chance at 95 % confidence"
             if preferred["worst"] <= 0.5:
-                verdict += f", but {could_be_lost(preferred)}"
+                missing = sum(preferred["missing"].values())
+                verdict += f", but not if all {missing} missing verdicts were losses"
         elif preferred["high"] < 0.5:
             verdict = "worse than chance at 95 % confidence"
         else:
