@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from dpo_dist.config.base import DataSource, Section
+from dpo_dist.config.base import DataSource, Section, required
 from dpo_dist.config.evaluation import Benchmarks, Evaluate, JudgeScore, Report
 from dpo_dist.config.generation import (
     Engine,
@@ -126,6 +126,7 @@ __all__ = [
     "VllmEngine",
     "VllmServer",
     "Wandb",
+    "required",
 ]
 
 

@@ -185,7 +185,6 @@ def _plot(figures: Mapping[str, Any], marks: Sequence[Mark]) -> str:
         marks,
         x_label=f"KL from {_reference(figures)}, own answers (nats per token, ± 2 SE)",
         y_label=MEASURES[figures["measure"]],
-        chance=0.5,
     )
 
 

@@ -11,7 +11,7 @@ from math import ceil, comb
 from pathlib import Path
 from typing import Any, Protocol
 
-from dpo_dist.artifacts import FINGERPRINT, read_json
+from dpo_dist.artifacts import FINGERPRINT, MANIFEST, read_json
 from dpo_dist.evaluation.comparison import HEADLINE
 from dpo_dist.judging.canaries import RIGHT
 from dpo_dist.judging.judge import BALLOTS
@@ -91,7 +91,7 @@ class Judging:
     def look(self) -> Progress:
         settings = section(self._folder, "judge")
         sample = self._folder.with_name("sample")
-        prompts = read_object(sample / "manifest.json").get("counts", {}).get("kept", 0)
+        prompts = read_object(sample / MANIFEST).get("counts", {}).get("kept", 0)
         pairs = prompts * comb(len(section(sample, "sample").get("slots", ())), 2)
         each = (2 if settings.get("both_orders", True) else 1) + settings.get("repeat", 0.0)
         self._ballots.look()
