@@ -18,7 +18,7 @@ from dpo_dist.data.preferences import JUDGED_FILE, write_pairs
 from dpo_dist.data.prompts import check_disjoint, content_digest
 from dpo_dist.data.rows import source_identity
 from dpo_dist.errors import ConfigError, DataError
-from dpo_dist.evaluation.statistics import Estimate, wilson
+from dpo_dist.intervals import Estimate, wilson
 from dpo_dist.judging.audit import Share, audit
 from dpo_dist.judging.canaries import drawn_canaries, own_canaries
 from dpo_dist.judging.judge import Judge, build_judge

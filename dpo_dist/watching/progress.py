@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from dpo_dist.artifacts import FINGERPRINT, MANIFEST, read_json
 from dpo_dist.evaluation.comparison import HEADLINE
+from dpo_dist.intervals import half_width
 from dpo_dist.judging.canaries import RIGHT
 from dpo_dist.judging.judge import BALLOTS
 from dpo_dist.judging.spend import Ledger, read_prices
@@ -261,7 +262,7 @@ class Training:
             if key in self._last:
                 text = f"{label} {self._last[key]:.4g}"
                 if f"{key}_se" in self._last:
-                    text += f" ± {self._last[f'{key}_se']:.2g}"
+                    text += f" ± {half_width(self._last[f'{key}_se']):.2g} (95 %)"
                 (validation if key.startswith("eval_") else train).append(text)
         return tuple(", ".join(words) for words in (train, validation) if words)
 
