@@ -144,7 +144,6 @@ class Run(Section):
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$",
         max_length=200,  # a file system's names hold 255 bytes
-        exclude_if=lambda value: value is None,
     )
 
 
@@ -180,7 +179,7 @@ class Config(Section):
     judge: Judge | None = None
     preferences: Preferences = JudgedPreferences()
     train: Train | None = None
-    rounds: Rounds | None = Field(None, exclude_if=lambda value: value is None)
+    rounds: Rounds | None = None
     evaluate: Evaluate | None = None
     report: Report = Report()
     tracking: Tracking = Tracking()
