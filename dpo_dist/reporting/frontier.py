@@ -12,7 +12,7 @@ CHANCE = 0.5  # of a win rate, and of an accuracy on pairs
 
 @dataclass(frozen=True)
 class Mark:
-    """A point of the plot: KL with twice its standard error, a share with its interval.
+    """A point of the plot: a KL and a share, each with its interval.
 
     `ahead`: no other point has as much of the share for less KL, or more for as little.
     """

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_dist.intervals import half_width
 from dpo_dist.reporting.beta import beta_and_next
-from dpo_dist.reporting.sentence import Report, Sentence, outcome_of
+from dpo_dist.reporting.sentence import Report, Sentence
 
 # By a metric's type: what can be met without knowing the answer, and what cannot.
 FORM = frozenset(
@@ -96,7 +97,7 @@ def _changes(report: Report, kind: str) -> list[_Change]:
         if delta is None or delta["low"] is None:
             continue
         sign = (delta["low"] > 0) - (delta["high"] < 0)
-        better = {"higher": 1, "lower": -1, None: 0}[row.get("better", "higher")]
+        better = {"higher": 1, "lower": -1, None: 0}[row["better"]]
         share = row["unit"] == "share"
         amount = f"{100 * delta['mean']:+.1f} points" if share else f"{delta['mean']:+.2f}"
         shown = amount if sign else f"no difference shown ({amount})"
@@ -108,19 +109,20 @@ def _changes(report: Report, kind: str) -> list[_Change]:
 def length(report: Report) -> list[Sentence]:
     """Whether answers grew, and what is left of the win rate at equal lengths."""
     topic, sentences = "Length", []
-    longer = report["answers"]["longer"]
+    lengths = report["comparison"]["length"]
+    longer = lengths and lengths["delta"]
     if longer is not None:
-        before = report["answers"]["arms"]["sft"]["characters"]
+        before = lengths["arms"]["sft"]["mean"]
         interval = _interval(longer, ".0f")
         change = "show no difference in length from SFT's"
         if longer["low"] is not None and not longer["low"] <= 0 <= longer["high"]:
             share = f" ({100 * longer['mean'] / before:+.0f} %)" if before else ""
             change = f"are {'longer' if longer['mean'] > 0 else 'shorter'} than SFT's{share}"
-        text = f"SFT+DPO's answers {change}: {longer['mean']:+.0f} characters{interval}."
-        names = ("answers.longer", "answers.arms.sft.characters")
+        text = f"SFT+DPO's answers {change}: {longer['mean']:+.0f} {lengths['unit']}{interval}."
+        names = ("comparison.length.delta", "comparison.length.arms.sft.mean")
         sentences.append(Sentence(topic, text, names))
     rate = report["comparison"]["preferred"]
-    equal = (rate or {}).get("length_controlled")
+    equal = rate and rate["length_controlled"]
     if not equal or equal["mean"] is None:
         return sentences
     raw, controlled = rate["mean"], equal["mean"]
@@ -138,8 +140,8 @@ def length(report: Report) -> list[Sentence]:
 def gap_and_gain(report: Report) -> list[Sentence]:
     """The reward gap on validation pairs beside what the evaluation found."""
     margin = (report["training"] or {}).get("margin")
-    outcome = outcome_of(report)
-    if margin is None or not outcome:
+    outcome = report["outcome"]["outcome"]
+    if margin is None:
         return []
     grew = margin["last"] > margin["first"]
     gap = f"from {margin['first']:z.3f} to {margin['last']:z.3f}"
@@ -170,11 +172,11 @@ def kl_spent(report: Report) -> list[Sentence]:
     kl = training.get("kl")
     if kl is None:
         return []
-    error = "" if kl["per_token_se"] is None else f" ± {2 * kl['per_token_se']:.3f} (2 SE)"
+    error = "" if kl["se"] is None else f" ± {half_width(kl['se']):.3f} (95 % interval)"
     text = f"KL spent, on the policy's own answers: {kl['per_token']:.3f}{error} nats per token"
     names: tuple[str, ...] = ("training.kl.per_token",)
     if error:
-        names += ("training.kl.per_token_se",)
+        names += ("training.kl.se",)
     budget = training["kl_budget"]
     if budget is None:
         return [Sentence("KL", f"{text}; no budget was set (train.kl.budget).", names)]
