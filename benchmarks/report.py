@@ -26,7 +26,7 @@ from pathlib import Path
 from benchmarks.figures import option_parser, publish
 from dpo_dist.artifacts import write_json, write_records
 from dpo_dist.config import Config
-from dpo_dist.evaluation.comparison import summarise
+from dpo_dist.evaluation.comparison import HEADLINE, summarise
 from dpo_dist.metrics import build_metrics
 from dpo_dist.records import Generation, Message, Prompt, Score, Verdict
 
@@ -95,7 +95,7 @@ def write_run(root: Path, prompts: int) -> None:
     write_records(evaluate / "scores.jsonl", scores)
     verdicts = [_verdict(draw, name) for name in names]
     write_records(evaluate / "verdicts.jsonl", verdicts)
-    compared = {("dpo", "sft"): verdicts}
+    compared = {HEADLINE: verdicts}
     summary = summarise(metrics, scores, compared, ARMS, DECODINGS, 17, lengths=lengths)
     write_json(evaluate / "scores.json", summary)
     manifest = {"counts": {"in": prompts, "kept": prompts, "dropped": {}}, "wall_seconds": 60}
@@ -200,9 +200,11 @@ def _answers(
 
 def _verdict(draw: random.Random, name: str) -> Verdict:
     if draw.random() < 0.2:
-        return Verdict(prompt_id=name, outcome="tie")
+        return Verdict(prompt_id=name, between=HEADLINE, outcome="tie")
     better, worse = ("dpo", "sft") if draw.random() < 0.6 else ("sft", "dpo")
-    return Verdict(prompt_id=name, outcome="preferred", preferred=better, other=worse)
+    return Verdict(
+        prompt_id=name, between=HEADLINE, outcome="preferred", preferred=better, other=worse
+    )
 
 
 if __name__ == "__main__":

@@ -145,19 +145,19 @@ VerdictOutcome = Literal[
 class Verdict(Record):
     """What the ballots on one pair of candidates add up to.
 
-    `between` are the two candidates' names; verdicts from when a prompt had but one pair lack it.
-    `preferred` and `other` are set only for the outcome "preferred".
+    `between` are the two candidates' names. `preferred` and `other` are set only for the outcome
+    "preferred".
     """
 
     prompt_id: str
-    between: tuple[str, str] | None = None
+    between: tuple[str, str]
     outcome: VerdictOutcome
     preferred: str | None = None
     other: str | None = None
 
     def is_between(self, a: str, b: str) -> bool:
-        """Whether it is about these two candidates; one that does not say is about the only two."""
-        return self.between is None or set(self.between) == {a, b}
+        """Whether it is about these two candidates."""
+        return set(self.between) == {a, b}
 
 
 class PreferencePair(Record):

@@ -96,3 +96,12 @@ class Watched:
     @property
     def note(self) -> str:
         return f"{100 * self.cut_off / self.records:.0f} % cut off" if self.records else ""
+
+
+def last_lines(path: Path, count: int) -> str:
+    """The end of a log; "" where there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return ""
+    return "\n".join(lines[-count:])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dpo_dist.artifacts import write_json, write_records
 from dpo_dist.config import Config
-from dpo_dist.evaluation.comparison import summarise
+from dpo_dist.data.rows import write_parquet
+from dpo_dist.evaluation.comparison import HEADLINE, summarise
 from dpo_dist.metrics import build_metrics
 from dpo_dist.records import Generation, Message, Prompt, Score, Verdict
 
@@ -74,17 +77,21 @@ def write_run_directory(root: Path, prompts: int, *, long: int = 0) -> None:
     assert CONFIG.evaluate is not None
     metrics = build_metrics(CONFIG.evaluate.metrics)
     decodings = [{"temperature": 0.0, "top_p": 1.0}]
-    arms, headline = ("base", "sft", "dpo"), {("dpo", "sft"): verdicts}
-    summary = summarise(metrics, scores, headline, arms, decodings, 17, lengths=lengths)
+    arms = ("base", "sft", "dpo")
+    summary = summarise(metrics, scores, {HEADLINE: verdicts}, arms, decodings, 17, lengths=lengths)
     write_json(root / "evaluate" / "scores.json", summary)
     manifest = {
         "counts": {"in": prompts, "kept": prompts, "dropped": {}},
         **{"wall_seconds": 12.3, "judge": "claude x", "versions": {"torch": "2.13.0"}},
         "git": "abc",
     }
-    for phase in ("train", "evaluate"):
-        write_json(root / phase / "manifest.json", manifest)
+    trained = {"steps": 20, "selected_step": 20, "reference": "base", "peak_rss_bytes": 2**30}
+    trained |= {"pairs": {"train": 90, "validation": 8}, "config": CONFIG.model_dump(mode="json")}
+    for phase, more in (("train", trained), ("evaluate", {})):
+        write_json(root / phase / "manifest.json", {**manifest, **more})
         write_json(root / phase / "fingerprint.json", {"seed": 17})
+    validation = [{"id": f"v{number}"} for number in range(8)]
+    write_parquet(root / "train" / "tokens" / "validation.parquet", validation)
     lines = [
         {"step": step, **figures}
         for step in (0, 10, 20)
@@ -101,6 +108,16 @@ def write_run_directory(root: Path, prompts: int, *, long: int = 0) -> None:
 
 def _verdict(name: str, outcome: str) -> Verdict:
     if outcome in ("tie", "refusal"):
-        return Verdict(prompt_id=name, outcome=outcome)  # type: ignore[arg-type]
+        return Verdict(prompt_id=name, between=HEADLINE, outcome=outcome)  # type: ignore[arg-type]
     better, worse = ("dpo", "sft") if outcome == "won" else ("sft", "dpo")
-    return Verdict(prompt_id=name, outcome="preferred", preferred=better, other=worse)
+    return Verdict(
+        prompt_id=name, between=HEADLINE, outcome="preferred", preferred=better, other=worse
+    )
+
+
+def look_up(report: Mapping[str, Any], name: str) -> Any:
+    """The figure of a sentence's dotted name. Raises where the report has none."""
+    value: Any = report
+    for part in name.split("."):
+        value = value[int(part)] if isinstance(value, Sequence) else value[part]
+    return value

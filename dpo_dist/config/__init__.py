@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from dpo_dist import keys
-from dpo_dist.config.base import DataSource, Section
+from dpo_dist.config.base import DataSource, Section, required
 from dpo_dist.config.evaluation import Benchmarks, Evaluate, JudgeScore, Report
 from dpo_dist.config.generation import (
     VLLM_LORA_RANKS,
@@ -129,6 +129,7 @@ __all__ = [
     "VllmEngine",
     "VllmServer",
     "Wandb",
+    "required",
 ]
 
 
@@ -146,7 +147,6 @@ class Run(Section):
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$",
         max_length=200,  # a file system's names hold 255 bytes
-        exclude_if=lambda value: value is None,
     )
 
 
@@ -182,7 +182,7 @@ class Config(Section):
     judge: Judge | None = None
     preferences: Preferences = JudgedPreferences()
     train: Train | None = None
-    rounds: Rounds | None = Field(None, exclude_if=lambda value: value is None)
+    rounds: Rounds | None = None
     evaluate: Evaluate | None = None
     report: Report = Report()
     tracking: Tracking = Tracking()

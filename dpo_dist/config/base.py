@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 
@@ -11,6 +12,15 @@ class Section(BaseModel):
     """A part of the run file: immutable, and strict about its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+S = TypeVar("S", bound=Section)
+
+
+def required(section: S | None) -> S:
+    """A section that its phase is not run without."""
+    assert section is not None
+    return section
 
 
 class DataSource(Section):

@@ -51,9 +51,9 @@ class Evaluate(Section):
     max_new_tokens: PositiveInt = 160
     metrics: tuple[Metric, ...] = Field(min_length=1)
     judge: JudgeKind | None = None
-    pairwise: Literal["all", "headline"] = Field("all", exclude_if=lambda value: value == "all")
+    pairwise: Literal["all", "headline"] = "all"
     judge_scores: tuple[JudgeScore, ...] = ()
-    benchmarks: Benchmarks | None = Field(None, exclude_if=lambda value: value is None)
+    benchmarks: Benchmarks | None = None
     guard: tuple[str, ...] | None = None
 
     @field_validator("arms")
@@ -81,4 +81,4 @@ class Report(Section):
 
     formats: tuple[Literal["html", "md", "json"], ...] = ("html", "md", "json")
     samples: PositiveInt = 12
-    regressions: int = Field(24, ge=0, exclude_if=lambda value: value == 24)
+    regressions: int = Field(24, ge=0)

@@ -14,14 +14,13 @@ class Sampling(Section):
     """How an answer is drawn from the model. Temperature 0 is greedy.
 
     `top_k` keeps the k likeliest tokens (null: all), `min_p` those at least that share as likely
-    as the likeliest (0: all). Where they are off they are not written down either, so that runs
-    from before they existed go on.
+    as the likeliest (0: all).
     """
 
     temperature: float = Field(ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: PositiveInt | None = Field(None, exclude_if=lambda value: value is None)
-    min_p: float = Field(0.0, ge=0, lt=1, exclude_if=lambda value: value == 0)
+    top_k: PositiveInt | None = None
+    min_p: float = Field(0.0, ge=0, lt=1)
     max_tokens: PositiveInt | None = None  # overrides the phase's max_new_tokens
 
 
@@ -32,7 +31,7 @@ class Slot(Sampling):
 
     system: str | None = None
     few_shot: tuple[Message, ...] = ()
-    seed: int | None = Field(None, ge=0, exclude_if=lambda value: value is None)
+    seed: int | None = Field(None, ge=0)
 
 
 # What a LoRA adapter's rank is rounded up to (vLLM 0.32, `MaxLoRARanks`).

@@ -136,9 +136,7 @@ class Judge(Section):
     repeat: float = Field(0.0, ge=0, le=1)
     canaries: Canaries | None = Canaries()
     # of more than two slots: the pair of the best and the worst, or every pair with a verdict
-    pairs: Literal["best_vs_worst", "all"] = Field(
-        "best_vs_worst", exclude_if=lambda value: value == "best_vs_worst"
-    )
+    pairs: Literal["best_vs_worst", "all"] = "best_vs_worst"
     # temperature: of answers of a length, as many pairs prefer the first slot as the second
     balance: Literal["temperature"] | None = None
     # keep: pairs whose two orders do not agree become labels for the robust loss

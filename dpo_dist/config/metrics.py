@@ -22,7 +22,7 @@ class MetricSection(Section):
     """
 
     label: str = ""
-    better: Better | None = Field("higher", exclude_if=lambda value: value == "higher")
+    better: Better | None = "higher"
 
     @model_validator(mode="after")
     def _is_labelled(self) -> Self:
@@ -53,7 +53,7 @@ class LabelMatchMetric(MetricSection):
     type: Literal["label_match"]
     label: str = "Label match"
     field: str
-    order: tuple[str | int, ...] = Field((), exclude_if=lambda value: not value)
+    order: tuple[str | int, ...] = ()
 
     @field_validator("order")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -140,6 +140,26 @@ def _completion(
 def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The ids that end an assistant's turn."""
     return {int(tokenizer.eos_token_id)}
+
+
+def left_padded(
+    prompts: Sequence[Sequence[int]], pad: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """(ids, attention mask) of a batch of prompts, each (prompts, longest). Padding goes left, so
+    that every row's last token is the end of its prompt."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return ids, mask
+
+
+def until_end(tokens: Sequence[int], ends: Collection[int]) -> tuple[tuple[int, ...], bool]:
+    """(an answer up to its first end token, that one included, whether it has been cut off): a
+    batch generates on until all of its answers have ended."""
+    for length, token in enumerate(tokens, start=1):
+        if token in ends:
+            return tuple(tokens[:length]), False
+    return tuple(tokens), True
 
 
 def check_adapter(adapter: Path, base: str) -> None:

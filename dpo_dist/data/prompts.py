@@ -43,6 +43,21 @@ def iterate_prompts(source: DataSource) -> Iterator[Prompt]:
         yield prompt
 
 
+def prompt_of(row: Row, key: str, identifier: str | None) -> Prompt:
+    """The prompt under `key`, with the row's `reference`. Without an identifier, the prompt has
+    one of its content. Raises `DataError` naming the row's place."""
+    messages = messages_of(row, key, "user")
+    if messages[-1].role != "user":
+        raise row.error(f"`{key}` must end with the user's turn, not {messages[-1].role}'s")
+    reference = row.values.get("reference") or {}
+    if not isinstance(reference, dict):
+        raise row.error("`reference` must be an object")
+    check_text(row, "reference", json.dumps(reference, ensure_ascii=False, default=str))
+    if identifier is None:
+        identifier = content_digest(messages)[:16]
+    return Prompt(id=identifier, messages=messages, reference=reference)
+
+
 def read_demonstrations(source: DataSource) -> list[Demonstration]:
     """SFT rows `{"id"?, "prompt", "completion"}`; texts or lists of messages."""
     demonstrations: list[Demonstration] = []
@@ -109,16 +124,8 @@ def _prompt(row: Row) -> Prompt:
     if "prompt" not in row.values and "messages" not in row.values:
         near = ", ".join(sorted(row.values)) or "nothing"
         raise row.error(f"no `prompt` (or `messages`); the row has {near}")
-    key = "prompt" if "prompt" in row.values else "messages"
-    messages = messages_of(row, key, "user")
-    if messages[-1].role != "user":
-        raise row.error(f"`{key}` must end with the user's turn, not {messages[-1].role}'s")
-    reference = row.values.get("reference") or {}
-    if not isinstance(reference, dict):
-        raise row.error("`reference` must be an object")
-    check_text(row, "reference", json.dumps(reference, ensure_ascii=False, default=str))
     identifier = row.values.get("id")
-    if identifier is None:
-        identifier = content_digest(messages)[:16]
-    check_text(row, "id", str(identifier))
-    return Prompt(id=str(identifier), messages=messages, reference=reference)
+    if identifier is not None:
+        check_text(row, "id", str(identifier))
+    key = "prompt" if "prompt" in row.values else "messages"
+    return prompt_of(row, key, None if identifier is None else str(identifier))

@@ -56,7 +56,7 @@ def summarise(
     pairs of arms that a judge compared, and the outcome.
 
     `verdicts` maps (a, b) to the verdicts on a against b, one per prompt; None without a judge.
-    `lengths` has the length of each arm's answers at the first decoding, by prompt, in any unit.
+    `lengths` has the characters of each arm's answers at the first decoding, by prompt.
     `guard`: see `decide`.
 
     An estimate is `{"n", "mean", "low", "high"}`; `n` counts prompts. A metric's "unit" is "share"
@@ -65,7 +65,8 @@ def summarise(
     sft; "p_holm" is p after Holm's adjustment, among the pairs of arms of one metric (at all
     decodings) or of the judge. Below a metric that compares labels stand the figures of
     `labelled`. "preferred" is dpo's win rate over sft, one of those in "pairwise"; None where there
-    is none.
+    is none. "length" is that of the answers, with the difference dpo - sft; None where no lengths
+    are given.
     """
     values: Values = {}
     for score in scores:
@@ -88,6 +89,7 @@ def summarise(
         "metrics": rows,
         "preferred": headline[0] if headline else None,
         "pairwise": pairwise,
+        "length": None if lengths is None else _length(lengths, seed),
         "ranking": _ranking(verdicts, arms) if verdicts else None,
     }
     return {**summary, "outcome": asdict(decide(summary, guard))}
@@ -182,6 +184,16 @@ def _longer(
     if lengths is None:
         return None
     return {p: float(n - lengths[b][p]) for p, n in lengths[a].items() if p in lengths[b]}
+
+
+def _length(lengths: Mapping[str, Mapping[str, int]], seed: int) -> dict[str, Any]:
+    both = all(arm in lengths for arm in HEADLINE)
+    dpo, sft = (lengths.get(arm, {}) for arm in HEADLINE)
+    return {
+        "unit": "characters",
+        "arms": {arm: asdict(points_mean(found, seed)) for arm, found in lengths.items()},
+        "delta": asdict(points_difference(dpo, sft, seed)) if both else None,
+    }
 
 
 def _ranking(verdicts: Mapping[Pair, Sequence[Verdict]], arms: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from dpo_dist.evaluation.significance import bootstrap_p, mcnemar, sign_test
-from dpo_dist.evaluation.statistics import Clusters, Estimate, Z, interval_of, resampled_means
+from dpo_dist.evaluation.statistics import Clusters, interval_of, resampled_means
+from dpo_dist.intervals import Estimate, Z
 
 
 @dataclass(frozen=True)

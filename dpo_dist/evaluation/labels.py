@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpo_dist.evaluation.scoring import Labelled
-from dpo_dist.evaluation.statistics import RESAMPLES, Estimate, bca_tails
+from dpo_dist.evaluation.statistics import RESAMPLES, bca_tails
+from dpo_dist.intervals import Estimate
 
 Table = NDArray[np.float64]
 Given = Mapping[str, Hashable | None]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpo_dist.evaluation.logistic import fit
-from dpo_dist.evaluation.statistics import Estimate
+from dpo_dist.intervals import Estimate
 
 
 @dataclass(frozen=True)

@@ -11,30 +11,17 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dpo_dist.intervals import Estimate, wilson
+
 Floats = NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-Z = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 # What the bootstrap draws at a time: 2^22 indices take 32 MiB.
 _BLOCK = 2**22
 # Drawing how often each of k distinct clusters occurs takes as long as drawing 16 k indices.
 _MULTINOMIAL_COST = 16
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over `n` prompts and its 95 % interval.
-
-    `mean` is None for n = 0; the interval is None where the data gives no hold for one
-    (n < 2, or a bootstrap of equal values).
-    """
-
-    n: int
-    mean: float | None
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,16 +50,6 @@ class Clusters:
     def spread(self) -> bool:
         """Whether resampling the prompts changes the mean at all."""
         return self.n > 1 and bool(np.ptp(self.sums / self.sizes) > 0)
-
-
-def wilson(successes: int, n: int) -> Estimate:
-    """A share with Wilson's score interval (Wilson 1927): sound also at 0 %, 100 % and small n."""
-    if n < 2:
-        return Estimate(n, successes / n if n else None)
-    share = successes / n
-    centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    return Estimate(n, share, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def bootstrap_mean(values: Mapping[K, Sequence[float]], seed: int) -> Estimate:

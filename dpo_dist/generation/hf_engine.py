@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_dist.config import HfEngine, Sampling
-from dpo_dist.data.chat import end_token_ids, load_tokenizer
+from dpo_dist.data.chat import end_token_ids, left_padded, load_tokenizer, until_end
 from dpo_dist.generation.engine import Completion, Request
 
 
@@ -72,19 +72,11 @@ class HfInProcess:
         width = max(len(request.prompt_ids) for request in batch)
         assert width + first.max_tokens <= self.max_model_len, first.id
         pad = int(self._tokenizer.pad_token_id)
-        padding = [width - len(request.prompt_ids) for request in batch]
-        # Left padding, so that every row's last token is the end of its prompt.
-        ids = torch.tensor(
-            [[pad] * n + list(r.prompt_ids) for n, r in zip(padding, batch, strict=True)],
-            device=self._model.device,
-        )
-        mask = torch.tensor(
-            [[0] * n + [1] * (width - n) for n in padding], device=self._model.device
-        )
+        ids, mask = left_padded([request.prompt_ids for request in batch], pad)
         with torch.inference_mode(), self._adapter(first.adapter):
             answers = self._model.generate(
-                input_ids=ids,
-                attention_mask=mask,
+                input_ids=torch.tensor(ids, device=self._model.device),
+                attention_mask=torch.tensor(mask, device=self._model.device),
                 max_new_tokens=first.max_tokens,
                 pad_token_id=pad,
                 eos_token_id=sorted(end_token_ids(self._tokenizer)),
@@ -102,14 +94,12 @@ class HfInProcess:
         return self._model.disable_adapter() if self._adapters else nullcontext()
 
     def _completion(self, request: Request, answer: list[int]) -> Completion:
-        ends = end_token_ids(self._tokenizer)
-        end = next((i for i, token in enumerate(answer) if token in ends), None)
-        tokens = answer if end is None else answer[: end + 1]
+        tokens, cut_off = until_end(answer, end_token_ids(self._tokenizer))
         return Completion(
             id=request.id,
             text=str(self._tokenizer.decode(tokens, skip_special_tokens=True)),
-            token_ids=tuple(tokens),
-            finish_reason="length" if end is None else "stop",
+            token_ids=tokens,
+            finish_reason="length" if cut_off else "stop",
         )
 
     def close(self) -> None:

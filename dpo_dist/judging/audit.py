@@ -157,19 +157,19 @@ def _positions(votes: Sequence[Vote]) -> list[Share]:
     """What the judge makes of the order in which it is shown the answers."""
     compared = [vote for vote in votes if vote.compares]
     first = [
-        _Value(b.prompt_id, b.outcome == "first")
-        for b in compared
-        if b.repeat == 0 and b.outcome != "tie"
+        _Value(vote.prompt_id, vote.outcome == "first")
+        for vote in compared
+        if vote.repeat == 0 and vote.outcome != "tie"
     ]
     orders: dict[ContestId, list[Vote]] = defaultdict(list)
     repeats: dict[tuple[ContestId, str], list[Vote]] = defaultdict(list)
-    for ballot in compared:
-        if ballot.repeat == 0:
-            orders[ballot.contest_id].append(ballot)
-        repeats[ballot.contest_id, ballot.first].append(ballot)
+    for vote in compared:
+        if vote.repeat == 0:
+            orders[vote.contest_id].append(vote)
+        repeats[vote.contest_id, vote.first].append(vote)
     agree, stable = (
         [
-            _Value(group[0].prompt_id, len({ballot.preferred for ballot in group}) == 1)
+            _Value(group[0].prompt_id, len({vote.preferred for vote in group}) == 1)
             for group in groups.values()
             if len(group) > 1
         ]

@@ -13,7 +13,8 @@ from heapq import nsmallest
 from pathlib import Path
 
 from dpo_dist.config import CanaryKind, DataSource
-from dpo_dist.data.rows import Row, check_text, messages_of, read_rows
+from dpo_dist.data.prompts import prompt_of
+from dpo_dist.data.rows import Row, check_text, read_rows
 from dpo_dist.judging.ballots import Vote
 from dpo_dist.judging.panel import Contest
 from dpo_dist.records import PreferencePair, Prompt
@@ -168,16 +169,11 @@ def _canary(kind: CanaryKind, prompt: Prompt, right: str, wrong: str) -> Canary:
 
 
 def _own(row: Row, name: str) -> Canary:
-    messages = messages_of(row, "prompt", "user")
-    if messages[-1].role != "user":
-        raise row.error(f"`prompt` must end with the user's turn, not {messages[-1].role}'s")
-    reference = row.values.get("reference") or {}
-    if not isinstance(reference, dict):
-        raise row.error("`reference` must be an object")
+    prompt = prompt_of(row, "prompt", name)
     good, bad = _text(row, "good"), _text(row, "bad")
     if good == bad:
         raise row.error("`good` and `bad` are the same text")
-    return _canary("own", Prompt(id=name, messages=messages, reference=reference), good, bad)
+    return _canary("own", prompt, good, bad)
 
 
 def _text(row: Row, key: str) -> str:

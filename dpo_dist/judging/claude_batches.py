@@ -19,7 +19,7 @@ from dpo_dist.console import say
 from dpo_dist.judging.batch_record import BatchRecord, read_batches
 from dpo_dist.judging.batch_service import BatchService
 from dpo_dist.judging.claude_messages import Claude, Exchange
-from dpo_dist.judging.judge import Comparison
+from dpo_dist.judging.judge import GROUP, Comparison
 from dpo_dist.judging.retry import Backoff
 from dpo_dist.judging.rubric import COMPARE, Form
 from dpo_dist.judging.throttle import Clock
@@ -29,7 +29,6 @@ MOST_REQUESTS = 100_000  # the API's limit
 # The API takes 256 MB; but a body is in memory two or three times while it is sent.
 BODY_BYTES = 12 * 10**6
 LONGEST_PAUSE = 60.0  # seconds between two looks at a batch
-GROUP = 500  # ballots that are put on disk together
 
 
 class ClaudeBatchJudge(Claude):

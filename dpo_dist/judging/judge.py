@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dpo_dist.judging.rubric import Form
 
 BALLOTS = "ballots.jsonl"  # the journal in a phase's folder
+GROUP = 500  # ballots that are put on disk together
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,10 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from dpo_dist.console import warn
-from dpo_dist.judging.judge import Comparison, Judge
+from dpo_dist.judging.judge import GROUP, Comparison, Judge
 from dpo_dist.metrics import Answer, Metric, NotScored, attempt
 from dpo_dist.records import Ballot, BallotOutcome, Prompt
 
-GROUP = 500  # ballots that are put on disk together
 EQUAL = 1e-9  # scores are means of a few fractions; anything smaller is rounding
 
 

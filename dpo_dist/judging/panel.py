@@ -31,8 +31,7 @@ _MISSING: tuple[VerdictOutcome, ...] = (
 class Contest:
     """Two named answers to one prompt, without an order.
 
-    `number` tells the contests of one prompt apart where something is drawn. The first has 0 and
-    draws by the prompt alone, as the only one of a prompt does.
+    `number` tells the contests of one prompt apart where something is drawn.
     """
 
     prompt: Prompt
@@ -49,9 +48,7 @@ class Contest:
     def drawn(self, seed: int, *what: str) -> bytes:
         """32 random bytes that follow from the seed, what is drawn, the prompt's id and the
         contest's number: whatever the order of the contests, and whichever others there are."""
-        parts = [str(seed), *what, self.prompt.id]
-        if self.number:
-            parts.append(str(self.number))
+        parts = [str(seed), *what, self.prompt.id, str(self.number)]
         return hashlib.sha256("\0".join(parts).encode()).digest()
 
 

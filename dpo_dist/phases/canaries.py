@@ -10,7 +10,7 @@ from dpo_dist.artifacts import PhaseDirectory
 from dpo_dist.config import Canaries, Config
 from dpo_dist.console import say
 from dpo_dist.errors import JudgeFailed
-from dpo_dist.evaluation.statistics import wilson
+from dpo_dist.intervals import wilson
 from dpo_dist.judging.canaries import DRAWN, LABELS, Canary, Mark, marks
 from dpo_dist.judging.judge import Judge
 from dpo_dist.judging.spend import Ledger

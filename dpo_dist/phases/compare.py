@@ -14,9 +14,9 @@ from dpo_dist.errors import UserError
 from dpo_dist.evaluation.comparison import HEADLINE
 from dpo_dist.evaluation.differences import paired_difference
 from dpo_dist.evaluation.win_rate import worth
-from dpo_dist.phases.figures import training_figures
 from dpo_dist.phases.finished_runs import FinishedRun, find_run
 from dpo_dist.records import Prompt, Score, Verdict
+from dpo_dist.reporting.training import training_figures
 
 NAMES = ("run.name", "run.output_dir", "run.point")  # what a run is called
 
@@ -97,9 +97,7 @@ def _evaluation(run: FinishedRun) -> dict[str, Any] | None:
     scores = read_json(run.folders["evaluate"] / "scores.json")
     limit = run.config["evaluate"]["max_new_tokens"]
     decodings = [{**d, "max_tokens": d.get("max_tokens") or limit} for d in scores["decodings"]]
-    # The first versions knew shares only, of which more is better, and did not say so.
-    metrics = [{"unit": "share", "better": "higher", **row} for row in scores["metrics"]]
-    return {**scores, "decodings": decodings, "metrics": metrics}
+    return {**scores, "decodings": decodings}
 
 
 def _paired(a: FinishedRun, b: FinishedRun) -> dict[str, Any]:

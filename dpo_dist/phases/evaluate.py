@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dpo_dist.artifacts import PhaseDirectory, directory_digest, write_json, write_records
-from dpo_dist.config import Config, Engine, Evaluate, MetricJudge
+from dpo_dist.config import Config, Engine, Evaluate, MetricJudge, required
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import check_disjoint, read_prompts
 from dpo_dist.data.rows import iterate_rows, source_identity
@@ -32,7 +32,7 @@ JOURNALS = "generations"
 
 def inputs(config: Config) -> dict[str, Any]:
     """What the phase reads: the held-out prompts, the arms' weights, rubrics and schemas."""
-    evaluate = _section(config)
+    evaluate = required(config.evaluate)
     return {
         "prompts": source_identity(evaluate.prompts),
         "weights": {arm: arm_weights(config, arm).identity() for arm in evaluate.arms},
@@ -50,7 +50,7 @@ def engine(config: Config) -> Engine:
 
 def expected(config: Config, shard: Shard) -> int:
     """How many answers the shard asks for, those to prompts that are too long included."""
-    evaluate = _section(config)
+    evaluate = required(config.evaluate)
     prompts = sum(1 for _ in iterate_rows(evaluate.prompts))
     return len(evaluate.arms) * len(evaluate.decodings) * shard.size(prompts)
 
@@ -58,7 +58,7 @@ def expected(config: Config, shard: Shard) -> int:
 def run(config: Config, out: PhaseDirectory) -> dict[str, Any] | None:
     """Generate, score, compare; the comparison is written to `scores.json`. A shard only
     generates: None."""
-    evaluate = _section(config)
+    evaluate = required(config.evaluate)
     prompts = read_prompts(evaluate.prompts)
     if config.sample is not None:
         check_disjoint(read_prompts(config.sample.prompts), prompts)
@@ -135,11 +135,6 @@ def _checked(evaluate: Evaluate, prompts: list[Prompt]) -> list[Metric]:
     return metrics
 
 
-def _section(config: Config) -> Evaluate:
-    assert config.evaluate is not None
-    return config.evaluate
-
-
 def _requests(
     config: Config, prompts: list[Prompt], shard: Shard
 ) -> tuple[dict[str, list[Request]], list[Prompt], int]:
@@ -147,7 +142,7 @@ def _requests(
 
     Arms that are one model with different adapters share one engine.
     """
-    evaluate = _section(config)
+    evaluate = required(config.evaluate)
     weights: dict[str, Weights] = {arm: arm_weights(config, arm) for arm in evaluate.arms}
     tokenizer = load_tokenizer(
         weights[evaluate.arms[-1]].model, trust_remote_code=config.model.trust_remote_code

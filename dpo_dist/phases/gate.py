@@ -5,25 +5,16 @@ from __future__ import annotations
 from dpo_dist.artifacts import read_json
 from dpo_dist.config import Config
 from dpo_dist.console import say
-from dpo_dist.errors import GATE, DataError
+from dpo_dist.errors import GATE
 from dpo_dist.evaluation.outcome import decide
 from dpo_dist.phases.runs import phase_dir
 
 
 def gate(config: Config) -> int:
     """Say the outcome of the complete evaluate phase by the present `evaluate.guard`, and return
-    its exit code.
-
-    Raises `DataError` for scores of an earlier version, which had no tests.
-    """
+    its exit code."""
     assert config.evaluate is not None
-    path = phase_dir(config, "evaluate") / "scores.json"
-    scores = read_json(path)
-    if "outcome" not in scores:
-        raise DataError(
-            f"{path} is of an earlier version and has no tests. Delete manifest.json beside it and "
-            "run the command again: the answers and ballots are used again"
-        )
+    scores = read_json(phase_dir(config, "evaluate") / "scores.json")
     found = decide(scores, config.evaluate.guard)
     say(f"gate: {found.outcome}: {'; '.join(found.reasons)}")
     say(f"gate: guarded: {', '.join(found.guarded) or 'no metric'}")

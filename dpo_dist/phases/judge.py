@@ -9,7 +9,7 @@ from itertools import groupby
 from math import comb
 from typing import Any
 
-from dpo_dist.artifacts import PhaseDirectory, file_digest, read_records, write_records
+from dpo_dist.artifacts import MANIFEST, PhaseDirectory, file_digest, read_records, write_records
 from dpo_dist.config import BALANCE_OF_TWO, Config, DataSource
 from dpo_dist.console import say, warn
 from dpo_dist.data.hygiene import why_not_judged
@@ -18,7 +18,7 @@ from dpo_dist.data.preferences import JUDGED_FILE, write_pairs
 from dpo_dist.data.prompts import check_disjoint, content_digest
 from dpo_dist.data.rows import source_identity
 from dpo_dist.errors import ConfigError, DataError
-from dpo_dist.evaluation.statistics import Estimate, wilson
+from dpo_dist.intervals import Estimate, wilson
 from dpo_dist.judging.audit import Share, audit
 from dpo_dist.judging.canaries import drawn_canaries, own_canaries
 from dpo_dist.judging.judge import Judge, build_judge
@@ -40,7 +40,7 @@ def inputs(config: Config) -> dict[str, Any]:
     prompts, which may not be trained on."""
     assert config.judge is not None
     candidates = phase_dir(config, "sample") / "candidates.jsonl"
-    if not (candidates.parent / "manifest.json").exists():
+    if not (candidates.parent / MANIFEST).exists():
         raise DataError(f"{candidates.parent} is not complete: run the phase `sample` first")
     canaries = config.judge.canaries
     return {

@@ -179,6 +179,13 @@ def reference_weights(config: Config) -> Weights | None:
     return arm_weights(config, "sft")
 
 
+def reference_name(config: Config) -> str:
+    """What the training is measured by, as reports call it: "SFT", "base" or "round 1"."""
+    if config.rounds is not None and config.rounds.reference == "previous" and config.round > 1:
+        return f"round {config.round - 1}"
+    return "base" if config.model.sft is None else "SFT"
+
+
 def sampling_seed(config: Config) -> int:
     """The seed of a round's candidates: with that of the round before, a policy that has hardly
     moved would give the same ones again."""

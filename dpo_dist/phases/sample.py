@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_dist.artifacts import PhaseDirectory, read_json, read_records, write_json, write_records
-from dpo_dist.config import Config, Engine, Sample, Slot
+from dpo_dist.config import Config, Engine, Sample, Slot, required
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import disjoint
 from dpo_dist.data.rows import source_identity
@@ -35,7 +35,7 @@ JOURNALS = "candidates"
 
 def inputs(config: Config) -> dict[str, Any]:
     """What the phase reads: the prompts and the model that answers them."""
-    sample = _section(config)
+    sample = required(config.sample)
     return {
         "prompts": source_identity(sample.prompts),
         "weights": start_weights(config).identity(),
@@ -45,12 +45,12 @@ def inputs(config: Config) -> dict[str, Any]:
 
 def engine(config: Config) -> Engine:
     """What answers."""
-    return _section(config).engine
+    return required(config.sample).engine
 
 
 def expected(config: Config, shard: Shard) -> int:
     """How many answers the shard asks for, those to prompts that are too long included."""
-    sample = _section(config)
+    sample = required(config.sample)
     return len(sample.slots) * shard.size(sum(1 for _ in round_prompts(config)))
 
 
@@ -101,7 +101,7 @@ def _tokenized(config: Config, out: PhaseDirectory) -> list[_Asked]:
     tokenizer = _tokenizer(config)
     prompts = read_records(out.path / "prompts.jsonl", Prompt)
     own = (p for number, p in enumerate(prompts) if out.shard.holds(number))
-    return [asked for p in own if (asked := _fitting(p, tokenizer, _section(config)))]
+    return [asked for p in own if (asked := _fitting(p, tokenizer, required(config.sample)))]
 
 
 def _fitting(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> _Asked | None:
@@ -120,7 +120,7 @@ def _generate(
     config: Config, queue: Sequence[_Asked], out: PhaseDirectory, journals: Journals[Candidate]
 ) -> None:
     """Answer what the journals lack, and leave behind how fast it went."""
-    sample, weights = _section(config), start_weights(config)
+    sample, weights = required(config.sample), start_weights(config)
     names = (request_id(asked.id, number) for asked in queue for number in range(len(asked.ids)))
     total, done = len(queue) * len(sample.slots), sum(name in journals for name in names)
     if done == total:
@@ -198,7 +198,7 @@ def _order(config: Config, out: PhaseDirectory, journals: Journals[Candidate]) -
 
     Raises `DataError` where no prompt fits the engine.
     """
-    sample = _section(config)
+    sample = required(config.sample)
     tokenizer = None
     names: list[str] = []
     too_long = 0
@@ -235,7 +235,7 @@ def _collect(
 
     write_records(out.path / "candidates.jsonl", candidates())
     drawn = len(order.names)
-    kept = drawn // len(_section(config).slots)
+    kept = drawn // len(required(config.sample).slots)
     dropped = {"prompt_too_long": order.too_long}
     return {
         "counts": {"in": kept + order.too_long, "kept": kept, "dropped": dropped},
@@ -254,11 +254,6 @@ def _pace(out: PhaseDirectory) -> dict[str, float]:
         for key in (paces[0] if paces else ())
         if (values := [pace[key] for pace in paces])
     }
-
-
-def _section(config: Config) -> Sample:
-    assert config.sample is not None
-    return config.sample
 
 
 def _max_tokens(sample: Sample, slot: Slot) -> int:

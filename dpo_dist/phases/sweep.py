@@ -16,10 +16,11 @@ from dpo_dist.artifacts import FINGERPRINT, MANIFEST, read_json
 from dpo_dist.config import Config
 from dpo_dist.console import say, warn
 from dpo_dist.errors import ConfigError, PhaseFailed
-from dpo_dist.phases.figures import evaluation_figures, training_figures
 from dpo_dist.phases.pipeline import run_in_turn
 from dpo_dist.phases.runs import POINT_PHASES, SWEEP, Step, phase_dir, phases_of, run_root
+from dpo_dist.reporting.evaluation import evaluation_figures
 from dpo_dist.reporting.sweep import write_report
+from dpo_dist.reporting.training import training_figures
 from dpo_dist.runfile import load_config
 
 SWEPT_SECTIONS = ("train", "evaluate")

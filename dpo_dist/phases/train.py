@@ -13,7 +13,14 @@ from dpo_dist.data.preferences import load_preferences, preferences_identity
 from dpo_dist.errors import ConfigError, DataError, ModelError
 from dpo_dist.phases.held_out import held_out_identity, held_out_prompts
 from dpo_dist.phases.resources import model_shape, planned_bytes
-from dpo_dist.phases.runs import Weights, phase_dir, reference_weights, run_root, start_weights
+from dpo_dist.phases.runs import (
+    Weights,
+    phase_dir,
+    reference_name,
+    reference_weights,
+    run_root,
+    start_weights,
+)
 from dpo_dist.phases.token_rows import write_token_rows
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.tracking import tracked_run
@@ -134,6 +141,7 @@ def run(config: Config, out: PhaseDirectory, leader: Leader | None = None) -> di
             "dropped": dict(pairs.dropped),
         },
         "pairs": {"train": len(train_rows), "validation": len(validation_rows)},
+        "reference": reference_name(config),
         "processes": num_processes(config.train.accelerate_config),
         **read_json(out.path / OUTCOME),
     }

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpo_dist.artifacts import PhaseDirectory, read_json, write_records
-from dpo_dist.config import Config, Evaluate
+from dpo_dist.artifacts import MANIFEST, PhaseDirectory, read_json, write_records
+from dpo_dist.config import Config, required
 from dpo_dist.console import warn
 from dpo_dist.evaluation.comparison import HEADLINE, Pair, pairs_of
 from dpo_dist.judging.judge import alone, build_judge, build_scorer
@@ -24,12 +24,12 @@ def judge_pairs(
     config: Config, prompts: Sequence[Prompt], answers: Answers, out: PhaseDirectory
 ) -> tuple[dict[Pair, list[Verdict]] | None, dict[str, Any]]:
     """Verdicts by pair of arms, asked in both orders, and who gave them at what cost."""
-    evaluate = _section(config)
+    evaluate = required(config.evaluate)
     pairs = pairs_to_compare(config)
     if evaluate.judge is None or not pairs:
         return None, {"judge": None}
     judge, ledger = build_judge(evaluate.judge, out.path), open_ledger(evaluate.judge)
-    labels = phase_dir(config, "judge") / "manifest.json"
+    labels = phase_dir(config, "judge") / MANIFEST
     if labels.exists() and read_json(labels).get("judge") == judge.identity:
         warn("the judge that labelled the training pairs also evaluates: read its row with care")
     contests = [
@@ -49,7 +49,7 @@ def judge_pairs(
 def pairs_to_compare(config: Config) -> list[Pair]:
     """The headline first: its contests draw their orders as when it was the only pair. Without an
     SFT model "sft" and "base" are one model, and no judge is paid for comparing it with itself."""
-    evaluate = _section(config)
+    evaluate = required(config.evaluate)
     weights: dict[str, Weights] = {arm: arm_weights(config, arm) for arm in evaluate.arms}
     wanted = [(a, b) for a, b in pairs_of(evaluate.arms) if weights[a] != weights[b]]
     if evaluate.pairwise == "headline":
@@ -64,14 +64,14 @@ def judge_scores(
     they cost, and what they have not scored, by reason."""
     scores: list[Score] = []
     spent: list[dict[str, Any]] = []
-    for number, wanted in enumerate(_section(config).judge_scores):
+    for number, wanted in enumerate(required(config.evaluate).judge_scores):
         folder = out.path / score_name(number)
         judge, ledger = build_scorer(wanted.judge, folder), open_ledger(wanted.judge)
         judge.check()
         asked = [
             alone(prompt, arm, answers[arm, 0, prompt.id].text)
             for prompt in prompts
-            for arm in _section(config).arms
+            for arm in required(config.evaluate).arms
         ]
         ballots = ask_for_scores(judge, ledger, asked, out, config, name=wanted.label)
         scores += [
@@ -100,8 +100,3 @@ def judge_scores(
 def score_name(number: int) -> str:
     """The metric of the `number`-th of `evaluate.judge_scores`."""
     return f"judge_score-{number}"
-
-
-def _section(config: Config) -> Evaluate:
-    assert config.evaluate is not None
-    return config.evaluate

@@ -22,9 +22,10 @@ from dpo_dist.errors import ConfigError, PhaseFailed, Preempted, UserError
 from dpo_dist.machine import visible_gpus
 from dpo_dist.processes import Process, end_all, handling_sigterm
 from dpo_dist.ranks import Shard
-from dpo_dist.tails import Watched
+from dpo_dist.tails import Watched, last_lines
 
 LOOK_SECONDS = 0.5
+TAIL = 20  # lines of a failed worker's log that are shown
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def run_workers(
     if failed:
         raise PhaseFailed(
             f"{len(failed)} of {len(workers)} workers failed; what was generated is kept. The "
-            f"first of them, {failed[0].shard}, said last:\n{_last_words(failed[0])}"
+            f"first of them, {failed[0].shard}, said last:\n{last_lines(failed[0].log, TAIL)}"
         )
 
 
@@ -134,7 +135,7 @@ def _goes_on(worker: Worker, failed: list[Worker]) -> bool:
     assert worker.process is not None
     status = worker.process.poll()
     if status == UserError.exit_code:
-        raise UserError(_last_words(worker))
+        raise UserError(last_lines(worker.log, TAIL))
     if not status:
         return status is None
     if worker.has_progressed:
@@ -164,8 +165,3 @@ def _started(workers: Sequence[Worker]) -> Iterator[threading.Event]:
             yield stopped
         finally:
             end_all([worker.process for worker in workers if worker.process is not None])
-
-
-def _last_words(worker: Worker) -> str:
-    lines = worker.log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(lines[-20:])

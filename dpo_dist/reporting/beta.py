@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_dist.reporting.sentence import Report, Sentence, outcome_of
+from dpo_dist.intervals import half_width
+from dpo_dist.reporting.sentence import Report, Sentence
 
 CUT_OFF_RISE = 0.05  # more of SFT+DPO's answers than of SFT's that are cut off
-STANDS_STILL = 0.01  # nats per token: 2 standard errors above the KL still lie below it
+STANDS_STILL = 0.01  # nats per token: the whole interval of the KL lies below it
 NO_GAP = 1.0  # nats: the margin over beta, where no KL was measured
 
 
@@ -55,14 +56,14 @@ def too_low(report: Report) -> list[Sign]:
     if kl is not None and budget is not None and kl["per_token"] > budget:
         text = f"the KL of {kl['per_token']:.3f} is above the budget of {budget:g}"
         signs.append(Sign(text, ("training.kl.per_token", "training.kl_budget")))
-    arms = report["answers"]["arms"]
-    if {"sft", "dpo"} <= arms.keys():
-        rise = arms["dpo"]["cut_off"] - arms["sft"]["cut_off"]
+    cut_off = report["cut_off"]
+    if {"sft", "dpo"} <= cut_off.keys():
+        rise = cut_off["dpo"]["mean"] - cut_off["sft"]["mean"]
         if rise > CUT_OFF_RISE:
             text = f"{100 * rise:.0f} points more answers are cut off than SFT's"
-            signs.append(Sign(text, ("answers.arms.sft.cut_off", "answers.arms.dpo.cut_off")))
+            signs.append(Sign(text, ("cut_off.sft.mean", "cut_off.dpo.mean")))
     number = _alarm(report, "displacement")
-    if number is not None and outcome_of(report) != "improved":
+    if number is not None and report["outcome"]["outcome"] != "improved":
         text = "chosen answers became less likely, too (displacement)"
         signs.append(Sign(text, (f"alarms.{number}.kind",)))
     return signs
@@ -71,11 +72,11 @@ def too_low(report: Report) -> list[Sign]:
 def too_high(report: Report) -> list[Sign]:
     """The policy has hardly moved, and nothing shows that it is better or worse."""
     training = report["training"]
-    if outcome_of(report) != "no_evidence":
+    if report["outcome"]["outcome"] != "no_evidence":
         return []
     kl, margin = training["kl"], training["margin"]
     if kl is not None:
-        if kl["per_token"] + 2 * (kl["per_token_se"] or 0.0) < STANDS_STILL:
+        if kl["per_token"] + half_width(kl["se"] or 0.0) < STANDS_STILL:
             text = f"the KL is no more than {kl['per_token']:.4f} nats per token"
             return [Sign(text, ("training.kl.per_token",))]
     elif margin is not None and margin["last"] / training["beta"] < NO_GAP:
@@ -95,11 +96,11 @@ def _measured(report: Report) -> list[Sign]:
     elif margin is not None:
         text = f"the validation margin is {margin['last']:.3g}"
         signs.append(Sign(text, ("training.margin.last",)))
-    arms = report["answers"]["arms"]
-    if {"sft", "dpo"} <= arms.keys():
-        before, after = (100 * arms[arm]["cut_off"] for arm in ("sft", "dpo"))
+    cut_off = report["cut_off"]
+    if {"sft", "dpo"} <= cut_off.keys():
+        before, after = (100 * cut_off[arm]["mean"] for arm in ("sft", "dpo"))
         text = f"{after:.0f} % of the answers are cut off, of SFT's {before:.0f} %"
-        signs.append(Sign(text, ("answers.arms.sft.cut_off", "answers.arms.dpo.cut_off")))
+        signs.append(Sign(text, ("cut_off.sft.mean", "cut_off.dpo.mean")))
     number = _alarm(report, "displacement")
     if number is not None:
         text = "chosen answers became less likely, too (displacement), but the evaluation improved"
@@ -108,7 +109,7 @@ def _measured(report: Report) -> list[Sign]:
 
 
 def _next(report: Report, low: bool, high: bool) -> list[Sentence]:
-    beta, outcome = report["training"]["beta"], outcome_of(report)
+    beta, outcome = report["training"]["beta"], report["outcome"]["outcome"]
     on_beta = ("training.beta",)
     if low:
         text = f"Beta {2 * beta:g}, or half the learning rate, or an earlier step."
@@ -124,7 +125,7 @@ def _next(report: Report, low: bool, high: bool) -> list[Sentence]:
         if number is not None:
             return [_advice(text, (f"alarms.{number}.kind",))]
     rate: Mapping[str, Any] | None = report["comparison"]["preferred"]
-    if outcome == "no_evidence" and rate is not None and rate.get("detectable"):
+    if outcome == "no_evidence" and rate is not None and rate["detectable"]:
         points = f"{100 * rate['detectable']:.0f}"
         text = (
             f"More held-out prompts: with {rate['n']}, a win rate within {points} points of 50 % "

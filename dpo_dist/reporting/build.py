@@ -10,6 +10,7 @@ from typing import Any
 from dpo_dist.artifacts import FINGERPRINT, MANIFEST, file_digest, read_json, write_json, write_text
 from dpo_dist.config import Config
 from dpo_dist.reporting.answers import Answers, guarded_rows, read_answers
+from dpo_dist.reporting.evaluation import cut_off_shares
 from dpo_dist.reporting.funnel import funnel
 from dpo_dist.reporting.gallery import Gallery, gallery
 from dpo_dist.reporting.markdown import markdown
@@ -95,7 +96,7 @@ def _figures(
     judge_scores = manifests["evaluate"].get("judge_scores", [])
     figures: dict[str, Any] = {
         "run": config.run.name,
-        "outcome": scores.get("outcome"),  # absent from evaluations before there was one
+        "outcome": scores["outcome"],
         "summary": summary(scores),
         "comparison": scores,
         "funnel": funnel(manifests),
@@ -108,11 +109,11 @@ def _figures(
         ]
         or alarms(metrics),
         "rounds": [
-            round_figures(number, found, folder, config)
+            round_figures(number, found, folder)
             for number, (found, folder) in enumerate(zip(by_round, rounds, strict=True), start=1)
         ],
-        "training": training_figures(metrics, config.train, _selected_step(last / "train")),
-        "answers": answers.figures(),
+        "training": training_figures(last / "train") if "train" in manifests else None,
+        "cut_off": cut_off_shares(last / "evaluate"),
         "regressions": regressions(answers, scores, config.report.regressions),
         "phases": {phase: manifest["wall_seconds"] for phase, (_, manifest) in work.items()},
         "judges": {
@@ -149,11 +150,9 @@ def _manifests(root: Path) -> dict[str, dict[str, Any]]:
 
 def summary(scores: dict[str, Any]) -> list[str]:
     """The outcome in sentences, each from a figure of the table."""
-    how = decoding_name(scores["decodings"][0])
-    sentences = []
-    if outcome := scores.get("outcome"):
-        word = outcome["outcome"].replace("_", " ")
-        sentences.append(f"Outcome: {word} ({'; '.join(outcome['reasons'])}).")
+    how, outcome = decoding_name(scores["decodings"][0]), scores["outcome"]
+    word = outcome["outcome"].replace("_", " ")
+    sentences = [f"Outcome: {word} ({'; '.join(outcome['reasons'])})."]
     preferred = scores["preferred"]
     if preferred is not None and preferred["mean"] is not None:
         rate = f"{100 * preferred['mean']:.0f} %"
@@ -181,7 +180,7 @@ def summary(scores: dict[str, Any]) -> list[str]:
         if delta["low"] > 0 or delta["high"] < 0:
             direction = "rises" if delta["mean"] > 0 else "falls"
             verdict = ""
-            if row.get("better") == "lower":
+            if row["better"] == "lower":
                 verdict = ", which is worse" if delta["mean"] > 0 else ", which is better"
             sentences.append(
                 f"{row['label']} {direction} by {change.lstrip('+-')}{unit} over SFT{verdict}."
@@ -206,8 +205,3 @@ def regressions(answers: Answers, scores: dict[str, Any], most: int) -> dict[str
         for label in (row["label"] for row in compared)
     ]
     return {"fell": fell, "worst": [found.figures for found in answers.regressions[:most]]}
-
-
-def _selected_step(train: Path) -> int | None:
-    path = train / "outcome.json"
-    return read_json(path).get("selected_step") if path.exists() else None

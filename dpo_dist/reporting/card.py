@@ -164,13 +164,6 @@ def _front_matter(config: Mapping[str, Any], facts: CardFacts) -> str:
     return str(data.to_yaml())
 
 
-def _reference(config: Mapping[str, Any]) -> str:
-    rounds = config.get("rounds")
-    if rounds and rounds["reference"] == "initial":
-        return "the SFT model, in every round"
-    return "the model that training started from"
-
-
 def _settings(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:
     train = config["train"]
     method = train["method"]
@@ -181,7 +174,7 @@ def _settings(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> Sequenc
         ("Method", lora if method["type"] == "lora" else "all weights"),
         ("Loss (weight)", loss),
         ("β", train["beta"]),
-        ("Reference", _reference(config)),
+        ("Reference", manifest["reference"]),
         ("Learning rate", train["learning_rate"]),
         ("Epochs", train["num_epochs"]),
         ("Global batch", train["global_batch_size"]),

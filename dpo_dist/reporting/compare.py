@@ -8,7 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_dist.reporting.cells import kl_cell, number_cell, steps_cell
+from dpo_dist.reporting.cells import (
+    kl_cell,
+    margin_cell,
+    number_cell,
+    optional_share,
+    steps_cell,
+)
 from dpo_dist.reporting.page import render_template
 from dpo_dist.reporting.tables import (
     ABSENT,
@@ -17,7 +23,6 @@ from dpo_dist.reporting.tables import (
     comparison_table,
     decoding_name,
     difference_cell,
-    share_cell,
     to_text,
 )
 from dpo_dist.reporting.text import visible
@@ -146,19 +151,15 @@ def _training(figures: Mapping[str, Any]) -> Table:
     return Table(("", *figures["runs"]), tuple(rows))
 
 
-def _accuracy(training: Mapping[str, Any]) -> Cell:
-    return Cell(ABSENT) if training["accuracy"] is None else share_cell(training["accuracy"])
-
-
 _TRAINING: dict[str, Callable[[Mapping[str, Any]], Cell]] = {
     "Pairs": lambda t: Cell(str(t["pairs"]["train"]), f"+ {t['pairs']['validation']} to validate"),
     "Steps": steps_cell,
     "Loss": lambda t: number_cell(t["loss"], ".4f"),
     "Validation loss": lambda t: number_cell(t["validation_loss"], ".4f"),
-    "Validation accuracy": _accuracy,
-    "Validation margin": lambda t: number_cell(t["margin"], "+.3f"),
-    "KL (nats/token)": kl_cell,
-    "KL from": lambda t: Cell(t["kl"]["reference"] if t["kl"] else ABSENT),
+    "Validation accuracy": lambda t: optional_share(t["accuracy"]),
+    "Validation margin": margin_cell,
+    "KL (nats/token, ± 95 %)": kl_cell,
+    "KL from": lambda t: Cell(t["reference"] if t["kl"] else ABSENT),
     "Alarms": lambda t: Cell(", ".join(t["alarms"]) or "none"),
     "Seconds": lambda t: Cell(f"{t['wall_seconds']:.0f}"),
 }

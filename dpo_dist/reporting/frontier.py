@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from dpo_dist.reporting.plots import INK, STYLE, TRAIN, VALIDATION, as_svg
 
+CHANCE = 0.5  # of a win rate, and of an accuracy on pairs
+
 
 @dataclass(frozen=True)
 class Mark:
-    """A point of the plot: KL with twice its standard error, a share with its interval.
+    """A point of the plot: a KL and a share, each with its interval.
 
     `ahead`: no other point has as much of the share for less KL, or more for as little.
     """
@@ -24,10 +26,9 @@ class Mark:
     ahead: bool = False
 
 
-def frontier_plot(
-    marks: Sequence[Mark], *, x_label: str, y_label: str, chance: float | None
-) -> str:
-    """The points with their intervals; those ahead of the others are joined by a line."""
+def frontier_plot(marks: Sequence[Mark], *, x_label: str, y_label: str) -> str:
+    """The points with their intervals; those ahead of the others are joined by a line, and another
+    one is where chance would be."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -58,8 +59,7 @@ def frontier_plot(
                 textcoords="offset points",
                 color=INK,
             )
-        if chance is not None:
-            axes.axhline(100 * chance, color=INK, lw=1, ls="--")
+        axes.axhline(100 * CHANCE, color=INK, lw=1, ls="--")
         axes.margins(x=0.2, y=0.1)
         axes.set_xlim(left=0)  # no KL is negative
         axes.set_xlabel(x_label)

@@ -6,17 +6,17 @@ from itertools import groupby
 from typing import Any
 
 from dpo_dist.reporting.funnel import funnel_line
+from dpo_dist.reporting.rounds import NOTE as ROUNDS_NOTE
+from dpo_dist.reporting.rounds import rounds_table
 from dpo_dist.reporting.tables import (
     CARD_NOTE,
     NO_CARD,
     REFLECTION,
-    ROUNDS_NOTE,
     audit_table,
     canary_table,
     comparison_table,
     decoding_name,
     moment,
-    rounds_table,
     to_markdown,
 )
 from dpo_dist.reporting.text import plain_markdown

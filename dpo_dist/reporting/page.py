@@ -9,19 +9,19 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from dpo_dist.reporting.gallery import MOST_CHARACTERS, Gallery
+from dpo_dist.reporting.rounds import NOTE as ROUNDS_NOTE
+from dpo_dist.reporting.rounds import rounds_table
 from dpo_dist.reporting.tables import (
     CARD_NOTE,
     HEADERS,
     NO_CARD,
     REFLECTION,
-    ROUNDS_NOTE,
     audit_table,
     canary_table,
     comparison_table,
     decoding_name,
     moment,
     pairwise_table,
-    rounds_table,
     score_badge,
 )
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from dpo_dist.intervals import half_width
+
 TRAIN, VALIDATION, CHOSEN, REJECTED = "#3b82f6", "#f59e0b", "#10b981", "#ef4444"
 INK = "#808894"  # in the middle between black and white
 STYLE = {
@@ -28,7 +30,7 @@ STYLE = {
 class Curve:
     """A line of a plot: which metric, under which name, in which colour.
 
-    `error` is the metric with its standard error, of which twice is drawn to either side.
+    `error` is the metric with its standard error, whose 95 % interval is drawn.
     """
 
     key: str
@@ -69,7 +71,7 @@ PLOTS: tuple[tuple[str, tuple[Curve, ...]], ...] = (
     ),
     (
         KL_TITLE,
-        (Curve("kl/per_token", "held-out prompts, ± 2 SE", VALIDATION, "kl/per_token_se"),),
+        (Curve("kl/per_token", "held-out prompts, 95 % interval", VALIDATION, "kl/per_token_se"),),
     ),
     (
         "Validation log-probability (nats per token)",
@@ -146,11 +148,13 @@ KL_BY_ROUND = "KL at the end of a round (nats per token)"
 def round_plots(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(title, SVG) of the win rate and of the KL by round, from `round_figures`, as far as they
     were measured."""
-    rates = [(r["round"], r["preferred"]) for r in rounds if r["preferred"] is not None]
-    rates = [(number, rate) for number, rate in rates if rate["mean"] is not None]
-    from_sft = all(r["reference"] == "SFT" for r in rounds)
-    measured = [r for r in rounds if r["kl_per_token"] is not None]
-    errors = [2 * (r["kl_per_token_se"] or 0.0) for r in measured]
+    rates = [(r["round"], r["evaluation"]["preferred"]) for r in rounds]
+    rates = [(number, rate) for number, rate in rates if rate and rate["mean"] is not None]
+    references = {r["training"]["reference"] for r in rounds}
+    reference = references.pop() if len(references) == 1 else "its start"
+    kls = [(r["round"], r["training"]["kl"]) for r in rounds]
+    kls = [(number, kl) for number, kl in kls if kl is not None]
+    errors = [half_width(kl["se"] or 0.0) for _, kl in kls]
     win_rate = Plotted(
         Curve("preferred", "SFT+DPO", TRAIN),
         steps=[number for number, _ in rates],
@@ -159,9 +163,9 @@ def round_plots(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         above=[_distance(rate["mean"], rate["high"]) for _, rate in rates],
     )
     kl = Plotted(
-        Curve("kl", f"from {'SFT' if from_sft else 'its start'}, ± 2 SE", VALIDATION),
-        steps=[r["round"] for r in measured],
-        values=[r["kl_per_token"] for r in measured],
+        Curve("kl", f"from {reference}, 95 % interval", VALIDATION),
+        steps=[number for number, _ in kls],
+        values=[kl["per_token"] for _, kl in kls],
         below=errors,
         above=errors,
     )
@@ -181,7 +185,7 @@ def _distance(mean: float, limit: float | None) -> float:
 
 def _plotted(metrics: Sequence[Mapping[str, Any]], curve: Curve) -> Plotted:
     lines = [line for line in metrics if curve.key in line]
-    errors = [2 * float(line.get(curve.error, 0.0)) for line in lines]
+    errors = [half_width(float(line.get(curve.error, 0.0))) for line in lines]
     return Plotted(
         curve,
         steps=[int(line["step"]) for line in lines],

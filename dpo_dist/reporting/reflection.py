@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_dist.intervals import half_width
 from dpo_dist.reporting.beta import beta_and_next
-from dpo_dist.reporting.sentence import Report, Sentence, outcome_of
+from dpo_dist.reporting.sentence import Report, Sentence
 
 # By a metric's type: what can be met without knowing the answer, and what cannot.
 FORM = frozenset(
@@ -105,7 +106,7 @@ def _changes(report: Report, kind: str) -> list[_Change]:
         if delta is None or delta["low"] is None:
             continue
         sign = (delta["low"] > 0) - (delta["high"] < 0)
-        better = {"higher": 1, "lower": -1, None: 0}[row.get("better", "higher")]
+        better = {"higher": 1, "lower": -1, None: 0}[row["better"]]
         share = row["unit"] == "share"
         amount = f"{100 * delta['mean']:+.1f} points" if share else f"{delta['mean']:+.2f}"
         shown = amount if sign else f"{amount} (no difference is shown)"
@@ -121,22 +122,23 @@ def length(report: Report) -> list[Sentence]:
 
 
 def _growth(report: Report) -> Iterator[Sentence]:
-    longer = report["answers"]["longer"]
-    if longer is None:
+    lengths = report["comparison"]["length"]
+    longer = lengths and lengths["delta"]
+    if not longer:
         return
-    before = report["answers"]["arms"]["sft"]["characters"]
+    before = lengths["arms"]["sft"]["mean"]
     interval = _interval(longer, ".0f")
     change = "are not shown to differ in length from SFT's"
     if longer["low"] is not None and not longer["low"] <= 0 <= longer["high"]:
         share = f" ({100 * longer['mean'] / before:+.0f} %)" if before else ""
         change = f"are {'longer' if longer['mean'] > 0 else 'shorter'} than SFT's{share}"
-    text = f"SFT+DPO's answers {change}: {longer['mean']:+.0f} characters{interval}."
-    yield Sentence("Length", text, ("answers.longer", "answers.arms.sft.characters"))
+    text = f"SFT+DPO's answers {change}: {longer['mean']:+.0f} {lengths['unit']}{interval}."
+    yield Sentence("Length", text, ("comparison.length.delta", "comparison.length.arms.sft.mean"))
 
 
 def _at_equal_lengths(report: Report) -> Iterator[Sentence]:
     rate = report["comparison"]["preferred"]
-    equal = (rate or {}).get("length_controlled")
+    equal = rate and rate["length_controlled"]
     if not equal or equal["mean"] is None:
         return
     by_length = rate["mean"] - equal["mean"]
@@ -161,8 +163,8 @@ def _above_chance(rate: Mapping[str, Any]) -> bool:
 def gap_and_gain(report: Report) -> list[Sentence]:
     """The reward gap on validation pairs beside what the evaluation found."""
     margin = (report["training"] or {}).get("margin")
-    outcome = outcome_of(report)
-    if margin is None or not outcome:
+    outcome = report["outcome"]["outcome"]
+    if margin is None:
         return []
     grew = margin["last"] > margin["first"]
     gap = f"from {margin['first']:z.3g} to {margin['last']:z.3g}"
@@ -193,11 +195,11 @@ def kl_spent(report: Report) -> list[Sentence]:
     kl = training.get("kl")
     if kl is None:
         return []
-    error = "" if kl["per_token_se"] is None else f" ± {2 * kl['per_token_se']:.3f} (2 SE)"
+    error = "" if kl["se"] is None else f" ± {half_width(kl['se']):.3f} (95 % interval)"
     text = f"KL spent, on the policy's own answers: {kl['per_token']:.3f}{error} nats per token"
     names: tuple[str, ...] = ("training.kl.per_token",)
     if error:
-        names += ("training.kl.per_token_se",)
+        names += ("training.kl.se",)
     budget = training["kl_budget"]
     if budget is None:
         return [Sentence("KL", f"{text}; no budget was set (train.kl.budget).", names)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +21,3 @@ class Sentence:
 
     def __post_init__(self) -> None:
         assert self.figures, "no sentence without its figure"
-
-
-def look_up(report: Report, name: str) -> Any:
-    """The figure of a dotted name. Raises `KeyError` or `IndexError` where there is none."""
-    value: Any = report
-    for part in name.split("."):
-        value = value[int(part)] if isinstance(value, Sequence) else value[part]
-    return value
-
-
-def outcome_of(report: Report) -> str:
-    """The outcome, or nothing in evaluations from before there was one."""
-    return str(report["outcome"]["outcome"]) if report.get("outcome") else ""

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dpo_dist.artifacts import write_json, write_text
-from dpo_dist.reporting.cells import kl_cell, length_cell, number_cell, steps_cell
+from dpo_dist.intervals import half_width
+from dpo_dist.reporting.cells import (
+    kl_cell,
+    length_cell,
+    margin_cell,
+    optional_share,
+    steps_cell,
+)
 from dpo_dist.reporting.frontier import Mark, frontier_plot
 from dpo_dist.reporting.page import render_template
 from dpo_dist.reporting.tables import (
@@ -68,11 +75,11 @@ _HEADERS = (
 
 
 def _header(header: str, figures: Mapping[str, Any]) -> str:
-    return f"KL from {_reference(figures)} (nats/token)" if header == "KL" else header
+    return f"KL from {_reference(figures)} (nats/token, ± 95 %)" if header == "KL" else header
 
 
 def _reference(figures: Mapping[str, Any]) -> str:
-    named = {p["training"]["kl"]["reference"] for p in figures["points"] if _has_kl(p)}
+    named = {p["training"]["reference"] for p in figures["points"] if _has_kl(p)}
     assert len(named) == 1, "all points share one reference"
     return str(named.pop())
 
@@ -88,14 +95,12 @@ def _cells(point: Mapping[str, Any]) -> dict[str, Cell]:
         return cells | {"Steps": Cell("not complete")}
     cells["Steps"] = steps_cell(training)
     cells["KL"] = kl_cell(training)
-    cells["Margin"] = number_cell(training["margin"], "+.3f")
-    if training["accuracy"] is not None:
-        cells["Validation accuracy"] = share_cell(training["accuracy"])
+    cells["Margin"] = margin_cell(training)
+    cells["Validation accuracy"] = optional_share(training["accuracy"])
     if evaluation is not None:
-        cells["Length over SFT"] = length_cell(evaluation)
+        cells["Length over SFT"] = length_cell(evaluation["length"])
         cells["Cut off"] = share_cell(evaluation["cut_off"])
-        if evaluation["preferred"] is not None:
-            cells["Preferred to SFT"] = share_cell(evaluation["preferred"])
+        cells["Preferred to SFT"] = optional_share(evaluation["preferred"])
     return cells
 
 
@@ -108,7 +113,7 @@ def frontier(figures: Mapping[str, Any]) -> list[Mark]:
             continue
         mean, kl = share["mean"], point["training"]["kl"]
         low, high = (mean if share[end] is None else share[end] for end in ("low", "high"))
-        error = 2 * (kl["se"] or 0.0)
+        error = half_width(kl["se"] or 0.0)
         marks.append(Mark(point["point"], kl["per_token"], error, mean, low, high))
     return [replace(mark, ahead=not any(_beats(o, mark) for o in marks)) for mark in marks]
 
@@ -183,9 +188,8 @@ def _plot(figures: Mapping[str, Any], marks: Sequence[Mark]) -> str:
         return ""
     return frontier_plot(
         marks,
-        x_label=f"KL from {_reference(figures)}, own answers (nats per token, ± 2 SE)",
+        x_label=f"KL from {_reference(figures)}, own answers (nats per token, 95 % interval)",
         y_label=MEASURES[figures["measure"]],
-        chance=0.5,
     )
 
 

@@ -15,17 +15,6 @@ CARD_NOTE = (
     "A canary is a comparison whose right answer is known, asked in both orders. `failed`: fewer "
     "passed than the run file asks for. `accepted`: so they did, and the run file goes on with it."
 )
-ROUND_HEADERS = (
-    *("Round", "Prompts", "Pairs kept", "First loss", PREFERRED, "KL at the end (nats per token)"),
-    *("Reward accuracy", "Reward margin", "Cut off", "Wall time"),
-)
-ROUNDS_NOTE = (
-    "Every round starts from what the one before has trained. First loss: the first that was "
-    "logged. KL: the last one measured on the policy's own answers, ± its standard error, from the "
-    "reference that is named. Reward accuracy and margin: the last on validation pairs (without "
-    "any, on training pairs), against the same reference. Cut off: held-out answers of SFT+DPO, at "
-    "all decodings. Wall time: of all phases of the round."
-)
 NO_CARD = "The judge was asked about no canaries: whether it can tell good from bad is not shown."
 
 
@@ -39,9 +28,6 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.value} {self.detail}".strip()
-
-
-NOT_MEASURED = Cell("n/a")
 
 
 @dataclass(frozen=True)
@@ -63,11 +49,11 @@ def comparison_table(scores: Mapping[str, Any], decoding: int = 0) -> Table:
     for row in scores["metrics"]:
         if row["decoding"] == decoding:
             cells = [_metric_cell(row, arm) for arm in arms]
-            better = row.get("better", "higher")  # not yet in older scores.json
-            rows.append((row["label"], (*cells, _difference(row["delta"], row["unit"], better))))
+            delta = _difference(row["delta"], row["unit"], row["better"])
+            rows.append((row["label"], (*cells, delta)))
     preferred = scores["preferred"]
     if preferred is not None and preferred["decoding"] == decoding:
-        controlled = preferred.get("length_controlled")
+        controlled = preferred["length_controlled"]
         for label, rate in ((PREFERRED, preferred), (EQUAL_LENGTH, controlled)):
             if rate is not None:
                 cells = [share_cell(rate) if arm == "dpo" else Cell(ABSENT) for arm in arms]
@@ -82,10 +68,9 @@ def score_badge(row: Mapping[str, Any], value: float) -> Cell:
         unit = "" if row["unit"] == "points" else f" {row['unit']}"
         return Cell(f"{value:g}{unit}", row["label"])
     shown = {0.0: "✗", 1.0: "✓"}.get(value, f"{value:.2f}")
-    better = row.get("better", "higher")
     tone = ""
-    if better and value in (0.0, 1.0):
-        tone = "better" if (value == 1.0) == (better == "higher") else "worse"
+    if row["better"] and value in (0.0, 1.0):
+        tone = "better" if (value == 1.0) == (row["better"] == "higher") else "worse"
     return Cell(shown, row["label"], tone)
 
 
@@ -115,31 +100,10 @@ def canary_table(card: Sequence[Mapping[str, Any]]) -> Table:
     return Table(("Judge", "Canaries passed", "Result"), tuple(rows))
 
 
-def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
-    """A row per round, from `round_figures`; `n/a` is what was not measured."""
-    rows = []
-    for figures in rounds:
-        preferred, cut_off = figures["preferred"], figures["cut_off"]
-        cells = (
-            Cell(str(figures["prompts"])),
-            Cell(str(figures["pairs"])),
-            _figure(figures["first_loss"], ".4f"),
-            NOT_MEASURED if preferred is None else share_cell(preferred),
-            _kl(figures),
-            _figure(figures["reward_accuracy"], ".2f"),
-            _figure(figures["reward_margin"], ".3f"),
-            NOT_MEASURED if cut_off is None else Cell(f"{100 * cut_off:.1f} %"),
-            Cell(f"{figures['wall_seconds']:.0f} s"),
-        )
-        rows.append((str(figures["round"]), cells))
-    return Table(ROUND_HEADERS, tuple(rows))
-
-
 def pairwise_table(scores: Mapping[str, Any]) -> Table:
     """What the verdicts on every compared pair of arms were, and what they can show."""
     rows = []
-    pairs = scores.get("pairwise") or []  # not yet in older scores.json
-    for pair in pairs:
+    for pair in scores["pairwise"]:
         bounds = Cell("none")
         if missing := sum(pair["missing"].values()):
             bounds = Cell(str(missing), f"{_reasons(pair['missing'])}; {_bounds(pair)}")
@@ -208,18 +172,6 @@ def _markdown_row(parts: Sequence[str]) -> str:
     return "| " + " | ".join(part.replace("|", "\\|") for part in parts) + " |"
 
 
-def _figure(value: float | None, form: str) -> Cell:
-    return NOT_MEASURED if value is None else Cell(format(value, form))
-
-
-def _kl(figures: Mapping[str, Any]) -> Cell:
-    if figures["kl_per_token"] is None:
-        return NOT_MEASURED
-    error = figures["kl_per_token_se"]
-    spread = "" if error is None else f"± {error:.3f} "
-    return Cell(f"{figures['kl_per_token']:.3f}", f"{spread}from {figures['reference']}")
-
-
 def share_cell(estimate: Mapping[str, Any]) -> Cell:
     if estimate["mean"] is None:
         return Cell(ABSENT, f"n={estimate['n']}")
@@ -229,12 +181,9 @@ def share_cell(estimate: Mapping[str, Any]) -> Cell:
 def _metric_cell(row: Mapping[str, Any], arm: str) -> Cell:
     """An arm's figure; what the metric could not score is counted behind n."""
     estimate = row["arms"][arm]
-    reasons = _reasons(row.get("missing", {}).get(arm, {}))
+    reasons = _reasons(row["missing"].get(arm, {}))
     cell = share_cell(estimate) if row["unit"] == "share" else _number(estimate, row["unit"])
-    if not reasons:
-        return cell
-    value = "n/a" if estimate["mean"] is None else cell.value
-    return Cell(value, f"{cell.detail} ({reasons})")
+    return Cell(cell.value, f"{cell.detail} ({reasons})") if reasons else cell
 
 
 def _number(estimate: Mapping[str, Any], unit: str) -> Cell:

@@ -1,17 +1,18 @@
-"""What the training's metrics.jsonl says in a few figures, and its alarms."""
+"""What a finished training says in a few figures, and its alarms."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.config import Train
+from dpo_dist.artifacts import MANIFEST, read_json
+from dpo_dist.intervals import Estimate, wilson
 from dpo_dist.reporting.text import visible
 
 Line = Mapping[str, Any]
-KL_KEYS = ("per_token", "per_token_se", "cut_off")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -21,29 +22,36 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def training_figures(
-    metrics: Sequence[Line], train: Train | None, selected: int | None = None
-) -> dict[str, Any] | None:
-    """The figures of the step that became the model: the `selected` one, or the last.
+def training_figures(train: Path) -> dict[str, Any]:
+    """Where a complete train phase has ended: the figures of the step that became its model.
 
-    `margin` is the reward gap on validation pairs at the first and at that evaluation, `kl` the
-    divergence of the policy's own answers from the reference (nats per token). What was not
-    measured is None, and so is everything where nothing was trained.
+    Each is the last one logged up to that step, "first_loss" the first of all; None where it was
+    never measured. "margin" is the reward gap on validation pairs at the first and at the last
+    evaluation, and the interval of "accuracy" counts their prompts, since pairs of one prompt are
+    not independent. "kl" is that of the policy's own answers from "reference", in nats per token,
+    with its standard error and the step that it was measured at.
     """
-    steps = [int(line["step"]) for line in metrics if "alarm" not in line]
-    if train is None or not steps:
-        return None
-    selected = max(steps) if selected is None else selected
-    until = [line for line in metrics if int(line["step"]) <= selected]
-    margins = logged(until, "eval_rewards/margins")
-    kls = [line for line in until if "kl/per_token" in line]
+    manifest = read_json(train / MANIFEST)
+    settings, selected = manifest["config"]["train"], manifest["selected_step"]
+    lines = [line for line in read_metrics(train / "metrics.jsonl") if line["step"] <= selected]
+    margins = _logged(lines, "eval_rewards/margins")
+    accuracy = _last(lines, "eval_rewards/accuracies")
     return {
-        "step": selected,
-        "beta": train.beta,
-        "kl_budget": train.kl.budget,
+        "steps": manifest["steps"],
+        "selected_step": selected,
+        "pairs": manifest["pairs"],
+        "beta": settings["beta"],
+        "kl_budget": settings["kl"]["budget"],
+        "reference": manifest["reference"],
+        "first_loss": next(iter(_logged(lines, "loss")), None),
+        "loss": _last(lines, "loss"),
+        "validation_loss": _last(lines, "eval_loss"),
+        "accuracy": None if accuracy is None else asdict(_accuracy(accuracy, train)),
         "margin": {"first": margins[0], "last": margins[-1]} if margins else None,
-        "accuracy": last_value(until, "eval_rewards/accuracies"),
-        "kl": {key: kls[-1].get(f"kl/{key}") for key in KL_KEYS} if kls else None,
+        "kl": _kl(lines),
+        "alarms": [line["alarm"] for line in lines if "alarm" in line],
+        "wall_seconds": manifest["wall_seconds"],
+        "peak_rss_bytes": manifest["peak_rss_bytes"],
     }
 
 
@@ -60,11 +68,32 @@ def alarms(metrics: Sequence[Line]) -> list[dict[str, Any]]:
     ]
 
 
-def logged(lines: Sequence[Line], key: str) -> list[float]:
-    """All values of a metric, in their order."""
+def _kl(lines: Sequence[Line]) -> dict[str, Any] | None:
+    line = next((line for line in reversed(lines) if "kl/per_token" in line), None)
+    if line is None:
+        return None
+    return {
+        "step": line["step"],
+        "per_token": line["kl/per_token"],
+        "se": line.get("kl/per_token_se"),  # a single answer has none
+        "answers": int(line["kl/sequences"]),
+        "cut_off": line["kl/cut_off"],
+    }
+
+
+def _accuracy(share: float, train: Path) -> Estimate:
+    """The share of ordered pairs, with the interval of as many as there are prompts."""
+    import pyarrow.parquet
+
+    rows = pyarrow.parquet.read_table(train / "tokens" / "validation.parquet", columns=["id"])
+    prompts = len(set(rows["id"].to_pylist()))
+    interval = wilson(round(share * prompts), prompts)
+    return Estimate(prompts, share, interval.low, interval.high)
+
+
+def _logged(lines: Sequence[Line], key: str) -> list[float]:
     return [float(line[key]) for line in lines if key in line]
 
 
-def last_value(lines: Sequence[Line], *keys: str) -> float | None:
-    """The newest value of the first of the metrics that was logged at all."""
-    return next((values[-1] for key in keys if (values := logged(lines, key))), None)
+def _last(lines: Sequence[Line], key: str) -> float | None:
+    return next((float(line[key]) for line in reversed(lines) if key in line), None)

@@ -25,6 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dpo_dist import ranks
 from dpo_dist.config import KlMonitor, Train
 from dpo_dist.console import warn
+from dpo_dist.intervals import half_width
 from dpo_dist.losses import LN2, first_loss
 from dpo_dist.training.metrics_log import MetricsLog
 
@@ -130,7 +131,7 @@ def over_budget(lines: Sequence[Line], kl: KlMonitor) -> Alarm | None:
     if not value > kl.budget:
         return None
     error = newest.get("kl/per_token_se")
-    spread = "" if error is None else f" ± {float(error):.3f}"
+    spread = "" if error is None else f" ± {half_width(float(error)):.3f} (95 % interval)"
     return Alarm(
         "kl_budget",
         f"KL from the reference is {value:.3f}{spread} nats per token on the policy's own answers, "

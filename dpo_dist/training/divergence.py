@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from dpo_dist import ranks
-from dpo_dist.data.chat import end_token_ids
+from dpo_dist.data.chat import end_token_ids, left_padded, until_end
 from dpo_dist.training.layout import output_head
 from dpo_dist.training.logprobs import TILE_ROWS, Head
 
@@ -150,10 +150,7 @@ def sample_answers(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=sorted(ends),
     )
-    width = max(len(prompt) for prompt in prompts)
-    # Left padding, so that every row's last token is the end of its prompt.
-    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-    ids = [[int(tokenizer.pad_token_id)] * (width - len(p)) + list(p) for p in prompts]
+    ids, mask = left_padded(prompts, int(tokenizer.pad_token_id))
     with policy() as model, _evaluating(model), _generating(_causal_lm(model), settings) as sampler:
         sampled = sampler.generate(
             input_ids=torch.tensor(ids, device=device),
@@ -161,10 +158,9 @@ def sample_answers(
             generation_config=settings,
         )
     answers = []
-    for prompt, tokens in zip(prompts, sampled[:, width:].tolist(), strict=True):
-        end = next((i for i, token in enumerate(tokens) if token in ends), None)
-        completion = tokens if end is None else tokens[: end + 1]
-        answers.append(SampledAnswer(tuple(prompt), tuple(completion), cut_off=end is None))
+    for prompt, tokens in zip(prompts, sampled[:, len(ids[0]) :].tolist(), strict=True):
+        completion, cut_off = until_end(tokens, ends)
+        answers.append(SampledAnswer(tuple(prompt), completion, cut_off))
     return answers
 
 

@@ -59,12 +59,3 @@ class Echo:
             self._shown += len(new)
             sys.stderr.write(new.decode(errors="replace"))
             sys.stderr.flush()
-
-
-def last_lines(path: Path, count: int) -> str:
-    """The end of a log; "" where there is none."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return ""
-    return "\n".join(lines[-count:])

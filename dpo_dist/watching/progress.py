@@ -11,8 +11,9 @@ from math import ceil, comb
 from pathlib import Path
 from typing import Any, Protocol
 
-from dpo_dist.artifacts import FINGERPRINT, read_json
+from dpo_dist.artifacts import FINGERPRINT, MANIFEST, read_json
 from dpo_dist.evaluation.comparison import HEADLINE
+from dpo_dist.intervals import half_width
 from dpo_dist.judging.canaries import RIGHT
 from dpo_dist.judging.judge import BALLOTS
 from dpo_dist.judging.spend import Ledger, read_prices
@@ -91,7 +92,7 @@ class Judging:
     def look(self) -> Progress:
         settings = section(self._folder, "judge")
         sample = self._folder.with_name("sample")
-        prompts = read_object(sample / "manifest.json").get("counts", {}).get("kept", 0)
+        prompts = read_object(sample / MANIFEST).get("counts", {}).get("kept", 0)
         pairs = prompts * comb(len(section(sample, "sample").get("slots", ())), 2)
         each = (2 if settings.get("both_orders", True) else 1) + settings.get("repeat", 0.0)
         self._ballots.look()
@@ -258,7 +259,7 @@ class Training:
             if key in self._last:
                 text = f"{label} {self._last[key]:.4g}"
                 if f"{key}_se" in self._last:
-                    text += f" ± {self._last[f'{key}_se']:.2g}"
+                    text += f" ± {half_width(self._last[f'{key}_se']):.2g} (95 %)"
                 (validation if key.startswith("eval_") else train).append(text)
         return tuple(", ".join(words) for words in (train, validation) if words)
 

@@ -214,14 +214,15 @@ def test_the_report_shows_every_round(finished: tuple[Path, str]) -> None:
     root, _ = finished
     report = json.loads((root / "report" / "report.json").read_text())
     first, second = report["rounds"]
-    assert (first["round"], first["reference"]) == (1, "SFT")
-    assert (second["round"], second["reference"]) == (2, "round 1")
+    assert (first["round"], first["training"]["reference"]) == (1, "SFT")
+    assert (second["round"], second["training"]["reference"]) == (2, "round 1")
     for number, figures in enumerate((first, second), start=1):
         folder = root / f"round-{number}"
         scores = json.loads((folder / "evaluate" / "scores.json").read_text())
-        assert figures["preferred"] == scores["preferred"] and figures["preferred"]["n"] == HELD_OUT
+        preferred = figures["evaluation"]["preferred"]
+        assert preferred == scores["preferred"] and preferred["n"] == HELD_OUT
         assert figures["pairs"] == manifest(folder / "judge")["counts"]["kept"]
-        assert figures["kl_per_token"] > 0
+        assert figures["training"]["kl"]["per_token"] > 0
         assert [step["phase"] for step in figures["funnel"]] == ["sample", "judge", "train"]
     assert report["comparison"] == json.loads(
         (root / "round-2" / "evaluate" / "scores.json").read_text()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,12 +18,14 @@ from scipy.special import expit
 from scipy.stats import binom
 
 from dpo_dist.evaluation import labels, statistics
+from dpo_dist.evaluation.comparison import HEADLINE
 from dpo_dist.evaluation.differences import paired_difference, points_difference
 from dpo_dist.evaluation.labels import KAPPA, MACRO_F1, Figure, bootstrap_labels
 from dpo_dist.evaluation.ranking import Game, rank
 from dpo_dist.evaluation.significance import detectable_effect, holm, sign_test
-from dpo_dist.evaluation.statistics import Estimate, bootstrap_mean, mean_of, wilson
+from dpo_dist.evaluation.statistics import bootstrap_mean, mean_of
 from dpo_dist.evaluation.win_rate import WinRate, win_rate
+from dpo_dist.intervals import Estimate, wilson
 from dpo_dist.records import Verdict
 
 SIMULATIONS = 1_000
@@ -71,18 +74,18 @@ def judge(random: np.random.Generator, *, alpha: float = -0.3, phi: float = 0.9)
     first = random.random(PROMPTS) < rate
     second = np.where(random.random(PROMPTS) < 0.6, first, random.random(PROMPTS) < rate)
     names = [f"p{n}" for n in range(PROMPTS)]
-    verdicts = []
+    verdict, verdicts = partial(Verdict, between=HEADLINE), []
     for name, a, b, length in zip(names, first, second, longer, strict=True):
         if random.random() < (0.13 if length > 0 else 0.05):
-            verdicts.append(Verdict(prompt_id=name, outcome="refusal"))
+            verdicts.append(verdict(prompt_id=name, outcome="refusal"))
         elif a == b:
-            arms = ("dpo", "sft") if a else ("sft", "dpo")
+            better, worse = HEADLINE if a else HEADLINE[::-1]
             verdicts.append(
-                Verdict(prompt_id=name, outcome="preferred", preferred=arms[0], other=arms[1])
+                verdict(prompt_id=name, outcome="preferred", preferred=better, other=worse)
             )
         else:
             outcome = "tie" if random.random() < 0.5 else "inconsistent"
-            verdicts.append(Verdict.model_validate({"prompt_id": name, "outcome": outcome}))
+            verdicts.append(verdict(prompt_id=name, outcome=outcome))
     orders = {n: [float(a), float(b)] for n, a, b in zip(names, first, second, strict=True)}
     return Judged(orders, verdicts, dict(zip(names, longer, strict=True)))
 

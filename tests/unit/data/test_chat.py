@@ -9,8 +9,10 @@ from dpo_dist.data.chat import (
     check_adapter,
     completion_ids,
     conversation_ids,
+    left_padded,
     load_tokenizer,
     prompt_ids,
+    until_end,
 )
 from dpo_dist.errors import ModelError
 from dpo_dist.records import Message
@@ -92,3 +94,24 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     check_adapter(tmp_path, "somewhere/else/Other-7B")
     with pytest.raises(ModelError, match=r"adapter of org/Other-7B, but model\.base is org/Mine"):
         check_adapter(tmp_path, "org/Mine-7B")
+
+
+def test_a_batch_ends_where_its_prompts_end() -> None:
+    ids, mask = left_padded([[5, 6], [7], [8, 9, 10]], pad=0)
+    assert ids == [[0, 5, 6], [0, 0, 7], [8, 9, 10]]
+    assert mask == [[0, 1, 1], [0, 0, 1], [1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "answer", "cut_off"),
+    [
+        ([4, 2, 0, 0], (4, 2), False),
+        ([3, 2], (3,), False),
+        ([4, 5], (4, 5), True),
+        ([], (), True),
+    ],
+)
+def test_an_answer_goes_up_to_its_first_end_token(
+    tokens: list[int], answer: tuple[int, ...], cut_off: bool
+) -> None:
+    assert until_end(tokens, {2, 3}) == (answer, cut_off)

@@ -3,8 +3,9 @@ import time
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from dpo_dist.evaluation.comparison import Points, summarise
+from dpo_dist.evaluation.comparison import HEADLINE, Points, summarise
 from dpo_dist.metrics import Metric
 from dpo_dist.records import Score, Verdict
 
@@ -23,8 +24,15 @@ def table(values: dict[str, list[float]], metric: str = "m", decoding: int = 0) 
 
 def verdict(n: int, preferred: str | None, other: str = "sft") -> Verdict:
     if preferred is None:
-        return Verdict(prompt_id=f"p{n}", outcome="tie")
-    return Verdict(prompt_id=f"p{n}", outcome="preferred", preferred=preferred, other=other)
+        return undecided(n, "tie")
+    between = (preferred, other)
+    return Verdict(
+        prompt_id=f"p{n}", between=between, outcome="preferred", preferred=preferred, other=other
+    )
+
+
+def undecided(n: int, outcome: str) -> Verdict:
+    return Verdict.model_validate({"prompt_id": f"p{n}", "between": HEADLINE, "outcome": outcome})
 
 
 SCORES = table({"base": [0, 0, 0, 0], "sft": [0, 0, 1, 1], "dpo": [0, 1, 1, 1]})
@@ -35,9 +43,9 @@ def test_the_comparison_by_hand() -> None:
         verdict(0, "dpo"),
         verdict(1, "sft", "dpo"),
         verdict(2, "dpo"),
-        Verdict(prompt_id="p3", outcome="inconsistent"),
+        undecided(3, "inconsistent"),
         verdict(4, None),
-        Verdict(prompt_id="p5", outcome="refusal"),
+        undecided(5, "refusal"),
     ]
     summary = summarise([METRIC], SCORES, {("dpo", "sft"): verdicts}, ARMS, GREEDY, seed=1)
     (row,) = summary["metrics"]
@@ -123,6 +131,12 @@ def test_every_pair_of_arms_may_have_verdicts() -> None:
     ranking = summary["ranking"]
     assert [s["arm"] for s in ranking["strengths"]] == ["dpo", "sft", "base"]
     assert not ranking["circular"] and ranking["n"] == 30
+    length = summary["length"]
+    t_test = stats.ttest_rel(*(list(lengths[arm].values()) for arm in HEADLINE))
+    assert length["unit"] == "characters" and length["arms"]["sft"]["mean"] == 40 + 14.5
+    assert (length["delta"]["n"], length["delta"]["mean"]) == (30, 14.5)
+    interval = tuple(t_test.confidence_interval())
+    assert (length["delta"]["low"], length["delta"]["high"]) == pytest.approx(interval, abs=0.3)
     only = summarise(
         [METRIC], SCORES, {("dpo", "base"): pairs["dpo", "base"]}, ARMS, GREEDY, seed=1
     )
@@ -130,7 +144,7 @@ def test_every_pair_of_arms_may_have_verdicts() -> None:
 
 
 def test_all_refusals_are_an_outcome() -> None:
-    refused = [Verdict(prompt_id=f"p{n}", outcome="refusal") for n in range(4)]
+    refused = [undecided(n, "refusal") for n in range(4)]
     summary = summarise([METRIC], SCORES, {("dpo", "sft"): refused}, ARMS, GREEDY, seed=1)
     assert summary["preferred"]["note"] == "no_verdict" and summary["preferred"]["mean"] is None
     assert summary["ranking"]["note"] == "not_connected"

@@ -17,7 +17,7 @@ from dpo_dist.evaluation.labels import (
     label_rows,
 )
 from dpo_dist.evaluation.scoring import Labelled
-from dpo_dist.evaluation.statistics import Estimate
+from dpo_dist.intervals import Estimate
 
 ORDER = ("low", "medium", "high", "critical")
 Pairs = list[tuple[str, str | None]]  # gold and given

@@ -7,13 +7,13 @@ import pytest
 from dpo_dist.evaluation.statistics import (
     RESAMPLES,
     Clusters,
-    Estimate,
     bootstrap_mean,
     mean_of,
     percentile_tail,
     resampled_means,
     standard_error,
 )
+from dpo_dist.intervals import Estimate
 
 
 def test_too_little_data_has_no_interval() -> None:

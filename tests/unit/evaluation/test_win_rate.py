@@ -11,10 +11,10 @@ def verdicts(**outcomes: int) -> list[Verdict]:
     for outcome, n in outcomes.items():
         arms = {"wins": ("dpo", "sft"), "losses": ("sft", "dpo")}.get(outcome)
         for _ in range(n):
-            fields = {"outcome": outcome}
+            fields = {"prompt_id": f"p{len(rows)}", "between": ("dpo", "sft"), "outcome": outcome}
             if arms:
-                fields = {"outcome": "preferred", "preferred": arms[0], "other": arms[1]}
-            rows.append(Verdict.model_validate({"prompt_id": f"p{len(rows)}", **fields}))
+                fields |= {"outcome": "preferred", "preferred": arms[0], "other": arms[1]}
+            rows.append(Verdict.model_validate(fields))
     return rows
 
 

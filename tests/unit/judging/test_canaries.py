@@ -187,6 +187,7 @@ def test_own_canaries_are_read_as_they_stand(tmp_path: Path, write_jsonl) -> Non
         ({"bad": "g"}, "`good` and `bad` are the same"),
         ({"bad": "\0"}, "holds a NUL"),
         ({"reference": [1]}, "`reference` must be an object"),
+        ({"reference": {"level": "\ud800"}}, "`reference` holds .* an unpaired surrogate"),
         ({}, r"the name 'n' occurred before, at .*c\.jsonl:1"),
     ],
 )

@@ -108,6 +108,7 @@ def write_training(train: Path, manifest: dict[str, Any]) -> None:
     (train / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_json(train / "fingerprint.json", {"inputs": {}})
     done = {"steps": 12, "selected_step": 10, "pairs": {"train": 30, "validation": 8}}
+    done |= {"reference": "SFT", "peak_rss_bytes": 2**30}
     write_json(train / "manifest.json", {**manifest, **done})
 
 
@@ -117,7 +118,13 @@ def prompt(number: int, question: str) -> Prompt:
 
 def verdict(number: int, won: bool) -> Verdict:
     preferred, other = ("dpo", "sft") if won else ("sft", "dpo")
-    return Verdict(prompt_id=f"p{number}", outcome="preferred", preferred=preferred, other=other)
+    return Verdict(
+        prompt_id=f"p{number}",
+        between=("dpo", "sft"),
+        outcome="preferred",
+        preferred=preferred,
+        other=other,
+    )
 
 
 A_VALUES = [1.0] * 9 + [0.0] * 3
@@ -158,7 +165,8 @@ def test_training_figures_are_those_of_the_selected_step(make_run) -> None:
     accuracy = training["accuracy"]
     assert (accuracy["n"], accuracy["mean"]) == (4, 0.75)
     assert (accuracy["low"], accuracy["high"]) == pytest.approx((0.3006, 0.9544), abs=1e-4)
-    assert training["kl"]["reference"] == "SFT" and training["kl"]["per_token"] == 0.04
+    assert training["reference"] == "SFT"
+    assert (training["kl"]["per_token"], training["kl"]["step"]) == (0.04, 10)
 
 
 @pytest.mark.parametrize(

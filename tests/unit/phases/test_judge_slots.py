@@ -13,7 +13,7 @@ import pytest
 
 from dpo_dist.artifacts import read_records
 from dpo_dist.errors import ConfigError, DataError, JudgeFailed
-from dpo_dist.evaluation.statistics import wilson
+from dpo_dist.intervals import wilson
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.phases import judge
 from dpo_dist.records import Ballot, BallotOutcome, Verdict

@@ -50,7 +50,6 @@ def test_without_rounds_everything_is_where_it_was(tmp_path: Path) -> None:
     }
     assert select_round(plain, "judge", None) is plain
     assert sampling_seed(plain) == plain.run.seed and reference_weights(plain) is None
-    assert "rounds" not in plain.model_dump(mode="json")
 
 
 def test_every_round_keeps_its_own_directories(tmp_path: Path) -> None:

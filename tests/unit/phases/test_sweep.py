@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.artifacts import write_json
-from dpo_dist.config import Run
 from dpo_dist.errors import ConfigError
 from dpo_dist.phases.runs import evaluations, phase_dir, phases_of
 from dpo_dist.phases.sweep import _tried_before, plan_sweep, split_values
@@ -99,10 +98,6 @@ def test_a_point_has_its_training_and_evaluation_and_the_run_everything_else(
     for point in ("beta=0.1", "beta=0.3"):
         (root / "sweep" / point / "evaluate").mkdir(parents=True)
     assert evaluations(config) == [root / "evaluate", root / "sweep" / "beta=0.3" / "evaluate"]
-
-
-def test_runs_that_are_no_points_are_written_down_as_before() -> None:
-    assert "point" not in Run(name="test").model_dump(mode="json")
 
 
 def test_points_of_earlier_sweeps_count_as_tried_where_the_prompts_were_the_same(

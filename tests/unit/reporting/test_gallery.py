@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import read_json, read_records, write_records
+from dpo_dist.artifacts import read_json, write_records
 from dpo_dist.config import Report
-from dpo_dist.records import Generation, Score
+from dpo_dist.intervals import wilson
+from dpo_dist.records import Score
 from dpo_dist.reporting.answers import Answers, Regression, guarded_rows, read_answers
 from dpo_dist.reporting.diff import MOST_WORDS, Part, word_difference
+from dpo_dist.reporting.evaluation import cut_off_shares, evaluation_figures
 from dpo_dist.reporting.gallery import MOST_CHARACTERS, bounded, chosen, gallery
 from dpo_dist.reporting.tables import Cell, pairwise_table
 from tests.report_run import write_run_directory
@@ -115,26 +118,19 @@ def test_rows_that_only_describe_are_never_guarded() -> None:
         {"label": "c", "better": "lower", "decoding": 0, "judged": True},
         {"label": "d", "better": "lower", "decoding": 1},
     ]
-    assert [row["label"] for row in guarded_rows({"metrics": rows})] == ["a"]
-    chosen = {"metrics": rows, "outcome": {"guarded": ["b", "c"]}}
-    assert [row["label"] for row in guarded_rows(chosen)] == ["c"]
+    scores = {"metrics": rows, "outcome": {"guarded": ["b", "c", "d"]}}
+    assert [row["label"] for row in guarded_rows(scores)] == ["c"]
 
 
-def test_lengths_and_cut_off_shares_are_of_all_answers(evaluate: Path) -> None:
-    """The interval against scipy's own."""
-    from scipy import stats
+def test_cut_off_answers_are_counted_by_arm_with_an_interval(evaluate: Path) -> None:
+    found = cut_off_shares(evaluate)
+    assert found["dpo"] == asdict(wilson(5, 24)) and found["sft"]["mean"] == 0
 
-    figures = read(evaluate).figures()
-    texts: dict[str, list[int]] = {}
-    for answer in read_records(evaluate / "generations.jsonl", Generation):
-        texts.setdefault(answer.arm, []).append(len(answer.text))
-    dpo, sft = texts["dpo"], texts["sft"]
-    assert figures["arms"]["dpo"]["cut_off"] == 5 / 24 and figures["arms"]["sft"]["cut_off"] == 0
-    assert figures["arms"]["sft"]["characters"] == sum(sft) / 24
-    longer = figures["longer"]
-    expected = stats.ttest_rel(dpo, sft).confidence_interval()
-    assert (longer["low"], longer["high"]) == pytest.approx(tuple(expected))
-    assert longer["mean"] == pytest.approx((sum(dpo) - sum(sft)) / 24)
+
+def test_a_finished_evaluation_has_the_figures_of_its_scores(evaluate: Path) -> None:
+    scores, found = read_json(evaluate / "scores.json"), evaluation_figures(evaluate)
+    assert (found["preferred"], found["length"]) == (scores["preferred"], scores["length"])
+    assert found["cut_off"]["mean"] == 5 / 24 and found["length"]["delta"]["n"] == 24
 
 
 def test_every_compared_pair_has_its_verdicts_and_bounds(evaluate: Path) -> None:
@@ -145,4 +141,4 @@ def test_every_compared_pair_has_its_verdicts_and_bounds(evaluate: Path) -> None
     assert cells[5] == Cell("6", "6 refusal; 38–62 % if all lost or won")
     assert cells[6].value == f"±{100 * scores['pairwise'][0]['detectable']:.0f} pp"
     assert cells[7].value == "p=1.00"
-    assert pairwise_table({}).rows == ()
+    assert pairwise_table({"pairwise": []}).rows == ()

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from dpo_dist.config import Train
 from dpo_dist.reporting.reflection import metric_kind, reflect
-from dpo_dist.reporting.sentence import Sentence, look_up
-from dpo_dist.reporting.training import training_figures
+from dpo_dist.reporting.sentence import Sentence
+from tests.report_run import look_up
 
 SAME = (-0.1, 0.1)
 BETTER, WORSE = (0.1, 0.3), (-0.3, -0.1)
@@ -35,21 +34,20 @@ def figures(**changes: Any) -> dict[str, Any]:
         "comparison": {
             "metrics": [row("json_schema", BETTER), row("label_match:x", BETTER)],
             "preferred": preferred,
-        },
-        "answers": {
-            "arms": {
-                "sft": {"n": 100, "characters": 200.0, "cut_off": 0.02},
-                "dpo": {"n": 100, "characters": 204.0, "cut_off": 0.03},
+            "length": {
+                "unit": "characters",
+                "arms": {"sft": {"n": 100, "mean": 200.0}, "dpo": {"n": 100, "mean": 204.0}},
+                "delta": {"n": 100, "mean": 4.0, "low": -3.0, "high": 11.0},
             },
-            "longer": {"n": 100, "mean": 4.0, "low": -3.0, "high": 11.0},
         },
+        "cut_off": {"sft": {"n": 100, "mean": 0.02}, "dpo": {"n": 100, "mean": 0.03}},
         "training": {
-            "step": 20,
+            "selected_step": 20,
             "beta": 0.1,
             "kl_budget": None,
             "margin": {"first": 0.0, "last": 0.8},
             "accuracy": 0.8,
-            "kl": {"per_token": 0.15, "per_token_se": 0.02, "cut_off": 0.1},
+            "kl": {"per_token": 0.15, "se": 0.02, "cut_off": 0.1},
         },
         "alarms": [],
         "regressions": {
@@ -179,7 +177,7 @@ def test_without_one_of_the_two_kinds_nothing_is_concluded() -> None:
 )
 def test_the_change_in_length(mean: float, low: float | None, high: float, text: str) -> None:
     longer = {"n": 100, "mean": mean, "low": low, "high": high}
-    assert text in about("Length", figures(answers__longer=longer))[0].text
+    assert text in about("Length", figures(comparison__length__delta=longer))[0].text
 
 
 @pytest.mark.parametrize(
@@ -226,15 +224,14 @@ def test_the_gap_beside_the_gain(last: float, name: str, text: str, warning: boo
     assert text in sentence.text and sentence.warning is warning
 
 
-@pytest.mark.parametrize("changes", [{"outcome": None}, {"training__margin": None}])
-def test_without_either_the_gap_is_compared_with_nothing(changes: dict) -> None:
-    assert about("Reward gap", figures(**changes)) == []
+def test_without_margins_the_gap_is_compared_with_nothing() -> None:
+    assert about("Reward gap", figures(training__margin=None)) == []
 
 
 @pytest.mark.parametrize(
     ("budget", "text", "warning"),
     [
-        (None, "0.150 ± 0.040 (2 SE) nats per token; no budget was set", False),
+        (None, "0.150 ± 0.039 (95 % interval) nats per token; no budget was set", False),
         (0.2, "within the budget of 0.2", False),
         (0.1, "above the budget of 0.1", True),
     ],
@@ -258,14 +255,14 @@ def test_where_it_lost() -> None:
     assert about("Where it lost", nowhere) == []
 
 
-LITTLE = {"per_token": 0.004, "per_token_se": 0.002, "cut_off": 0.0}
+LITTLE = {"per_token": 0.004, "se": 0.002, "cut_off": 0.0}
 
 
 @pytest.mark.parametrize(
     ("changes", "verdict", "advice"),
     [
         ({"training__kl_budget": 0.1}, "too low", "Beta 0.2, or half the learning rate"),
-        ({"answers__arms__dpo__cut_off": 0.09}, "7 points more answers are cut off", "Beta 0.2"),
+        ({"cut_off__dpo__mean": 0.09}, "7 points more answers are cut off", "Beta 0.2"),
         (
             {"alarms": [{"kind": "displacement"}], "outcome": outcome("no_evidence")},
             "(displacement)",
@@ -312,14 +309,14 @@ def test_beta_and_what_to_try_next(changes: dict, verdict: str, advice: str) -> 
 
 
 def test_a_standard_error_can_keep_beta_from_looking_too_high() -> None:
-    unsure = {"per_token": 0.004, "per_token_se": 0.004, "cut_off": 0.0}
+    unsure = {"per_token": 0.004, "se": 0.004, "cut_off": 0.0}
     report = figures(training__kl=unsure, outcome=outcome("no_evidence"))
     (beta,) = about("Beta", report)
     assert beta.text == (
         "Nothing measured speaks against beta 0.1: the KL is 0.004 nats per token; 3 % of the "
         "answers are cut off, of SFT's 2 %."
     )
-    assert {"training.kl.per_token", "answers.arms.dpo.cut_off"} <= set(beta.figures)
+    assert {"training.kl.per_token", "cut_off.dpo.mean"} <= set(beta.figures)
 
 
 def test_a_displacement_that_did_no_harm_is_told_all_the_same() -> None:
@@ -329,32 +326,6 @@ def test_a_displacement_that_did_no_harm_is_told_all_the_same() -> None:
 
 
 def test_without_a_training_nothing_is_said_of_it() -> None:
-    report = figures(training=None, outcome=None)
+    report = figures(training=None)
     topics = {sentence.topic for sentence in reflect(report)}
     assert topics == {"Form and facts", "Length", "Where it lost"}
-
-
-def test_the_figures_are_those_of_the_step_that_became_the_model() -> None:
-    lines = [
-        {"step": 0, "eval_rewards/margins": 0.0},
-        {"step": 0, "kl/per_token": 0.0, "kl/per_token_se": 0.0, "kl/cut_off": 0.0},
-        {"step": 10, "eval_rewards/margins": 0.5, "eval_rewards/accuracies": 0.7},
-        {"step": 10, "kl/per_token": 0.1, "kl/per_token_se": 0.01, "kl/cut_off": 0.25},
-        {"step": 20, "eval_rewards/margins": 0.9, "eval_rewards/accuracies": 0.6},
-        {"step": 20, "alarm": "gap", "message": "m"},
-    ]
-    train = Train(beta=0.2, kl={"budget": 0.3})
-    expected = {
-        "step": 10,
-        "beta": 0.2,
-        "kl_budget": 0.3,
-        "margin": {"first": 0.0, "last": 0.5},
-        "accuracy": 0.7,
-        "kl": {"per_token": 0.1, "per_token_se": 0.01, "cut_off": 0.25},
-    }
-    assert training_figures(lines, train, 10) == expected
-    last = training_figures(lines, train)
-    assert last is not None and last["step"] == 20 and last["margin"]["last"] == 0.9
-    at_first = training_figures(lines[:1], train)
-    assert at_first is not None and at_first["accuracy"] is None and at_first["kl"] is None
-    assert training_figures(lines, None) is None and training_figures([], train) is None

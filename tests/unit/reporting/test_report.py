@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.artifacts import write_json, write_records
-from dpo_dist.config import Report
+from dpo_dist.config import Report, Train
+from dpo_dist.data.rows import write_parquet
 from dpo_dist.records import Generation, Message, Prompt, Score, Verdict
 from dpo_dist.reporting.build import build, funnel, summary
 from dpo_dist.reporting.plots import training_plots
-from dpo_dist.reporting.sentence import look_up
 from dpo_dist.reporting.tables import (
     comparison_table,
     decoding_name,
@@ -26,7 +26,7 @@ from dpo_dist.reporting.tables import (
 from dpo_dist.reporting.text import visible
 from dpo_dist.reporting.training import alarms
 from dpo_dist.runfile import load_config
-from tests.report_run import CONFIG, write_run_directory
+from tests.report_run import CONFIG, look_up, write_run_directory
 
 HOSTILE = (
     "<script>alert(1)</script> ![x](http://evil.example/x.png) \x1b[31mred \u202eabc {{ 7*7 }}"
@@ -45,6 +45,8 @@ SCORES = {
             "metric": "m",
             "label": "Severity match",
             "unit": "share",
+            "better": "higher",
+            "judged": False,
             "decoding": decoding,
             "arms": {
                 "base": estimate(20, 0.1, 0.03, 0.3),
@@ -52,6 +54,7 @@ SCORES = {
                 "dpo": estimate(20, 0.5, 0.3, 0.7),
             },
             "delta": estimate(20, 0.25, 0.05, 0.45),
+            "missing": {},
         }
         for decoding in (0, 1)
     ],
@@ -63,7 +66,28 @@ SCORES = {
         "ties": 4,
         "inconsistent": 2,
         "missing": {},
+        "worst": 0.55,
+        "best": 0.55,
+        "p": 0.79,
+        "detectable": 0.31,
+        "length_controlled": None,
     },
+    "pairwise": [],
+    "length": {
+        "unit": "characters",
+        "arms": {"sft": estimate(20, 200, 180, 220)},
+        "delta": estimate(20, 4, -3, 11),
+    },
+    "outcome": {"outcome": "no_evidence", "reasons": ["so it is"], "guarded": ["Severity match"]},
+}
+TRAINED = {
+    "steps": 2,
+    "selected_step": 2,
+    "pairs": {"train": 27, "validation": 3},
+    "reference": "SFT",
+    "processes": 1,
+    "peak_rss_bytes": 2**30,
+    "config": {"train": Train().model_dump(mode="json")},
 }
 
 
@@ -100,16 +124,21 @@ def make_run(root: Path) -> None:
         manifest |= {"versions": {"torch": "2.13.0"}, "git": "abc"}
         if phase == "judge":
             manifest |= {"audit": AUDIT, "canaries": CARD}
+        if phase == "train":
+            manifest |= TRAINED
         write_json(root / phase / "manifest.json", manifest)
     lines = [
         {"step": 1, "loss": 0.69, "rewards/margins": 0.0},
         {"step": 2, "loss": 0.6, "rewards/margins": 0.1, "rewards/chosen": 0.2},
         {"step": 2, "eval_loss": 0.65, "eval_rewards/margins": 0.05},
         {"step": 2, "eval_rewards/accuracies": 0.6, "eval_logps/chosen_per_token": -1.2},
-        {"step": 2, "kl/per_token": 0.3, "kl/per_token_se": 0.02},
+        {"step": 2, "kl/per_token": 0.3, "kl/per_token_se": 0.02, "kl/sequences": 16}
+        | {"kl/cut_off": 0.0},
         {"step": 2, "alarm": "kl_budget", "message": f"over the budget {HOSTILE}"},
     ]
     (root / "train" / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    validation = [{"id": f"v{number}"} for number in range(3)]
+    write_parquet(root / "train" / "tokens" / "validation.parquet", validation)
     out = root / "evaluate"
     prompt = Prompt(id="p<0>", messages=(Message(role="user", content=HOSTILE),))
     write_records(out / "prompts.jsonl", [prompt])
@@ -130,7 +159,13 @@ def make_run(root: Path) -> None:
     )
     score = Score(prompt_id="p<0>", arm="dpo", decoding=0, metric="m", value=1.0)
     write_records(out / "scores.jsonl", [score])
-    verdict = Verdict(prompt_id="p<0>", outcome="preferred", preferred="dpo", other="sft")
+    verdict = Verdict(
+        prompt_id="p<0>",
+        between=("dpo", "sft"),
+        outcome="preferred",
+        preferred="dpo",
+        other="sft",
+    )
     write_records(out / "verdicts.jsonl", [verdict])
     write_json(out / "scores.json", SCORES)
 
@@ -181,10 +216,11 @@ def test_the_figures_are_those_of_the_run(report: Path) -> None:
     assert page.count("<svg") == 6
     figures = json.loads((report / "report.json").read_text())
     assert figures["comparison"] == SCORES
-    assert figures["outcome"] is None, "of an evaluation from before there was one"
+    assert figures["outcome"] == SCORES["outcome"]
     assert figures["phases"]["train"] == 12.3
-    assert "not distinguishable from chance" in figures["summary"][0]
-    assert figures["summary"][1] == "Severity match rises by 25.0 points over SFT."
+    assert figures["summary"][0] == "Outcome: no evidence (so it is)."
+    assert "not distinguishable from chance" in figures["summary"][1]
+    assert figures["summary"][2] == "Severity match rises by 25.0 points over SFT."
     assert "| Severity match | 10.0 % [3–30] n=20 |" in (report / "report.md").read_text()
 
 
@@ -210,7 +246,7 @@ def test_the_kl_has_its_band_and_its_budget() -> None:
     ]
     ((title, with_budget),) = training_plots(lines, kl_budget=0.25)
     assert title.startswith("KL from the reference")
-    assert "budget 0.25" in with_budget and "± 2 SE" in with_budget
+    assert "budget 0.25" in with_budget and "95 % interval" in with_budget
     assert "FillBetweenPolyCollection" in with_budget
     ((_, without),) = training_plots(lines)
     assert "budget" not in without
@@ -259,7 +295,7 @@ def test_the_table_names_the_preference_and_its_distance_from_half() -> None:
         "–",
         "–",
         "55.0 % [40–70] n=20",
-        "+5.0 pp [-10, +20] n=20",
+        "+5.0 pp [-10, +20] n=20 p=0.79",
     ]
     assert cells[-1].tone == "" and table.rows[0][1][-1].tone == "better"
     assert len(comparison_table(SCORES, 1).rows) == 1
@@ -268,7 +304,7 @@ def test_the_table_names_the_preference_and_its_distance_from_half() -> None:
     assert to_markdown(table).count("\n") == 4
 
 
-def test_the_outcome_and_the_rate_at_equal_lengths_are_shown_where_there_are_any() -> None:
+def test_the_outcome_and_the_rate_at_equal_lengths_are_shown() -> None:
     scores = json.loads(json.dumps(SCORES))
     scores["preferred"]["length_controlled"] = estimate(19, 0.5, 0.35, 0.65)
     label, cells = comparison_table(scores).rows[-1]
@@ -314,7 +350,7 @@ def test_a_rise_is_better_only_where_the_metric_says_so(
 ) -> None:
     scores = with_row(better=better)
     assert comparison_table(scores).rows[0][1][-1].tone == tone
-    assert summary(scores)[1] == f"Severity match rises by 25.0 points over SFT{verdict}"
+    assert summary(scores)[2] == f"Severity match rises by 25.0 points over SFT{verdict}"
     falls = with_row(better=better, delta=estimate(20, -0.25, -0.45, -0.05))
     opposite = {"better": "worse", "worse": "better", "": ""}[tone]
     assert comparison_table(falls).rows[0][1][-1].tone == opposite
@@ -330,10 +366,10 @@ def test_lengths_and_kappas_are_no_percentages() -> None:
         "0.50 [0.2–0.8] n=20",
         "+12.50 [+3.25, +21.75] n=20",
     ]
-    assert summary(tokens)[1] == "Length rises by 12.50 tokens over SFT."
+    assert summary(tokens)[2] == "Length rises by 12.50 tokens over SFT."
     kappa = with_row(unit="kappa", label="Kappa", **row)
     assert str(comparison_table(kappa).rows[0][1][2]) == "0.50 [0.25–0.75] n=20"
-    assert summary(kappa)[1] == "Kappa rises by 12.50 over SFT."
+    assert summary(kappa)[2] == "Kappa rises by 12.50 over SFT."
 
 
 def test_what_was_not_scored_stands_behind_n() -> None:
@@ -343,7 +379,7 @@ def test_what_was_not_scored_stands_behind_n() -> None:
         missing={"base": {"no_reference": 20}, "dpo": {"failed": 2, "too_short": 1}},
     )
     base, sft, dpo, _ = comparison_table(scores).rows[0][1]
-    assert (base.value, base.detail) == ("n/a", "n=0 (20 no reference)")
+    assert (base.value, base.detail) == ("–", "n=0 (20 no reference)")
     assert sft.detail == "[11–47] n=20" and dpo.detail == "[30–70] n=20 (2 failed, 1 too short)"
 
 
@@ -361,7 +397,7 @@ def test_what_was_not_scored_stands_behind_n() -> None:
     ],
 )
 def test_an_answer_s_badge(row: dict, value: float, text: str, tone: str) -> None:
-    badge = score_badge({"label": "M", **row}, value)
+    badge = score_badge({"label": "M", "better": "higher", **row}, value)
     assert (str(badge), badge.tone) == (text, tone)
 
 

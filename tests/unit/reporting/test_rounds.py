@@ -11,57 +11,69 @@ import pytest
 from dpo_dist.artifacts import write_json
 from dpo_dist.reporting.build import build
 from dpo_dist.reporting.plots import KL_BY_ROUND, WIN_RATE, round_plots
-from dpo_dist.reporting.tables import rounds_table
+from dpo_dist.reporting.rounds import rounds_table
 from dpo_dist.runfile import load_config
 from tests.unit.reporting.test_report import make_run
 
 FIRST: dict[str, Any] = {
     "round": 1,
-    "reference": "SFT",
     "prompts": 24,
     "pairs": 11,
-    "first_loss": 0.69312,
-    "preferred": {"n": 20, "mean": 0.55, "low": 0.4, "high": 0.7},
-    "kl_per_token": 0.0664,
-    "kl_per_token_se": 0.012,
-    "reward_accuracy": 0.75,
-    "reward_margin": -0.0631,
-    "cut_off": 0.025,
+    "training": {
+        "reference": "SFT",
+        "selected_step": 20,
+        "first_loss": 0.69312,
+        "kl": {"step": 18, "per_token": 0.0664, "se": 0.012, "answers": 16, "cut_off": 0.0},
+        "accuracy": {"n": 8, "mean": 0.75, "low": 0.41, "high": 0.93},
+        "margin": {"first": 0.0, "last": -0.0631},
+    },
+    "evaluation": {
+        "preferred": {"n": 20, "mean": 0.55, "low": 0.4, "high": 0.7},
+        "cut_off": {"n": 40, "mean": 0.025, "low": 0.004, "high": 0.129},
+    },
     "wall_seconds": 61.4,
 }
-NOTHING = dict.fromkeys(
-    ("first_loss", "preferred", "kl_per_token", "kl_per_token_se", "reward_accuracy", "cut_off")
-)
-SECOND = FIRST | {"round": 2, "reference": "round 1"} | NOTHING | {"reward_margin": None}
+NOT_MEASURED = dict.fromkeys(("first_loss", "kl", "accuracy", "margin"))
+
+
+def changed(**training: Any) -> dict[str, Any]:
+    return {**FIRST, "training": {**FIRST["training"], **training}}
+
+
+SECOND = changed(reference="round 1", **NOT_MEASURED) | {
+    "round": 2,
+    "evaluation": {**FIRST["evaluation"], "preferred": None},
+}
 
 
 def test_a_row_has_the_rounds_figures_and_what_was_not_measured_is_said() -> None:
     table = rounds_table([FIRST, SECOND])
     assert [[label, *map(str, cells)] for label, cells in table.rows] == [
         [
-            *("1", "24", "11", "0.6931", "55.0 % [40–70] n=20", "0.066 ± 0.012 from SFT"),
-            *("0.75", "-0.063", "2.5 %", "61 s"),
+            *("1", "24", "11", "0.6931", "55.0 % [40–70] n=20"),
+            *("0.0664 ± 0.024 n=16, step 18 from SFT", "75.0 % [41–93] n=8", "-0.063"),
+            *("2.5 % [0–13] n=40", "61 s"),
         ],
-        ["2", "24", "11", *["n/a"] * 6, "61 s"],
+        ["2", "24", "11", *["–"] * 5, "2.5 % [0–13] n=40", "61 s"],
     ]
     assert all(len(cells) + 1 == len(table.headers) for _, cells in table.rows)
     assert rounds_table([]).rows == ()
 
 
 def test_win_rate_and_kl_are_drawn_by_round_with_their_intervals() -> None:
-    third = FIRST | {"round": 3, "reference": "round 2", "kl_per_token": 0.2}
+    third = changed(reference="round 2") | {"round": 3}
     plots = dict(round_plots([FIRST, SECOND, third]))
     assert list(plots) == [WIN_RATE, KL_BY_ROUND]
     for svg in plots.values():
         assert ">round</text>" in svg and "LineCollection" in svg
     assert "chance" in plots[WIN_RATE] and "from its start" in plots[KL_BY_ROUND]
-    to_sft = dict(round_plots([FIRST, third | {"reference": "SFT"}]))
-    assert "from SFT" in to_sft[KL_BY_ROUND]
+    to_base = [changed(reference="base"), changed(reference="base") | {"round": 2}]
+    assert "from base, 95 % interval" in dict(round_plots(to_base))[KL_BY_ROUND]
 
 
 def test_what_was_measured_in_no_round_is_not_drawn() -> None:
     assert round_plots([SECOND]) == []
-    (title,) = [title for title, _ in round_plots([SECOND, FIRST | {"kl_per_token": None}])]
+    (title,) = [title for title, _ in round_plots([SECOND, changed(kl=None)])]
     assert title == WIN_RATE
 
 
@@ -84,6 +96,8 @@ def report(tmp_path: Path, write_run) -> Path:
     rounds = [root / "round-1", root / "round-2"]
     for folder in rounds:
         make_run(folder)
+    path = rounds[1] / "train" / "manifest.json"
+    write_json(path, json.loads(path.read_text()) | {"reference": "round 1"})
     path = rounds[0] / "judge" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["counts"] |= {"in": 58, "kept": 40}
@@ -97,12 +111,11 @@ def test_every_round_has_its_row_funnel_alarms_and_cost(report: Path) -> None:
     figures = json.loads((report / "report.json").read_text())
     first, second = figures["rounds"]
     assert (first["pairs"], second["pairs"]) == (40, 30)
-    assert (first["first_loss"], first["kl_per_token"], first["reward_accuracy"]) == (
-        0.69,
-        0.3,
-        0.6,
-    )
-    assert first["cut_off"] == 0.0 and first["wall_seconds"] == pytest.approx(4 * 12.3)
+    training = first["training"]
+    assert (training["first_loss"], training["kl"]["per_token"]) == (0.69, 0.3)
+    assert training["accuracy"]["mean"] == 0.6
+    assert first["evaluation"]["cut_off"]["mean"] == 0.0
+    assert first["wall_seconds"] == pytest.approx(4 * 12.3)
     assert [step["kept"] for step in first["funnel"]] == [48, 40, 30]
     assert figures["funnel"] == second["funnel"], "the main figures are the last round's"
     assert [(a["round"], a["step"]) for a in figures["alarms"]] == [(1, 2), (2, 2)]
@@ -119,5 +132,7 @@ def test_every_round_has_its_row_funnel_alarms_and_cost(report: Path) -> None:
         "judge: 58 comparisons in, 40 kept" in markdown
         and "judge: 48 comparisons in, 30 kept" in markdown
     )
-    assert "| 2 | 48 | 30 | 0.6900 | 55.0 % [40–70] n=20 | 0.300 ± 0.020 from round 1 |" in markdown
+    assert (
+        "| 2 | 48 | 30 | 0.6900 | 55.0 % [40–70] n=20 | 0.3 ± 0.039 n=16 from round 1 |" in markdown
+    )
     assert "<script>alert(1)" not in page

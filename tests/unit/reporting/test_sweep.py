@@ -19,23 +19,26 @@ def point(
     share = {"n": 64, "mean": rate, "low": None, "high": None}
     if rate is not None:
         share |= {"low": rate - 0.1, "high": rate + 0.1}
-    measured = {"per_token": kl, "se": 0.01, "answers": 16, "cut_off": 0.0, "reference": "SFT"}
+    measured = {"step": 18, "per_token": kl, "se": 0.01, "answers": 16, "cut_off": 0.0}
     return {
         "point": name,
         "settings": {},
         "training": {
             "steps": 20,
             "selected_step": 20,
-            "measured_at": 18,
+            "reference": "SFT",
             "accuracy": {"n": 17, "mean": accuracy, "low": 0.5, "high": 0.95},
-            "margin": 1.5,
+            "margin": {"first": 0.0, "last": 1.5},
             "kl": None if kl is None else measured,
         },
         "evaluation": {
             "decoding": {"temperature": 0.7, "top_p": 1.0},
             "preferred": None if rate is None else share,
-            "length": {"n": 64, "mean": -3.0, "low": -5.0, "high": -1.0},
-            "sft_length": 60.0,
+            "length": {
+                "unit": "characters",
+                "arms": {"sft": {"n": 64, "mean": 60.0}},
+                "delta": {"n": 64, "mean": -3.0, "low": -5.0, "high": -1.0},
+            },
             "cut_off": {"n": 64, "mean": 0.125, "low": 0.06, "high": 0.23},
         },
     }
@@ -62,7 +65,7 @@ def test_a_point_is_ahead_when_no_other_has_as_much_for_less() -> None:
         "beta=0.3": True,
         "beta=0.5": True,
     }
-    assert (marks[0].kl, marks[0].kl_error) == (0.2, 0.02)
+    assert (marks[0].kl, marks[0].kl_error) == (0.2, pytest.approx(0.0196, abs=1e-6))
     assert marks[0].low == pytest.approx(0.45)
 
 
@@ -81,14 +84,14 @@ def test_without_a_judge_it_is_the_validation_accuracy() -> None:
 
 def test_the_table_says_what_kl_and_when_and_leaves_out_what_nobody_measured() -> None:
     table = sweep_table(sweep_of(*FOUR))
-    assert table.headers[2] == "KL from SFT (nats/token)"
+    assert table.headers[2] == "KL from SFT (nats/token, ± 95 %)"
     cells = dict(zip(table.headers[1:], map(str, table.rows[0][1]), strict=True))
-    assert cells["KL from SFT (nats/token)"] == "0.2 ± 0.02 n=16, step 18"
+    assert cells["KL from SFT (nats/token, ± 95 %)"] == "0.2 ± 0.02 n=16, step 18"
     assert cells["Preferred to SFT"] == "55.0 % [45–65] n=64"
-    assert cells["Length over SFT"] == "-3.0 tokens [-5.0, -1.0] (-5 %)"
+    assert cells["Length over SFT"] == "-3.0 characters [-5.0, -1.0] (-5 %)"
     assert cells["Cut off"] == "12.5 % [6–23] n=64"
     unjudged = sweep_table(sweep_of(point("a", None, None), point("b", None, None)))
-    assert not {"Preferred to SFT", "KL from SFT (nats/token)"} & set(unjudged.headers)
+    assert not {"Preferred to SFT", "KL from SFT (nats/token, ± 95 %)"} & set(unjudged.headers)
 
 
 def test_a_point_that_failed_is_named_and_the_best_is_called_optimistic(tmp_path: Path) -> None:

@@ -98,7 +98,10 @@ def test_a_gap_is_averaged_on_both_sides() -> None:
 def test_the_budget_is_compared_with_the_kl_on_the_policy_s_answers() -> None:
     budget = KlMonitor(budget=0.2)
     found = over_budget([{"kl/per_token": 0.25, "kl/per_token_se": 0.03}], budget)
-    assert "0.250 ± 0.030 nats per token" in found.message and "budget 0.2" in found.message
+    assert (
+        "0.250 ± 0.059 (95 % interval) nats per token" in found.message
+        and "budget 0.2" in found.message
+    )
     assert "±" not in over_budget([{"kl/per_token": 0.25}], budget).message
     assert over_budget([{"kl/per_token": 0.15}], budget) is None
     assert over_budget([{"kl/per_token": 5.0}], KlMonitor()) is None

@@ -227,7 +227,7 @@ def test_training_with_metrics_and_alarms(root: Path, config: Config, capsys) ->
     (out / "metrics.jsonl").write_text(text + 'no JSON\n{"step": 3, "lo')
     said = once(root, capsys)
     assert "2 of 6 steps (33 %)" in said  # two epochs of 9 rows, 4 a step
-    assert "loss 0.6, margin 0.25, accuracy 0.75, KL 0.0435 ± 0.0066, lr 0.0002" in said
+    assert "loss 0.6, margin 0.25, accuracy 0.75, KL 0.0435 ± 0.013 (95 %), lr 0.0002" in said
     assert "validation loss 0.6931, margin 0\n" in said
     assert [line.split()[3] for line in said.splitlines() if "! step 2:" in line] == list("123")
     assert "␛[31mred" in said
