@@ -12,6 +12,7 @@ from dpo_dist.checks import packages, surroundings
 from dpo_dist.checks.facts import trainings
 from dpo_dist.checks.findings import Finding
 from dpo_dist.config import ClaudeJudge, Config
+from dpo_dist.console import counted
 from dpo_dist.data.models import check_model
 from dpo_dist.errors import UserError
 from dpo_dist.training.job import accumulation_steps, num_processes
@@ -35,7 +36,7 @@ def to_terminal(findings: list[tuple[str, Finding]]) -> str:
             lines.append(f"  {'':<{width}}  -> {finding.advice}")
     failed = sum(finding.state == "failed" for _, finding in findings)
     warned = sum(finding.state == "warning" for _, finding in findings)
-    return "\n".join([*lines, f"{failed} will break (X), {warned} may (!)"])
+    return "\n".join([*lines, f"{counted(failed, 'error')} (X), {counted(warned, 'warning')} (!)"])
 
 
 def _environment(config: Config | None) -> Iterator[tuple[str, Finding]]:
@@ -72,16 +73,25 @@ def _run_file(config: Config) -> Iterator[tuple[str, Finding]]:
         path = section.accelerate_config
         try:
             steps = accumulation_steps(section, num_processes(path))
-            yield "accelerate_config", Finding("ok", f"{path}, {steps} micro-batches a step")
+            yield (
+                "accelerate_config",
+                Finding("ok", f"{path}, {counted(steps, 'micro-batch', 'micro-batches')} a step"),
+            )
         except UserError as error:
             yield "accelerate_config", Finding("failed", str(error))
     judges = [s.judge for s in (config.judge, config.evaluate) if s is not None]
     if any(isinstance(judge, ClaudeJudge) for judge in judges) and not os.environ.get(
         "ANTHROPIC_API_KEY"
     ):
-        advice = "Set it where the phases that judge run"
-        yield "judge", Finding("failed", "Claude judges, and ANTHROPIC_API_KEY is not set", advice)
+        advice = "Set it in the environment of the phases that judge"
+        yield (
+            "judge",
+            Finding("failed", "the judge is Claude, but ANTHROPIC_API_KEY is not set", advice),
+        )
     wandb = config.tracking.wandb
     if wandb is not None and wandb.mode == "online" and not os.environ.get("WANDB_API_KEY"):
         advice = "Set it, log in with `wandb login`, or use mode: offline"
-        yield "tracking", Finding("warning", "wandb is online, and WANDB_API_KEY not set", advice)
+        yield (
+            "tracking",
+            Finding("warning", "wandb is online, but WANDB_API_KEY is not set", advice),
+        )

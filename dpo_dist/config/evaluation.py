@@ -61,7 +61,7 @@ class Evaluate(Section):
         labels = {row.label for row in (*self.metrics, *self.judge_scores)}
         if unknown := set(self.guard or ()) - labels:
             raise ValueError(
-                f"guard: no metric is labelled {', '.join(sorted(unknown))}; there are: "
+                f"guard: no metric is labelled {', '.join(sorted(unknown))}; available: "
                 + ", ".join(sorted(labels))
             )
         return self

@@ -90,7 +90,7 @@ def load_preferences(
         train, validation = draw(pairs, config.validation_fraction, seed)
     dropped = +dropped  # without the reasons that dropped nothing
     if not train:
-        raise DataError(f"no preference pair is left to train on (dropped: {dict(dropped)})")
+        raise DataError(f"no preference pairs are left to train on (dropped: {dict(dropped)})")
     return PreferenceSet(train, validation, dropped)
 
 
@@ -197,7 +197,7 @@ def _answer(row: Row, key: str, prompt: tuple[Message, ...]) -> tuple[tuple[Mess
     # Only an empty answer is allowed to be empty: it is dropped and counted, not an error.
     answer = value[-1].get("content")
     if value[-1].get("role") != "assistant" or not isinstance(answer, str):
-        raise row.error(f"`{key}` must end with the assistant's turn")
+        raise row.error(f"`{key}` must end with an assistant turn")
     before = tuple(Message(role=turn["role"], content=turn["content"]) for turn in value[:-1])
     for text in (answer, *(message.content for message in before)):
         check_text(row, key, text)

@@ -100,7 +100,7 @@ def _from_hub(dataset: str, split: str) -> Iterator[Row]:
     try:
         rows = datasets.load_dataset(dataset, split=split)
     except Exception as error:  # the hub client's errors share no base class
-        raise DataError(f"{dataset} ({split}): cannot be loaded: {error}") from None
+        raise DataError(f"{dataset} ({split}): cannot load: {error}") from None
     for number, values in enumerate(rows, start=1):
         yield Row(f"{dataset}:{split}: row {number}", dict(values))
 
@@ -111,7 +111,7 @@ def messages_of(row: Row, key: str, role: str) -> tuple[Message, ...]:
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
     if not isinstance(value, list) or not value:
-        raise row.error(f"`{key}` is missing or empty; expected a text or a list of messages")
+        raise row.error(f"`{key}` is missing or empty; expected a string or a list of messages")
     try:
         messages = tuple(Message(role=turn["role"], content=turn["content"]) for turn in value)
     except (KeyError, TypeError, ValueError):

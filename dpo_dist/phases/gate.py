@@ -21,8 +21,8 @@ def gate(config: Config) -> int:
     scores = read_json(path)
     if "outcome" not in scores:
         raise DataError(
-            f"{path} is of an earlier version and has no tests. Delete manifest.json beside it and "
-            "run the command again: the answers and ballots are used again"
+            f"{path} was written by an earlier version and has no tests. Delete the manifest.json "
+            "next to it and run the command again: answers and ballots are reused"
         )
     found = decide(scores, config.evaluate.guard)
     say(f"gate: {found.outcome}: {'; '.join(found.reasons)}")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_dist.config import Engine, HfEngine, VllmEngine
-from dpo_dist.console import progress, say, warn
+from dpo_dist.console import counted, progress, say, warn
 from dpo_dist.errors import ConfigError, PhaseFailed, Preempted, UserError
 from dpo_dist.processes import Process, end_all, handling_sigterm
 from dpo_dist.ranks import Shard
@@ -46,7 +46,8 @@ def places(engine: Engine) -> list[Place]:
     count = engine.workers or max(1, len(gpus) // each)
     if gpus and count * each > len(gpus):
         raise ConfigError(
-            f"engine.workers: {count} workers with {each} GPUs each need {count * each}, but "
+            f"engine.workers: {counted(count, 'worker')} with {counted(each, 'GPU')} each "
+            f"need {count * each}, but "
             f"{len(gpus)} are visible"
         )
     if count == 1:
@@ -125,7 +126,7 @@ def run_workers(
     `UserError` at once where the input is what is wrong.
     """
     folder = workers[0].log.parent
-    say(f"{name}: {len(workers)} workers; their messages: {folder}/worker-*.log")
+    say(f"{name}: {counted(len(workers), 'worker')}; logs: {folder}/worker-*.log")
     watched = Watched(folder, journals)
     done = watched.look()
     failed: list[Worker] = []
@@ -135,13 +136,13 @@ def run_workers(
             time.sleep(LOOK_SECONDS)
             advance(watched.look(), watched.note)
             if stopped.is_set():
-                raise Preempted(f"the {len(workers)} workers were stopped")
+                raise Preempted("the workers were stopped")
             at_work = [worker for worker in at_work if _goes_on(worker, failed)]
         advance(watched.look(), watched.note)
     if failed:
         raise PhaseFailed(
-            f"{len(failed)} of {len(workers)} workers failed; what was generated is kept. The "
-            f"first of them, {failed[0].shard}, said last:\n{_last_words(failed[0])}"
+            f"{len(failed)} of {counted(len(workers), 'worker')} failed; answers so far are kept. "
+            f"The first to fail, {failed[0].shard}, ended with:\n{_last_words(failed[0])}"
         )
 
 
@@ -154,7 +155,7 @@ def _goes_on(worker: Worker, failed: list[Worker]) -> bool:
     if not status:
         return status is None
     if worker.has_progressed:
-        warn(f"worker {worker.shard} ended with {status}; it is started again")
+        warn(f"worker {worker.shard} exited with {status}; restarting it")
         worker.start()
         return True
     failed.append(worker)

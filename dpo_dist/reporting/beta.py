@@ -34,9 +34,12 @@ def beta_and_next(report: Report) -> list[Sentence]:
     elif high:
         text = f"{beta} looks too high, or the training too short: {_all(high)}."
     elif training["kl"] is None and training["margin"] is None:
-        text = f"Whether beta ({training['beta']:g}) is right cannot be said: no KL, no margins."
+        text = (
+            f"Whether beta ({training['beta']:g}) is right is unknown: neither KL nor margins "
+            "were measured."
+        )
     else:
-        text = f"Nothing measured speaks against beta {training['beta']:g}."
+        text = f"No measurement speaks against beta {training['beta']:g}."
     figures = ("training.beta", *(name for sign in low + high for name in sign.figures))
     return [
         Sentence("Beta", text, figures, warning=bool(low or high)),
@@ -56,11 +59,11 @@ def too_low(report: Report) -> list[Sign]:
     if {"sft", "dpo"} <= arms.keys():
         rise = arms["dpo"]["cut_off"] - arms["sft"]["cut_off"]
         if rise > CUT_OFF_RISE:
-            text = f"{100 * rise:.0f} points more answers are cut off than SFT's"
+            text = f"{100 * rise:.0f} percentage points more answers are cut off than SFT's"
             signs.append(Sign(text, ("answers.arms.sft.cut_off", "answers.arms.dpo.cut_off")))
     number = _alarm(report, "displacement")
     if number is not None and outcome_of(report) != "improved":
-        text = "chosen answers became less likely, too (displacement)"
+        text = "chosen answers also became less likely (displacement)"
         signs.append(Sign(text, (f"alarms.{number}.kind",)))
     return signs
 
@@ -73,7 +76,7 @@ def too_high(report: Report) -> list[Sign]:
     kl, margin = training["kl"], training["margin"]
     if kl is not None:
         if kl["per_token"] + 2 * (kl["per_token_se"] or 0.0) < STANDS_STILL:
-            text = f"the KL is no more than {kl['per_token']:.4f} nats per token"
+            text = f"the KL is only {kl['per_token']:.4f} nats per token"
             return [Sign(text, ("training.kl.per_token",))]
     elif margin is not None and margin["last"] / training["beta"] < NO_GAP:
         moved = margin["last"] / training["beta"]
@@ -92,7 +95,7 @@ def _next(report: Report, low: bool, high: bool) -> list[Sentence]:
         text = f"Beta {beta / 2:g}, or twice the learning rate, or more steps."
         return [_advice(text, on_beta)]
     for kind, text in (
-        ("saturation", "Harder pairs, or fewer steps: these are told apart already."),
+        ("saturation", "Harder pairs, or fewer steps: the current pairs are already separated."),
         ("gap", "More pairs, or fewer epochs: the training pairs are being memorised."),
     ):
         number = _alarm(report, kind)
@@ -101,14 +104,17 @@ def _next(report: Report, low: bool, high: bool) -> list[Sentence]:
     rate: Mapping[str, Any] | None = report["comparison"]["preferred"]
     if outcome == "no_evidence" and rate is not None and rate.get("detectable"):
         points = f"{100 * rate['detectable']:.0f}"
-        text = f"More held-out prompts; {rate['n']} find no less than {points} points."
+        text = (
+            f"More held-out prompts: {rate['n']} can detect no difference below {points} "
+            "percentage points."
+        )
         names = ("comparison.preferred.n", "comparison.preferred.detectable")
         return [_advice(text, names)]
     if outcome == "regressed":
-        text = "Read the worst regressions and the labels' audit before changing beta."
+        text = "Read the worst regressions and the label audit before changing beta."
         return [_advice(text, ("outcome.outcome", "regressions.worst"))]
     if outcome == "improved":
-        text = "Train the same with another seed, to see that the gain stays."
+        text = "Repeat the training with another seed, to check that the gain holds."
         return [_advice(text, ("outcome.outcome",))]
     return []
 

@@ -159,8 +159,8 @@ def summary(scores: dict[str, Any]) -> list[str]:
         else:
             verdict = "not distinguishable from chance at this number of prompts"
         sentences.append(
-            f"The judge prefers SFT+DPO to SFT in {rate} of {preferred['n']} comparisons "
-            f"({how}; ties and contradictions count half): {verdict}."
+            f"The judge prefers SFT+DPO over SFT in {rate} of {preferred['n']} comparisons "
+            f"({how}; ties and inconsistent verdicts count half): {verdict}."
         )
     for row in scores["metrics"]:
         delta = row["delta"]
@@ -178,8 +178,8 @@ def summary(scores: dict[str, Any]) -> list[str]:
             )
         else:
             sentences.append(
-                f"{row['label']}: no difference from SFT is shown "
-                f"({change}{unit}, interval includes zero)."
+                f"{row['label']}: no difference from SFT shown ({change}{unit}, interval includes "
+                "zero)."
             )
     return sentences
 

@@ -15,11 +15,11 @@ UNKNOWN = "unknown"
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "head", "communication")
 SHORT = {"gradients": "grad.", "optimizer": "optim.", "reference": "ref.", "communication": "comm."}
 NOTE = (
-    "GiB of one GPU, for the longest micro-batch; each line at its own fastest setting that fits, "
-    "else at its smallest; * is the fastest, or the simplest of those as fast. A row is a packed "
-    "pair with the prompt once, the head works in tiles, and the reference is cached: `ref.` is a "
-    "second model only where the KL of a full fine-tuning is measured or the reference is live. "
-    "`comm.` are buckets, and under ZeRO-3 the gathered weights of the layers that are alive."
+    "GiB per GPU, for the longest micro-batch. Each line uses its fastest setting that fits, or "
+    "else its smallest; * marks the fastest, or the simplest of equally fast ones. A row is a "
+    "packed pair with the prompt once, the head works in tiles, and the reference is cached: "
+    "`ref.` is a second model only if full fine-tuning measures the KL or the reference is live. "
+    "`comm.` covers buckets and, under ZeRO-3, the gathered weights of the active layers."
 )
 
 
@@ -31,21 +31,21 @@ def to_terminal(figures: Mapping[str, Any]) -> str:
 
 def _parts(figures: Mapping[str, Any]) -> Iterator[str]:
     yield _heading(figures)
-    yield _section("What it stands on", _figures(figures["figures"]))
+    yield _section("Inputs", _figures(figures["figures"]))
     if figures["memory"]:
         room = figures["cluster"]["usable_bytes"] / GIB
-        title = f"Training memory ({room:.1f} GiB of a GPU may be filled)"
+        title = f"Training memory ({room:.1f} GiB usable per GPU)"
         yield _section(title, _memory(figures["memory"]), NOTE)
     yield _recommendation(figures)
     yield _generation(figures["generation"])
     if figures["phases"]:
         total = sum(phase["hours"] for phase in figures["phases"])
-        last = f"GPU phases together: {_hours(total)}, {figures['gpu_hours']:,.1f} GPU hours."
+        last = f"Total of the GPU phases: {_hours(total)}, {figures['gpu_hours']:,.1f} GPU hours."
         yield _section("Hours", _hours_table(figures["phases"]), last)
     if figures["judges"]:
         yield _section("Judges", _judges(figures["judges"]))
     yield _section("Disk", _disk(figures["disk"]))
-    yield "\n".join(f"Not told: {line}" for line in figures["unknown"])
+    yield "\n".join(f"Not included: {line}" for line in figures["unknown"])
 
 
 def _heading(figures: Mapping[str, Any]) -> str:
@@ -58,7 +58,7 @@ def _heading(figures: Mapping[str, Any]) -> str:
         f"GPU      {cluster['memory_bytes'] / 1e9:.0f} GB; {cluster['source']}",
     ]
     if cluster["label"].endswith("nodes") or " nodes of " in cluster["label"]:
-        lines.append(f"network  {cluster['network_gbits']:g} Gb/s a node")
+        lines.append(f"network  {cluster['network_gbits']:g} Gb/s per node")
     return "\n".join(lines)
 
 
@@ -108,14 +108,14 @@ def _recommendation(figures: Mapping[str, Any]) -> str:
         f"--set train.micro_batch_size={found['micro_batch_size']}",
         f"--set train.gradient_checkpointing={found['gradient_checkpointing']}",
         f"with num_machines: {found['machines']} and num_processes: {found['processes']} in that "
-        f"file; micro-batches a step: {found['accumulation']}",
+        f"file; micro-batches per step: {found['accumulation']}",
         "",
-        f"Most memory: {found['largest']}, {found['largest_bytes'] / GIB:.1f} GiB; "
+        f"Largest part: {found['largest']}, {found['largest_bytes'] / GIB:.1f} GiB; "
         f"{found['remedy']}.",
         f"Next cheaper: {found['cheaper']}.",
     ]
     if found["node_memory_bytes"]:
-        lines.append(f"CPU memory of a node: {found['node_memory_bytes'] / GIB:,.0f} GiB.")
+        lines.append(f"CPU memory per node: {found['node_memory_bytes'] / GIB:,.0f} GiB.")
     return "\n".join(lines)
 
 
@@ -123,9 +123,9 @@ def _generation(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
     return (
-        f"Sampling memory of a GPU: weights {found['weights'] / GIB:.1f} GiB, KV cache "
-        f"{found['kv_cache'] / GIB:.1f} GiB\n({found['kv_bytes_a_token'] / 1024:.0f} KiB a token): "
-        f"{found['sequences_that_fit']:,} sequences at a time; max_num_seqs is "
+        f"Sampling memory per GPU: weights {found['weights'] / GIB:.1f} GiB, KV cache "
+        f"{found['kv_cache'] / GIB:.1f} GiB\n({found['kv_bytes_a_token'] / 1024:.0f} KiB per "
+        f"token): {found['sequences_that_fit']:,} sequences at a time; max_num_seqs is "
         f"{found['max_num_seqs']}."
     )
 

@@ -46,7 +46,7 @@ def form_and_facts(report: Report) -> list[Sentence]:
     titles = {
         "form": "Form and style",
         "facts": "Facts, against a reference or the prompt",
-        "other": "Neither by type (own functions, judge scores, benchmarks)",
+        "other": "Unclassified (own functions, judge scores, benchmarks)",
     }
     sentences = [
         Sentence(
@@ -66,14 +66,14 @@ def form_and_facts(report: Report) -> list[Sentence]:
         text = (
             "Form improved while facts got worse: answers look better than they are."
             if better["form"]
-            else "Facts got worse, and no gain in form stands against it."
+            else "Facts got worse, with no gain in form to offset it."
         )
         return [*sentences, Sentence(topic, text, figures, warning=True)]
     text = {
         (True, True): "Both form and facts improved.",
-        (True, False): "What improved is form: no gain in facts is shown.",
-        (False, True): "What improved is facts, not form.",
-        (False, False): "Neither a gain in form nor one in facts is shown.",
+        (True, False): "Form improved; no gain in facts is shown.",
+        (False, True): "Facts improved, form did not.",
+        (False, False): "No gain is shown, neither in form nor in facts.",
     }[better["form"], better["facts"]]
     return [*sentences, Sentence(topic, text, figures)]
 
@@ -127,7 +127,7 @@ def length(report: Report) -> list[Sentence]:
     text = f"SFT+DPO's win rate is {_percent(raw)}, and {_percent(controlled)} at equal lengths"
     far = abs(raw - controlled) > LENGTH_MATTERS
     text += (
-        ": more than 10 points of it go with length, so read the second."
+        ": length accounts for more than 10 points of it, so go by the second figure."
         if far
         else ": length explains little of it."
     )
@@ -155,7 +155,7 @@ def gap_and_gain(report: Report) -> list[Sentence]:
     elif outcome == "improved":
         text = (
             f"The evaluation improved without a growing reward gap on validation pairs ({gap}): "
-            "doubt one of the two, or look for what else the pairs teach."
+            "one of the two may be wrong, or the pairs teach something else."
         )
     else:
         text = (
@@ -171,7 +171,10 @@ def kl_spent(report: Report) -> list[Sentence]:
     if kl is None:
         return []
     error = "" if kl["per_token_se"] is None else f" ± {2 * kl['per_token_se']:.3f} (2 SE)"
-    text = f"KL spent, on the policy's own answers: {kl['per_token']:.3f}{error} nats per token"
+    text = (
+        f"KL from the reference, on the policy's own answers: {kl['per_token']:.3f}{error} nats "
+        "per token"
+    )
     names: tuple[str, ...] = ("training.kl.per_token",)
     if error:
         names += ("training.kl.per_token_se",)
@@ -190,7 +193,7 @@ def where_it_lost(report: Report) -> list[Sentence]:
     parts, names = [], []
     rate = report["comparison"]["preferred"]
     if rate is not None and rate["n"]:
-        parts.append(f"SFT won the verdict on {rate['losses']} of {rate['n']} prompts")
+        parts.append(f"SFT was preferred on {rate['losses']} of {rate['n']} prompts")
         names += ["comparison.preferred.losses", "comparison.preferred.n"]
     for number, fall in enumerate(regressions["fell"]):
         parts.append(f"{fall['label']} fell on {fall['prompts']}")
@@ -200,7 +203,7 @@ def where_it_lost(report: Report) -> list[Sentence]:
     text = "; ".join(parts) + "."
     if regressions["worst"]:
         worst = ", ".join(row["id"] for row in regressions["worst"][:3])
-        text += f" Worst of all: {worst} (shown below)."
+        text += f" The worst: {worst} (shown below)."
         names.append("regressions.worst")
     return [Sentence("Where it lost", text, tuple(names))]
 

@@ -13,20 +13,20 @@ ABSENT = "–"
 REFLECTION = "What DPO did to the model, and what it did not"
 CARD_NOTE = (
     "A canary is a comparison whose right answer is known, asked in both orders. `failed`: fewer "
-    "passed than the run file asks for. `accepted`: so they did, and the run file goes on with it."
+    "passed than the run file requires. `accepted`: likewise, but the run file accepts it."
 )
 ROUND_HEADERS = (
     *("Round", "Prompts", "Pairs kept", "First loss", PREFERRED, "KL at the end (nats per token)"),
     *("Reward accuracy", "Reward margin", "Cut off", "Wall time"),
 )
 ROUNDS_NOTE = (
-    "Every round starts from what the one before has trained. First loss: the first that was "
-    "logged. KL: the last one measured on the policy's own answers, ± its standard error, from the "
-    "reference that is named. Reward accuracy and margin: the last on validation pairs (without "
-    "any, on training pairs), against the same reference. Cut off: held-out answers of SFT+DPO, at "
-    "all decodings. Wall time: of all phases of the round."
+    "Every round starts from the model trained in the previous one. First loss: the first one "
+    "logged. KL: the last one measured on the policy's own answers, ± its standard error, from "
+    "the named reference. Reward accuracy and margin: the last ones on validation pairs (or, "
+    "without any, on training pairs), against the same reference. Cut off: held-out answers of "
+    "SFT+DPO, at all decodings. Wall time: all phases of the round."
 )
-NO_CARD = "The judge was asked about no canaries: whether it can tell good from bad is not shown."
+NO_CARD = "The judge was not tested with canaries: whether it can tell good from bad is unknown."
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _reasons(counts: Mapping[str, int]) -> str:
 
 def _bounds(pair: Mapping[str, Any]) -> str:
     """The win rate if all that is missing had been lost, or won."""
-    return f"{100 * pair['worst']:.0f}–{100 * pair['best']:.0f} % if all lost or won"
+    return f"{100 * pair['worst']:.0f}–{100 * pair['best']:.0f} % if all were losses or wins"
 
 
 def decoding_name(decoding: Mapping[str, Any]) -> str:

@@ -34,8 +34,8 @@ def choose_checkpointing(job: TrainingJob) -> Checkpointing:
     zero3 = launch_shape(job.settings.accelerate_config)[1] == 3
     if asked == "selective" and zero3:
         raise ConfigError(
-            "gradient_checkpointing: selective is not possible under ZeRO-3, whose weights come "
-            "and go between the forward and its repetition; use full"
+            "gradient_checkpointing: selective is not possible under ZeRO-3, which releases "
+            "weights between the forward pass and its recomputation; use full"
         )
     if asked != "auto":
         return asked
@@ -46,8 +46,8 @@ def choose_checkpointing(job: TrainingJob) -> Checkpointing:
     )
     if chosen != "none":
         say(
-            f"activation checkpointing: {chosen} ({job.planned_peak_bytes['none'] / 2**30:.1f} GiB "
-            f"are planned without it, {free / 2**30:.1f} GiB are free)"
+            f"activation checkpointing: {chosen} ({job.planned_peak_bytes['none'] / 2**30:.1f} "
+            f"GiB planned without it, {free / 2**30:.1f} GiB free)"
         )
     return chosen
 
@@ -64,7 +64,7 @@ def _available_memory() -> int:
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo names no MemAvailable")
+    raise RuntimeError("/proc/meminfo has no MemAvailable line")
 
 
 def checkpoint_selectively(model: Any) -> None:

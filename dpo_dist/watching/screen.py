@@ -43,7 +43,7 @@ def describe(run: WatchedRun, steps: Sequence[Step]) -> list[str]:
     """The run in lines of text."""
     lines = [f"{run.root.name}  {run.root}  {time.strftime('%H:%M:%S')}"]
     if all(step.state == "waiting" for step in steps):
-        lines.append("  no phase has begun")
+        lines.append("  no phase has started")
     width = max((len(step.name) for step in steps), default=0)
     for step in steps:
         first, *more = _about(step)
@@ -95,7 +95,7 @@ def _measure(step: Step) -> str:
         unit, rate = ("second", step.rate) if step.rate >= 1 else ("minute", 60 * step.rate)
         words.append(f"{rate:.3g} a {unit}" + (" on average" if step.average else ""))
         if step.seconds_left is not None:
-            words.append(f"{duration(step.seconds_left)} left")
+            words.append(f"{duration(step.seconds_left)} remaining")
     return ", ".join(words)
 
 
