@@ -139,7 +139,7 @@ def _run(trial: Trial, config: Config) -> str:
 
 def _not_stopped(trial: Trial, pairs: dict[str, list[Texts]], error: DpoDistError | None) -> str:
     if pairs or error is None:
-        return f"its {counted(sum(map(len, pairs.values())), 'pair')} were accepted"
+        return f"was accepted with {counted(sum(map(len, pairs.values())), 'pair')}"
     missed = [kind for kind in trial.caught_by if not re.search(rf"\b{kind} 0 of \d", str(error))]
     return f"not caught by {', '.join(missed)}: {error}" if missed else ""
 

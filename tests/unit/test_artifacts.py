@@ -22,7 +22,7 @@ def test_a_torn_last_line_is_cut_off_and_said(tmp_path: Path, capsys) -> None:
         assert list(journal.read()) == messages(3)
         journal.append(messages(1))
         assert list(journal.read()) == messages(3) + messages(1)
-    assert "torn last line of 22 bytes" in capsys.readouterr().err
+    assert "incomplete last line (22 bytes)" in capsys.readouterr().err
 
 
 def test_a_damaged_middle_line_names_file_and_line(tmp_path: Path) -> None:

@@ -71,7 +71,9 @@ def test_any_number_of_slots_from_two_on(write_run) -> None:
         assert "pairs" not in config.dump("judge")["judge"], "directories from before go on"
     assert load(3, pairs="all").dump("judge")["judge"]["pairs"] == "all"
     assert load(2, balance="temperature").judge is not None
-    with pytest.raises(ConfigError, match=r"balance: temperature weighs two slots .* there are 3"):
+    with pytest.raises(
+        ConfigError, match=r"balance: temperature balances two slots, but there are 3"
+    ):
         load(3, balance="temperature")
 
 

@@ -181,13 +181,13 @@ def test_own_canaries_are_read_as_they_stand(tmp_path: Path, write_jsonl) -> Non
     [
         ({"name": ""}, "`name` is missing or empty"),
         ({"prompt": None}, "`prompt` is missing or empty"),
-        ({"prompt": [{"role": "assistant", "content": "x"}]}, "must end with the user's turn"),
+        ({"prompt": [{"role": "assistant", "content": "x"}]}, "must end with a user turn"),
         ({"good": 3}, "`good` is missing or empty"),
         ({"bad": " "}, "`bad` is missing or empty"),
-        ({"bad": "g"}, "`good` and `bad` are the same"),
+        ({"bad": "g"}, "`good` and `bad` are identical"),
         ({"bad": "\0"}, "holds a NUL"),
         ({"reference": [1]}, "`reference` must be an object"),
-        ({}, r"the name 'n' occurred before, at .*c\.jsonl:1"),
+        ({}, r"the name 'n' is a duplicate; first used at .*c\.jsonl:1"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, write_jsonl, row: dict, message: str) -> None:

@@ -77,7 +77,7 @@ def test_a_passing_fault_is_survived(server: Server, tmp_path: Path, fault: Faul
     ("fault", "message", "requests"),
     [
         (Fault(status=500), "failed 4 times in a row", 4),
-        (Fault(status=429, headers={"retry-after": "99999"}), "pause of 99999 s", 1),
+        (Fault(status=429, headers={"retry-after": "99999"}), "retry only after 99999 s", 1),
         (Fault(status=401), "refused the credentials .* Check OPENAI_API_KEY", 1),
         (Fault(status=403), "refused the credentials", 1),
         (Fault(status=400), "refused the request: BadRequestError", 1),
@@ -196,5 +196,5 @@ def test_the_server_is_asked_what_it_serves(server: Server, tmp_path: Path) -> N
 def test_a_server_that_is_not_there_is_said_before_any_question(tmp_path: Path) -> None:
     with serve() as server:
         config = settings(server, tmp_path)
-    with pytest.raises(ConfigError, match=r"no server answers at base_url http://127"):
+    with pytest.raises(ConfigError, match=r"no server responds at base_url http://127"):
         OpenAiJudge(config).check()

@@ -114,11 +114,11 @@ def test_a_metric_is_of_form_or_of_facts_by_its_type(metric: str, kind: str) -> 
     ("form", "facts", "text", "warning"),
     [
         (BETTER, BETTER, "Both form and facts improved.", False),
-        (BETTER, NO_CHANGE, "What improved is form: no gain in facts is shown.", False),
-        (NO_CHANGE, BETTER, "What improved is facts, not form.", False),
-        (NO_CHANGE, NO_CHANGE, "Neither a gain in form nor one in facts is shown.", False),
+        (BETTER, NO_CHANGE, "Form improved; no gain in facts is shown.", False),
+        (NO_CHANGE, BETTER, "Facts improved, form did not.", False),
+        (NO_CHANGE, NO_CHANGE, "No gain is shown, neither in form nor in facts.", False),
         (BETTER, WORSE, "Form improved while facts got worse", True),
-        (NO_CHANGE, WORSE, "Facts got worse, and no gain in form", True),
+        (NO_CHANGE, WORSE, "Facts got worse, with no gain in form", True),
     ],
 )
 def test_form_is_told_from_facts(
@@ -141,7 +141,7 @@ def test_what_a_change_means_depends_on_the_metric_s_direction() -> None:
     found = about("Form and facts", figures(comparison__metrics=rows))
     assert found[0].text == "Form and style: repetition:4 -20.0 points; length:tokens +0.20."
     assert found[1].text.endswith("exact_match:x no difference shown (+0.0 points).")
-    assert found[2].text == "What improved is form: no gain in facts is shown."
+    assert found[2].text == "Form improved; no gain in facts is shown."
 
 
 def test_without_one_of_the_two_kinds_nothing_is_concluded() -> None:
@@ -150,7 +150,7 @@ def test_without_one_of_the_two_kinds_nothing_is_concluded() -> None:
     found = about("Form and facts", figures(comparison__metrics=rows))
     assert [sentence.text for sentence in found] == [
         "Form and style: json_schema +20.0 points.",
-        "Neither by type (own functions, judge scores, benchmarks): function:f +20.0 points.",
+        "Unclassified (own functions, judge scores, benchmarks): function:f +20.0 points.",
     ]
 
 
@@ -172,7 +172,7 @@ def test_the_change_in_length(mean: float, low: float | None, high: float, text:
     ("controlled", "warning", "text"),
     [
         (0.55, False, "60.0 %, and 55.0 % at equal lengths: length explains little"),
-        (0.45, True, "60.0 %, and 45.0 % at equal lengths: more than 10 points"),
+        (0.45, True, "60.0 %, and 45.0 % at equal lengths: length accounts for more"),
         (0.75, True, "more than 10 points"),
     ],
 )
@@ -231,8 +231,7 @@ def test_a_kl_that_was_not_measured_is_not_spoken_of() -> None:
 def test_where_it_lost() -> None:
     (sentence,) = about("Where it lost", figures())
     assert sentence.text == (
-        "SFT won the verdict on 30 of 100 prompts; Form fell on 7. Worst of all: a, b, c (shown "
-        "below)."
+        "SFT was preferred on 30 of 100 prompts; Form fell on 7. The worst: a, b, c (shown below)."
     )
     nowhere = figures(comparison__preferred=None, regressions={"fell": [], "worst": []})
     assert about("Where it lost", nowhere) == []
@@ -245,19 +244,19 @@ LITTLE = {"per_token": 0.004, "per_token_se": 0.002, "cut_off": 0.0}
     ("changes", "verdict", "advice"),
     [
         ({"training__kl_budget": 0.1}, "too low", "Beta 0.2, or half the learning rate"),
-        ({"answers__arms__dpo__cut_off": 0.09}, "7 points more answers are cut off", "Beta 0.2"),
+        ({"answers__arms__dpo__cut_off": 0.09}, "7 percentage points more answers", "Beta 0.2"),
         (
             {"alarms": [{"kind": "displacement"}], "outcome": outcome("no_evidence")},
             "(displacement)",
             "Beta 0.2",
         ),
-        ({"alarms": [{"kind": "displacement"}]}, "Nothing measured speaks", "another seed"),
+        ({"alarms": [{"kind": "displacement"}]}, "No measurement speaks", "another seed"),
         (
             {"training__kl": LITTLE, "outcome": outcome("no_evidence")},
-            "too high, or the training too short: the KL is no more than 0.0040",
+            "too high, or the training too short: the KL is only 0.0040",
             "Beta 0.05, or twice",
         ),
-        ({"training__kl": LITTLE}, "Nothing measured speaks", "another seed"),
+        ({"training__kl": LITTLE}, "No measurement speaks", "another seed"),
         (
             {
                 "training__kl": None,
@@ -269,20 +268,24 @@ LITTLE = {"per_token": 0.004, "per_token_se": 0.002, "cut_off": 0.0}
         ),
         (
             {"training__kl": None, "training__margin": None},
-            "cannot be said",
+            "is unknown",
             "another seed",
         ),
-        ({"alarms": [{"kind": "gap"}]}, "Nothing measured speaks", "More pairs, or fewer epochs"),
-        ({"alarms": [{"kind": "saturation"}]}, "Nothing measured speaks", "Harder pairs"),
-        ({"outcome": outcome("no_evidence")}, "Nothing", "100 find no less than 12 points"),
-        ({"outcome": outcome("regressed")}, "Nothing", "Read the worst regressions"),
+        ({"alarms": [{"kind": "gap"}]}, "No measurement speaks", "More pairs, or fewer epochs"),
+        ({"alarms": [{"kind": "saturation"}]}, "No measurement speaks", "Harder pairs"),
+        (
+            {"outcome": outcome("no_evidence")},
+            "No measurement",
+            "100 can detect no difference below 12 percentage points",
+        ),
+        ({"outcome": outcome("regressed")}, "No measurement", "Read the worst regressions"),
     ],
 )
 def test_beta_and_what_to_try_next(changes: dict, verdict: str, advice: str) -> None:
     report = figures(**changes)
     (beta,) = about("Beta", report)
     assert verdict in beta.text and "training.beta" in beta.figures
-    assert beta.warning is ("Nothing" not in verdict and "cannot" not in verdict)
+    assert beta.warning is ("No measurement" not in verdict and "unknown" not in verdict)
     (following,) = about("What to try next", report)
     assert advice in following.text
 
@@ -290,7 +293,7 @@ def test_beta_and_what_to_try_next(changes: dict, verdict: str, advice: str) -> 
 def test_a_standard_error_can_keep_beta_from_looking_too_high() -> None:
     unsure = {"per_token": 0.004, "per_token_se": 0.004, "cut_off": 0.0}
     report = figures(training__kl=unsure, outcome=outcome("no_evidence"))
-    assert about("Beta", report)[0].text == "Nothing measured speaks against beta 0.1."
+    assert about("Beta", report)[0].text == "No measurement speaks against beta 0.1."
 
 
 def test_without_a_training_nothing_is_said_of_it() -> None:
