@@ -23,8 +23,8 @@ count_gpus() {
   fi
 }
 
-# accelerate_config PHASE [FILE]: the configuration for the visible GPUs; for several of them
-# FILE, the run file's own, where that is one for GPUs.
+# accelerate_config PHASE [FILE]: the configuration for the visible GPUs. If there are any, FILE
+# takes precedence: the run file's own configuration, given if it is one for GPUs.
 accelerate_config() {
   local phase=$1 own=${2:-} file
   if [ -n "${ACCELERATE_CONFIG:-}" ]; then
