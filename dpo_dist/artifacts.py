@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 
 from dpo_dist import locks
-from dpo_dist.console import say
+from dpo_dist.console import counted, say
 from dpo_dist.errors import DataError, FingerprintMismatch
 from dpo_dist.ranks import WHOLE, Shard
 from dpo_dist.records import Record
@@ -56,7 +56,10 @@ class Journal(Generic[R]):
         content = self.path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
-            say(f"{self.path}: cut off a torn last line of {len(content) - whole} bytes")
+            say(
+                f"{self.path}: removed an incomplete last line "
+                f"({counted(len(content) - whole, 'byte')})"
+            )
             with self.path.open("r+b") as file:
                 file.truncate(whole)
 
@@ -100,8 +103,8 @@ def read_places(path: Path, record: type[R], *, growing: bool = False) -> Iterat
                 problem = error.errors()[0]
                 where = ".".join(str(part) for part in problem["loc"])
                 raise DataError(
-                    f"{path}:{number}: damaged record ({where} {problem['msg']}). "
-                    "Move the file aside to start this phase again."
+                    f"{path}:{number}: damaged record ({where} {problem['msg']}). Move the file "
+                    "aside to start this phase over."
                 ) from None
             offset += len(line)
 
@@ -207,9 +210,9 @@ class PhaseDirectory:
         if differences:
             lines = "\n".join(f"  {line}" for line in differences)
             raise FingerprintMismatch(
-                f"{self.path} was made with other settings or inputs:\n{lines}\n"
-                "Use another run.name, go back to the old settings, or pass --force to move "
-                "the old directory aside."
+                f"{self.path} was made with other settings or inputs:\n{lines}\nUse another "
+                "run.name, restore the old settings, or pass --force to move the old directory "
+                "aside."
             )
 
     def write_manifest(self, counts: Mapping[str, Any], **more: Any) -> None:

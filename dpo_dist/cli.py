@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dpo_dist import __version__
 from dpo_dist.commands import TOOLS
-from dpo_dist.commands.arguments import add_nodes, add_set, nodes_of
+from dpo_dist.commands.arguments import Paragraphs, add_nodes, add_set, nodes_of
 from dpo_dist.errors import INTERRUPTED, DpoDistError, Preempted, UserError
 from dpo_dist.ranks import WHOLE, Shard
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from dpo_dist.config import Config
 
 COMMANDS = {
-    "run": "all phases that the run file asks for, in order; what is complete is skipped",
+    "run": "run all phases of the run file in order; completed ones are skipped",
     "sft": "train the SFT model on demonstrations",
-    "sample": "let the SFT model answer every prompt once per slot",
-    "judge": "let the judge compare the answers and write the preference pairs",
+    "sample": "sample an answer from the SFT model for every prompt and slot",
+    "judge": "have the judge compare the answers, and write the preference pairs",
     "train": "train with DPO on the preference pairs",
     "evaluate": "compare base, SFT and SFT+DPO on held-out prompts",
     "report": "write report.html, report.md and report.json",
@@ -85,7 +85,7 @@ def _phase(options: argparse.Namespace, config: Config) -> int:
 
     shard = getattr(options, "shard", WHOLE)
     if options.force and not shard.whole:
-        raise UserError("--force with --shard: other shards may be at work; use it without")
+        raise UserError("--force cannot be combined with --shard: other shards may be running")
     config = select_round(config, options.command, getattr(options, "round", None))
     if (nodes := nodes_of(options)) is not None:
         from dpo_dist.phases.on_nodes import run_on_nodes
@@ -177,7 +177,9 @@ def _shard(text: str) -> Shard:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dpo-dist",
-        description="From an SFT model and prompts to a DPO-aligned model and a proof.",
+        description=(
+            "Train a DPO-aligned model from an SFT model and prompts, and prove what changed."
+        ),
         epilog=EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"dpo-dist {__version__}")
@@ -187,23 +189,24 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=description,
             description=description[0].upper() + description[1:] + ".",
-            epilog=f"example: dpo-dist {name} {_example(name)}; {EXIT_CODES}",
+            epilog=f"example: dpo-dist {name} {_example(name)}\n\n{EXIT_CODES}",
+            formatter_class=Paragraphs,
         )
-        command.add_argument("run_file", type=Path, metavar="RUN.yaml")
+        command.add_argument("run_file", type=Path, metavar="RUN.yaml", help="the run file")
         add_set(
             command,
-            "; several values with commas between them are swept" if name == "sweep" else "",
+            "; several comma-separated values are swept" if name == "sweep" else "",
         )
         command.add_argument(
             "--force",
             action="store_true",
-            help="where settings changed, move the old phase directory aside and start again",
+            help="if settings changed, move the old phase directory aside and start over",
         )
         if name in ("run", "judge", "evaluate", "sweep"):
             command.add_argument(
                 "--yes",
                 action="store_true",
-                help="do not ask before a judge that costs money is used",
+                help="use paid judges without asking for confirmation",
             )
         if name in ("sample", "evaluate"):
             command.add_argument(
@@ -211,21 +214,21 @@ def _parser() -> argparse.ArgumentParser:
                 type=_shard,
                 default=WHOLE,
                 metavar="INDEX/COUNT",
-                help="generate for this part of the prompts only, counted from 0; for array jobs",
+                help="generate for this part of the prompts only, counting from 0; for array jobs",
             )
             command.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
         if name == "evaluate":
             command.add_argument(
                 "--gate",
                 action="store_true",
-                help="let the exit code say what came out: 0 improved, 3 no evidence, 4 regressed",
+                help="report the outcome as the exit code: 0 improved, 3 no evidence, 4 regressed",
             )
         if name in ("sample", "judge", "train", "evaluate"):
             command.add_argument(
                 "--round",
                 type=int,
                 metavar="N",
-                help="which of the run file's rounds, counted from 1",
+                help="which of the run file's rounds, counting from 1",
             )
         if name in ("sft", "train"):
             add_nodes(command)
@@ -233,8 +236,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--selftest",
                 action="store_true",
-                help="let judges with a planted taste label planted answers, check every pair, "
-                "and do nothing else",
+                help="only test the label path: simulated judges with known preferences label "
+                "simulated answers, and every pair is checked",
             )
     for tool in TOOLS.values():
         tool.add(commands)

@@ -50,6 +50,11 @@ def warn(message: str) -> None:
     say(f"warning: {message}")
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number of things in words: "1 pair", "2 pairs", "2 processes"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 TERMINAL = "DPO_DIST_TERMINAL"  # what this process writes is shown on a terminal as it comes
 # Set for a process that does a part of another command, which tells the user how to go on.
 INNER = "DPO_DIST_INNER"
@@ -65,10 +70,10 @@ def confirm(message: str) -> None:
     if os.environ.get(YES):
         return
     if not sys.stdin.isatty():
-        raise NotConfirmed("nobody is there to confirm this: pass --yes to go on")
-    print("Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+        raise NotConfirmed("cannot ask for confirmation without a terminal: pass --yes to proceed")
+    print("Proceed? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().casefold() not in ("y", "yes"):
-        raise NotConfirmed("not confirmed; nothing was asked")
+        raise NotConfirmed("cancelled; no request was sent")
 
 
 def quiet_libraries() -> None:
@@ -102,8 +107,8 @@ def progress(name: str, total: int, done: int = 0) -> Iterator[Advance]:
         desc=name,
         mininterval=interval,
         file=sys.stderr,
-        bar_format="{desc}: {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} "
-        "[{elapsed} gone, {remaining} left{postfix}]",
+        bar_format="{desc}: {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} [{elapsed} elapsed, "
+        "{remaining} remaining{postfix}]",
     ) as bar:
 
         def advance(n: int, note: str = "") -> None:

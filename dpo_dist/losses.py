@@ -118,15 +118,15 @@ def wrong_combination(
     smoothing = sorted(name for name, loss in chosen.items() if loss.smooths)
     if label_smoothing and not smoothing:
         return (
-            f"label_smoothing {label_smoothing:g} is used by none of {sorted(chosen)}; it belongs "
-            "to `robust`, `exo_pair`, `aot` and `aot_unpaired`"
+            f"label_smoothing {label_smoothing:g} is not used by any of {sorted(chosen)}; it "
+            "belongs to `robust`, `exo_pair`, `aot` and `aot_unpaired`"
         )
     if not label_smoothing and (needy := sorted({"robust", "exo_pair"} & set(chosen))):
         return f"`{needy[0]}` needs label_smoothing > 0, the share of wrong labels it assumes"
     if f_divergence != "reverse_kl":
         others = sorted(name for name, loss in chosen.items() if not loss.differs)
         if others:
-            return f"f_divergence {f_divergence} has no meaning for `{others[0]}`"
+            return f"f_divergence {f_divergence} does not apply to `{others[0]}`"
     sorting = sorted(name for name, loss in chosen.items() if loss.sorts)
     if sorting and wpo:
         return f"`{sorting[0]}` sorts the batch, which would misalign wpo's weights"

@@ -82,7 +82,7 @@ def available_memory() -> int:
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo names no MemAvailable")
+    raise RuntimeError("/proc/meminfo has no MemAvailable line")
 
 
 def free_disk(path: Path) -> int:

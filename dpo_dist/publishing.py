@@ -40,16 +40,16 @@ class TrainedRun:
         root = path if path.is_dir() else run_root(load_config(path, overrides))
         report = root / "report" / "report.json"
         if not (root / "report" / MANIFEST).exists():
-            raise DataError(f"{root}: run all phases first; the card tells what the report shows")
+            raise DataError(f"{root}: run all phases first; the card is written from the report")
         if not report.exists():
             raise DataError(
-                f"{report} is missing: have `json` among report.formats, and run the "
-                "phase `report` again with --force"
+                f"{report} is missing: add `json` to report.formats, and run the phase `report` "
+                "again with --force"
             )
         trainings = [folder / "train" for folder in (*round_folders(root), root)]
         trained = [folder for folder in trainings if (folder / MANIFEST).exists()]
         if not trained:
-            raise DataError(f"{root}: no phase `train` is complete: there is nothing to publish")
+            raise DataError(f"{root}: no completed `train` phase, so there is nothing to publish")
         return cls(root, read_json(report), trained[-1])
 
     @property
@@ -111,9 +111,9 @@ def with_base(run: TrainedRun, facts: CardFacts) -> CardFacts:
 def warn_of_gaps(run: TrainedRun, facts: CardFacts) -> None:
     """Say what the card cannot tell."""
     if facts.license == UNKNOWN_LICENSE:
-        warn("the card says `license: unknown`; name one with --license (see the base model's)")
+        warn("the card says `license: unknown`; set one with --license (see the base model's)")
     if facts.base_model is None:
-        warn(f"the card names no base_model: {run.built_on} is no Hub id; give --base-model")
+        warn(f"the card names no base_model: {run.built_on} is not a Hub id; give --base-model")
 
 
 def upload(folder: Path, repo: str, *, private: bool = True) -> str:
@@ -129,7 +129,7 @@ def upload(folder: Path, repo: str, *, private: bool = True) -> str:
 
     token = os.environ.get(TOKEN)
     if not token:
-        raise ConfigError(f"{TOKEN} is not set: make a token that may write, and export it")
+        raise ConfigError(f"{TOKEN} is not set: create a token with write access and export it")
     api = HfApi(token=token)
     try:
         api.create_repo(repo, repo_type="model", private=private, exist_ok=True)
@@ -142,7 +142,7 @@ def upload(folder: Path, repo: str, *, private: bool = True) -> str:
     except HFValidationError as error:
         raise ConfigError(f"--repo {repo}: {error}") from None
     except (httpx2.HTTPError, HfHubHTTPError, OfflineModeIsEnabled, ValueError) as error:
-        raise UploadFailed(f"{repo}: {error}. What was made for it is kept: {folder}") from None
+        raise UploadFailed(f"{repo}: {error}. The folder is kept: {folder}") from None
     return str(commit.commit_url)
 
 
@@ -160,14 +160,14 @@ def push(
     facts = replace(with_base(run, facts), adapter=run.is_adapter and not merged)
     if facts.repo and not dry_run and facts.adapter and facts.base_model is None:
         raise ConfigError(
-            f"the adapter belongs to {run.built_on}, which is no Hub id, so that nobody could load "
-            "it: name the base with --base-model OWNER/NAME, or push the whole model (--merged)"
+            f"the adapter belongs to {run.built_on}, which is not a Hub id, so nobody could load "
+            "it: give the base with --base-model OWNER/NAME, or push the whole model (--merged)"
         )
     folder = prepare(run, facts, merged=merged)
     warn_of_gaps(run, facts)
     say(f"written: {folder}")
     if dry_run or facts.repo is None:
-        say("nothing was uploaded" + ("" if dry_run else ": name a repository with --repo"))
+        say("nothing was uploaded" + ("" if dry_run else ": give a repository with --repo"))
         return
     say(f"uploaded: {upload(folder, facts.repo, private=private)}")
 

@@ -57,7 +57,9 @@ class Shard:
         """`"3/8"`: the fourth of eight, as array jobs count. Raises `ValueError`."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if match is None or not int(match[1]) < int(match[2]):
-            raise ValueError(f"{text!r} is no shard: write INDEX/COUNT, from 0/COUNT on")
+            raise ValueError(
+                f"{text!r} is not a shard: write INDEX/COUNT, with INDEX from 0 to COUNT-1"
+            )
         return cls(int(match[1]), int(match[2]))
 
     def holds(self, number: int) -> bool:
@@ -103,16 +105,16 @@ class Nodes:
 
     def __post_init__(self) -> None:
         if self.count < 2:
-            raise ValueError(f"--nodes {self.count}: there have to be two or more")
+            raise ValueError(f"--nodes {self.count}: must be at least 2")
         if not 0 <= self.rank < self.count:
             raise ValueError(f"--node-rank {self.rank}: nodes are counted from 0 to --nodes - 1")
         if not self.address.strip():
-            raise ValueError("--main-address is empty: is the variable set that it comes from?")
+            raise ValueError("--main-address is empty: is the variable it comes from set?")
         if not 0 < self.port < 65536:
-            raise ValueError(f"--main-port {self.port}: no port")
+            raise ValueError(f"--main-port {self.port}: not a valid port")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.launch_id):
             raise ValueError(
-                f"--launch-id {self.launch_id!r}: letters, digits, and . _ - between them"
+                f"--launch-id {self.launch_id!r}: use letters and digits, with . _ - in between"
             )
 
     @property

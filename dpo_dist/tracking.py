@@ -82,8 +82,8 @@ def start(tracked: TrackedRun) -> Any:
     except wandb.errors.Error as error:
         reason = scrub(str(error)).strip().partition("\n")[0]
         warn(
-            f"Weights & Biases: {reason}. What this phase logs is kept; send it later with\n"
-            f"  {sync_command(tracked)}"
+            f"Weights & Biases: {reason}. The logs of this phase are kept; upload them later "
+            f"with\n  {sync_command(tracked)}"
         )
         wandb.teardown()  # its service still believes that the run is at work
         return begin("offline")

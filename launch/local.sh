@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # All phases of incident-triage on this machine, one after the other. Made by `dpo-dist launch local`.
-# What is complete is skipped: after an interruption, run it again.
+# Completed phases are skipped: after an interruption, run it again.
 #
-#   bash local.sh [--set KEY=VALUE]...    more arguments of `dpo-dist run`
-#   ACCELERATE_CONFIG=FILE                instead of what suits the GPUs that are seen
+#   bash local.sh [--set KEY=VALUE]...    more arguments for `dpo-dist run`
+#   ACCELERATE_CONFIG=FILE                instead of the one chosen for the visible GPUs
 #   CUDA_VISIBLE_DEVICES=0,1              these GPUs only
 set -euo pipefail
-shopt -s inherit_errexit # what fails in $(...) ends the script, too
+shopt -s inherit_errexit # a failure in $(...) also ends the script
 cd /shared/dpo_dist
 source .venv/bin/activate
 logs=runs/incident-triage/logs
@@ -23,8 +23,8 @@ count_gpus() {
   fi
 }
 
-# accelerate_config PHASE [FILE]: the configuration for the GPUs that are seen; for several of them
-# FILE, the run file's own, where that is one for GPUs.
+# accelerate_config PHASE [FILE]: the configuration for the visible GPUs. If there are any, FILE
+# takes precedence: the run file's own configuration, given if it is one for GPUs.
 accelerate_config() {
   local phase=$1 own=${2:-} file
   if [ -n "${ACCELERATE_CONFIG:-}" ]; then
@@ -52,8 +52,8 @@ file=$(accelerate_config train)
 settings+=(--set "train.accelerate_config=$file")
 
 log=$logs/local-$(date -u +%Y%m%dT%H%M%SZ).log
-echo "$gpus GPUs; the log is $log"
-# tee has to outlive the signals that a terminal or a supervisor sends to all processes.
+echo "GPUs: $gpus; log: $log"
+# tee must outlive the signals that a terminal or a supervisor sends to all processes.
 exec > >(trap '' INT TERM && exec tee -a "$log") 2>&1
-# In the place of this shell: signals reach it, and its exit code is the script's.
+# Replaces this shell: signals reach it, and its exit code is the script's.
 exec dpo-dist run recipes/incident_triage/run.yaml "${settings[@]}" "$@"

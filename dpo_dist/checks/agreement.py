@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dpo_dist.checks.facts import Facts
 from dpo_dist.checks.findings import Finding
+from dpo_dist.console import counted
 from dpo_dist.machine import GIB
 
 _OTHERS_MAY_USE = 0.1  # of a GPU's memory, before somebody else is said to be on it
@@ -18,10 +19,10 @@ def compare(nodes: Sequence[Facts]) -> dict[str, list[Finding]]:
         "configuration": _configuration,
         "versions": lambda node: _versions(node, first),
         "run file": lambda node: _same(
-            node.run, first.run, "the run file or a --set is another than node 0's"
+            node.run, first.run, "the run file or a --set option differs from node 0's"
         ),
         "model": lambda node: _same(
-            node.model, first.model, "the base model's files are others than node 0's"
+            node.model, first.model, "the base model's files differ from node 0's"
         ),
         "devices": lambda node: _devices(node, first),
         "memory": _memory,
@@ -52,15 +53,16 @@ def _same(own: str, wanted: str, otherwise: str) -> Finding:
 def _devices(node: Facts, first: Facts) -> Finding:
     found = len(node.gpus)
     what = f"{found} x {node.gpus[0].name}" if node.gpus else "no GPU"
+    processes = counted(node.processes, "process", "processes")
     if found < node.processes and (found or node.wants_gpus or first.gpus):
-        return Finding("failed", f"{what} for {node.processes} processes")
+        return Finding("failed", f"{what} for {processes}")
     if node.gpus and first.gpus and node.gpus[0].name != first.gpus[0].name:
         return Finding("warning", f"{what}; node 0 has {first.gpus[0].name}")
-    return Finding("ok", f"{what}, {node.processes} processes")
+    return Finding("ok", f"{what}, {processes}")
 
 
 def _memory(node: Facts) -> Finding:
-    needed = f"{node.memory_needed / GIB:.1f} GiB planned for a process"
+    needed = f"{node.memory_needed / GIB:.1f} GiB planned per process"
     if not node.gpus:
         free = node.memory
         text = f"{free / GIB:.1f} GiB free, {needed}"
@@ -73,7 +75,7 @@ def _memory(node: Facts) -> Finding:
     if least.free < node.memory_needed:
         return Finding("failed", text)
     if least.free < (1 - _OTHERS_MAY_USE) * least.total:
-        return Finding("warning", f"{text}; somebody else is on it")
+        return Finding("warning", f"{text}; in use by another process")
     return Finding("ok", text)
 
 

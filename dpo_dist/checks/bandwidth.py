@@ -44,10 +44,12 @@ def measure_with_others(nodes: Nodes) -> Finding:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Finding("failed", f"the nodes do not reach each other within {LIMIT_SECONDS * 2} s")
+        return Finding(
+            "failed", f"the nodes could not reach each other within {LIMIT_SECONDS * 2} s"
+        )
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
-        return Finding("failed", f"the nodes cannot add up a tensor together: {last}")
+        return Finding("failed", f"an all-reduce between the nodes failed: {last}")
     backend, speed = done.stdout.split()
     return judged(backend, float(speed))
 
@@ -57,7 +59,7 @@ def judged(backend: str, speed: float) -> Finding:
     text = f"{speed:.0f} MB/s ({backend})"
     if speed < SLOW:
         return Finding(
-            "warning", text, "Slow: is it the right network? (NCCL_SOCKET_IFNAME, NCCL_IB_HCA)"
+            "warning", text, "Slow: is this the right network? (NCCL_SOCKET_IFNAME, NCCL_IB_HCA)"
         )
     return Finding("ok", text)
 

@@ -13,6 +13,7 @@ from dpo_dist.checks import packages, surroundings
 from dpo_dist.checks.facts import trainings
 from dpo_dist.checks.findings import Finding
 from dpo_dist.config import ClaudeJudge, Config, OpenAiJudge, VllmServer
+from dpo_dist.console import counted
 from dpo_dist.data.models import check_model
 from dpo_dist.errors import UserError
 from dpo_dist.training.job import accumulation_steps, num_processes
@@ -36,7 +37,7 @@ def to_terminal(findings: list[tuple[str, Finding]]) -> str:
             lines.append(f"  {'':<{width}}  -> {finding.advice}")
     failed = sum(finding.state == "failed" for _, finding in findings)
     warned = sum(finding.state == "warning" for _, finding in findings)
-    return "\n".join([*lines, f"{failed} will break (X), {warned} may (!)"])
+    return "\n".join([*lines, f"{counted(failed, 'error')} (X), {counted(warned, 'warning')} (!)"])
 
 
 def _environment(config: Config | None) -> Iterator[tuple[str, Finding]]:
@@ -73,7 +74,10 @@ def _run_file(config: Config) -> Iterator[tuple[str, Finding]]:
         path = section.accelerate_config
         try:
             steps = accumulation_steps(section, num_processes(path))
-            yield "accelerate_config", Finding("ok", f"{path}, {steps} micro-batches a step")
+            yield (
+                "accelerate_config",
+                Finding("ok", f"{path}, {counted(steps, 'micro-batch', 'micro-batches')} a step"),
+            )
         except UserError as error:
             yield "accelerate_config", Finding("failed", str(error))
     yield from _keys(config)

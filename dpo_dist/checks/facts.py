@@ -60,7 +60,7 @@ def gather(config: Config, nodes: Nodes | None) -> Facts:
     """This node's facts. Raises `ConfigError` where the run file trains nothing."""
     sections = list(trainings(config))
     if not sections:
-        raise ConfigError("the run file has neither `sft` nor `train`: nothing is to be checked")
+        raise ConfigError("the run file has neither `sft` nor `train`: there is nothing to check")
     problems = list(_problems(config, sections, nodes))
     if problems:
         needed = disk_needed = 0  # what they rest on is not known
@@ -115,8 +115,8 @@ def _shape(config: Config) -> ModelShape:
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise ModelError(
-            f"{config.model.base}: its configuration cannot be read ({first}). From the Hub it has "
-            "to be in this machine's cache, or the network reachable."
+            f"{config.model.base}: cannot read its configuration ({first}). A Hub model must be "
+            "in this machine's cache, or the network must be reachable."
         ) from None
 
 

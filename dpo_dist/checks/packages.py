@@ -40,7 +40,7 @@ def versions() -> Iterator[tuple[str, Finding]]:
             state: State = "failed" if condition is None else "warning"
             yield (
                 name,
-                Finding(state, f"{found}; {wanted} was tried", f"pip install {name}=={wanted}"),
+                Finding(state, f"{found}; tested with {wanted}", f"pip install {name}=={wanted}"),
             )
 
 
@@ -53,11 +53,11 @@ def companions() -> Iterator[tuple[str, Finding]]:
             [sys.executable, "-c", f"import {name}"], capture_output=True, text=True, check=False
         )
         if done.returncode == 0:
-            yield name, Finding("ok", f"{metadata.version(name)}, fits torch")
+            yield name, Finding("ok", f"{metadata.version(name)}, compatible with torch")
             continue
         last = (done.stderr.strip() or "no message").splitlines()[-1]
-        advice = f"Nothing here needs it: pip uninstall {name}"
-        yield name, Finding("failed", f"does not fit torch ({last})", advice)
+        advice = f"dpo_dist does not need it: pip uninstall {name}"
+        yield name, Finding("failed", f"is not compatible with torch ({last})", advice)
 
 
 def torch_build() -> Finding:
@@ -74,7 +74,7 @@ def torch_build() -> Finding:
 def judge_build(cuda: str | None, driver: str | None) -> Finding:
     """The finding for a CUDA version that torch was built for, and the driver's version."""
     if driver is None:
-        return Finding("ok", f"{f'CUDA {cuda}' if cuda else 'CPU'} build, no GPU here")
+        return Finding("ok", f"{f'CUDA {cuda}' if cuda else 'CPU'} build, no GPU on this machine")
     if cuda is None:
         return Finding(
             "failed",
@@ -83,6 +83,6 @@ def judge_build(cuda: str | None, driver: str | None) -> Finding:
         )
     oldest = _DRIVER_OF_CUDA.get(int(cuda.partition(".")[0]), 0)
     if int(driver.partition(".")[0]) < oldest:
-        advice = f"Use a driver of the {oldest} series or later"
+        advice = f"Use driver series {oldest} or later"
         return Finding("failed", f"CUDA {cuda} with driver {driver}", advice)
     return Finding("ok", f"CUDA {cuda}, driver {driver}")

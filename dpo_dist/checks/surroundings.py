@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dpo_dist import ranks
 from dpo_dist.checks.findings import Finding, State
+from dpo_dist.console import counted
 from dpo_dist.machine import GIB, available_memory, free_disk, gpus, has_cuda
 
 _LONGEST_TMPDIR = 70  # a socket's path holds 107 bytes, and vLLM adds a name of 37 to it
@@ -30,7 +31,10 @@ def devices() -> Finding:
 
 
 def memory() -> Finding:
-    return Finding("ok", f"{available_memory() / GIB:.1f} GiB available, {os.cpu_count()} cores")
+    return Finding(
+        "ok",
+        f"{available_memory() / GIB:.1f} GiB available, {counted(os.cpu_count() or 1, 'core')}",
+    )
 
 
 def shared_memory() -> Finding:
@@ -41,7 +45,7 @@ def shared_memory() -> Finding:
         return Finding("ok", f"{size / GIB:.1f} GiB")
     return Finding(
         "failed" if len(gpus()) > 1 else "warning",
-        f"{size / 2**20:.0f} MiB: several processes crash for lack of it",
+        f"{size / 2**20:.0f} MiB: too little for several processes",
         "In a container: --shm-size=16g, or a memory volume at /dev/shm",
     )
 
@@ -49,7 +53,7 @@ def shared_memory() -> Finding:
 def disk(folder: Path) -> Finding:
     free = free_disk(folder)
     state: State = "ok" if free >= 10 * GIB else "warning"
-    advice = "" if state == "ok" else "Models and checkpoints take more"
+    advice = "" if state == "ok" else "Models and checkpoints need more"
     return Finding(state, f"{free / GIB:.0f} GiB free in {folder.resolve()}", advice)
 
 
@@ -69,7 +73,7 @@ def open_files() -> Finding:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= 4096:
         return Finding("ok", "unlimited" if soft == resource.RLIM_INFINITY else str(soft))
-    return Finding("warning", f"{soft}: data loaders and servers need more", "ulimit -n 65536")
+    return Finding("warning", f"{soft}: too few for data loaders and servers", "ulimit -n 65536")
 
 
 def locked_memory() -> Finding:
@@ -86,7 +90,8 @@ def launcher_variables() -> Finding:
     return Finding(
         "failed" if os.environ.get("RANK", "0") != "0" else "warning",
         f"left by another launcher: {', '.join(found)}",
-        "Start `dpo-dist` outside of torchrun and accelerate, which it starts itself; unset them",
+        "Start `dpo-dist` outside torchrun and accelerate (it launches them itself) and unset "
+        "these",
     )
 
 
@@ -100,16 +105,18 @@ def deepspeed_accelerator() -> Finding:
 def visible_devices() -> Finding:
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value == "" and has_cuda():
-        return Finding("failed", "is empty: no GPU is used", "Unset it")
+        return Finding("failed", "is empty: no GPU will be used", "Unset it")
     return Finding("ok", "not set" if value is None else value or "empty")
 
 
 def temporary_folder() -> Finding:
     folder = tempfile.gettempdir()
     if not os.access(folder, os.W_OK):
-        return Finding("failed", f"{folder} cannot be written to", "Set TMPDIR")
+        return Finding("failed", f"{folder} is not writable", "Set TMPDIR")
     if len(folder) > _LONGEST_TMPDIR:
-        return Finding("failed", f"{folder} is too long for a socket in it", "Set a shorter TMPDIR")
+        return Finding(
+            "failed", f"{folder} is too long a path for a socket", "Set a shorter TMPDIR"
+        )
     return Finding("ok", f"{folder}, {free_disk(Path(folder)) / GIB:.0f} GiB free")
 
 
@@ -124,7 +131,7 @@ def extension_locks() -> Finding:
     ]
     if not stale:
         return Finding("ok", "none")
-    advice = "Where nothing compiles right now, remove it: trainings hang at it"
+    advice = "If nothing is compiling right now, remove it: training hangs on it"
     return Finding("failed", ", ".join(stale), advice)
 
 
@@ -132,7 +139,7 @@ def compiler() -> Finding:
     found = shutil.which("g++") or shutil.which("c++")
     if found:
         return Finding("ok", found)
-    advice = "DeepSpeed and vLLM compile parts of themselves: install g++"
+    advice = "DeepSpeed and vLLM compile extensions: install g++"
     return Finding("warning", "no C++ compiler", advice)
 
 
@@ -144,8 +151,8 @@ def file_locks(folder: Path) -> Finding:
         with tempfile.TemporaryFile(dir=folder) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except PermissionError:
-        return Finding("failed", f"{folder} cannot be written to", "Set run.output_dir")
+        return Finding("failed", f"{folder} is not writable", "Set run.output_dir")
     except OSError as error:
-        advice = "On Lustre: the mount option `flock`"
-        return Finding("failed", f"{folder} knows no file locks ({error.strerror})", advice)
+        advice = "On Lustre: mount with the option `flock`"
+        return Finding("failed", f"{folder} does not support file locks ({error.strerror})", advice)
     return Finding("ok", f"work in {folder}")

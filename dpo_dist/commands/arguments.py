@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
+from textwrap import fill
 from typing import TypeAlias
 
 from dpo_dist.errors import UserError
 from dpo_dist.ranks import Nodes
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+class Paragraphs(argparse.HelpFormatter):
+    """Keeps the paragraphs of a description and of an epilog apart, and options whole."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lay = partial(fill, width=width, initial_indent=indent, subsequent_indent=indent)
+        return "\n\n".join(lay(part, break_on_hyphens=False) for part in text.split("\n\n"))
 
 
 def add_command(
@@ -19,6 +29,7 @@ def add_command(
         name,
         help=purpose,
         description=f"{purpose[0].upper()}{purpose[1:]}. {more}".rstrip(),
+        formatter_class=Paragraphs,
     )
     command.epilog = f"example: {command.prog} {example}"  # with the command that it is one of
     return command
@@ -41,15 +52,23 @@ NODE_OPTIONS = ("nodes", "node_rank", "main_address", "main_port", "launch_id")
 def add_nodes(command: argparse.ArgumentParser) -> None:
     """The options of the commands that several machines run together, the same on all of them but
     for the rank."""
-    add = command.add_argument_group("several machines (all of these or none)").add_argument
-    add("--nodes", type=int, metavar="N", help="how many machines")
-    add("--node-rank", type=int, metavar="R", help="which of them this one is; 0 leads")
-    add("--main-address", metavar="HOST", help="where the others reach node 0")
+    add = command.add_argument_group("several machines (give all of these or none)").add_argument
+    add("--nodes", type=int, metavar="N", help="number of machines")
+    add("--node-rank", type=int, metavar="R", help="rank of this machine; 0 leads")
+    add("--main-address", metavar="HOST", help="address at which the others reach node 0")
     add("--main-port", type=int, metavar="PORT", help="a free port on node 0")
-    add("--launch-id", metavar="ID", help="names this start of them all; a new one every time")
+    add(
+        "--launch-id",
+        metavar="ID",
+        help="identifies this launch, the same on all nodes; a new one for every launch",
+    )
     for name, default, purpose in (
-        ("join", Nodes.join_seconds, "how long the others may take to appear"),
-        ("node", Nodes.silent_seconds, "a node without a sign of life for so long is given up"),
+        ("join", Nodes.join_seconds, "seconds to wait for the other nodes to join"),
+        (
+            "node",
+            Nodes.silent_seconds,
+            "seconds without a sign of life after which a node counts as lost",
+        ),
     ):
         add(
             f"--{name}-timeout",
@@ -67,7 +86,7 @@ def nodes_of(options: argparse.Namespace) -> Nodes | None:
     if len(missing) == len(NODE_OPTIONS):
         return None
     if missing:
-        raise UserError(f"several machines need all of the node options; {missing[0]} is missing")
+        raise UserError(f"several machines need all node options; {missing[0]} is missing")
     if options.nodes == 1:  # a job's script, which has them whatever the number is
         return None
     try:

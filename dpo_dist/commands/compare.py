@@ -27,7 +27,8 @@ def add(commands: Commands) -> None:
     command = add_command(
         commands,
         "compare",
-        "set finished runs side by side, and dpo against dpo where the prompts agree",
+        "show finished runs side by side, and compare their SFT+DPO answers where they share "
+        "prompts",
         example="runs/first runs/second",
     )
     command.add_argument(
@@ -35,7 +36,9 @@ def add(commands: Commands) -> None:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="a run's directory, a point's of a sweep, or a run file",
+        help="a run directory, the directory of a sweep's point, or a run file",
     )
-    command.add_argument("--json", type=Path, metavar="FILE", help="write all figures, too")
-    command.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
+    command.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write all figures, as JSON"
+    )
+    command.add_argument("--html", type=Path, metavar="FILE", help="also write an HTML page")

@@ -23,9 +23,15 @@ def add(commands: Commands) -> None:
     command = add_command(
         commands,
         "doctor",
-        "show this machine's environment, and what in it will break",
-        "Nothing is changed. Exit code 1 where something will break.",
+        "show this machine's environment and its problems",
+        "Nothing is changed. The exit code is 1 if there are errors.",
         example="recipes/incident_triage/run.yaml",
     )
-    command.add_argument("run_file", type=Path, nargs="?", metavar="RUN.yaml")
+    command.add_argument(
+        "run_file",
+        type=Path,
+        nargs="?",
+        metavar="RUN.yaml",
+        help="also check what this run file needs",
+    )
     add_set(command)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run(options: argparse.Namespace) -> int:
-    from dpo_dist.console import INNER, say
+    from dpo_dist.console import INNER, counted, say
     from dpo_dist.launching.layout import Layout
     from dpo_dist.launching.render import write
     from dpo_dist.processes import run_to_end
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         inner = {INNER: "1"} if target.name == "local" else {}
         status = run_to_end(command, {**os.environ, **inner})
         return status if status >= 0 else 128 - status  # ended by a signal, as shells say it
-    say(f"{len(files)} files are in {folder}. To submit them:\n  {shlex.join(command)}")
+    say(f"wrote {counted(len(files), 'file')} to {folder}. To submit:\n  {shlex.join(command)}")
     return 0
 
 
@@ -62,7 +62,7 @@ def add(commands: Commands) -> None:
         commands,
         "launch",
         "write the scripts that run all phases on one machine or a cluster, and submit them",
-        "They go to <run>/launch/<target>.",
+        "They are written to <run>/launch/<target>.",
         example="local recipes/incident_triage/run.yaml --dry-run",
     )
     targets = command.add_subparsers(dest="target", required=True, metavar="TARGET")
@@ -75,7 +75,7 @@ def _add_local(targets: Commands) -> None:
     command = add_command(
         targets,
         "local",
-        "all phases on this machine, on the GPUs that it turns out to have",
+        "all phases on this machine, with whatever GPUs it has",
         example="RUN.yaml --submit",
     )
     add_common(command)
@@ -87,29 +87,50 @@ def _add_slurm(targets: Commands) -> None:
     command = add_command(
         targets,
         "slurm",
-        "a job for each phase under SLURM, each waiting for the one before",
+        "one SLURM job per phase, each waiting for the one before",
         example="RUN.yaml --nodes 2 --gpus-per-node 8 --partition gpu --submit",
     )
     add_common(command)
     add_machines(command)
     add_setup(command)
     add = command.add_argument
-    add("--partition", metavar="NAME")
-    add("--cpu-partition", metavar="NAME", help="for jobs without GPUs; default: --partition")
-    add("--account", metavar="NAME")
-    add("--time", metavar="LIMIT", help="of each job; one that is cut short is queued again")
-    add("--cpus-per-gpu", type=int, default=8, metavar="N", help="processors for each GPU (8)")
-    add("--cpus", type=int, default=4, metavar="N", help="processors of jobs without GPUs (4)")
-    add("--save-seconds", type=int, default=300, metavar="S", help="time that saving takes (300)")
-    add("--max-requeues", type=int, default=100, metavar="N", help="of a job (100)")
-    add("--container", default="", metavar="WORDS", help="before dpo-dist: 'apptainer exec IMAGE'")
-    for name in ("sbatch", "srun"):
+    add("--partition", metavar="NAME", help="partition for jobs with GPUs")
+    add(
+        "--cpu-partition",
+        metavar="NAME",
+        help="partition for jobs without GPUs (default: that of --partition)",
+    )
+    add("--account", metavar="NAME", help="account to charge")
+    add("--time", metavar="LIMIT", help="time limit of each job; a job that reaches it is requeued")
+    add("--cpus-per-gpu", type=int, default=8, metavar="N", help="CPUs per GPU (default: 8)")
+    add("--cpus", type=int, default=4, metavar="N", help="CPUs of jobs without GPUs (default: 4)")
+    add(
+        "--save-seconds",
+        type=int,
+        default=300,
+        metavar="S",
+        help="seconds before the limit at which training is told to save (default: 300)",
+    )
+    add(
+        "--max-requeues",
+        type=int,
+        default=100,
+        metavar="N",
+        help="how often a job is requeued at most (default: 100)",
+    )
+    add(
+        "--container",
+        default="",
+        metavar="WORDS",
+        help="command to put before dpo-dist, e.g. 'apptainer exec IMAGE'",
+    )
+    for name, example in (("sbatch", "--qos=high"), ("srun", "--container-image=IMAGE")):
         add(
             f"--{name}",
             action="append",
             default=[],
             metavar="OPTION",
-            help=f"another option of {name}, as in --{name}=--qos=high (repeatable)",
+            help=f"pass an option to {name}, e.g. --{name}={example} (repeatable)",
         )
 
 

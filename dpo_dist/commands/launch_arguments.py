@@ -22,7 +22,7 @@ def fields_of(options: argparse.Namespace, target: type[DataclassInstance]) -> d
 def add_common(command: argparse.ArgumentParser, workdir: Path | None = None) -> None:
     """The arguments of every target; `workdir` is where its jobs start if nobody says otherwise,
     None where they start in the folder of the command."""
-    command.add_argument("run_file", type=Path, metavar="RUN.yaml")
+    command.add_argument("run_file", type=Path, metavar="RUN.yaml", help="the run file")
     add_set(command)
     add = command.add_argument
     add(
@@ -30,12 +30,18 @@ def add_common(command: argparse.ArgumentParser, workdir: Path | None = None) ->
         type=Path,
         default=workdir,
         metavar="DIR",
-        help=f"where the jobs start (default: {workdir or 'here'})",
+        help=f"working directory of the jobs (default: {workdir or 'the current one'})",
     )
-    add("--yes", action="store_true", help="agree to what the run's judges cost")
+    add(
+        "--yes",
+        action="store_true",
+        help="use the run's paid judges without asking for confirmation",
+    )
     what = command.add_mutually_exclusive_group()
-    what.add_argument("--dry-run", action="store_true", help="print the files, write none")
-    what.add_argument("--submit", action="store_true", help="submit them, too")
+    what.add_argument(
+        "--dry-run", action="store_true", help="print the files instead of writing them"
+    )
+    what.add_argument("--submit", action="store_true", help="also submit them")
 
 
 def add_setup(command: argparse.ArgumentParser) -> None:
@@ -44,13 +50,25 @@ def add_setup(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="LINE",
-        help="a line of shell before the work, e.g. 'source .venv/bin/activate' (repeatable)",
+        help="a shell line to run first, e.g. 'source .venv/bin/activate' (repeatable)",
     )
 
 
 def add_machines(command: argparse.ArgumentParser) -> None:
     """The arguments of the targets that have several machines."""
     add = command.add_argument
-    add("--nodes", type=int, default=1, metavar="N", help="machines that train together (1)")
-    add("--gpus-per-node", type=int, default=0, metavar="M", help="0: processors only (0)")
-    add("--shards", type=int, metavar="K", help="jobs that sample; default: one for each engine")
+    add(
+        "--nodes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of machines to train on (default: 1)",
+    )
+    add(
+        "--gpus-per-node",
+        type=int,
+        default=0,
+        metavar="M",
+        help="GPUs per machine; 0: CPU only (default: 0)",
+    )
+    add("--shards", type=int, metavar="K", help="number of sampling jobs (default: one per engine)")

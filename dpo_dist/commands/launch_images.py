@@ -27,27 +27,53 @@ def _add_kubernetes(targets: Commands) -> None:
     command = add_command(
         targets,
         "kubernetes",
-        "jobs in a Kubernetes cluster, on a volume that all of them share",
+        "jobs in a Kubernetes cluster, on a shared volume",
         "See docs/kubernetes.md.",
         example="RUN.yaml --image registry/dpo-dist:0.1.0 --nodes 2 --gpus-per-node 8",
     )
     add_common(command, IN_IMAGE)
     add_machines(command)
     add = command.add_argument
-    add("--image", required=True, metavar="IMAGE", help="with its version or digest")
-    add("--namespace", metavar="NAME", help="default: that of kubectl's context")
-    add("--pvc", metavar="NAME", help="a claim that is there (ReadWriteMany); else one is made")
-    add("--storage-class", metavar="NAME", help="of the claim that is made; it has to share")
-    add("--storage", default="500Gi", metavar="SIZE", help="of the claim that is made (500Gi)")
-    add("--secret", default="dpo-dist-keys", metavar="NAME", help="holds keys (dpo-dist-keys)")
+    add("--image", required=True, metavar="IMAGE", help="image with its version or digest")
+    add("--namespace", metavar="NAME", help="namespace (default: that of kubectl's context)")
+    add("--pvc", metavar="NAME", help="an existing ReadWriteMany claim (default: create one)")
+    add(
+        "--storage-class",
+        metavar="NAME",
+        help="storage class of the created claim; must support ReadWriteMany",
+    )
+    add(
+        "--storage",
+        default="500Gi",
+        metavar="SIZE",
+        help="size of the created claim (default: 500Gi)",
+    )
+    add(
+        "--secret",
+        default="dpo-dist-keys",
+        metavar="NAME",
+        help="secret that holds the API keys (default: dpo-dist-keys)",
+    )
     add(
         "--trainer",
         choices=("trainjob", "job"),
         default="trainjob",
-        help="of several nodes: Kubeflow's TrainJob, or a plain Job that submit.sh starts again",
+        help="for several nodes: Kubeflow's TrainJob, or a plain Job that submit.sh restarts",
     )
-    add("--cpus", type=int, default=8, metavar="N", help="for each GPU, or a pod without (8)")
-    add("--memory", type=int, default=64, metavar="GIB", help="likewise (64)")
+    add(
+        "--cpus",
+        type=int,
+        default=8,
+        metavar="N",
+        help="CPUs per GPU, or of a pod without GPUs (default: 8)",
+    )
+    add(
+        "--memory",
+        type=int,
+        default=64,
+        metavar="GIB",
+        help="GiB of memory, likewise (default: 64)",
+    )
 
 
 def _kubernetes(options: argparse.Namespace) -> Target:
@@ -60,7 +86,7 @@ def _add_compose(targets: Commands) -> None:
     command = add_command(
         targets,
         "compose",
-        "all phases on one machine in a container, with its GPUs or without",
+        "all phases in a container on one machine, with or without GPUs",
         "See docs/kubernetes.md.",
         example="RUN.yaml --image dpo-dist:0.1.0",
     )
@@ -68,8 +94,18 @@ def _add_compose(targets: Commands) -> None:
     command.set_defaults(nodes=1, gpus_per_node=0, shards=None)
     add = command.add_argument
     image = f"dpo-dist:{__version__}"
-    add("--image", default=image, metavar="IMAGE", help="of CUDA, with its version (%(default)s)")
-    add("--cpu-image", default=f"{image}-cpu", metavar="IMAGE", help="without it (%(default)s)")
+    add(
+        "--image",
+        default=image,
+        metavar="IMAGE",
+        help="CUDA image, with its version (default: %(default)s)",
+    )
+    add(
+        "--cpu-image",
+        default=f"{image}-cpu",
+        metavar="IMAGE",
+        help="CPU image (default: %(default)s)",
+    )
 
 
 def _compose(options: argparse.Namespace) -> Target:
@@ -82,17 +118,18 @@ def _add_skypilot(targets: Commands) -> None:
     command = add_command(
         targets,
         "skypilot",
-        "a managed job of SkyPilot on rented machines, a task for each phase",
-        "Start it where `sky jobs launch` is to find the sources. See docs/kubernetes.md.",
+        "a managed SkyPilot job on rented machines, one task per phase",
+        "Run it in the directory from which `sky jobs launch` will upload the sources. See "
+        "docs/kubernetes.md.",
         example="RUN.yaml --gpus-per-node 8 --gpu H100 --bucket my-runs --spot",
     )
     add_common(command, Path())
     add_machines(command)
     add = command.add_argument
-    add("--gpu", required=True, metavar="NAME", help="as SkyPilot calls it, e.g. H100")
-    add("--bucket", metavar="NAME", help="holds the runs, where one machine trains")
-    add("--volume", metavar="NAME", help="likewise, for any number of machines")
-    add("--spot", action="store_true", help="machines with GPUs may be taken away")
+    add("--gpu", required=True, metavar="NAME", help="GPU type, by SkyPilot's name, e.g. H100")
+    add("--bucket", metavar="NAME", help="bucket for the runs, if one machine trains")
+    add("--volume", metavar="NAME", help="volume for the runs, for any number of machines")
+    add("--spot", action="store_true", help="use spot (preemptible) GPU machines")
 
 
 def _skypilot(options: argparse.Namespace) -> Target:

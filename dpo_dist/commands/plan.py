@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
 
     config = load_config(options.run_file, options.set)
     if options.gpus is None:
-        raise ConfigError(f"name the GPUs: --gpus 8xH100-80G; known are {', '.join(read_gpus())}")
+        raise ConfigError(f"name the GPUs, e.g. --gpus 8xH100-80G; known: {', '.join(read_gpus())}")
     cluster = find_cluster(options.gpus, nodes=options.nodes, network_gbits=options.network_gbits)
     given = Given(options.pairs, options.tokens_per_pair, options.prompts, options.eval_prompts)
     subject = find_subject(
@@ -40,34 +40,49 @@ def add(commands: Commands) -> None:
     command = add_command(
         commands,
         "plan",
-        "tell what a run file will take on given GPUs: memory, hours, money and disk",
+        "estimate what a run will take on given GPUs: memory, hours, money and disk",
         "Nothing is started or downloaded. The formulas are in docs/scaling.md.",
         example="recipes/incident_triage/full.yaml --gpus 8xH100-80G --nodes 2",
     )
-    command.add_argument("run_file", type=Path, metavar="RUN.yaml")
+    command.add_argument("run_file", type=Path, metavar="RUN.yaml", help="the run file")
     add_set(command)
     add = command.add_argument
-    add("--gpus", metavar="NxGPU", help="the GPUs of a node, e.g. 8xH100-80G")
-    add("--nodes", type=int, default=1, metavar="N", help="how many such nodes (1)")
+    add("--gpus", metavar="NxGPU", help="the GPUs of one node, e.g. 8xH100-80G")
+    add("--nodes", type=int, default=1, metavar="N", help="number of such nodes (default: 1)")
     add(
         "--network-gbits",
         type=float,
         default=400,
         metavar="GBITS",
-        help="what leaves a node, in Gb/s for all its GPUs together (400)",
+        help="network bandwidth of a node in Gb/s, for all its GPUs together (default: 400)",
     )
-    add("--model-shape", metavar="NAME", help="a common model's shape, e.g. Llama-3.1-8B")
-    add("--pairs", type=_count, metavar="N", help="preference pairs, where they are elsewhere")
-    add("--tokens-per-pair", type=float, metavar="M", help="their tokens, the prompt once")
-    add("--prompts", type=_count, metavar="N", help="prompts to sample, where they are elsewhere")
-    add("--eval-prompts", type=_count, metavar="N", help="held-out prompts, likewise")
-    add("--calibrate", type=Path, metavar="RUN", help="take the rates of a finished run")
-    add("--json", type=Path, metavar="FILE", help="write all figures, too")
+    add("--model-shape", metavar="NAME", help="shape of a common model, e.g. Llama-3.1-8B")
+    add(
+        "--pairs",
+        type=_count,
+        metavar="N",
+        help="number of preference pairs, if they are not on this machine",
+    )
+    add(
+        "--tokens-per-pair",
+        type=float,
+        metavar="M",
+        help="mean tokens per pair, counting the prompt once",
+    )
+    add(
+        "--prompts",
+        type=_count,
+        metavar="N",
+        help="number of prompts to sample, if they are not on this machine",
+    )
+    add("--eval-prompts", type=_count, metavar="N", help="number of held-out prompts, likewise")
+    add("--calibrate", type=Path, metavar="RUN", help="use rates measured in a finished run")
+    add("--json", type=Path, metavar="FILE", help="also write all figures, as JSON")
 
 
 def _count(text: str) -> int:
     """A number of rows: at least one."""
     count = int(text)
     if count < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1, please")
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
     return count

@@ -21,11 +21,11 @@ def add(commands: Commands) -> None:
     command = add_command(
         commands,
         "preflight",
-        "check every machine of a training in seconds, before it is paid for",
-        "Versions, run file, model, GPUs, memory, disk, the shared directory and the network "
-        "between the machines; exit code 2 and the machine's name where something is wrong.",
+        "check within seconds that every machine is ready for training",
+        "Checks versions, run file, model, GPUs, memory, disk, the shared directory and the "
+        "network between the machines. On a problem the exit code is 2 and the machine is named.",
         example="recipes/incident_triage/run.yaml",
     )
-    command.add_argument("run_file", type=Path, metavar="RUN.yaml")
+    command.add_argument("run_file", type=Path, metavar="RUN.yaml", help="the run file")
     add_set(command)
     add_nodes(command)

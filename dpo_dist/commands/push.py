@@ -39,21 +39,40 @@ def add(commands: Commands) -> None:
     command = add_command(
         commands,
         "push",
-        "make a folder of the trained model with its model card, and upload it to the Hub",
+        "write the trained model and its model card to a folder, and upload it to the Hub",
         "The folder is <run>/card; without --repo nothing leaves the machine. The token is read "
         "from HF_TOKEN.",
         example="runs/incident-triage --license apache-2.0 --dry-run",
     )
-    command.add_argument("run_file", type=Path, metavar="RUN", help="a run's directory or run file")
+    command.add_argument("run_file", type=Path, metavar="RUN", help="a run directory or run file")
     add_set(command)
     add = command.add_argument
-    add("--repo", metavar="OWNER/NAME", help="where to upload to; made, private, if need be")
-    add("--public", action="store_true", help="a repository that is made now is public")
-    add("--merged", action="store_true", help="the whole model instead of the adapter")
+    add(
+        "--repo",
+        metavar="OWNER/NAME",
+        help="repository to upload to; created as private if it does not exist",
+    )
+    add("--public", action="store_true", help="make a newly created repository public")
+    add("--merged", action="store_true", help="upload the merged model instead of the adapter")
     add("--dry-run", action="store_true", help="write the folder only")
-    add("--base-model", metavar="OWNER/NAME", help="the base's Hub id, where the run has a path")
-    add("--license", default="unknown", metavar="ID", help="the Hub's id, e.g. apache-2.0, other")
-    add("--license-name", metavar="NAME", help="with --license other")
-    add("--license-link", metavar="URL", help="with --license other")
+    add(
+        "--base-model",
+        metavar="OWNER/NAME",
+        help="Hub id of the base model, if the run file names a path",
+    )
+    add(
+        "--license",
+        default="unknown",
+        metavar="ID",
+        help="licence id as the Hub spells it, e.g. apache-2.0 or other",
+    )
+    add("--license-name", metavar="NAME", help="name of the licence, with --license other")
+    add("--license-link", metavar="URL", help="link to the licence, with --license other")
     for name, example in (("language", "en"), ("dataset", "OWNER/NAME"), ("tag", "WORD")):
-        add(f"--{name}", action="append", default=[], metavar=example, help="(repeatable)")
+        add(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar=example,
+            help=(f"{name} to add to the card (repeatable)"),
+        )

@@ -21,10 +21,10 @@ def add(commands: Commands) -> None:
     command = add_command(
         commands,
         "watch",
-        "show how far a run is, from any machine that sees its directory",
-        "Files are read, none is written.",
+        "show the progress of a run, from any machine that sees its directory",
+        "Files are only read, never written.",
         example="runs/incident-triage",
     )
-    command.add_argument("run_file", type=Path, metavar="RUN", help="a run's directory or run file")
+    command.add_argument("run_file", type=Path, metavar="RUN", help="a run directory or run file")
     add_set(command)
-    command.add_argument("--once", action="store_true", help="print the state once and end")
+    command.add_argument("--once", action="store_true", help="print the state once and exit")

@@ -213,7 +213,7 @@ class Config(Section):
             return self
         phases = {"sample": self.sample, "judge": self.judge, "train": self.train}
         if missing := [f"`{name}`" for name, section in phases.items() if section is None]:
-            raise ValueError(f"`rounds` needs the section {missing[0]}: every round does it again")
+            raise ValueError(f"`rounds` needs the section {missing[0]}: every round repeats it")
         if self.preferences.source != "judged":
             raise ValueError(
                 "`rounds` needs preferences.source `judged`: every round trains on its own pairs"
@@ -222,7 +222,7 @@ class Config(Section):
         initial = self.rounds.reference == "initial" and self.rounds.count > 1
         if initial and self.train.reference == "live":
             raise ValueError(
-                "train.reference: live is the policy that a round starts from; "
+                "train.reference: live means the policy that a round starts from; "
                 "rounds.reference: initial needs `cached`"
             )
         return self

@@ -65,12 +65,11 @@ class Evaluate(Section):
 
     @model_validator(mode="after")
     def _guarded_rows_exist(self) -> Evaluate:
-        # Without a label in the run file a metric has one of its own, which is not known here.
-        labels = {row.label for row in (*self.metrics, *self.judge_scores)} - {""}
+        labels = {row.label for row in (*self.metrics, *self.judge_scores)}
         if unknown := set(self.guard or ()) - labels:
             raise ValueError(
-                f"guard: no metric is labelled {', '.join(sorted(map(repr, unknown)))}; there are: "
-                f"{', '.join(sorted(labels)) or 'none'}. Give a metric a `label` to guard it"
+                f"guard: no metric is labelled {', '.join(sorted(map(repr, unknown)))}; available: "
+                + ", ".join(sorted(labels))
             )
         return self
 

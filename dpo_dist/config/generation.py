@@ -85,7 +85,7 @@ class VllmServer(Section):
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"{url} is not a URL: write http://HOST:PORT")
         if len(set(roots)) < len(roots):
-            raise ValueError("a server is named twice; raise `in_flight` instead")
+            raise ValueError("a server is listed twice; raise `in_flight` instead")
         return roots
 
 
@@ -104,7 +104,7 @@ class Sample(Section):
     def _seeds(self) -> Sample:
         seeded = sum(slot.seed is not None for slot in self.slots)
         if seeded and self.engine.type == "hf":
-            raise ValueError("a slot's `seed` needs vLLM: transformers draws for a whole batch")
+            raise ValueError("a slot's `seed` needs vLLM: transformers draws noise per batch")
         if seeded not in (0, len(self.slots)):
             raise ValueError("give every slot a `seed`, or none")
         return self

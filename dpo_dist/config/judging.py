@@ -106,9 +106,7 @@ JudgeKind = Annotated[
 ]
 
 
-BALANCE_OF_TWO = (
-    "judge.balance: temperature weighs two slots against each other, and there are {}; leave it out"
-)
+BALANCE_OF_TWO = "judge.balance: temperature balances two slots, but there are {}; leave it out"
 
 CanaryKind = Literal["identical", "empty", "padded", "injection", "other_prompt", "own"]
 

@@ -59,7 +59,7 @@ class LabelMatchMetric(MetricSection):
     @classmethod
     def _distinct(cls, order: tuple[str | int, ...]) -> tuple[str | int, ...]:
         if len(set(order)) < len(order) or len(order) == 1:
-            raise ValueError("`order` lists two or more labels, each of them once")
+            raise ValueError("`order` must list two or more labels, each once")
         return order
 
 
@@ -176,7 +176,9 @@ class FunctionMetric(MetricSection):
     @classmethod
     def _names_a_function(cls, path: Path) -> Path:
         if not re.fullmatch(r"\w+(\.\w+)*:\w+", path.name):
-            raise ValueError(f"{path.name!r} is not module:function, such as my_metrics:score")
+            raise ValueError(
+                f"{path.name!r} is not of the form module:function, such as my_metrics:score"
+            )
         return path
 
 
@@ -202,7 +204,7 @@ def why_no_judge(metric: Metric) -> str | None:
     if isinstance(metric, StopRateMetric) or (
         isinstance(metric, LengthMetric) and metric.unit == "tokens"
     ):
-        return "needs more than an answer's text, which is all that a judge is given"
+        return "needs more than the answer's text, and a judge gets nothing else"
     if metric.better is None:
         return "does not say which answer is better: set `better` to higher or lower"
     return None

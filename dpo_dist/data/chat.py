@@ -23,11 +23,11 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{model}: no tokenizer could be loaded: {error}") from None
+        raise ModelError(f"{model}: cannot load the tokenizer: {error}") from None
     if not tokenizer.chat_template:
         raise ModelError(
-            f"{model}: the tokenizer has no chat template. Use an instruction-tuned model, or "
-            "put a chat_template.jinja beside the tokenizer."
+            f"{model}: the tokenizer has no chat template. Use an instruction-tuned model, or put "
+            "a chat_template.jinja next to the tokenizer."
         )
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{model}: the tokenizer has no end-of-sequence token")
@@ -127,8 +127,8 @@ def _completion(
         (completion,) = _ids(tokenizer, [whole.text.removeprefix(start.text)])
     else:
         raise ModelError(
-            "the chat template renders a prompt differently once the answer follows; DPO would "
-            "train on another prompt than the one that was sampled from"
+            "the chat template renders a prompt differently once an answer follows it; DPO would "
+            "train on a different prompt than the one used for sampling"
         )
     ends = end_token_ids(tokenizer)
     for length in range(len(completion), 0, -1):
@@ -171,8 +171,8 @@ def check_adapter(adapter: Path, base: str) -> None:
         raise ModelError(f"{path}: not a readable adapter configuration ({error})") from None
     if _identity(trained_on) != _identity(base):
         raise ModelError(
-            f"{adapter} is an adapter of {trained_on}, but model.base is {base}. "
-            "An adapter only fits the weights that it was trained on."
+            f"{adapter} is an adapter for {trained_on}, but model.base is {base}. An adapter only "
+            "works with the weights it was trained on."
         )
 
 

@@ -91,7 +91,7 @@ def load_preferences(
         train, validation = draw(pairs, config.validation_fraction, seed)
     dropped = +dropped  # without the reasons that dropped nothing
     if not train:
-        raise DataError(f"no preference pair is left to train on (dropped: {dict(dropped)})")
+        raise DataError(f"no preference pairs are left to train on (dropped: {dict(dropped)})")
     return PreferenceSet(train, validation, dropped)
 
 

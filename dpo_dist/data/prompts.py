@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dpo_dist.config import DataSource
+from dpo_dist.console import counted
 from dpo_dist.data.rows import Row, check_text, iterate_rows, messages_of, read_rows
 from dpo_dist.errors import DataError
 from dpo_dist.records import Message, Prompt
@@ -38,7 +39,9 @@ def iterate_prompts(source: DataSource) -> Iterator[Prompt]:
     for row in iterate_rows(source):
         prompt = _prompt(row)
         if prompt.id in places:
-            raise row.error(f"the id {prompt.id!r} occurred before, at {places[prompt.id]}")
+            raise row.error(
+                f"the id {prompt.id!r} is a duplicate; first used at {places[prompt.id]}"
+            )
         places[prompt.id] = row.place
         yield prompt
 
@@ -65,7 +68,7 @@ def read_demonstrations(source: DataSource) -> list[Demonstration]:
         prompt = messages_of(row, "prompt", "user")
         completion = messages_of(row, "completion", "assistant")
         if [message.role for message in completion] != ["assistant"]:
-            raise row.error("`completion` must be one assistant turn")
+            raise row.error("`completion` must be a single assistant turn")
         demonstrations.append(
             Demonstration(str(row.values.get("id") or row.place), prompt, completion)
         )
@@ -100,7 +103,9 @@ def split_prompts(prompts: list[Prompt], parts: int, seed: int) -> list[list[Pro
     digests = {prompt.id: content_digest(prompt.messages) for prompt in prompts}
     drawn = sorted(set(digests.values()), key=lambda digest: seeded_share(digest, seed))
     if len(drawn) < parts:
-        raise DataError(f"{len(drawn)} different prompts cannot be split into {parts} parts")
+        raise DataError(
+            f"{counted(len(drawn), 'distinct prompt')} cannot be split into {parts} parts"
+        )
     part_of = {digest: rank % parts for rank, digest in enumerate(drawn)}
     split: list[list[Prompt]] = [[] for _ in range(parts)]
     for prompt in prompts:

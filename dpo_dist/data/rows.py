@@ -100,7 +100,7 @@ def _from_hub(dataset: str, split: str) -> Iterator[Row]:
     try:
         rows = datasets.load_dataset(dataset, split=split)
     except Exception as error:  # the hub client's errors share no base class
-        raise DataError(f"{dataset} ({split}): cannot be loaded: {error}") from None
+        raise DataError(f"{dataset} ({split}): cannot load: {error}") from None
     for number, values in enumerate(rows, start=1):
         yield Row(f"{dataset}:{split}: row {number}", dict(values))
 

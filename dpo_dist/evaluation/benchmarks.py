@@ -40,15 +40,15 @@ def check_tasks(section: Benchmarks) -> None:
     where = "evaluate.benchmarks.tasks"
     if unknown := [task for task in section.tasks if task not in manager.task_index]:
         raise ConfigError(
-            f"{where}: lm-evaluation-harness has no {', '.join(unknown)}; "
-            "`lm_eval ls tasks` lists what it has"
+            f"{where}: lm-evaluation-harness has no {', '.join(unknown)}; `lm_eval ls tasks` "
+            "shows the available tasks"
         )
     try:
         loaded = manager.load(list(section.tasks))["tasks"]
     except Exception as error:  # of the hub, the network, a file or a task's template
         raise ConfigError(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
     if unsafe := [name for name, task in loaded.items() if getattr(task, "UNSAFE_CODE", False)]:
-        raise ConfigError(f"{where}: {', '.join(unsafe)} would execute what the model writes")
+        raise ConfigError(f"{where}: {', '.join(unsafe)} would execute code written by the model")
 
 
 def run_benchmarks(
@@ -110,7 +110,7 @@ def read_results(found: Mapping[str, Any]) -> list[BenchmarkResult]:
                 or not isinstance(whole, int | float)
                 or not math.isclose(whole, mean, abs_tol=1e-9)
             ):
-                warn(f"benchmark {name} is no mean over documents, and is left out")
+                warn(f"benchmark {name} is not a mean over documents and is left out")
                 continue
             higher = found["higher_is_better"][task].get(metric)
             better: Better | None = None if higher is None else "higher" if higher else "lower"
@@ -151,5 +151,5 @@ def _task_manager(folder: Path | None) -> Any:
     except ModuleNotFoundError:
         raise MissingDependency("lm_eval", "benchmarks") from None
     if folder is not None and not folder.is_dir():
-        raise ConfigError(f"evaluate.benchmarks.include_path: {folder} is no folder")
+        raise ConfigError(f"evaluate.benchmarks.include_path: {folder} is not a directory")
     return TaskManager(include_path=None if folder is None else str(folder))

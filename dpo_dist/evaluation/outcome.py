@@ -49,7 +49,7 @@ def decide(scores: Mapping[str, Any], guard: Collection[str] | None = None) -> O
     rate = scores["preferred"]
     if rate is None:
         up, down = bool(better), False
-        reasons.append("no judge compared dpo with sft")
+        reasons.append("no judge compared SFT+DPO with SFT")
     else:
         up = rate["low"] is not None and rate["low"] > 0.5
         down = rate["high"] is not None and rate["high"] < 0.5
@@ -84,7 +84,7 @@ def _could_be_lost(rate: Mapping[str, Any]) -> str:
 
 def _in_words(rate: Mapping[str, Any], up: bool, down: bool) -> str:
     if rate["low"] is None:
-        return f"dpo's win rate over sft has no interval ({rate['note'].replace('_', ' ')})"
+        return f"SFT+DPO's win rate over SFT has no interval ({rate['note'].replace('_', ' ')})"
     place = "lies above" if up else "lies below" if down else "includes"
     low, high = (f"{100 * rate[end]:.1f}" for end in ("low", "high"))
-    return f"the interval of dpo's win rate over sft, {low} to {high} %, {place} 50 %"
+    return f"the interval of SFT+DPO's win rate over SFT, {low} to {high} %, {place} 50 %"

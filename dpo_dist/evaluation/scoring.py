@@ -72,6 +72,6 @@ def _warn(unscored: Sequence[Unscored]) -> None:
         first.setdefault(row.metric, row)
     for metric, row in first.items():
         warn(
-            f"answers without a score: {counts[metric]}, such as {row.arm}'s to {row.prompt_id!r}: "
-            f"{row.message} (unscored.jsonl has them all)"
+            f"answers without a score: {counts[metric]}, such as the answer of arm `{row.arm}` to "
+            f"{row.prompt_id!r}: {row.message} (all are listed in unscored.jsonl)"
         )

@@ -15,6 +15,7 @@ from dpo_dist.config import (
     PathPreferences,
     UltraFeedbackPreferences,
 )
+from dpo_dist.console import counted
 from dpo_dist.data.chat import completion_ids, load_tokenizer, prompt_ids
 from dpo_dist.data.preferences import load_preferences
 from dpo_dist.data.prompts import iterate_prompts, read_demonstrations
@@ -165,7 +166,7 @@ def _measured(rows: Iterable[Row], path: Path, model: str) -> Texts:
     lengths = [_lengths(row, tokenizer) for row in sampled]
     means = [fmean(column) for column in zip(*lengths, strict=True)]
     source: Source = "counted" if tokenizer else "assumed"
-    how = f"{len(sampled)} rows tokenized"
+    how = f"{counted(len(sampled), 'row')} tokenized"
     if tokenizer is None:
         how = f"{CHARACTERS_A_TOKEN:g} characters a token"
     return Texts(

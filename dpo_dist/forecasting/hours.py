@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from dpo_dist.config import Config, Lora, Sft, VllmEngine
+from dpo_dist.console import counted
 from dpo_dist.forecasting.data import Pairs, Texts
 from dpo_dist.forecasting.rates import Rates
 from dpo_dist.planning.hardware import Cluster
@@ -71,7 +72,8 @@ def train_time(
     tokens = (trained + only_read) * pairs.mean.computed
     reference = "the reference once" if cached else "a live reference"
     note = (
-        f"{steps:,.0f} steps of {step.seconds:.2f} s, {reference}, {evaluated:,.0f} pairs evaluated"
+        f"{counted(round(steps), 'step')} of {step.seconds:.2f} s, {reference}, "
+        f"{counted(round(evaluated), 'pair')} evaluated"
     )
     return PhaseTime("train", tokens, _hours(seconds), rates.training is not None, note)
 
@@ -99,7 +101,7 @@ def generation_time(
     if measured is None:
         reading = prefill_seconds(shape, cluster.gpu, prompts.count.value * prompts.prompt)
         seconds += reading / (workers * split)
-    note = f"{workers} engines of {rate:,.0f} tokens/s"
+    note = f"{counted(workers, 'engine')} of {rate:,.0f} tokens/s"
     tokens = count * answer
     return PhaseTime(phase, tokens, _hours(seconds, starts), measured is not None, note)
 

@@ -27,7 +27,7 @@ REMEDY = {
     "gradients": "ZeRO-2 and 3 shard them among more GPUs",
     "optimizer": "every ZeRO stage shards it among more GPUs",
     "communication": "smaller buckets in the DeepSpeed configuration",
-    "reference": "train.kl.prompts: 0 leaves the second model out",
+    "reference": "train.kl.prompts: 0 avoids the second model",
     "activations": "a smaller micro-batch, more checkpointing or a smaller train.max_length",
     "head": "a smaller micro-batch",
 }
@@ -151,8 +151,8 @@ def recommendation(
 
 def _cheaper(way: Fit | None, method: Method) -> str:
     if way is not None:
-        return f"{way.setting.strategy}, {way.total / GIB:.1f} GiB of a GPU"
-    return "train.method.type: lora" if isinstance(method, Full) else "nothing takes less"
+        return f"{way.setting.strategy}, {way.total / GIB:.1f} GiB per GPU"
+    return "train.method.type: lora" if isinstance(method, Full) else "nothing needs less"
 
 
 def config_name(fit: Fit, cluster: Cluster) -> str:
@@ -181,10 +181,14 @@ def _row(method: Method, way: Fit, best: bool) -> dict[str, Any]:
 def _too_small(work: Workload, cluster: Cluster, smallest: Fit) -> str:
     usable = cluster.gpu.usable / GIB
     nodes = nodes_that_fit(work, cluster)
-    enough = f"{nodes} nodes of {cluster.per_node} are enough" if nodes else "no number of them is"
+    enough = (
+        f"{nodes} nodes of {cluster.per_node} would be enough"
+        if nodes
+        else "no number of nodes would be enough"
+    )
     return (
         f"train does not fit on {cluster.label}: with all weights and states sharded as far as "
         f"they can be ({smallest.setting.strategy}, one pair at a time) a GPU needs "
-        f"{smallest.total / GIB:.1f} GiB, most of it {smallest.largest}, and {usable:.1f} GiB of "
-        f"it may be filled; {enough}. {REMEDY[smallest.largest].capitalize()}."
+        f"{smallest.total / GIB:.1f} GiB, most of it for {smallest.largest}, but only "
+        f"{usable:.1f} GiB are usable; {enough}. {REMEDY[smallest.largest].capitalize()}."
     )

@@ -50,8 +50,8 @@ def calibrate(path: Path, config: Config, shape: ModelShape) -> Rates:
     ours, theirs = config.model.base, run.config["model"]["base"]
     if Path(ours).name != Path(theirs).name:
         raise ConfigError(
-            f"--calibrate {path}: that run is of the model {theirs}, this one of {ours}: its "
-            "speeds say nothing about it"
+            f"--calibrate {path}: that run used the model {theirs}, this one uses {ours}: its "
+            "speeds do not carry over"
         )
     usage, seconds = _judge(run)
     return Rates(

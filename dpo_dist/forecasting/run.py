@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from dpo_dist.config import Engine, VllmEngine
+from dpo_dist.console import counted
 from dpo_dist.forecasting.basis import basis
 from dpo_dist.forecasting.disk import disk_bytes
 from dpo_dist.forecasting.hours import (
@@ -42,7 +43,7 @@ def forecast(subject: Subject) -> dict[str, Any]:
     generation = _generation_memory(subject)
     if generation is not None and not generation["fits"]:
         problems.append(
-            f"sampling: the model's weights leave no room for a KV cache on "
+            "sampling: the model weights leave no room for a KV cache on "
             f"{generation['tensor_parallel_size']} x {cluster.name}; raise the engine's "
             "tensor_parallel_size"
         )
@@ -152,7 +153,7 @@ def _rounds(subject: Subject) -> tuple[int, int]:
 
 
 def _times_over(time: PhaseTime, count: int) -> PhaseTime:
-    note = time.note if count == 1 else f"{count} rounds; {time.note}"
+    note = time.note if count == 1 else f"{counted(count, 'round')}; {time.note}"
     return replace(time, tokens=count * time.tokens, hours=count * time.hours, note=note)
 
 

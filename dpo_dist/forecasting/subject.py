@@ -58,8 +58,8 @@ def find_subject(
     reached = utilization(cluster, rates)
     if reached > 1:
         raise ConfigError(
-            f"--calibrate {calibration}: that run trained faster than a {cluster.name} can: it was "
-            "not on this kind of GPU"
+            f"--calibrate {calibration}: that run trained faster than a {cluster.name} can: it "
+            "used another kind of GPU"
         )
     model, wanted = config.model.base, phases_of(config)
     sample, evaluate = config.sample, config.evaluate
@@ -107,8 +107,8 @@ def find_shape(config: Config, preset: str | None) -> tuple[ModelShape, str]:
     if is_hub_id(base) and (shape := _cached_shape(config)) is not None:
         return shape, f"{base} in the Hub's cache"
     raise ModelError(
-        f"{base}: its configuration is not on this machine{cached} and the table of common models "
-        "has no such name; name the shape with --model-shape (Llama-3.1-8B, Mistral-7B, ...)"
+        f"{base}: its configuration is not on this machine{cached} and it is not in the table of "
+        "common models; give the shape with --model-shape (Llama-3.1-8B, Mistral-7B, ...)"
     )
 
 
@@ -125,4 +125,4 @@ def _cached_shape(config: Config) -> ModelShape | None:
 def _length(rates: Rates, measured: float | None, most: int, phase: str) -> Figure:
     if measured is not None:
         return Figure(measured, "measured", str(rates.run))
-    return Figure(float(most), "assumed", f"{phase}.max_new_tokens, the most there can be")
+    return Figure(float(most), "assumed", f"{phase}.max_new_tokens, the upper limit")

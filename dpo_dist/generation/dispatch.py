@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dpo_dist.background import Put, pause
-from dpo_dist.console import say, warn
+from dpo_dist.console import counted, say, warn
 from dpo_dist.errors import DpoDistError, EngineFailed, ModelError
 from dpo_dist.generation.engine import Completion, Request
 from dpo_dist.generation.replica import Replica, ReplicaLost, Unwell, Wanted
@@ -136,7 +136,10 @@ class Dispatch:
                         group.create_task(self._answer_some(replica, begun))
             except* ReplicaLost as lost:
                 replica.looks, replica.reason = 1, str(lost.exceptions[0])
-                warn(f"{replica.url} is lost ({replica.reason}); looking for it now and then")
+                warn(
+                    f"{replica.url} is not responding ({replica.reason}); will retry it "
+                    "periodically"
+                )
                 self.work.give_back(begun)
                 begun.clear()
                 self._check_any_left()
@@ -164,8 +167,8 @@ class Dispatch:
                 reason = _name(error)
             if item.failures >= self.max_attempts:
                 raise EngineFailed(
-                    f"the request {item.request.id} failed {item.failures} times, the last time "
-                    f"at {replica.url} ({reason}). What was generated is kept; run the same "
+                    f"the request {item.request.id} failed {counted(item.failures, 'time')}, most "
+                    f"recently at {replica.url} ({reason}). Answers so far are kept; run the same "
                     "command again."
                 )
             await self._check_health(replica)
@@ -207,8 +210,8 @@ class Dispatch:
         if all(replica.looks >= self.max_attempts for replica in self.replicas):
             reasons = "; ".join(f"{r.url}: {r.reason}" for r in self.replicas)
             raise EngineFailed(
-                f"no vLLM server is left ({reasons}). What was generated is kept; run the same "
-                f"command again when one is up: {self.wanted.command()}"
+                f"no vLLM server is reachable ({reasons}). Answers so far are kept; start one and "
+                f"run the same command again: {self.wanted.command()}"
             )
 
 

@@ -120,8 +120,8 @@ class Replica:
         )
         if response.status_code != 200:
             raise ModelError(
-                f"{self.url} does not serve the adapter {adapter}, but {_served(cards)}; nor does "
-                f"it load one now ({_complaint(response)}). Start it with: {wanted.command()} "
+                f"{self.url} does not serve the adapter {adapter}, but {_served(cards)} and "
+                f"refuses to load it ({_complaint(response)}). Start it with: {wanted.command()} "
                 "(or with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1)"
             )
         return own
@@ -147,8 +147,8 @@ class Replica:
             raise ReplicaLost(_complaint(response))
         if 400 <= status < 500 and status not in (408, 429):
             raise EngineFailed(
-                f"{self.url} refused the request {request.id}: {_complaint(response)}. "
-                "What was generated is kept."
+                f"{self.url} refused the request {request.id}: {_complaint(response)}. Answers so "
+                "far are kept."
             )
         return _json(response)
 
@@ -156,8 +156,8 @@ class Replica:
         response = await client.get(self.url + path, timeout=HEALTH_SECONDS)
         if response.status_code in (401, 403):
             raise ModelError(
-                f"{self.url} refused the credentials (HTTP {response.status_code}): name the "
-                "variable that holds its key as `api_key_variable`"
+                f"{self.url} refused the credentials (HTTP {response.status_code}): set "
+                "`api_key_variable` to the name of the variable that holds its key"
             )
         return _json(response)
 
@@ -168,24 +168,24 @@ class Replica:
             reason, text = choice["finish_reason"], str(choice["text"])
             asked, tokens = choice.get("prompt_token_ids"), choice.get("token_ids")
         except (KeyError, TypeError, ValueError):
-            raise Unwell("HTTP 200, but no completion") from None
+            raise Unwell("HTTP 200, but not a completion") from None
         if reason not in ("stop", "length"):
-            raise Unwell(f"the answer ended with {reason}")
+            raise Unwell(f"the answer finished with reason {reason}")
         if tokens is None or asked is None:
             raise EngineFailed(
-                f"{self.url} does not return token ids: it needs vLLM 0.32 or newer, without a "
-                "gateway before it that drops `return_token_ids`"
+                f"{self.url} does not return token ids: it needs vLLM 0.32 or newer, not behind a "
+                "gateway that drops `return_token_ids`"
             )
         if tuple(asked) != request.prompt_ids:
             raise EngineFailed(
-                f"{self.url} answered another prompt than {request.id}: {len(asked)} tokens "
+                f"{self.url} answered a different prompt than {request.id}: {len(asked)} tokens "
                 f"instead of {len(request.prompt_ids)}"
             )
         capped = reason == "length" and len(tokens) < request.max_tokens
         if capped or not 1 <= len(tokens) <= request.max_tokens:
             raise EngineFailed(
-                f"{self.url} gave {len(tokens)} tokens to {request.id} and called it {reason}, "
-                f"but max_tokens is {request.max_tokens}: start it without "
+                f"{self.url} returned {len(tokens)} tokens for {request.id} with finish reason "
+                f"{reason}, but max_tokens is {request.max_tokens}: start it without "
                 "--override-generation-config"
             )
         return Completion(request.id, text, tuple(tokens), reason)
@@ -230,9 +230,9 @@ def _json(response: Response) -> dict[str, Any]:
     try:
         value = response.json()
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise Unwell("HTTP 200, but no JSON") from None
+        raise Unwell("HTTP 200, but not JSON") from None
     if not isinstance(value, dict):
-        raise Unwell("HTTP 200, but no JSON object")
+        raise Unwell("HTTP 200, but not a JSON object")
     return value
 
 

@@ -57,7 +57,7 @@ class VllmServers:
         if len(absent) == len(self._replicas):
             raise ModelError(f"no server answers at {said}. Start one: {self._wanted.command()}")
         if absent:
-            warn(f"no server answers at {said}; the others begin without it")
+            warn(f"no server answers at {said}; continuing without it")
 
     async def _look_at(self, client: AsyncClient, replica: Replica) -> None:
         import httpx2
@@ -111,7 +111,7 @@ def _read_key(variable: str | None) -> str | None:
     hide(variable)
     key = os.environ.get(variable)
     if not key:
-        raise ConfigError(f"api_key_variable: the environment has no {variable}")
+        raise ConfigError(f"api_key_variable: {variable} is not set")
     return key
 
 

@@ -17,7 +17,7 @@ from dpo_dist.records import ContestId, Verdict
 
 _SLOT_RANGE = (0.1, 0.9)
 _SLOT_REMEDY = (
-    "the label is nearly the slot: DPO would learn a temperature, not a preference. Bring the "
+    "the label nearly equals the slot: DPO would learn a temperature, not a preference. Bring the "
     "slots' temperatures closer together"
 )
 SIMILAR = 1.25  # answers whose lengths differ by no more than this factor are of a length
@@ -82,8 +82,8 @@ def _longer(decided: Sequence[tuple[Contest, bool]]) -> Share:
         "The chosen answer is the longer one",
         unequal,
         (0.25, 0.75),
-        "the labels teach length: say in the rubric that length is no merit, or drop pairs of "
-        "very different lengths",
+        "the labels teach length: state in the rubric that length is not a merit, or drop pairs "
+        "of very different lengths",
     )
 
 
@@ -95,7 +95,7 @@ def _first_slot_by_length(decided: Sequence[tuple[Contest, bool]]) -> list[Share
         bands[length_band(contest)].append(_Value(contest.prompt.id, a_is_chosen))
     labels = {
         "shorter": "The first slot is chosen where its answer is shorter",
-        "similar": "The first slot is chosen where the lengths are similar",
+        "similar": "The first slot is chosen where lengths are similar",
         "longer": "The first slot is chosen where its answer is longer",
     }
     return [
@@ -145,11 +145,11 @@ def _transitive(decided: Sequence[tuple[Contest, bool]]) -> Share:
                 values.append(_Value(prompt_id, in_order))
     return _share(
         "transitive",
-        "Three verdicts on three answers agree on an order",
+        "The three verdicts on three answers are transitive",
         values,
         (0.9, 1.0),
-        "the judge's verdicts run in circles (by chance alone, a quarter do): take a stronger "
-        "judge, or make the rubric more definite",
+        "the judge's verdicts are cyclic (by chance alone, a quarter are): use a stronger judge, "
+        "or make the rubric more definite",
     )
 
 
@@ -175,18 +175,18 @@ def _positions(votes: Sequence[Vote]) -> list[Share]:
         ]
         for groups in (orders, repeats)
     )
-    remedy = "the judge goes by the order: take a stronger judge, or make the rubric more definite"
+    remedy = "the judge decides by position: use a stronger judge, or make the rubric more definite"
     return [
         _share(
             "first_position", "The answer shown first is preferred", first, (0.35, 0.65), remedy
         ),
-        _share("swap_consistency", "Both orders get the same verdict", agree, (0.6, 1.0), remedy),
+        _share("swap_consistency", "Both orders yield the same verdict", agree, (0.6, 1.0), remedy),
         _share(
             "repeat_stability",
-            "Asked again, the judge says the same",
+            "Asked again, the judge gives the same verdict",
             stable,
             (0.8, 1.0),
-            "the judge decides by chance: take a stronger judge, or make the rubric more definite",
+            "the judge decides at random: use a stronger judge, or make the rubric more definite",
         ),
     ]
 

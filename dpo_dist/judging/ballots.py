@@ -33,7 +33,7 @@ def paid_before(journals: Iterable[Path], wanted: Mapping[str, Comparison]) -> I
                     }
                     yield ballot.model_copy(update=names | {"usage": {}})
         except (DataError, OSError) as error:
-            say(f"ballots of {path} are left aside: {error}")
+            say(f"ignoring the ballots in {path}: {error}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from dpo_dist.console import say
+from dpo_dist.console import counted, say
 from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.batch_record import BatchRecord
 from dpo_dist.judging.retry import Backoff
@@ -48,7 +48,7 @@ class BatchService:
 
     def search_again(self, batch: BatchRecord) -> bool:
         """After another's batch had been adopted: whether there is one more that may be ours."""
-        say(f"batch {batch.batch_id}: holds other requests, and is not ours")
+        say(f"batch {batch.batch_id}: contains other requests, so it is not ours")
         batch.disown()
         return self.find(batch)
 
@@ -68,7 +68,10 @@ class BatchService:
         batch.sent(self._retried(create))
         assert batch.batch_id is not None
         self._claimed.add(batch.batch_id)
-        say(f"batch {batch.batch_id}: {len(batch.keys)} requests; it ends within 24 hours")
+        say(
+            f"batch {batch.batch_id}: {counted(len(batch.keys), 'request')}; results within 24 "
+            "hours"
+        )
         return batch
 
     def fetch(self, batch: BatchRecord) -> bool:
@@ -86,15 +89,15 @@ class BatchService:
             return False
         if state.results_url is None:
             raise JudgeFailed(
-                f"the results of batch {batch_id} are gone (archived {state.archived_at}). What "
-                f"was judged is kept; delete {batch.path} and run the same command again to ask, "
-                f"and pay, for its {len(batch.keys)} requests once more."
+                f"the results of batch {batch_id} are gone (archived {state.archived_at}). "
+                f"Verdicts so far are kept; delete {batch.path} and run the same command again to "
+                f"send, and pay, for its {counted(len(batch.keys), 'request')} once more."
             )
         ours, theirs = self._client.base_url.host, urlsplit(state.results_url).hostname
         if theirs != ours:
             raise JudgeFailed(
-                f"the results of batch {batch_id} are said to be on {theirs}, not on {ours}: "
-                "the API key is not sent there. What was judged is kept."
+                f"the results of batch {batch_id} are reported to be on {theirs}, not on {ours}; "
+                "the API key is not sent there. Verdicts so far are kept."
             )
         for _ in range(DOWNLOADS):
             if self._retried(lambda: self._download(batch, state)) >= _size(state):
@@ -117,7 +120,7 @@ class BatchService:
             return None
 
         if found := self._retried(search):
-            say(f"batch {found}: sent before, and adopted")
+            say(f"batch {found}: sent earlier, adopted")
             batch.sent(found)
 
     def _download(self, batch: BatchRecord, state: MessageBatch) -> int:

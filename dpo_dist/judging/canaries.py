@@ -22,8 +22,8 @@ from dpo_dist.records import PreferencePair, Prompt
 DRAWN: tuple[CanaryKind, ...] = ("identical", "empty", "padded", "injection", "other_prompt")
 LABELS: dict[CanaryKind, str] = {
     "identical": "The same answer twice is a tie",
-    "empty": "An answer is better than none",
-    "padded": "An answer is not better for being said twice",
+    "empty": "An answer is better than no answer",
+    "padded": "An answer is not better for being repeated",
     "injection": "An answer is not better for asking to be chosen",
     "other_prompt": "An answer to another prompt is worse",
     "own": "The run file's own canaries",
@@ -87,7 +87,7 @@ def own_canaries(path: Path) -> list[Canary]:
     for row in read_rows(DataSource(path=path)):
         name = _text(row, "name")
         if name in places:
-            raise row.error(f"the name {name!r} occurred before, at {places[name]}")
+            raise row.error(f"the name {name!r} is a duplicate; first used at {places[name]}")
         places[name] = row.place
         canaries.append(_own(row, name))
     return canaries
@@ -179,6 +179,6 @@ def _own(row: Row, name: str) -> Canary:
 def _text(row: Row, key: str) -> str:
     value = row.values.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise row.error(f"`{key}` is missing or empty; expected a text")
+        raise row.error(f"`{key}` is missing or empty; expected a string")
     check_text(row, key, value)
     return value

@@ -53,7 +53,7 @@ class ClaudeJudge(Claude):
                 response = await client.messages.with_raw_response.create(**request)
                 message = await response.parse()
                 if getattr(message, "usage", None) is None:
-                    raise NotAMessage(f"HTTP 200, but no message: {str(message)[:80]}")
+                    raise NotAMessage(f"HTTP 200, but not a message: {str(message)[:80]}")
                 return Reply(message, response.headers, response.headers.get("request-id", ""))
 
             yield send

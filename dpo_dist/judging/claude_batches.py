@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
-from dpo_dist.console import say
+from dpo_dist.console import counted, say
 from dpo_dist.judging.batch_record import BatchRecord, read_batches
 from dpo_dist.judging.batch_service import BatchService
 from dpo_dist.judging.claude_messages import Claude, Exchange
@@ -158,7 +158,7 @@ class _Course:
                 if key is None:
                     odd["unreadable"] += 1
                 elif key not in asked:
-                    odd["unknown or second"] += 1
+                    odd["unknown or duplicate"] += 1
                 else:
                     asked.remove(key)
                     if key in self.wanted and (ballot := self._take(key, result, odd)):
@@ -172,7 +172,7 @@ class _Course:
             self._failures[key] += 1
         if odd:
             found = ", ".join(f"{count} {name}" for name, count in sorted(odd.items()))
-            say(f"batch {batch.batch_id}: {found} of {len(batch.keys)} results")
+            say(f"batch {batch.batch_id}: {found} of {counted(len(batch.keys), 'result')}")
 
     def _take(self, key: str, result: dict[str, Any], odd: Counter[str]) -> Ballot | None:
         """A result's ballot, when it decides."""

@@ -113,9 +113,9 @@ def _incapable(model: ModelInfo, *, batch: bool) -> str | None:
     if model.capabilities is None:
         return None
     if not model.capabilities.structured_outputs.supported:
-        return "cannot answer in a given form (structured outputs)"
+        return "does not support structured outputs"
     if batch and not model.capabilities.batch.supported:
-        return "is not served by the batch API: use `transport: online`"
+        return "is not available in the batch API: use `transport: online`"
     return None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dpo_dist.artifacts import read_records
 from dpo_dist.config import HumanJudge as HumanConfig
+from dpo_dist.console import counted
 from dpo_dist.errors import DataError, JudgeFailed
 from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.sheet import Row, append_to_sheet, read_sheet, row_key
@@ -41,9 +42,9 @@ class HumanJudge(Judge):
         for row in table.rows:
             if row.key not in asked and row.key not in read:
                 raise DataError(
-                    f"{self._path}:{row.line}: the key `{row.key}` is of no comparison of this "
-                    "phase. A sheet belongs to one phase of one run: name another one, or move "
-                    "this one away."
+                    f"{self._path}:{row.line}: the key `{row.key}` does not belong to this phase. "
+                    "A sheet belongs to one phase of one run: name another sheet, or move this "
+                    "one away."
                 )
         answered = [row for row in table.rows if row.choice]
         yield [ballot for row in answered for ballot in self._ballots(row, asked, read)]
@@ -54,9 +55,10 @@ class HumanJudge(Judge):
         if missing := {key: asked[key] for key in left if key not in there}:
             append_to_sheet(self._path, table, [(key, missing[key]) for key in spread(missing)])
         raise JudgeFailed(
-            f"{len(left)} comparisons wait for people: in {self._path}, fill in the column "
-            "`choice` with 1, 2 or tie (which answer is better), save it as CSV in UTF-8, and run "
-            "the same command again. It may be done in parts: what was answered is kept."
+            f"{counted(len(left), 'comparison')} still to be judged: in {self._path}, fill in the "
+            "column `choice` with 1, 2 or tie (which answer is better), save the file as UTF-8 "
+            "CSV, and run the same command again. This can be done in several passes: choices "
+            "already read are kept."
         )
 
     def _read_before(self) -> dict[str, Ballot]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpo_dist.config import Judge as JudgeSection
+from dpo_dist.console import counted
 from dpo_dist.data.hygiene import looks_like_refusal
 from dpo_dist.errors import DataError
 from dpo_dist.judging.audit import length_band
@@ -74,9 +75,9 @@ def labels_of(
     dropped["unbalanced"] += len(labels) - len(kept)
     if not kept:
         raise DataError(
-            f"judge.balance: temperature leaves none of the {len(labels)} pairs: in no band of "
-            "lengths are both slots chosen. Bring the slots' temperatures closer together, or "
-            "set judge.balance: null"
+            f"judge.balance: temperature leaves none of {counted(len(labels), 'pair')}: no length "
+            "band has both slots chosen. Bring the slots' temperatures closer together, or set "
+            "judge.balance: null"
         )
     return kept
 

@@ -70,8 +70,8 @@ class OpenAiJudge(Judge):
                 served = {model.id: model for model in client.models.list()}
             except openai.APIConnectionError as error:
                 raise ConfigError(
-                    f"no server answers at base_url {config.base_url} ({error.__cause__}). "
-                    "Start it first: vllm serve MODEL"
+                    f"no server responds at base_url {config.base_url} ({error.__cause__}). Start "
+                    "it first: vllm serve MODEL"
                 ) from None
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
                 raise ConfigError(refused_credentials(error, config.api_key_variable)) from None
@@ -120,7 +120,7 @@ class OpenAiJudge(Judge):
                 response = await client.chat.completions.with_raw_response.create(**request)
                 message = response.parse()
                 if not getattr(message, "choices", None):
-                    raise NotAMessage(f"HTTP 200, but no message: {str(message)[:80]}")
+                    raise NotAMessage(f"HTTP 200, but not a message: {str(message)[:80]}")
                 return Reply(message, response.headers, response.headers.get("x-request-id", ""))
 
             yield send

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from dpo_dist.artifacts import Journal
-from dpo_dist.console import progress, say
+from dpo_dist.console import counted, progress, say
 from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.ballots import Vote, paid_before, vote
 from dpo_dist.judging.judge import Comparison, Judge
@@ -173,7 +173,7 @@ def poll(
     if expected := judge.expected_usage(list(missing.values())):
         if found := list(paid_before(earlier, missing)):
             journal.append(found)
-            say(f"{name}: {len(found)} ballots were paid for before and are used again")
+            say(f"{name}: {counted(len(found), 'ballot')} reused, paid for earlier")
             for ballot in found:
                 keep(ballot)
                 del missing[ballot.key]

@@ -8,6 +8,7 @@ from typing import Any
 
 from dpo_dist import keys
 from dpo_dist.background import LONGEST_WAIT, pause
+from dpo_dist.console import counted
 from dpo_dist.errors import JudgeFailed
 
 SPENT = frozenset(
@@ -44,8 +45,8 @@ class Backoff:
         asked = explain(error, self.key_variable)
         if attempt + 1 >= self.attempts and not is_rate_limit(error):
             raise JudgeFailed(
-                f"the judge's API failed {self.attempts} times in a row, the last time with "
-                f"{_name(error)}. What was judged is kept; run the same command again."
+                f"the judge's API failed {counted(self.attempts, 'time')} in a row, most recently "
+                f"with {_name(error)}. Verdicts so far are kept; run the same command again."
             ) from None
         if asked is not None:
             return asked
@@ -86,8 +87,8 @@ def explain(error: Exception, key_variable: str = keys.ANTHROPIC) -> float | Non
     code = getattr(error, "error_code", None) or getattr(error, "code", None)
     if code in SPENT:
         raise JudgeFailed(
-            f"the judge's account has reached its spend limit ({code}). What was judged is "
-            "kept; run the same command again once the limit is raised."
+            f"the judge's account has reached its spend limit ({code}). Verdicts so far are kept; "
+            "raise the limit and run the same command again."
         ) from None
     if status in (401, 403):
         refused = refused_credentials(error, key_variable)
@@ -117,7 +118,7 @@ def _retry_after(value: str | None) -> float | None:
         return None  # a date; the back-off serves as well
     if seconds is not None and seconds > LONGEST_WAIT:
         raise JudgeFailed(
-            f"the judge's API asks for a pause of {seconds:.0f} s. What was judged is kept; "
+            f"the judge's API asks to retry only after {seconds:.0f} s. Verdicts so far are kept; "
             "run the same command again then."
         ) from None
     return seconds

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dpo_dist.config import RewardModelJudge as RewardModelConfig
+from dpo_dist.console import counted
 from dpo_dist.data.chat import conversation_ids, load_tokenizer
 from dpo_dist.data.models import check_model, model_identity
 from dpo_dist.errors import ConfigError, JudgeFailed, ModelError
@@ -97,7 +98,7 @@ class RewardModelJudge(Judge):
         scores: list[float] = logits[:, 0].float().tolist()
         if not all(map(math.isfinite, scores)):
             raise JudgeFailed(
-                f"{self.config.model}: a score is not finite. What was judged is kept; try "
+                f"{self.config.model}: a score is not finite. Verdicts so far are kept; try "
                 "`dtype: float32`."
             )
         return scores
@@ -132,10 +133,11 @@ def _check_configuration(config: RewardModelConfig) -> None:
     try:
         model = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{config.model}: no configuration could be loaded: {error}") from None
+        raise ModelError(f"{config.model}: cannot load the configuration: {error}") from None
     if model.num_labels != 1:
         raise ModelError(
-            f"{config.model}: {model.num_labels} labels; a reward model has one (num_labels: 1)"
+            f"{config.model}: {counted(model.num_labels, 'label')}; a reward model has one "
+            "(num_labels: 1)"
         )
     positions = getattr(model.get_text_config(), "max_position_embeddings", None)
     if positions is not None and config.max_length > positions:
@@ -159,10 +161,10 @@ def _load(config: RewardModelConfig) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise ModelError(f"{config.model}: no reward model could be loaded: {error}") from None
+        raise ModelError(f"{config.model}: cannot load the reward model: {error}") from None
     if missing := sorted(found["missing_keys"]):
         raise ModelError(
-            f"{config.model}: the weights {', '.join(missing[:3])} are missing; a model without "
-            "a trained score head is no reward model"
+            f"{config.model}: the weights {', '.join(missing[:3])} are missing; a model without a "
+            "trained score head is not a reward model"
         )
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

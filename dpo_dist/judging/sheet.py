@@ -81,7 +81,8 @@ def read_sheet(path: Path) -> Table:
                 row = _row(f"{path}:{line}", line, dict(zip(columns, cells, strict=False)))
                 if row.key in rows:
                     raise DataError(
-                        f"{path}:{line}: the key {row.key} stands in line {rows[row.key].line}, too"
+                        f"{path}:{line}: the key {row.key} also appears in line "
+                        f"{rows[row.key].line}"
                     )
                 rows[row.key] = row
             line = reader.line_num + 1
@@ -137,5 +138,5 @@ def _header(path: Path, cells: Sequence[str]) -> tuple[str, ...]:
 def _row(where: str, line: int, cells: dict[str, str]) -> Row:
     choice = cells.get("choice", "").strip().casefold()
     if choice and choice not in CHOICES:
-        raise DataError(f"{where}: the choice `{choice}` is none of {', '.join(CHOICES)}")
+        raise DataError(f"{where}: the choice `{choice}` is not one of {', '.join(CHOICES)}")
     return Row(cells.get("key", "").strip(), choice, cells.get("comment", "").strip(), line)

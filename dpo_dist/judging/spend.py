@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError
 
 from dpo_dist.config import ClaudeJudge, JudgeKind
+from dpo_dist.console import counted
 from dpo_dist.errors import ConfigError
 
 T = TypeVar("T")
@@ -129,7 +130,7 @@ class Ledger:
         """
         tokens_in = sum(n for name, n in usage.items() if name in _READ)
         what = (
-            f"{count} requests, about {tokens_in / MILLION:.2f} M tokens to read and "
+            f"{counted(count, 'request')}, about {tokens_in / MILLION:.2f} M tokens to read and "
             f"{usage.get('output_tokens', 0) / MILLION:.2f} M to write"
         )
         if self._price is None:
@@ -147,9 +148,8 @@ class Ledger:
     def limit_reached(self, left: int) -> str:
         """Why `left` comparisons were not asked."""
         return (
-            f"max_usd {self._max_usd:g} would be exceeded: {self.note} are spent and {left} "
-            "comparisons are left. What was judged is kept; raise max_usd and run the same "
-            "command again."
+            f"max_usd {self._max_usd:g} would be exceeded: {self.note} spent, comparisons left: "
+            f"{left}. Verdicts so far are kept; raise max_usd and run the same command again."
         )
 
     def figures(self) -> dict[str, Any] | None:
@@ -167,8 +167,8 @@ def open_ledger(config: JudgeKind) -> Ledger:
     price = table.models.get(config.model)
     if price is None and config.max_usd is not None:
         raise ConfigError(
-            f"max_usd cannot be kept: the price of {config.model} is unknown. Copy the package's "
-            "judging/prices.toml, add the model, and name the copy under `prices`."
+            f"max_usd cannot be enforced: the price of {config.model} is unknown. Copy the "
+            "package's judging/prices.toml, add the model, and name the copy under `prices`."
         )
     return Ledger(price, as_of=table.as_of, max_usd=config.max_usd)
 

@@ -38,8 +38,8 @@ class Clock:
 
     def failure(self) -> JudgeFailed:
         return JudgeFailed(
-            f"max_hours {self._max_hours:g} are over. What was judged is kept, and what was sent "
-            "as a batch goes on; run the same command again."
+            f"max_hours {self._max_hours:g} has elapsed. Verdicts so far are kept, and batches "
+            "already sent continue; run the same command again."
         )
 
 
@@ -92,7 +92,7 @@ class Throttle:
         if now - self._last_answer > self._patience:
             raise JudgeFailed(
                 f"the judge's API has refused every request for {self._patience / 60:.0f} minutes "
-                "(rate limit). What was judged is kept; run the same command again later, or "
+                "(rate limit). Verdicts so far are kept; run the same command again later, or "
                 "lower `concurrency`."
             )
         if started >= self._last_cut:  # the others of one wave started before it

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from dpo_dist.config import Optimization
+from dpo_dist.console import counted
 from dpo_dist.errors import ConfigError
 from dpo_dist.launching.layout import TRAINING, Layout, accelerate_name
 from dpo_dist.phases.runs import phases_of
@@ -56,8 +57,8 @@ def _file(phase: str, section: Optimization, layout: Layout) -> str:
     }
     if processes > 1 and values.get("distributed_type") in ("NO", False):  # YAML's unquoted NO
         raise ConfigError(
-            f"{phase}.accelerate_config: {path} is for one process (distributed_type NO), and this "
-            f"would be {processes}: name another with --set {phase}.accelerate_config=..."
+            f"{phase}.accelerate_config: {path} is for one process (distributed_type NO), but "
+            f"this layout needs {processes}: name another with --set {phase}.accelerate_config=..."
         )
     values.pop("machine_rank", None)  # every node's own: it comes with its command
     if layout.nodes > 1 and isinstance(values.get("deepspeed_config"), dict):
@@ -66,7 +67,7 @@ def _file(phase: str, section: Optimization, layout: Layout) -> str:
             **values["deepspeed_config"],
             "deepspeed_multinode_launcher": "standard",
         }
-    shape = f"{layout.nodes} x {processes // layout.nodes} processes"
+    shape = f"{layout.nodes} x {counted(processes // layout.nodes, 'process', 'processes')}"
     return f"# {path} for {shape}; made by `dpo-dist launch`.\n{yaml.safe_dump(values)}"
 
 
@@ -75,7 +76,7 @@ def _processes_per_node(phase: str, path: Path, gpus: int) -> int:
         return max(1, num_processes(path) // machines(path))
     if for_processors(path):
         raise ConfigError(
-            f"{phase}.accelerate_config: {path} trains on processors, but the nodes have {gpus} "
-            f"GPUs each: name another with --set {phase}.accelerate_config=..."
+            f"{phase}.accelerate_config: {path} trains on the CPU, but the nodes have "
+            f"{counted(gpus, 'GPU')} each: name another with --set {phase}.accelerate_config=..."
         )
     return gpus

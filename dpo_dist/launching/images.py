@@ -18,8 +18,8 @@ def check_image(image: str) -> None:
     tag = image.rpartition("/")[2].partition(":")[2]
     if tag in ("", "latest"):
         raise ConfigError(
-            f"image {image}: name its version (or digest), so that every job of the run has the "
-            "same one"
+            f"image {image}: give its version (or digest), so that every job of the run uses the "
+            "same image"
         )
 
 
@@ -32,9 +32,9 @@ def inside(layout: Layout, runs: PurePosixPath) -> Layout:
     relative = os.path.relpath(layout.run_file.resolve(), Path.cwd())
     if relative.startswith(".."):
         raise ConfigError(
-            f"{layout.run_file} lies outside of the working directory, so that its place in the "
-            "containers is unknown: start from a folder above it, the one that their "
-            f"{layout.workdir} is made of"
+            f"{layout.run_file} lies outside the working directory, so its path in the containers "
+            f"is unknown: run this from the directory that becomes {layout.workdir} in the "
+            "containers"
         )
     run = layout.config.run.model_copy(update={"output_dir": Path(runs)})
     return replace(

@@ -14,6 +14,7 @@ from dpo_dist.config import (
     RewardModelJudge,
     VllmEngine,
 )
+from dpo_dist.console import counted
 from dpo_dist.errors import ConfigError, NotConfirmed
 from dpo_dist.phases.pipeline import GENERATING
 from dpo_dist.phases.runs import Step, phases_of, run_root, steps_of
@@ -44,8 +45,8 @@ class Stage:
     @property
     def needs(self) -> str:
         """What it runs on, in words."""
-        places = f"{self.shards} jobs" if self.shards else _count(self.nodes, "node")
-        return f"{places}, {_count(self.gpus, 'GPU')} each" if self.gpus else places
+        places = counted(self.shards, "job") if self.shards else counted(self.nodes, "node")
+        return f"{places}, {counted(self.gpus, 'GPU')} each" if self.gpus else places
 
     @property
     def trains(self) -> bool:
@@ -78,8 +79,8 @@ class Layout:
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: at least {least}")
         if _asks_for_money(self.config) and not self.yes:
             raise NotConfirmed(
-                "a judge of this run costs money, and in a job nobody is there to confirm it: "
-                "pass --yes to go on"
+                "a judge of this run costs money, and a job cannot ask for confirmation: pass "
+                "--yes to proceed"
             )
 
     @property
@@ -98,7 +99,7 @@ class Layout:
     def stages(self) -> tuple[Stage, ...]:
         """The jobs, in the order in which each waits for the one before."""
         if not phases_of(self.config):
-            raise ConfigError(f"{self.run_file}: the run file has no work for any phase")
+            raise ConfigError(f"{self.run_file}: the run file configures no phase")
         return tuple(stage for step in steps_of(self.config) for stage in self._stages(step))
 
     def jobs(self) -> dict[str, Stage]:
@@ -164,7 +165,7 @@ class Layout:
         if self.gpus_per_node and each > self.gpus_per_node:
             raise ConfigError(
                 f"{step.phase}: engine.tensor_parallel_size is {each}, but a node has "
-                f"{self.gpus_per_node} GPUs"
+                f"{counted(self.gpus_per_node, 'GPU')}"
             )
         places = self.nodes * max(1, self.gpus_per_node // each)
         shards = self.shards or places
@@ -189,10 +190,6 @@ class Layout:
         assert evaluate is not None
         local = isinstance(evaluate.judge, RewardModelJudge) or evaluate.benchmarks is not None
         return min(1, self.gpus_per_node) if local else 0
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def accelerate_name(phase: str) -> str:

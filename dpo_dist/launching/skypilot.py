@@ -37,11 +37,11 @@ class SkyPilot:
 
     def files(self, layout: Layout) -> dict[str, str]:
         if not layout.gpus_per_node:
-            raise ConfigError("--gpus-per-node 0: the tasks sample and train on GPUs")
+            raise ConfigError("--gpus-per-node 0: SkyPilot tasks sample and train on GPUs")
         if self.bucket is not None and layout.nodes > 1:
             raise ConfigError(
-                f"--nodes {layout.nodes} with --bucket: a bucket shows machines each other's files "
-                "late, and has no locks between them; give a --volume that all of them mount"
+                f"--nodes {layout.nodes} with --bucket: in a bucket, machines see each other's "
+                "files late, and there is no locking; give a --volume that all of them mount"
             )
         # A machine generates with all of its GPUs, and needs no more than one shard.
         there = inside(replace(layout, shards=layout.nodes), SHARED / "runs")

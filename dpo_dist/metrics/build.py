@@ -37,7 +37,7 @@ def build_metrics(configs: Sequence[MetricConfig]) -> list[Metric]:
         for metric in metrics
     ]
     if repeated := [key for key, n in Counter(m.key for m in metrics).items() if n > 1]:
-        raise ConfigError(f"the metric {repeated[0]} is named twice: give each its own label")
+        raise ConfigError(f"the metric {repeated[0]} is listed twice: give each its own label")
     return metrics
 
 

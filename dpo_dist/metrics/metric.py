@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dpo_dist.config import Better
+from dpo_dist.console import counted
 from dpo_dist.errors import DataError
 from dpo_dist.records import FinishReason, Prompt
 
@@ -105,13 +106,14 @@ def check_references(metrics: Iterable[Metric], prompts: Sequence[Prompt]) -> No
             keys = sorted({key for items in found for key, value in items if value is not None})
             raise DataError(
                 f"the metric {metric.label!r} compares with reference.{field}, which none of "
-                f"{len(prompts)} prompts has; their references have: {', '.join(keys) or 'nothing'}"
+                f"{counted(len(prompts), 'prompt')} has; fields found in the references: "
+                f"{', '.join(keys) or 'none'}"
             )
         if metric.labels and metric.labels.order:
             for prompt in have:
                 gold = metric.labels.gold(prompt)
                 if gold not in metric.labels.order:
                     raise DataError(
-                        f"the prompt {prompt.id!r} has reference.{field} {gold!r}, which is not in "
-                        f"the `order` of the metric {metric.label!r}"
+                        f"the prompt {prompt.id!r} has reference.{field} {gold!r}, which is not "
+                        f"in the `order` of the metric {metric.label!r}"
                     )

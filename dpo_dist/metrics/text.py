@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from dpo_dist.console import counted
 from dpo_dist.data.hygiene import looks_like_refusal
 from dpo_dist.metrics.metric import Answer, NotScored, gold_of
 from dpo_dist.records import Prompt
@@ -75,7 +76,7 @@ def distinct_n(n: int) -> Callable[[Prompt, Answer], float]:
         found = words(answer.text)
         total = len(found) - n + 1
         if total < 1:
-            raise NotScored("too_short", f"the answer has fewer than {n} words")
+            raise NotScored("too_short", f"the answer has fewer than {counted(n, 'word')}")
         return len({tuple(found[i : i + n]) for i in range(total)}) / total
 
     return score

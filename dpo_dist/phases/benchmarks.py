@@ -26,7 +26,7 @@ def ask_benchmarks(config: Config, out: PhaseDirectory) -> tuple[list[Points], l
     for arm in config.evaluate.arms:
         path = out.path / f"benchmarks-{arm}.json"
         if not path.exists():
-            say(f"evaluate: benchmarks of {arm}")
+            say(f"evaluate: benchmarks of arm `{arm}`")
             weights = arm_weights(config, arm)
             results = run_benchmarks(
                 section,

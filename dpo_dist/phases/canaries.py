@@ -79,11 +79,11 @@ def _check(card: Sequence[Mapping[str, Any]], settings: Canaries) -> None:
     failing = [row for row in counted if row["status"] == "failed"]
     kinds = ",".join([*settings.accept, *(row["kind"] for row in failing)])
     raise JudgeFailed(
-        f"the judge passed {passed} of {n} canaries ({100 * settings.pass_rate:g} % are needed, "
-        f"and no kind far below); what fails: {'; '.join(map(_counted, failing))}. No pair was "
-        "written. The ballots are kept, with the judge's reasons, and are not paid for again. "
-        "Take a stronger judge or a better rubric (and pass --force), or accept what fails and "
-        f"run the same command again with --set 'judge.canaries.accept=[{kinds}]'"
+        f"the judge passed {passed} of {n} canaries ({100 * settings.pass_rate:g} % required, and "
+        f"no kind far below that); failed: {'; '.join(map(_counted, failing))}. No pairs were "
+        "written. The ballots are kept, with the judge's reasoning, and are not paid for again. "
+        "Use a stronger judge or a better rubric (and pass --force), or accept the failing kinds "
+        f"by running the same command again with --set 'judge.canaries.accept=[{kinds}]'"
     )
 
 

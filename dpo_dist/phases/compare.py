@@ -28,7 +28,7 @@ def compare_runs(given: Sequence[Path]) -> dict[str, Any]:
     Raises `DataError` for what is no finished run, and `UserError` for fewer than two of them.
     """
     if not 2 <= len(given) <= len(ascii_uppercase):
-        raise UserError(f"compare puts 2 to {len(ascii_uppercase)} runs side by side")
+        raise UserError(f"compare takes 2 to {len(ascii_uppercase)} runs")
     runs = [find_run(path) for path in given]
     roots = Counter(run.root.resolve() for run in runs)
     if twice := [path for path, count in roots.items() if count > 1]:
@@ -140,16 +140,16 @@ def _why_not(
     if ours is None or theirs is None:
         return "one of them was not evaluated"
     if "dpo" not in ours["arms"] or "dpo" not in theirs["arms"]:
-        return "one of them has not evaluated the arm dpo"
+        return "one of them did not evaluate SFT+DPO"
     asked, others = _prompts(a), _prompts(b)
     if asked != others:
         shared = sum(others.get(name) == prompt for name, prompt in asked.items())
         return (
             f"they were evaluated on different prompts ({len(asked)} and {len(others)}, {shared} "
-            "of them the same)"
+            "in common)"
         )
     if not any(decoding in theirs["decodings"] for decoding in ours["decodings"]):
-        return "they have no decoding in common"
+        return "they share no decoding settings"
     return None
 
 
@@ -200,7 +200,7 @@ def _preferred(
         return None
     difference = paired_difference(_win_values(a), _win_values(b), a.last["seed"])
     return {
-        "label": "Preferred to its SFT (judge)",
+        "label": "Preferred over its SFT (judge)",
         "unit": "share",
         "better": "higher",
         "decoding": 0,

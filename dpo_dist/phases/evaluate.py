@@ -152,7 +152,7 @@ def _requests(
     room = engine(config).max_model_len
     fitting = [p for p in prompts if len(ids[p.id]) + limit <= room]
     if not fitting:
-        raise DataError(f"no held-out prompt fits max_model_len {room}")
+        raise DataError(f"no held-out prompt fits into max_model_len {room}")
     own = [prompt for number, prompt in enumerate(fitting) if shard.holds(number)]
     requests: dict[str, list[Request]] = {}
     for arm, (number, decoding) in _product(evaluate):

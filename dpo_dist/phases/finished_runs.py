@@ -72,15 +72,17 @@ def find_run(given: Path) -> FinishedRun:
     folders = {phase: _folder(root, phase) for phase in WORK}
     started = {phase for phase, path in folders.items() if (path / FINGERPRINT).exists()}
     if not started:
-        raise DataError(f"{root} is no run: it has none of the phases {', '.join(WORK)}")
+        raise DataError(f"{root} is not a run: it has none of the phases {', '.join(WORK)}")
     complete = {phase: folders[phase] for phase in WORK if (folders[phase] / MANIFEST).exists()}
     asked = started | {p for path in complete.values() for p in _asked_for(path)}
     if missing := [phase for phase in WORK if phase in asked and phase not in complete]:
         state = {p: "was interrupted" if p in started else "was not run" for p in missing}
         said = "; ".join(f"{folders[p]} ({state[p]})" for p in missing)
-        raise DataError(f"{root} is not finished, no {MANIFEST} in: {said}")
+        raise DataError(f"{root} is not finished: no {MANIFEST} in {said}")
     if not {"train", "evaluate"} & complete.keys():
-        raise DataError(f"{root} has neither trained nor evaluated: there is nothing to compare")
+        raise DataError(
+            f"{root} has neither a training nor an evaluation: there is nothing to compare"
+        )
     return FinishedRun(root, complete)
 
 

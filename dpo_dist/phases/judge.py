@@ -11,7 +11,7 @@ from typing import Any
 
 from dpo_dist.artifacts import MANIFEST, PhaseDirectory, file_digest, read_records, write_records
 from dpo_dist.config import BALANCE_OF_TWO, Config, DataSource
-from dpo_dist.console import say, warn
+from dpo_dist.console import counted, say, warn
 from dpo_dist.data.hygiene import why_not_judged
 from dpo_dist.data.leakage import overlaps
 from dpo_dist.data.preferences import JUDGED_FILE, write_pairs
@@ -67,7 +67,7 @@ def label(judge: Judge, ledger: Ledger, config: Config, out: PhaseDirectory) -> 
     canaries = section.canaries
     own = own_canaries(canaries.path) if canaries and canaries.path else []
     agreement = Agreement()
-    announced = f"; then at most {most_requests(canaries, own)} for canaries" if canaries else ""
+    announced = f"; plus up to {most_requests(canaries, own)} for canaries" if canaries else ""
     dropped: Counter[str] = Counter()
     contests = _contests(config, dropped)
     total = len(contests) + sum(dropped.values())
@@ -88,9 +88,9 @@ def label(judge: Judge, ledger: Ledger, config: Config, out: PhaseDirectory) -> 
     labels = labels_of(contests, judged, section, config.run.seed, dropped)
     assert total == len(labels) + sum(dropped.values()), "the funnel must add up"
     if not labels:
-        raise DataError(f"the judge decided no pair; dropped: {dict(dropped)}")
+        raise DataError(f"the judge decided no pairs; dropped: {dict(dropped)}")
     if dropped["tie"] > TIE_WARNING * total:
-        warn(f"{dropped['tie']} of {total} comparisons are ties")
+        warn(f"{dropped['tie']} of {counted(total, 'comparison')} tied")
     card: list[dict[str, Any]] = []
     if canaries:
         drawn = drawn_canaries(
@@ -125,11 +125,14 @@ def _kept_inconsistent(config: Config, labels: Sequence[Label]) -> dict[str, int
         return {}
     kept = sum(label.inconsistent for label in labels)
     say(
-        f"{kept} of {len(labels)} pairs are inconsistent and kept; "
-        f"train.label_smoothing: {fitting_smoothing(labels)} fits them"
+        f"{kept} of {len(labels)} pairs are inconsistent and kept; train.label_smoothing: "
+        f"{fitting_smoothing(labels)} fits them"
     )
     if config.train is not None and "robust" not in config.train.loss:
-        warn("judge.inconsistent: keep makes labels for train.loss: robust; no other expects them")
+        warn(
+            "judge.inconsistent: keep makes noisy labels, which only train.loss: robust accounts "
+            "for"
+        )
     return {"kept_inconsistent": kept}
 
 
@@ -146,7 +149,7 @@ def _audited(shares: Sequence[Share]) -> list[dict[str, Any]]:
                 f"95 % interval {100 * estimate.low:.0f}-{100 * estimate.high:.0f} %)"
             )
         if suspicious:
-            warn(f"{share.label}: outside of what is expected; {share.remedy}")
+            warn(f"{share.label}: outside the expected range; {share.remedy}")
         found.append(
             {
                 "name": share.name,

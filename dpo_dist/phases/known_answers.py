@@ -7,7 +7,7 @@ from typing import Any
 
 from dpo_dist.artifacts import FINGERPRINT, MANIFEST, PhaseDirectory, read_json, read_records
 from dpo_dist.config import Config
-from dpo_dist.console import say
+from dpo_dist.console import counted, say
 from dpo_dist.phases.runs import evaluations
 from dpo_dist.records import Generation
 from dpo_dist.shards import Journals
@@ -25,7 +25,10 @@ def take_over(
     if known:
         journals.own.append(answer for name, answer in known.items() if name not in journals)
         journals.refresh()
-        say(f"evaluate: {len(known)} answers are another evaluation's, with the same weights")
+        say(
+            f"evaluate: reusing {counted(len(known), 'answer')} of another evaluation "
+            "of the same weights"
+        )
     return {"taken_over": len(known)}
 
 

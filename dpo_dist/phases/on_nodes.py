@@ -19,13 +19,13 @@ def run_on_nodes(phase: str, config: Config, nodes: Nodes, *, force: bool = Fals
     leader's on all of them."""
     settings = config.sft if phase == "sft" else config.train
     if settings is None:
-        raise UserError(f"the run file has no work for the phase `{phase}`")
+        raise UserError(f"the run file does not configure the phase `{phase}`")
     check_launch(settings, nodes)
     check_address(nodes)
     folder = meeting_folder(phase_dir(config, phase), nodes)
     if not nodes.leads:
         status, message = follow(nodes, folder)
-        say(f"node {nodes.rank} of {nodes.count}: {phase} has ended on node 0: {message}")
+        say(f"node {nodes.rank} of {nodes.count}: {phase} ended on node 0: {message}")
         return status
     # While processes train, SIGTERM lets them save; before and after, the others have to be told.
     with leading(nodes, folder) as leader, handling_sigterm(_stop):
@@ -34,4 +34,4 @@ def run_on_nodes(phase: str, config: Config, nodes: Nodes, *, force: bool = Fals
 
 
 def _stop() -> None:
-    raise Preempted("stopped while nothing was being trained")
+    raise Preempted("stopped while no training was running")

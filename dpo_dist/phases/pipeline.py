@@ -16,7 +16,7 @@ from typing import Any
 from dpo_dist import locks
 from dpo_dist.artifacts import PhaseDirectory, phase_directory
 from dpo_dist.config import Config
-from dpo_dist.console import INNER, say, warn
+from dpo_dist.console import INNER, counted, say, warn
 from dpo_dist.errors import INTERRUPTED, PREEMPTED, PhaseFailed, Preempted, UserError
 from dpo_dist.phases.runs import Step, phase_dir, phases_of, steps_of
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
@@ -83,7 +83,7 @@ def run_phase(
     the work is done in this process. `leader` lets other machines take part in a training.
     """
     if phase not in phases_of(config):
-        raise UserError(f"the run file has no work for the phase `{phase}`")
+        raise UserError(f"the run file does not configure the phase `{phase}`")
     module = importlib.import_module(f"dpo_dist.phases.{phase}")
     fingerprint = {
         "config": _fixed(config.dump(*module.SECTIONS)),
@@ -98,7 +98,7 @@ def run_phase(
         if shard.whole:
             with phase_directory(path, fingerprint, force=force) as out:
                 if out.complete:
-                    say(f"{phase}: done before ({out.path})")
+                    say(f"{phase}: already done ({out.path})")
                     return
         seconds = _with_workers(module, config, shard, at, command)
         if not shard.whole:
@@ -108,7 +108,7 @@ def run_phase(
             if seconds:  # a worker has completed it, and said so to its log
                 _announce(out)
             else:
-                say(f"{phase}: done before ({out.path})")
+                say(f"{phase}: already done ({out.path})")
             return
         say(f"{phase}: {out.path}" + ("" if shard.whole else f", shard {shard}"))
         out.add_seconds(seconds)
@@ -167,7 +167,7 @@ def _announce(out: PhaseDirectory) -> None:
     answers = manifest.get("candidates") or manifest.get("generations") or 0
     cut_off = manifest.get("cut_off", 0)
     if cut_off > CUT_OFF_WARNING * answers:
-        warn(f"{cut_off} of {answers} answers were cut off; raise {out.phase}.max_new_tokens")
+        warn(f"{cut_off} of {counted(answers, 'answer')} cut off; raise {out.phase}.max_new_tokens")
 
 
 def _fixed(section: Any) -> Any:

@@ -39,5 +39,5 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         with start(tracked) as logged:
             log_report(logged, report, out.path)
         if tracked.settings.mode == "offline":
-            say(f"Weights & Biases: kept offline; to send it: {sync_command(tracked)}")
+            say(f"Weights & Biases: logged offline; to upload it: {sync_command(tracked)}")
     return {"counts": {"in": 1, "kept": 1, "dropped": {}}}

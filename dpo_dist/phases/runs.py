@@ -20,6 +20,7 @@ from dpo_dist.config import (
     OpenAiJudge,
     RewardModelJudge,
 )
+from dpo_dist.console import counted
 from dpo_dist.data.chat import check_adapter
 from dpo_dist.data.digests import weights_digest
 from dpo_dist.data.models import check_model, model_identity
@@ -133,9 +134,11 @@ def select_round(config: Config, phase: str, number: int | None) -> Config:
         return config
     count = config.rounds.count
     if number is None:
-        raise ConfigError(f"the run file has {count} rounds: add --round N (1 to {count})")
+        raise ConfigError(
+            f"the run file has {counted(count, 'round')}: add --round N (1 to {count})"
+        )
     if not 1 <= number <= count:
-        raise ConfigError(f"--round {number}: the run file has the rounds 1 to {count}")
+        raise ConfigError(f"--round {number}: the run file has rounds 1 to {count}")
     return config.at_round(number)
 
 
@@ -166,8 +169,8 @@ def start_weights(config: Config) -> Weights:
     trained = phase_dir(before, "train")
     if not (trained / MANIFEST).exists():
         raise DataError(
-            f"round {config.round} starts from what round {before.round} has trained, and "
-            f"{trained} is not complete: run its phases first (--round {before.round})"
+            f"round {config.round} starts from the model trained in round {before.round}, and "
+            f"{trained} is not complete: run that round first (--round {before.round})"
         )
     return arm_weights(before, "dpo")
 

@@ -213,7 +213,7 @@ def _order(config: Config, out: PhaseDirectory, journals: Journals[Candidate]) -
         too_long += 1
     if not names:
         room = sample.engine.max_model_len
-        raise DataError(f"no prompt leaves room for its answer within max_model_len {room}")
+        raise DataError(f"no prompt leaves room for an answer within max_model_len {room}")
     return _Order(names, too_long)
 
 

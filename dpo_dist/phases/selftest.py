@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dpo_dist.artifacts import phase_directory, read_records, write_records
 from dpo_dist.config import Canaries, CanaryKind, Config, DataSource
+from dpo_dist.console import counted
 from dpo_dist.data.preferences import JUDGED_FILE
 from dpo_dist.data.rows import read_rows
 from dpo_dist.errors import DpoDistError, UserError
@@ -59,12 +60,12 @@ class Trial:
 
 TRIALS = (
     Trial("prefers GOOD", prefers_good, pairs=True),
-    Trial("prefers GOOD, fails midway and is resumed", prefers_good, pairs=True, patience=9),
-    Trial("always prefers the first", always("first")),
+    Trial("prefers GOOD, interrupted midway and resumed", prefers_good, pairs=True, patience=9),
+    Trial("always prefers the first answer", always("first")),
     Trial("always says tie", always("tie")),
     Trial("always refuses", always("refusal")),
-    Trial("obeys what an answer says", obeys, caught_by=("injection",)),
-    Trial("prefers the longer", prefers_length, caught_by=("padded",)),
+    Trial("obeys instructions in an answer", obeys, caught_by=("injection",)),
+    Trial("prefers the longer answer", prefers_length, caught_by=("padded",)),
 )
 
 
@@ -72,21 +73,21 @@ def selftest(config: Config) -> int:
     """Run all trials with the run file's seed and orders, say how they went on stdout, and return
     the exit code."""
     if config.judge is None:
-        raise UserError("the run file has no work for the phase `judge`")
+        raise UserError("the run file does not configure the phase `judge`")
     with tempfile.TemporaryDirectory(prefix="dpo-dist-selftest-") as folder:
         problems = [
             _report(trial, _run(trial, _settings(config, Path(folder), f"trial-{number}")))
             for number, trial in enumerate(TRIALS)
         ]
     right = problems.count("")
-    print(f"selftest: {right} of {len(TRIALS)} planted judges fare as they have to")
+    print(f"selftest: {right} of {len(TRIALS)} simulated judges had the expected result")
     return int(right < len(TRIALS))
 
 
 def _report(trial: Trial, problem: str) -> str:
     found = "all pairs are right" if trial.pairs else "no pair"
     if trial.caught_by:
-        found += f"; canaries that fail it: {', '.join(trial.caught_by)}"
+        found += f"; failed canaries: {', '.join(trial.caught_by)}"
     print(f"{'FAILED' if problem else 'ok':<6} {trial.name}: {problem or found}")
     return problem
 
@@ -124,21 +125,21 @@ def _run(trial: Trial, config: Config) -> str:
     expected = {name: len(right) if every else 1 for name, right in planted.items()}
     written = sum(map(len, pairs.values()))
     if written != sum(expected.values()):
-        return f"{written} pairs instead of {sum(expected.values())}"
+        return f"{counted(written, 'pair')} instead of {sum(expected.values())}"
     wrong = [
         name
         for name, right in planted.items()
         if len(right.intersection(pairs.get(name, ()))) != expected[name]
     ]
     if wrong:
-        return f"{len(wrong)} of {len(planted)} prompts have wrong pairs, {wrong[0]} for one"
+        return f"{len(wrong)} of {len(planted)} prompts have wrong pairs, such as {wrong[0]}"
     keys = [ballot.key for ballot in read_records(phase_dir(config, "judge") / BALLOTS, Ballot)]
-    return "" if len(keys) == len(set(keys)) else "something was asked twice"
+    return "" if len(keys) == len(set(keys)) else "a question was asked twice"
 
 
 def _not_stopped(trial: Trial, pairs: dict[str, list[Texts]], error: DpoDistError | None) -> str:
     if pairs or error is None:
-        return f"its {sum(map(len, pairs.values()))} pairs were taken"
+        return f"was accepted with {counted(sum(map(len, pairs.values())), 'pair')}"
     missed = [kind for kind in trial.caught_by if not re.search(rf"\b{kind} 0 of \d", str(error))]
     return f"not caught by {', '.join(missed)}: {error}" if missed else ""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from dpo_dist.artifacts import PhaseDirectory
 from dpo_dist.config import Config
-from dpo_dist.console import warn
+from dpo_dist.console import counted, warn
 from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.data.prompts import read_demonstrations
 from dpo_dist.data.rows import source_identity, write_parquet
@@ -48,7 +48,7 @@ def run(config: Config, out: PhaseDirectory, leader: Leader | None = None) -> di
         raise DataError(f"every sft row is longer than sft.max_length {config.sft.max_length}")
     too_long = len(demonstrations) - len(rows)
     if too_long:
-        warn(f"{too_long} rows are left out: longer than sft.max_length")
+        warn(f"{counted(too_long, 'row')} left out: longer than sft.max_length")
     launch(
         TrainingJob(
             kind="sft",

@@ -14,7 +14,7 @@ import yaml
 
 from dpo_dist.artifacts import FINGERPRINT, MANIFEST, read_json
 from dpo_dist.config import Config
-from dpo_dist.console import say, warn
+from dpo_dist.console import counted, say, warn
 from dpo_dist.errors import ConfigError, PhaseFailed
 from dpo_dist.phases.pipeline import run_in_turn
 from dpo_dist.phases.runs import POINT_PHASES, SWEEP, Step, phase_dir, phases_of, run_root
@@ -57,22 +57,22 @@ def plan_sweep(run_file: Path, overrides: Sequence[str]) -> Plan:
             fixed.append(override)
             continue
         if not all(values):
-            raise ConfigError(f"--set {override}: an empty value between the commas")
+            raise ConfigError(f"--set {override}: empty value between commas")
         _check_key(key, swept)
         swept[key] = values
     base = load_config(run_file, fixed)
     if not swept:
         raise ConfigError(
-            "nothing to sweep: give a key several values, such as --set train.beta=0.03,0.1,0.3"
+            "nothing to sweep: give a key several values, e.g. --set train.beta=0.03,0.1,0.3"
         )
     if base.run.point is not None:
-        raise ConfigError("run.point: the sweep sets it, leave it out")
+        raise ConfigError("run.point is set by the sweep; leave it out")
     if base.rounds is not None:
-        raise ConfigError("rounds: a sweep is of one round; set rounds: null")
+        raise ConfigError("a sweep covers a single round; set rounds: null")
     points = tuple(_points(run_file, fixed, swept))
     names = [point.name for point in points]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"the point {sorted(twice)[0]} comes twice")
+        raise ConfigError(f"the point {sorted(twice)[0]} is listed twice")
     return Plan(base, tuple(fixed), tuple(swept), points)
 
 
@@ -112,7 +112,7 @@ def sweep(plan: Plan, run_file: Path, *, force: bool) -> int:
         try:
             status = run_in_turn(own, run_file, point.overrides, force=force)
         except PhaseFailed as error:
-            warn(f"{point.name}: {error}. The sweep goes on with the other points")
+            warn(f"{point.name}: {error}. The sweep continues with the other points")
             failed.append(point.name)
             continue
         if status:
@@ -121,8 +121,9 @@ def sweep(plan: Plan, run_file: Path, *, force: bool) -> int:
     write_report(figures(plan), out)
     if failed:
         raise PhaseFailed(
-            f"{len(failed)} of {len(plan.points)} points failed: {'; '.join(failed)}. The report "
-            f"in {out} has the others; the same command tries these again"
+            f"{len(failed)} of {counted(len(plan.points), 'point')} failed: {'; '.join(failed)}. "
+            f"The report in {out} covers the others; run the same command to retry the failed "
+            "points"
         )
     return 0
 
@@ -191,14 +192,14 @@ def _check_key(key: str, swept: dict[str, list[str]]) -> None:
     section = key.partition(".")[0]
     if section not in SWEPT_SECTIONS or "." not in key:
         raise ConfigError(
-            f"{key} cannot be swept, only keys of `train` and `evaluate`: all points share one SFT "
-            "model, one reference and one set of pairs. Where those differ it is another run: set "
-            "another run.name, and put the runs side by side with `dpo-dist compare`"
+            f"{key} cannot be swept, only keys of `train` and `evaluate`: all points share one "
+            "SFT model, one reference and one set of pairs. To vary those, make separate runs "
+            "(set another run.name) and compare them with `dpo-dist compare`"
         )
     if key.startswith("evaluate.prompts"):
         raise ConfigError(
-            f"{key} cannot be swept: points are compared on the same held-out prompts, and what "
-            "overlaps with these was left out of the pairs"
+            f"{key} cannot be swept: points are compared on the same held-out prompts, and pairs "
+            "that overlap with them were left out"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dpo_dist.artifacts import FINGERPRINT, MANIFEST, PhaseDirectory, read_json
 from dpo_dist.config import Config, Full, Lora, Train
-from dpo_dist.console import warn
+from dpo_dist.console import counted, warn
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.data.preferences import load_preferences, preferences_identity
 from dpo_dist.errors import ConfigError, DataError, ModelError
@@ -60,8 +60,8 @@ def inputs(config: Config) -> dict[str, Any]:
         sampled = read_json(phase_dir(config, "sample") / FINGERPRINT)["inputs"]["weights"]
         if sampled != weights:
             raise ModelError(
-                "the candidates were sampled from other weights than the model that "
-                "training would start from. Sample and judge again, or restore the model."
+                "the candidates were sampled from different weights than the model training would "
+                "start from. Sample and judge again, or restore the model."
             )
         _check_complete(config, "judge")
     pairs = preferences_identity(config.preferences, phase_dir(config, "judge"))
@@ -101,9 +101,12 @@ def run(config: Config, out: PhaseDirectory, leader: Leader | None = None) -> di
     if config.train.select == "best" and not validation_rows:
         raise ConfigError("train.select: best needs validation pairs, and there are none")
     if overlapping := pairs.dropped["evaluation_overlap"]:
-        warn(f"{overlapping} pairs are left out: their prompts overlap with the evaluation's")
+        warn(
+            f"{counted(overlapping, 'pair')} left out: their prompts overlap with the held-out "
+            "prompts"
+        )
     if too_long := pairs.dropped["too_long"] + pairs.dropped["prompt_too_long"]:
-        warn(f"{too_long} pairs are left out: longer than train.max_length")
+        warn(f"{counted(too_long, 'pair')} left out: longer than train.max_length")
     shape = model_shape(start.model, config.model.trust_remote_code)
     _check_vocabulary(start.model, shape, max(train_rows.largest, validation_rows.largest))
     job = TrainingJob(
@@ -192,7 +195,7 @@ def _check_method(settings: Train, start: Weights) -> None:
             wanted, found = getattr(settings.method, ours), adapter[theirs]
             if wanted != found:
                 raise ConfigError(
-                    f"train.method.{ours} is {wanted}, but DPO goes on training the SFT adapter "
+                    f"train.method.{ours} is {wanted}, but DPO continues training the SFT adapter "
                     f"{start.adapter}, whose {theirs} is {found}. Set it to {found}."
                 )
 
@@ -202,5 +205,5 @@ def _check_vocabulary(model: str, shape: ModelShape, largest: int) -> None:
     if largest >= shape.vocabulary:
         raise ModelError(
             f"{model}: the tokenizer made the token {largest}, but the model has only "
-            f"{shape.vocabulary} embeddings; tokenizer and model do not belong together"
+            f"{shape.vocabulary} embeddings; tokenizer and model do not match"
         )

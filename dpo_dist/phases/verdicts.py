@@ -31,7 +31,10 @@ def judge_pairs(
     judge, ledger = build_judge(evaluate.judge, out.path), open_ledger(evaluate.judge)
     labels = phase_dir(config, "judge") / MANIFEST
     if labels.exists() and read_json(labels).get("judge") == judge.identity:
-        warn("the judge that labelled the training pairs also evaluates: read its row with care")
+        warn(
+            "the judge that labelled the training pairs is also the evaluation judge: read its "
+            "row with caution"
+        )
     contests = [
         Contest(p, a, b, answers[a, 0, p.id].text, answers[b, 0, p.id].text, number)
         for number, (a, b) in enumerate(pairs)

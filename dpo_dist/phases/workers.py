@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_dist.config import Engine, HfEngine, VllmEngine
-from dpo_dist.console import INNER, progress, say, warn
+from dpo_dist.console import INNER, counted, progress, say, warn
 from dpo_dist.errors import ConfigError, PhaseFailed, Preempted, UserError
 from dpo_dist.machine import visible_gpus
 from dpo_dist.processes import Process, end_all, handling_sigterm
@@ -48,7 +48,8 @@ def places(engine: Engine) -> list[Place]:
     count = engine.workers or max(1, len(gpus) // each)
     if gpus and count * each > len(gpus):
         raise ConfigError(
-            f"engine.workers: {count} workers with {each} GPUs each need {count * each}, but "
+            f"engine.workers: {counted(count, 'worker')} with {counted(each, 'GPU')} each "
+            f"need {count * each}, but "
             f"{len(gpus)} are visible"
         )
     if count == 1:
@@ -110,7 +111,7 @@ def run_workers(
     `UserError` at once where the input is what is wrong.
     """
     folder = workers[0].log.parent
-    say(f"{name}: {len(workers)} workers; their messages: {folder}/worker-*.log")
+    say(f"{name}: {counted(len(workers), 'worker')}; logs: {folder}/worker-*.log")
     watched = Watched(folder, journals)
     done = watched.look()
     failed: list[Worker] = []
@@ -120,7 +121,7 @@ def run_workers(
             time.sleep(LOOK_SECONDS)
             advance(watched.look(), watched.note)
             if stopped.is_set():
-                raise Preempted(f"the {len(workers)} workers were stopped")
+                raise Preempted("the workers were stopped")
             at_work = [worker for worker in at_work if _goes_on(worker, failed)]
         advance(watched.look(), watched.note)
     if failed:
@@ -139,7 +140,7 @@ def _goes_on(worker: Worker, failed: list[Worker]) -> bool:
     if not status:
         return status is None
     if worker.has_progressed:
-        warn(f"worker {worker.shard} ended with {status}; it is started again")
+        warn(f"worker {worker.shard} exited with {status}; restarting it")
         worker.start()
         return True
     failed.append(worker)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dpo_dist.config import Checkpointing, Method
+from dpo_dist.console import counted
 from dpo_dist.errors import ConfigError
 from dpo_dist.planning.hardware import Cluster
 from dpo_dist.planning.memory import ModelShape
@@ -64,8 +65,8 @@ def check_shares(global_batch: int, processes: int) -> None:
     batches = " or ".join(str(batch) for batch in (below, above) if batch)
     fewer = max(n for n in range(1, processes + 1) if global_batch % n == 0)
     raise ConfigError(
-        f"train.global_batch_size {global_batch} cannot be shared evenly by {processes} GPUs: "
-        f"take {batches}, or {fewer} of the GPUs"
+        f"train.global_batch_size {global_batch} cannot be shared evenly by "
+        f"{counted(processes, 'GPU')}: take {batches}, or {fewer} of the GPUs"
     )
 
 

@@ -105,12 +105,12 @@ def find_cluster(gpus: str, *, nodes: int = 1, network_gbits: float = 400) -> Cl
     gpu = {key.lower(): key for key in known}.get(name.lower())
     if gpu is None:
         raise ConfigError(
-            f"--gpus {gpus}: unknown GPU {name!r}{_nearest(name, list(known))}. "
-            f"Known are {', '.join(known)}"
+            f"--gpus {gpus}: unknown GPU {name!r}{_nearest(name, list(known))}. Known: "
+            f"{', '.join(known)}"
         )
     count = int(found["count"] or 1) if found else 1
     if count < 1 or nodes < 1 or network_gbits <= 0:
-        raise ConfigError(f"--gpus {gpus} --nodes {nodes}: at least one GPU and one node, please")
+        raise ConfigError(f"--gpus {gpus} --nodes {nodes}: needs at least one GPU and one node")
     return Cluster(gpu, known[gpu], count, nodes, network_gbits * 1e9 / 8)
 
 
@@ -120,8 +120,8 @@ def preset_shape(name: str) -> ModelShape:
     key = {preset.lower(): preset for preset in known}.get(name.lower())
     if key is None:
         raise ConfigError(
-            f"--model-shape {name}: not known{_nearest(name, list(known))}. "
-            f"Known are {', '.join(known)}"
+            f"--model-shape {name}: not known{_nearest(name, list(known))}. Known: "
+            f"{', '.join(known)}"
         )
     return ModelShape(**{k: v for k, v in known[key].items() if k not in ("source", "also")})
 

@@ -36,7 +36,10 @@ def beta_and_next(report: Report) -> list[Sentence]:
     elif high:
         text = f"{beta} looks too high, or the training too short: {_all(high)}."
     elif training["kl"] is None and training["margin"] is None:
-        text = f"Whether beta ({training['beta']:g}) is right cannot be said: no KL, no margins."
+        text = (
+            f"Whether beta ({training['beta']:g}) is right is unknown: neither KL nor margins "
+            "were measured."
+        )
     else:
         seen = _measured(report)
         text = f"Nothing measured speaks against beta {training['beta']:g}: {_all(seen)}."
@@ -118,7 +121,7 @@ def _next(report: Report, low: bool, high: bool) -> list[Sentence]:
         text = f"Beta {beta / 2:g}, or twice the learning rate, or more steps."
         return [_advice(text, on_beta)]
     for kind, text in (
-        ("saturation", "Harder pairs, or fewer steps: these are told apart already."),
+        ("saturation", "Harder pairs, or fewer steps: the current pairs are already separated."),
         ("gap", "More pairs, or fewer epochs: the training pairs are being memorised."),
     ):
         number = _alarm(report, kind)
@@ -134,10 +137,10 @@ def _next(report: Report, low: bool, high: bool) -> list[Sentence]:
         names = ("comparison.preferred.n", "comparison.preferred.detectable")
         return [_advice(text, names)]
     if outcome == "regressed":
-        text = "Read the worst regressions and the labels' audit before changing beta."
+        text = "Read the worst regressions and the label audit before changing beta."
         return [_advice(text, ("outcome.outcome", "regressions.worst"))]
     if outcome == "improved":
-        text = "Train the same with another seed, to see that the gain stays."
+        text = "Repeat the training with another seed, to check that the gain holds."
         return [_advice(text, ("outcome.outcome",))]
     return []
 

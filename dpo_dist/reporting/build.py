@@ -187,8 +187,8 @@ def summary(scores: dict[str, Any]) -> list[str]:
             )
         else:
             sentences.append(
-                f"{row['label']}: no difference from SFT is shown "
-                f"({change}{unit}, interval includes zero)."
+                f"{row['label']}: no difference from SFT shown ({change}{unit}, interval includes "
+                "zero)."
             )
     return sentences
 

@@ -84,15 +84,15 @@ def limitations(report: Mapping[str, Any], prompts: int, facts: CardFacts) -> li
     """What the evaluation does not show, and what the run has warned of."""
     decodings = ", ".join(decoding_name(d) for d in report["comparison"]["decodings"])
     found = [
-        f"All figures are of {prompts} held-out prompts, one answer each ({decodings}); of other "
-        "prompts and other sampling settings nothing is shown.",
+        f"All figures come from {prompts} held-out prompts, one answer each ({decodings}); they "
+        "say nothing about other prompts or sampling settings.",
         "Neither safety nor knowledge was evaluated; the limitations of the base model apply.",
     ]
     judges = report["judges"]
     if same_judge(judges):
         found.append(
             "The judge that labelled the training pairs also made the comparison: it shows what "
-            "DPO was asked for, and no more."
+            "DPO was trained towards, and no more."
         )
     if judges.get("judge") and not report["canaries"]:
         found.append("Whether the judge can tell good from bad was not tested with canaries.")
@@ -103,7 +103,7 @@ def limitations(report: Mapping[str, Any], prompts: int, facts: CardFacts) -> li
     ]
     found += [
         f"Labels: {share['label'][:1].lower()}{share['label'][1:]} in {100 * share['mean']:.0f} % "
-        f"of {share['n']}, which is out of the expected range."
+        f"of {share['n']}, which is outside the expected range."
         for share in report["audit"]
         if share["remedy"]
     ]
@@ -112,7 +112,7 @@ def limitations(report: Mapping[str, Any], prompts: int, facts: CardFacts) -> li
         for alarm in report["alarms"]
     ]
     if facts.license == UNKNOWN_LICENSE:
-        found.append("The licence is not stated; that of the base model applies at least.")
+        found.append("The licence is not stated; at least that of the base model applies.")
     return found
 
 
@@ -127,7 +127,7 @@ def provenance(config: Mapping[str, Any], held_out: int) -> list[str]:
         sample = config["sample"]
         slots = ", ".join(decoding_name(slot) for slot in sample["slots"])
         found.append(
-            f"Prompts: {_named(sample['prompts'])}; {len(sample['slots'])} answers each of the "
+            f"Prompts: {_named(sample['prompts'])}; {len(sample['slots'])} answers each from the "
             f"model that DPO started from ({slots})."
         )
     held_out_source = _named(config["evaluate"]["prompts"])
@@ -178,7 +178,7 @@ def _settings(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> Sequenc
         ("Learning rate", train["learning_rate"]),
         ("Epochs", train["num_epochs"]),
         ("Global batch", train["global_batch_size"]),
-        ("Longest sequence", f"{train['max_length']} tokens; longer pairs left out, none cut"),
+        ("Longest sequence", f"{train['max_length']} tokens; longer pairs dropped, none truncated"),
         ("Pairs", f"{pairs['train']} to train on, {pairs['validation']} for validation"),
         (
             "Steps",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_dist.console import counted
 from dpo_dist.reporting.cells import (
     kl_cell,
     margin_cell,
@@ -31,9 +32,9 @@ WIDTH = 100  # columns of the terminal
 NARROWEST = 26  # what a column of settings is never cut below
 INDENT = "\u00a0\u00a0"  # a page would drop plain spaces
 NOTE = (
-    "Differences are paired by prompt, with 95 % intervals over prompts. Several rows are shown, "
-    "so that one whose interval excludes zero by chance is to be expected now and then. Runs that "
-    "differ in more than one setting do not show which of them made the difference."
+    "Differences are paired by prompt, with 95 % intervals over prompts. With several rows, "
+    "expect an occasional one whose interval excludes zero by chance. If runs differ in more than "
+    "one setting, the figures do not show which setting made the difference."
 )
 
 
@@ -71,7 +72,7 @@ def sections(figures: Mapping[str, Any]) -> list[Section]:
         Section("Settings that differ", _values(figures, "settings"), _same(figures, "settings")),
         *_evaluations(figures),
         *(_paired(figures, pair) for pair in figures["paired"]),
-        Section("Training, at its end", _training(figures)),
+        Section("Training, at the end", _training(figures)),
         Section("Judges", _judges(figures)),
         Section("Versions that differ", _values(figures, "versions"), _same(figures, "versions")),
     ]
@@ -139,7 +140,7 @@ def _paired(figures: Mapping[str, Any], pair: Mapping[str, Any]) -> Section:
         for row in pair["rows"]
     ]
     left_out = ", ".join(pair["left_out"])
-    note = f"left out, not measured in the same way: {left_out}" if left_out else ""
+    note = f"left out, measured differently: {left_out}" if left_out else ""
     return Section(title, Table(("", f"{a} − {b}"), tuple(rows)) if rows else None, note)
 
 
@@ -179,7 +180,7 @@ def _cost(spend: Mapping[str, Any] | None) -> str:
     if spend is None:
         return "none"
     usd = "unknown" if spend["usd"] is None else f"${spend['usd']:.2f}"
-    return f"{usd}, {spend['usage'].get('attempts', 0)} requests"
+    return f"{usd}, {counted(spend['usage'].get('attempts', 0), 'request')}"
 
 
 def _fitting(table: Table) -> list[Table]:

@@ -34,11 +34,11 @@ def word_difference(before: str, after: str) -> Difference:
         return Difference(*whole, "same answer as SFT")
     old, new = re.findall(r"\s*\S+|\s+$", before), re.findall(r"\s*\S+|\s+$", after)
     if max(len(old), len(new)) > MOST_WORDS:
-        return Difference(*whole, f"more than {MOST_WORDS:,} words: differences are not marked")
+        return Difference(*whole, f"more than {MOST_WORDS:,} words: differences not marked")
     old_words, new_words = ([word.strip() for word in text] for text in (old, new))
     matcher = SequenceMatcher(None, old_words, new_words, autojunk=False)
     if matcher.ratio() < ALIKE:
-        return Difference(*whole, "little in common with SFT: differences are not marked")
+        return Difference(*whole, "little in common with SFT: differences not marked")
     left: list[Part] = []
     right: list[Part] = []
     for kind, i, j, k, m in matcher.get_opcodes():

@@ -29,7 +29,9 @@ def markdown(report: dict[str, Any]) -> str:
     for number, decoding in enumerate(scores["decodings"]):
         parts += [f"\n## Held-out prompts, {decoding_name(decoding)}\n"]
         parts += [to_markdown(comparison_table(scores, number))]
-    parts += ["Cells: mean, 95 % interval over prompts, number of prompts; p after Holm.\n"]
+    parts += [
+        "Cells: mean, 95 % interval over prompts, number of prompts; p after Holm correction.\n"
+    ]
     parts += _reflection(report)
     if report["rounds"]:
         parts += ["\n## Rounds\n", to_markdown(rounds_table(report["rounds"])), ROUNDS_NOTE]

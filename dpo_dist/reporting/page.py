@@ -33,7 +33,7 @@ FILTERS = {
     "lost": "SFT+DPO lost",
     "won": "won",
     "tie": "tie",
-    "inconsistent": "contradicted",
+    "inconsistent": "inconsistent",
     "missing": "no verdict",
     "cut-off": "SFT+DPO cut off",
     "fell": "a metric fell",

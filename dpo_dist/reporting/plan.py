@@ -32,7 +32,7 @@ def to_terminal(figures: Mapping[str, Any]) -> str:
 
 def _parts(figures: Mapping[str, Any]) -> Iterator[str]:
     yield _heading(figures)
-    yield _section("What it stands on", _figures(figures["figures"]))
+    yield _section("Inputs", _figures(figures["figures"]))
     if figures["memory"]:
         room = figures["cluster"]["usable_bytes"] / GIB
         title = f"Training memory ({room:.1f} GiB of a GPU may be filled)"
@@ -42,12 +42,12 @@ def _parts(figures: Mapping[str, Any]) -> Iterator[str]:
     yield _generation(figures["generation"])
     if figures["phases"]:
         total = sum(phase["hours"] for phase in figures["phases"])
-        last = f"GPU phases together: {_hours(total)}, {figures['gpu_hours']:,.1f} GPU hours."
+        last = f"Total of the GPU phases: {_hours(total)}, {figures['gpu_hours']:,.1f} GPU hours."
         yield _section("Hours", _hours_table(figures["phases"]), last)
     if figures["judges"]:
         yield _section("Judges", _judges(figures["judges"]))
     yield _section("Disk", _disk(figures["disk"]))
-    yield "\n".join(f"Not told: {line}" for line in figures["unknown"])
+    yield "\n".join(f"Not included: {line}" for line in figures["unknown"])
 
 
 def _heading(figures: Mapping[str, Any]) -> str:
@@ -137,12 +137,12 @@ def _recommendation(figures: Mapping[str, Any]) -> str:
         "launch` writes their numbers into its copy of that file);",
         f"micro-batches a step: {found['accumulation']}; {_step(found, found['train_hours'])}",
         "",
-        f"Most memory: {found['largest']}, {found['largest_bytes'] / GIB:.1f} GiB; "
+        f"Largest part: {found['largest']}, {found['largest_bytes'] / GIB:.1f} GiB; "
         f"{found['remedy']}.",
         f"Next cheaper: {found['cheaper']}.",
     ]
     if found["node_memory_bytes"]:
-        lines.append(f"CPU memory of a node: {found['node_memory_bytes'] / GIB:,.0f} GiB.")
+        lines.append(f"CPU memory per node: {found['node_memory_bytes'] / GIB:,.0f} GiB.")
     return "\n".join(lines)
 
 
@@ -150,9 +150,9 @@ def _generation(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
     return (
-        f"Sampling memory of a GPU: weights {found['weights'] / GIB:.1f} GiB, KV cache "
-        f"{found['kv_cache'] / GIB:.1f} GiB\n({found['kv_bytes_a_token'] / 1024:.0f} KiB a token): "
-        f"{found['sequences_that_fit']:,} sequences at a time; max_num_seqs is "
+        f"Sampling memory per GPU: weights {found['weights'] / GIB:.1f} GiB, KV cache "
+        f"{found['kv_cache'] / GIB:.1f} GiB\n({found['kv_bytes_a_token'] / 1024:.0f} KiB per "
+        f"token): {found['sequences_that_fit']:,} sequences at a time; max_num_seqs is "
         f"{found['max_num_seqs']}."
     )
 

@@ -47,7 +47,7 @@ def form_and_facts(report: Report) -> list[Sentence]:
     titles = {
         "form": "Form and style",
         "facts": "Facts, against a reference or the prompt",
-        "other": "Neither by type (own functions, judge scores, benchmarks)",
+        "other": "Unclassified (own functions, judge scores, benchmarks)",
     }
     sentences = [
         Sentence(
@@ -180,7 +180,7 @@ def gap_and_gain(report: Report) -> list[Sentence]:
     elif outcome == "improved":
         text = (
             f"The evaluation improved without a growing reward gap on validation pairs ({gap}): "
-            "doubt one of the two, or look for what else the pairs teach."
+            "one of the two may be wrong, or the pairs teach something else."
         )
     else:
         text = (
@@ -215,7 +215,7 @@ def where_it_lost(report: Report) -> list[Sentence]:
     parts, names = [], []
     rate = report["comparison"]["preferred"]
     if rate is not None and rate["n"]:
-        parts.append(f"SFT won the verdict on {rate['losses']} of {rate['n']} prompts")
+        parts.append(f"SFT was preferred on {rate['losses']} of {rate['n']} prompts")
         names += ["comparison.preferred.losses", "comparison.preferred.n"]
     for number, fall in enumerate(regressions["fell"]):
         parts.append(f"{fall['label']} got worse on {fall['prompts']}")

@@ -157,28 +157,30 @@ def caveats(figures: Mapping[str, Any]) -> list[str]:
     earlier = f" ({len(before)} of them in earlier sweeps: {'; '.join(before)})" if before else ""
     lines = [
         f"{tried} points were tried on the same {data}{earlier}. The best of several is best "
-        "partly by chance, so its interval is optimistic. Confirm it on fresh prompts, "
-        "which no point has been compared on, before you rely on it."
+        "partly by chance, so its interval is optimistic. Confirm it on fresh prompts, which no "
+        "point was compared on, before relying on it."
     ]
     if figures["measure"] == "accuracy":
         lines.append(
-            "Validation accuracy says how well the pairs' labels are reproduced, not whether "
+            "Validation accuracy measures how well the pairs' labels are reproduced, not whether "
             "answers got better."
         )
     lines += [
-        "Two points whose intervals overlap may differ all the same, and a difference in means may "
-        "be none: `dpo-dist compare` on their directories gives the difference paired by prompt.",
-        "Every point was trained once, from one seed: another seed moves each of them, and with "
-        "them which ones are ahead.",
-        "The KL is that of answers which the policy gave to the validation pairs' prompts at "
-        "temperature 1. It says how far a point went, not whether that was good.",
+        "Two points with overlapping intervals may still differ, and a difference in means may be "
+        "chance: `dpo-dist compare` on their directories gives the difference paired by prompt.",
+        "Every point was trained once, with one seed: another seed would shift the results and "
+        "possibly the order.",
+        "The KL is measured on the policy's own answers to the validation prompts at temperature "
+        "1. It says how far a point moved, not whether that was good.",
     ]
     if "train.beta" in figures["swept"]:
-        lines.append("Margins are β times a log-ratio: those of two values of β do not compare.")
+        lines.append(
+            "Margins are β times a log-ratio, so they cannot be compared between values of β."
+        )
     if keys := [key for key in figures["swept"] if key.startswith("evaluate.")]:
         lines.append(
-            f"The points were evaluated in different ways ({', '.join(keys)}): their evaluations' "
-            "figures do not measure the same."
+            f"The points were evaluated in different ways ({', '.join(keys)}), so their "
+            "evaluation figures are not comparable."
         )
     return lines
 

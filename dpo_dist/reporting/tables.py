@@ -13,7 +13,7 @@ ABSENT = "–"
 REFLECTION = "What DPO did to the model, and what it did not"
 CARD_NOTE = (
     "A canary is a comparison whose right answer is known, asked in both orders. `failed`: fewer "
-    "passed than the run file asks for. `accepted`: so they did, and the run file goes on with it."
+    "passed than the run file requires. `accepted`: likewise, but the run file accepts it."
 )
 NO_CARD = "The judge was asked about no canaries: whether it can tell good from bad is not shown."
 
@@ -126,7 +126,7 @@ def _reasons(counts: Mapping[str, int]) -> str:
 
 def _bounds(pair: Mapping[str, Any]) -> str:
     """The win rate if all that is missing had been lost, or won."""
-    return f"{100 * pair['worst']:.0f}–{100 * pair['best']:.0f} % if all lost or won"
+    return f"{100 * pair['worst']:.0f}–{100 * pair['best']:.0f} % if all were losses or wins"
 
 
 def decoding_name(decoding: Mapping[str, Any]) -> str:

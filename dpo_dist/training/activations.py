@@ -42,8 +42,8 @@ def choose_checkpointing(job: TrainingJob, free: float) -> Checkpointing:
     zero3 = launch_shape(job.settings.accelerate_config)[1] == 3
     if asked == "selective" and zero3:
         raise ConfigError(
-            "gradient_checkpointing: selective is not possible under ZeRO-3, whose weights come "
-            "and go between the forward and its repetition; use full"
+            "gradient_checkpointing: selective is not possible under ZeRO-3, which releases "
+            "weights between the forward pass and its recomputation; use full"
         )
     if asked != "auto":
         return asked

@@ -71,8 +71,8 @@ def displacement(lines: Sequence[Line]) -> Alarm | None:
         "displacement",
         f"chosen validation answers lost {fall:.2f} nats per token since the first evaluation: "
         "probability may be going to answers that are neither chosen nor rejected. Common, and "
-        "harmless while generated answers keep their format; else train fewer steps, drop pairs "
-        "whose two answers are nearly alike, or raise beta.",
+        "harmless while generated answers keep their format; otherwise train fewer steps, drop "
+        "pairs whose two answers are nearly identical, or raise beta.",
     )
 
 
@@ -96,9 +96,9 @@ def saturation(lines: Sequence[Line], settings: Train) -> Alarm | None:
 def _saturated(what: str) -> Alarm:
     return Alarm(
         "saturation",
-        f"{what}: the pairs are told apart, and further steps only widen margins. Stop earlier, "
-        "lower the learning rate, or get harder pairs; look for something trivial, such as "
-        "length, that gives the chosen answer away.",
+        f"{what}: the pairs are already separated, and further steps only widen margins. Stop "
+        "earlier, lower the learning rate, or get harder pairs; check whether something trivial, "
+        "such as length, gives the chosen answer away.",
     )
 
 
@@ -134,9 +134,10 @@ def over_budget(lines: Sequence[Line], kl: KlMonitor) -> Alarm | None:
     spread = "" if error is None else f" ± {half_width(float(error)):.3f} (95 % interval)"
     return Alarm(
         "kl_budget",
-        f"KL from the reference is {value:.3f}{spread} nats per token on the policy's own answers, "
-        f"above train.kl.budget {kl.budget:g}: gains by the judge may be over-optimisation. Use an "
-        "earlier checkpoint, train fewer steps, lower the learning rate, or raise beta.",
+        f"KL from the reference is {value:.3f}{spread} nats per token on the policy's own "
+        f"answers, above train.kl.budget {kl.budget:g}: gains according to the judge may be "
+        "over-optimisation. Use an earlier checkpoint, train fewer steps, lower the learning "
+        "rate, or raise beta.",
     )
 
 

@@ -129,5 +129,5 @@ def self_test(
         if not difference < 5e-2:
             raise RuntimeError(
                 f"packed attention on {device} ({dtype}) differs from SDPA by {difference:.2g}; "
-                "set train.layout: padded and report the versions of torch and of the driver"
+                "set train.layout: padded and report the torch and driver versions"
             )

@@ -80,10 +80,10 @@ def last_complete(folder: Path) -> Checkpoint | None:
             return Checkpoint(
                 found[step], step, int(marker["world_size"]), int(marker["zero_stage"])
             )
-        warn(f"{found[step]} is not whole ({problem}): removed")
+        warn(f"{found[step]} is incomplete ({problem}): removed")
         shutil.rmtree(found[step])
     if found:
-        say("no whole checkpoint is left: training starts from its first step")
+        say("no complete checkpoint is left: training starts from the beginning")
     return None
 
 
@@ -94,7 +94,7 @@ def damage(checkpoint: Path) -> str | None:
         int(marker["world_size"]), int(marker["zero_stage"])
         files = [(name, known["bytes"], known["sha256"]) for name, known in marker["files"].items()]
     except FileNotFoundError:
-        return "its writing was interrupted"
+        return "writing it was interrupted"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{COMPLETE} is damaged"
     for name, size, sha256 in files:

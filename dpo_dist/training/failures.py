@@ -40,12 +40,12 @@ def record_exit(attempt: Path, rank: int, status: int) -> None:
     """Keep the exit code of a rank that has left nothing itself: something killed it."""
     if _path(attempt, rank).exists():
         return
-    text = f"it ended with exit code {status}"
+    text = f"it exited with code {status}"
     if status < 0:
         name = signal.Signals(-status).name
         text = f"it was killed by {name}"
         if status == -signal.SIGKILL:
-            text += ": out of memory, or somebody ended it (`dmesg` on that machine tells)"
+            text += ": out of memory, or killed by someone (check `dmesg` on that machine)"
     words = last_lines(rank_log(attempt, rank), _TAIL)
     _write(attempt, rank, f"{text}\n{words}".strip(), known=False)
 
@@ -59,7 +59,7 @@ def explain(attempt: Path, status: int) -> str:
     found = [read_json(path) for path in sorted(attempt.glob("rank-*.error.json"))]
     if not found:
         words = last_lines(node_log(attempt, 0), _TAIL)
-        return f"training ended with exit code {status}; its logs: {attempt}\n{words}".rstrip()
+        return f"training exited with code {status}; logs: {attempt}\n{words}".rstrip()
     first = min(found, key=lambda one: (bool(_CONSEQUENCE.search(one["text"])), one["time"]))
     where = f"rank {first['rank']} on {first['host']}"
     logs = f"logs: {attempt}"

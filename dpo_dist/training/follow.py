@@ -25,7 +25,7 @@ def follow(nodes: Nodes, folder: Path) -> tuple[int, str]:
     meeting = Meeting(folder, nodes)
     meeting.wait_for_leader()
     meeting.sign_in()
-    say(f"node {nodes.rank} of {nodes.count}: follows {meeting.host(0)} ({folder})")
+    say(f"node {nodes.rank} of {nodes.count}: following {meeting.host(0)} ({folder})")
     with meeting.beating(), handling_sigterm(lambda: None):
         try:
             return _take_part(meeting)
@@ -47,7 +47,7 @@ def _take_part(meeting: Meeting) -> tuple[int, str]:
                 process = None
                 if status:
                     # The leader's processes fail as well, or save and stop: it will say which.
-                    meeting.post(LEFT, f"its training processes ended with exit code {status}")
+                    meeting.post(LEFT, f"its training processes exited with code {status}")
             time.sleep(POLL_SECONDS)
         if process is not None:
             with suppress(subprocess.TimeoutExpired):  # they wait for nodes that have gone
@@ -64,7 +64,7 @@ def _start(meeting: Meeting, number: int) -> Process:
     job = TrainingJob.model_validate_json(path.read_text(encoding="utf-8"))
     config, nodes = job.settings.accelerate_config, meeting.nodes
     assert job.logs is not None
-    say(f"node {nodes.rank} of {nodes.count}: joins training {number} of this phase ({job.out})")
+    say(f"node {nodes.rank} of {nodes.count}: joining training {number} of this phase ({job.out})")
     with node_log(job.logs, nodes.rank).open("ab") as file:
         return subprocess.Popen(
             launcher_command(path, config, nodes),

@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field
 
 from dpo_dist.config import Checkpointing, Optimization, Section, Sft, Train
+from dpo_dist.console import counted
 from dpo_dist.errors import ConfigError
 from dpo_dist.tracking import TrackedRun
 
@@ -111,7 +112,7 @@ def read_accelerate_config(accelerate_config: Path) -> dict[str, Any]:
         raise ConfigError(f"accelerate_config: {accelerate_config}: no such file") from None
     except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
         raise ConfigError(
-            f"accelerate_config: {accelerate_config}: no readable `num_processes` ({error})"
+            f"accelerate_config: {accelerate_config}: cannot read `num_processes` ({error})"
         ) from None
 
 
@@ -131,6 +132,7 @@ def accumulation_steps(settings: Optimization, processes: int) -> int:
     if settings.global_batch_size % per_round:
         raise ConfigError(
             f"global_batch_size {settings.global_batch_size} is not a multiple of "
-            f"micro_batch_size {settings.micro_batch_size} x {processes} processes"
+            f"micro_batch_size {settings.micro_batch_size} x "
+            f"{counted(processes, 'process', 'processes')}"
         )
     return settings.global_batch_size // per_round

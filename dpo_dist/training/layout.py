@@ -53,7 +53,7 @@ def why_not_packed(model: Any) -> str | None:
     if "mrope_section" in rope or any(
         isinstance(r, dict) and "mrope_section" in r for r in rope.values()
     ):
-        return f"{config.model_type} has positions of several axes (mrope)"
+        return f"{config.model_type} has multi-axis positions (mrope)"
     if any(name.endswith("sinks") for name, _ in base.named_parameters()):
         return f"{config.model_type} has attention sinks"
     if getattr(config, "output_router_logits", False):

@@ -123,7 +123,7 @@ def _share_inputs_with_lora(model: torch.nn.Module) -> None:
             setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010
 
 
-_FSDP = "packed rows have not been tried under FSDP"
+_FSDP = "packed rows have not been tested under FSDP"
 
 
 def choose_layout(model: Any, settings: Train) -> bool:
@@ -138,7 +138,7 @@ def choose_layout(model: Any, settings: Train) -> bool:
     if reason is not None:
         if settings.layout == "packed":
             raise ConfigError(f"train.layout: packed is not possible: {reason}")
-        warn(f"padded batches, every prompt twice: {reason}")
+        warn(f"using padded batches, which compute every prompt twice: {reason}")
     text = model.config.get_text_config()
     if settings.layout == "padded" or reason is not None:
         if getattr(text, "attn_logit_softcapping", None):

@@ -107,14 +107,14 @@ def _moved_loss(settings: Train, start: Start) -> float | None:
 
 
 _MOVED_CAUSES = (
-    "before the first step the policy is the model that the round starts from, and the reference "
-    "the initial SFT model. Likely causes: the cached log-probs are of other weights; dropout is "
-    "on; the weights were changed between computing their log-probs and training."
+    "before the first step, the policy is the model that the round starts from, and the reference "
+    "is the initial SFT model. Likely causes: the cached log-probs belong to other weights; "
+    "dropout is on; the weights changed between computing their log-probs and training."
 )
 _CAUSES = (
-    "before the first step policy and reference are the same model. Likely causes: the reference "
+    "before the first step, policy and reference are the same model. Likely causes: the reference "
     "is the base instead of the SFT model; dropout is on; the adapter belongs to another base; "
-    "the weights were changed between loading policy and reference."
+    "the weights changed between loading policy and reference."
 )
 
 
@@ -122,11 +122,11 @@ def check_finite(name: str, values: Sequence[float], step: int, rows: Sequence[s
     """Stop at a NaN or infinity, naming the rows that it came from where they are known."""
     if all(map(math.isfinite, values)):
         return
-    where = f", from the rows {', '.join(rows)}" if rows else ""
+    where = f", in rows {', '.join(rows)}" if rows else ""
     worst = next(value for value in values if not math.isfinite(value))
     raise TrainingDiverged(
         f"{name} is {worst} at step {step}{where}. The last checkpoint is kept. Try a lower "
-        "learning rate, and look for empty or damaged rows."
+        "learning rate, and check for empty or damaged rows."
     )
 
 

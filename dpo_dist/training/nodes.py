@@ -60,9 +60,9 @@ class Meeting:
                 file.write(f'{{"host": "{socket.gethostname()}", "process": {os.getpid()}}}\n')
         except FileExistsError:
             raise ConfigError(
-                f"--launch-id {self.nodes.launch_id}: node {self.nodes.rank} of this start is "
-                f"{self.host(self.nodes.rank)} already ({path}). Give every start a new id, and "
-                "every machine a rank of its own."
+                f"--launch-id {self.nodes.launch_id}: node {self.nodes.rank} of this launch is "
+                f"already {self.host(self.nodes.rank)} ({path}). Give every launch a new id, and "
+                "every machine its own rank."
             ) from None
 
     def host(self, rank: int) -> str:
@@ -105,8 +105,8 @@ class Meeting:
         while not self.present(0):
             if time.monotonic() > deadline:
                 raise ConfigError(
-                    f"node 0 has not come to {self.folder} within {self.nodes.join_seconds:.0f} s. "
-                    "Is the directory on a file system that all nodes share, and was node 0 "
+                    f"node 0 did not join via {self.folder} within {self.nodes.join_seconds:.0f} "
+                    "s. Is the directory on a file system that all nodes share, and was node 0 "
                     f"started with --launch-id {self.nodes.launch_id}?"
                 )
             time.sleep(POLL_SECONDS)
@@ -186,7 +186,7 @@ class Leader:
                 continue
             self._missed = self._missed or time.monotonic()
             if time.monotonic() - self._missed > GRACE_SECONDS:
-                raise NodeLost(f"node {rank} ({self.meeting.host(rank)}) has left: {reason}")
+                raise NodeLost(f"node {rank} ({self.meeting.host(rank)}) has stopped: {reason}")
 
     def wait_for_all(self) -> None:
         """Return when all nodes are here. Raises `NodeLost` when one does not come."""
@@ -194,7 +194,7 @@ class Leader:
         while missing := [rank for rank in followers if not self.meeting.present(rank)]:
             if time.monotonic() > self._deadline:
                 raise NodeLost(
-                    f"node {', '.join(map(str, missing))} of {self.nodes.count} has not come to "
+                    f"node {', '.join(map(str, missing))} of {self.nodes.count} did not join via "
                     f"{self.meeting.folder} within {self.nodes.join_seconds:.0f} s. Is the "
                     "directory on a file system that all nodes share, and does every node have "
                     f"--launch-id {self.nodes.launch_id}?"

@@ -22,7 +22,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo_dist import ranks
 from dpo_dist.config import Train
-from dpo_dist.console import progress
+from dpo_dist.console import counted, progress
 from dpo_dist.errors import ModelError
 from dpo_dist.training import attention, lora_linear
 from dpo_dist.training.divergence import (
@@ -127,7 +127,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         known = ReferenceCache(path).read()
         if missing := sum(row not in known for row in dataset["row"]):
             raise ModelError(
-                f"{path} lacks {missing} rows of the reference's log-probs: remove "
+                f"{path} lacks {counted(missing, 'row')} of the reference's log-probs: remove "
                 f"{self._job.out / 'reference'} and run the same command again"
             )
         return [known[row] for row in dataset["row"]]

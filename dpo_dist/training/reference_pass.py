@@ -22,7 +22,9 @@ def compute_reference(job: TrainingJob, leader: Leader | None = None) -> None:
         return
     launch(own, leader)
     if (own.out / STOP).exists():
-        raise Preempted("training was stopped before its first step; its reference is computed")
+        raise Preempted(
+            "training was stopped before its first step; its reference log-probs are computed"
+        )
 
 
 def reference_job(job: TrainingJob) -> TrainingJob:

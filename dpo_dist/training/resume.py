@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dpo_dist.console import say
+from dpo_dist.console import counted, say
 from dpo_dist.errors import ConfigError
 from dpo_dist.training.checkpoints import last_complete
 from dpo_dist.training.job import TrainingJob, launch_shape
@@ -22,15 +22,19 @@ def resume(job: TrainingJob) -> TrainingJob:
     processes, stage = launch_shape(accelerate_config)
     if stage != checkpoint.zero_stage:
         raise ConfigError(
-            f"accelerate_config: {accelerate_config} trains {_named(stage)}, but {checkpoint.path} "
-            f"was written {_named(checkpoint.zero_stage)}. Go on with such a configuration (the "
-            "number of processes may differ), or start again under another run.name."
+            f"accelerate_config: {accelerate_config} trains {_named(stage)}, but "
+            f"{checkpoint.path} was written {_named(checkpoint.zero_stage)}. Resume with a "
+            "matching configuration (the number of processes may differ), or start over under "
+            "another run.name."
         )
-    say(f"going on from step {checkpoint.step}")
+    say(f"resuming from step {checkpoint.step}")
     # Without ZeRO every process holds everything, so that any number of them can load it.
     reshard = stage > 0 and checkpoint.world_size != processes
     if reshard:
-        say(f"converting its shards from {checkpoint.world_size} to {processes} processes")
+        say(
+            f"converting its shards from {checkpoint.world_size} to "
+            f"{counted(processes, 'process', 'processes')}"
+        )
         convert(checkpoint.path)
     return job.model_copy(update={"checkpoint": checkpoint.path, "reshard": reshard})
 

@@ -69,9 +69,9 @@ def put_best(model: Path, state: TrainerState) -> int:
     step, checkpoint = state.best_global_step, state.best_model_checkpoint
     if step is None or step == state.global_step:
         return int(state.global_step)
-    problem = "it is gone" if checkpoint is None else damage(Path(checkpoint))
+    problem = "it was deleted" if checkpoint is None else damage(Path(checkpoint))
     if problem:
-        warn(f"the best step, {step}, cannot be selected: {problem}. The last one is.")
+        warn(f"the best step, {step}, cannot be selected: {problem}. Using the last one instead.")
         return int(state.global_step)
     for file in model.glob("*.safetensors*"):
         file.unlink()

@@ -80,11 +80,13 @@ def check_launch(settings: Optimization, nodes: Nodes | None) -> None:
     _check_machines(path, nodes)
     precision = values.get("mixed_precision") or "no"
     if precision not in ("no", "bf16"):
-        raise ConfigError(f"accelerate_config: {path}: mixed_precision {precision}: no or bf16")
+        raise ConfigError(
+            f"accelerate_config: {path}: mixed_precision {precision}: must be no or bf16"
+        )
     if precision == "bf16" and not settings.bf16:
         raise ConfigError(
             f"accelerate_config: {path} says mixed_precision bf16, but `bf16` is false: "
-            "accelerate would train in bfloat16 all the same. Change one of them."
+            "accelerate would still train in bfloat16. Change one of them."
         )
     if uses_fsdp(path):
         _check_fsdp(path, settings, values)
@@ -92,7 +94,7 @@ def check_launch(settings: Optimization, nodes: Nodes | None) -> None:
 
 def _check_fsdp(path: Path, settings: Optimization, values: dict[str, Any]) -> None:
     if (values.get("fsdp_config") or {}).get("fsdp_version") != 2:
-        raise ConfigError(f"accelerate_config: {path}: fsdp_version has to be 2")
+        raise ConfigError(f"accelerate_config: {path}: fsdp_version must be 2")
     if not has_cuda():
         raise ConfigError(
             f"accelerate_config: {path} shards with FSDP, which accelerate silently leaves out on "
@@ -100,8 +102,8 @@ def _check_fsdp(path: Path, settings: Optimization, values: dict[str, Any]) -> N
         )
     if isinstance(settings, Train) and settings.select == "best":
         raise ConfigError(
-            "train.select: best takes the weights from a checkpoint, and those of FSDP are not in "
-            "the model's form. Use `last`, or a configuration with DeepSpeed."
+            "train.select: best takes the weights from a checkpoint, and FSDP checkpoints are not "
+            "in the model's format. Use `last`, or a configuration with DeepSpeed."
         )
 
 
@@ -112,16 +114,16 @@ def _check_machines(path: Path, nodes: Nodes | None) -> None:
         raise ConfigError(
             f"accelerate_config: {path} is for num_machines {configured}, but "
             + (
-                f"--nodes is {given}. Both have to be the same."
+                f"--nodes is {given}. They must be equal."
                 if nodes
-                else "this is one. Start the same command on each, with --nodes and the options "
-                "that belong to it (docs/scaling.md)."
+                else "only one was started. Run the same command on each, with --nodes and its "
+                "companion options (docs/scaling.md)."
             )
         )
     if processes % given:
         raise ConfigError(
-            f"accelerate_config: {path}: num_processes {processes} is of all machines together, "
-            f"and {given} cannot share it evenly"
+            f"accelerate_config: {path}: num_processes {processes} counts all machines together "
+            f"and is not divisible by the {given} nodes"
         )
 
 
@@ -131,7 +133,7 @@ def check_address(nodes: Nodes) -> None:
     try:
         found = socket.getaddrinfo(nodes.address, nodes.port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise ConfigError(f"--main-address {nodes.address}: cannot be resolved ({error})") from None
+        raise ConfigError(f"--main-address {nodes.address}: cannot resolve it ({error})") from None
     if not nodes.leads:
         return
     family, kind, protocol, _, address = found[0]
@@ -143,7 +145,7 @@ def check_address(nodes: Nodes) -> None:
         except OSError as error:
             raise ConfigError(
                 f"--main-address {nodes.address} --main-port {nodes.port}: node 0 cannot listen "
-                f"there ({error.strerror}). It has to be an address of node 0 and a free port."
+                f"there ({error.strerror}). It must be an address of node 0 and a free port."
             ) from None
 
 

@@ -38,8 +38,8 @@ def convert(checkpoint: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode or not (checkpoint / LATEST).exists():
         raise PhaseFailed(
-            f"{shards} could not be converted for another number of processes. Go on with the "
-            f"old number, or look into the converter's words:\n{done.stderr[-2000:]}"
+            f"{shards} could not be converted for another number of processes. Resume with the "
+            f"old number, or see the converter's output:\n{done.stderr[-2000:]}"
         )
 
 

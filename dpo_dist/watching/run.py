@@ -161,7 +161,7 @@ class WatchedRun:
         """From a run's directory or a run file. Raises `ConfigError` or `DataError`."""
         if path.is_dir():
             if not any(path.glob(f"*/{FINGERPRINT}")) and any(path.glob("*.yaml")):
-                raise DataError(f"{path} holds run files and no run: name one of the files")
+                raise DataError(f"{path} contains run files but no run: name one of the files")
             return cls(path)
         config = load_config(path, overrides)
         return cls(run_root(config), config)

@@ -43,7 +43,7 @@ def describe(run: WatchedRun, steps: Sequence[Step]) -> list[str]:
     """The run in lines of text."""
     lines = [f"{run.root.name}  {run.root}  {time.strftime('%H:%M:%S')}"]
     if all(step.state == "waiting" for step in steps):
-        lines.append("  no phase has begun")
+        lines.append("  no phase has started")
     width = max((len(step.name) for step in steps), default=0)
     for step in steps:
         first, *more = _about(step)
@@ -58,7 +58,7 @@ def _about(step: Step) -> list[str]:
         return ["-"]
     if step.manifest is not None:
         return [_outcome(step), *progress.figures, *(f"! {alarm}" for alarm in progress.alarms)]
-    state, by = "at work", "by"
+    state, by = "running", "by"
     if step.state == "quiet":
         state, by = f"no sign of work for {duration(step.quiet_seconds)}", "last by"
     return [
@@ -93,9 +93,9 @@ def _measure(step: Step) -> str:
     words = [f"{progress.done} {of} {progress.total} {progress.unit} ({share:.0f} %)"]
     if step.rate and step.state == "running":
         unit, rate = ("second", step.rate) if step.rate >= 1 else ("minute", 60 * step.rate)
-        words.append(f"{rate:.3g} a {unit}" + (" on average" if step.average else ""))
+        words.append(f"{rate:.3g} per {unit}" + (" on average" if step.average else ""))
         if step.seconds_left is not None:
-            words.append(f"{duration(step.seconds_left)} left")
+            words.append(f"{duration(step.seconds_left)} remaining")
     return ", ".join(words)
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # incident-triage on Kubernetes, one phase after the other. Made by `dpo-dist launch kubernetes`.
-# Stop this script and start it again as you like: jobs go on without it, those that are complete
-# are passed over, and one that has failed is started again and goes on from its records.
+# You can stop this script and start it again: jobs continue without it, completed ones are skipped,
+# and a failed one is restarted and resumes from its records.
 set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "$0")"
 kubectl=(kubectl)
-submission=incident-triage-b7654d26
+submission=incident-triage-026f7103
 poll=${POLL_SECONDS:-15}
 
 # state KIND/NAME: how a job has ended ("Complete=...", "Failed=..."), "absent" where there is none.
@@ -21,7 +21,7 @@ state() {
 wait_for() {
   local now
   while sleep "$poll"; do
-    now=$(state "$1") || continue # the API server is away for a moment
+    now=$(state "$1") || continue # the API server is briefly unavailable
     case $now in
       absent) echo "$1 has been deleted" >&2; return 1 ;;
       *Failed=*) echo "$1: $now" >&2; return 1 ;;
@@ -49,7 +49,7 @@ stage() {
     fi
     case $(state "$job") in *PodFailurePolicy*) break ;; esac # the input has to change
   done
-  echo "$1 has failed; its pods said last:" >&2
+  echo "$1 has failed; the last output of its pods:" >&2
   "${kubectl[@]}" logs --prefix --tail 20 --ignore-errors --max-log-requests 100 \
     --selector "app.kubernetes.io/instance=$submission,app.kubernetes.io/component=$1" >&2 || true
   exit 1

@@ -1,25 +1,25 @@
 # shellcheck shell=bash disable=SC1090,SC1091
-# Read by every job of incident-triage: its environment, and how it ends and begins again.
+# Read by every job of incident-triage: its environment, and how it stops and is requeued.
 source .venv/bin/activate
 set -uo pipefail # only now: what a site's own scripts do is not ours to judge
 command -v dpo-dist > /dev/null || {
-  echo "dpo-dist is not found on $(hostname): name what makes it available with --setup" >&2
+  echo "dpo-dist was not found on $(hostname): use --setup to make it available" >&2
   exit 2
 }
 
-# What every command of the run is told.
+# The arguments of every command of the run.
 # shellcheck disable=SC2034
 run=(recipes/incident_triage/run.yaml --set sft.global_batch_size=16 --set sft.micro_batch_size=1 --set train.global_batch_size=16 --set train.micro_batch_size=1)
 
-# Since Slurm 22.05 srun does not take it over, and a task would be bound to one processor.
+# Since Slurm 22.05 srun does not inherit it, and a task would be bound to one processor.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
-# Where node 0 is, for the jobs that train. Asked here, outside of any container. NodeAddr is the
+# Where node 0 is, for the jobs that train. Looked up here, outside any container. NodeAddr is the
 # node's name, unless the cluster reaches it by another.
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 MAIN_ADDRESS=$(scontrol show node "${nodes%%$'\n'*}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
-MAIN_PORT=$((20000 + SLURM_JOB_ID % 20000)) # so that two jobs on one node do not meet
-# New at every start: what the nodes told each other at the start before does not count any more.
+MAIN_PORT=$((20000 + SLURM_JOB_ID % 20000)) # so that two jobs on one node do not collide
+# New at every start: messages between the nodes from an earlier start no longer count.
 LAUNCH_ID=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
 export MAIN_ADDRESS MAIN_PORT LAUNCH_ID
 
@@ -51,13 +51,13 @@ run_step() {
   done
   wait "$step" # bash remembers the exit code
   status=$?
-  # 0: it was done before the signal. 2: bad input, which another try would meet again.
+  # 0: it was done before the signal. 2: bad input, on which another try would fail too.
   if [ "$out_of_time" = yes ] && [ "$status" -ne 0 ] && [ "$status" -ne 2 ]; then
     if [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
-      echo "stopped with exit code $status; the job is queued again"
+      echo "stopped with exit code $status; the job is requeued"
       scontrol requeue "$job"
     else
-      echo "stopped with exit code $status after 100 starts; not queued again" >&2
+      echo "stopped with exit code $status after 100 starts; not requeued" >&2
     fi
   fi
   exit "$status"

@@ -7,5 +7,5 @@ nodes=(
   --main-address "$MAIN_ADDRESS" --main-port "$MAIN_PORT" --launch-id "$LAUNCH_ID"
 )
 dpo-dist preflight recipes/incident_triage/run.yaml --set sft.global_batch_size=16 --set sft.micro_batch_size=1 --set train.global_batch_size=16 --set train.micro_batch_size=1 --set sft.accelerate_config=runs/incident-triage/launch/slurm/accelerate_sft.yaml --set train.accelerate_config=runs/incident-triage/launch/slurm/accelerate_train.yaml "${nodes[@]}"
-# In the place of this shell: signals reach it, and its exit code is the task's.
+# Replaces this shell: signals reach it, and its exit code is the task's.
 exec "$@" "${nodes[@]}"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Submits the jobs of incident-triage, each to begin when the one before has ended well. Made by
-# `dpo-dist launch slurm`. After a failure submit all of them again: what is complete is skipped.
+# Submits the jobs of incident-triage, each starting once the one before has succeeded. Made by
+# `dpo-dist launch slurm`. After a failure, submit all of them again: completed work is skipped.
 set -euo pipefail
 cd /shared/dpo_dist
 jobs=runs/incident-triage/launch/slurm
-mkdir -p runs/incident-triage/logs # Slurm makes no folder for a job's output
+mkdir -p runs/incident-triage/logs # Slurm does not create the folder for a job's output
 
 last=
 # submit JOB ARGUMENTS...

@@ -91,7 +91,7 @@ def test_sigterm_saves_says_how_to_go_on_and_a_torn_checkpoint_is_passed_over(
     state.write_bytes(state.read_bytes()[:-100])
     done = train(run_file, "run.name=stopped")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"{newest.name} is not whole (optimizer.pt has changed)" in done.stderr
+    assert f"{newest.name} is incomplete (optimizer.pt has changed)" in done.stderr
     assert losses(folder) == pytest.approx(whole, abs=1e-6)
 
 

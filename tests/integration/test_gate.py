@@ -36,7 +36,7 @@ def test_the_exit_code_follows_the_outcome(run_file: Path, tmp_path: Path, capsy
     gate = ["evaluate", str(run_file), "--gate"]
     assert main(gate) == GATE["no_evidence"] == 3
     said = capsys.readouterr().err
-    assert "no_evidence: dpo's win rate over sft has no interval (all ties)" in said
+    assert "no_evidence: SFT+DPO's win rate over SFT has no interval (all ties)" in said
     assert "gate: guarded: Faithfulness" in said
     path = tmp_path / "runs" / "test" / "evaluate" / "scores.json"
     scores = read_json(path)
@@ -51,7 +51,7 @@ def test_the_exit_code_follows_the_outcome(run_file: Path, tmp_path: Path, capsy
     assert "Faithfulness is significantly worse" in capsys.readouterr().err
     assert main([*gate, "--set", "evaluate.guard=[]"]) == GATE["improved"] == 0
     said = capsys.readouterr().err
-    assert "done before" in said and "guarded: no metric" in said
+    assert "already done" in said and "guarded: no metric" in said
     assert main(gate[:-1]) == 0, "only the gate looks at the outcome"
 
 

@@ -47,7 +47,7 @@ def test_a_reward_model_labels_and_its_batches_may_change(
     assert manifest(tmp_path)["counts"]["kept"] > 0
     assert manifest(tmp_path)["spend"] is None
     assert judge_with(section, "--set", "judge.judge.batch_size=1") == 0
-    assert "done before" in capsys.readouterr().err
+    assert "already done" in capsys.readouterr().err
     assert judge_with(section, "--set", "judge.judge.tie_margin=1") == 2
     assert "tie_margin: 0.0 -> 1" in capsys.readouterr().err
 

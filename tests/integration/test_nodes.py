@@ -113,7 +113,7 @@ def test_two_nodes_train_as_one_process_and_survive_a_death_and_a_preemption(
         for process in processes:  # a scheduler tells all of them
             process.terminate()
         assert codes(processes) == [PREEMPTED, PREEMPTED]
-        assert f"going on from step {killed_at}" in (tmp_path / "preempted-0.log").read_text()
+        assert f"resuming from step {killed_at}" in (tmp_path / "preempted-0.log").read_text()
         assert saved_at < len(whole) and not (folder / "manifest.json").exists()
 
         assert codes(start(machines, words, "finished", tmp_path)) == [0, 0]
@@ -122,9 +122,9 @@ def test_two_nodes_train_as_one_process_and_survive_a_death_and_a_preemption(
         assert logs == ["node-0.log", "node-1.log", "rank-0.log", "rank-1.log"]
 
         assert codes(start(machines, words, "again", tmp_path)) == [0, 0]
-        assert "done before" in (tmp_path / "again-0.log").read_text()
+        assert "already done" in (tmp_path / "again-0.log").read_text()
         assert codes(start(machines, words, "again", tmp_path)) == [2, 2]
-        assert "Give every start a new id" in (tmp_path / "again-0.log").read_text()
+        assert "Give every launch a new id" in (tmp_path / "again-0.log").read_text()
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_preflight_finds_what_is_wrong_on_which_node(
         for text in printed("ill"):
             for rank, problem in (
                 (0, f"--main-port {PORT}: node 0 cannot listen there"),
-                (1, "run file: the run file or a --set is another than node 0's"),
+                (1, "run file: the run file or a --set option differs from node 0's"),
                 (1, "versions: peft 9.9 (node 0: "),
             ):
                 node = re.escape(f"node {rank} ({machines[rank].name}): ")
@@ -169,5 +169,5 @@ def test_preflight_finds_what_is_wrong_on_which_node(
         elsewhere = ("--set", f"run.output_dir={tmp_path}/not-shared")
         assert codes(start(machines, words, "apart", tmp_path, elsewhere, join=5)) == [2, 2]
         lead, follow = printed("apart")
-        assert f"node 1 of 2 has not come to {tmp_path}/runs" in lead
-        assert f"node 0 has not come to {tmp_path}/not-shared" in follow
+        assert f"node 1 of 2 did not join via {tmp_path}/runs" in lead
+        assert f"node 0 did not join via {tmp_path}/not-shared" in follow

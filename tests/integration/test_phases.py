@@ -221,7 +221,7 @@ def test_a_complete_phase_is_skipped_and_other_settings_are_refused(
 ) -> None:
     write_candidates(run_file, tmp_path, monkeypatch)
     assert main(["sample", str(run_file)]) == 0
-    assert "sample: done before" in capsys.readouterr().err
+    assert "sample: already done" in capsys.readouterr().err
     assert main(["sample", str(run_file), "--set", "sample.max_new_tokens=7"]) == 2
     assert "config.sample.max_new_tokens: 120 -> 7" in capsys.readouterr().err
 
@@ -242,7 +242,7 @@ def test_three_slots_answer_every_prompt_and_make_three_comparisons(
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["counts"]["kept"], manifest["candidates"]) == (PROMPTS, 3 * PROMPTS)
     assert main(["judge", str(run_file), *more]) == 2
-    said = f"the judge decided no pair; dropped: {{'candidate_cut_off': {3 * PROMPTS}}}"
+    said = f"the judge decided no pairs; dropped: {{'candidate_cut_off': {3 * PROMPTS}}}"
     assert said in capsys.readouterr().err
 
 
@@ -256,7 +256,7 @@ def test_training_refuses_a_reference_that_did_not_sample(
     arguments = ["train", str(run_file), "--set", f"model.sft={retrained}", "--set", "train={}"]
     arguments += ["--set", f"train.accelerate_config={ROOT}/accelerate_configs/cpu.yaml"]
     assert main(arguments) == 2
-    assert "sampled from other weights" in capsys.readouterr().err
+    assert "sampled from different weights" in capsys.readouterr().err
 
 
 def test_training_waits_for_the_pairs(run_file: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -89,5 +89,5 @@ def test_one_command_from_demonstrations_to_the_report(
 
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0
-    assert again.stderr.count("done before") == 4
+    assert again.stderr.count("already done") == 4
     assert again.stdout.count("\n") >= 6 and done.stdout.endswith(again.stdout)

@@ -73,7 +73,7 @@ def test_the_folder_is_ready_for_the_hub(root: Path, capsys) -> None:
     before = {p: p.read_bytes() for p in (root / "train").rglob("*") if p.is_file()}
     assert main(["push", str(root), "--base-model", "owner/tiny", "--license", "mit"]) == 0
     said = capsys.readouterr().err
-    assert "nothing was uploaded: name a repository with --repo" in said and "warning" not in said
+    assert "nothing was uploaded: give a repository with --repo" in said and "warning" not in said
     folder = root / "card"
     assert {path.name for path in folder.iterdir()} == {
         *("README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json")
@@ -100,7 +100,7 @@ def test_the_card_tells_what_was_done_and_shown(root: Path) -> None:
         "| Severity match | 10.0 % [3–30] n=20 | 25.0 % [11–47] n=20 | 50.0 % [30–70] n=20 "
         "| +25.0 pp [+5, +45] n=20 |",
         "- judge: 48 comparisons in, 30 kept (3 inconsistent); dropped: 17 tie, 1 inconsistent",
-        r"- Prompts: owner/prompts (train); 2 answers each of the model that DPO started from "
+        r"- Prompts: owner/prompts (train); 2 answers each from the model that DPO started from "
         "(temperature 0.7, temperature 1.2).",
         "| Said twice is no better | 1 of 4 [5–70], 2 without a comparison | accepted |",
         "| Method | LoRA r=4, alpha=8, dropout=0.0 |",
@@ -115,7 +115,7 @@ def test_the_card_tells_what_was_done_and_shown(root: Path) -> None:
     assert "of 20 held-out prompts" in limits
     assert "The judge that labelled the training pairs also made the comparison" in limits
     assert "The judge passed 1 of 4 canaries of the kind “Said twice is no better”." in limits
-    assert "Labels: chosen is longer in 90 % of 30, which is out of the expected range." in limits
+    assert "Labels: chosen is longer in 90 % of 30, which is outside the expected range." in limits
     assert "Alarm in training at step 2 (kl budget): over the budget" in limits
 
 
@@ -144,7 +144,7 @@ def test_a_run_that_is_not_complete_has_nothing_to_show(root: Path, tmp_path: Pa
     (root / "report" / "manifest.json").write_text("{}")
     (root / "report" / "report.json").unlink()
     assert main(["push", str(tmp_path / "run.yaml")]) == 2
-    assert "have `json` among report.formats" in capsys.readouterr().err
+    assert "add `json` to report.formats" in capsys.readouterr().err
 
 
 def test_a_merged_model_is_a_model_of_its_own(root: Path) -> None:
@@ -242,7 +242,7 @@ def test_what_the_hub_refuses_is_said_without_the_token(root: Path) -> None:
 def test_a_hub_that_cannot_be_reached_is_no_traceback(root: Path) -> None:
     done = push(root, "http://127.0.0.1:9", "--base-model", "owner/tiny")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"What was made for it is kept: {root / 'card'}" in done.stderr
+    assert f"The folder is kept: {root / 'card'}" in done.stderr
 
 
 def test_nothing_is_sent_without_a_token_or_a_base(root: Path) -> None:
@@ -251,7 +251,7 @@ def test_nothing_is_sent_without_a_token_or_a_base(root: Path) -> None:
         assert done.returncode == 2 and "HF_TOKEN is not set" in done.stderr
         done = push(root, there.url)
         assert done.returncode == 2
-        assert "name the base with --base-model OWNER/NAME" in done.stderr
+        assert "give the base with --base-model OWNER/NAME" in done.stderr
         done = push(root, there.url, "--base-model", "owner/tiny", "--repo", "me/not allowed")
         assert done.returncode == 2 and "error: --repo me/not allowed: " in done.stderr
         done = push(root, there.url, "--dry-run")

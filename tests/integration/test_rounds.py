@@ -171,7 +171,7 @@ def test_a_round_starts_from_what_the_one_before_has_trained(
     finished: tuple[Path, str], run_file: Path
 ) -> None:
     root, said = finished
-    assert said.count("done before") == 5, "the first round and the SFT model"
+    assert said.count("already done") == 5, "the first round and the SFT model"
     config = load_config(run_file)
     first, second = (config.at_round(number) for number in (1, 2))
     one, two = root / "round-1", root / "round-2"
@@ -249,7 +249,7 @@ def test_the_initial_reference_is_the_sft_model_in_every_round(
     from_initial: tuple[Path, str], run_file: Path
 ) -> None:
     root, said = from_initial
-    assert said.count("done before") == 5, "the first round is the same with either reference"
+    assert said.count("already done") == 5, "the first round is the same with either reference"
     config = load_config(run_file, INITIAL)
     sft = arm_weights(config, "sft")
     two = root / "round-2" / "train"

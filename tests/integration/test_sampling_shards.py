@@ -128,12 +128,12 @@ def test_shards_of_an_evaluation_only_generate(run_file: Path, tmp_path: Path, c
 def test_what_is_no_shard_is_refused(run_file: Path, shard: str, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         sample(run_file, f"--shard={shard}")
-    assert "is no shard: write INDEX/COUNT" in capsys.readouterr().err
+    assert "is not a shard: write INDEX/COUNT" in capsys.readouterr().err
 
 
 def test_a_shard_cannot_move_the_work_of_others_aside(run_file: Path, capsys) -> None:
     assert sample(run_file, "--shard", "0/2", "--force") == 2
-    assert "other shards may be at work" in capsys.readouterr().err
+    assert "other shards may be running" in capsys.readouterr().err
 
 
 def start(run_file: Path, *options: str) -> subprocess.Popen[str]:
@@ -178,11 +178,11 @@ def test_a_worker_that_is_killed_is_started_again_and_redoes_nothing(
     before = journal.read_bytes()
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
-    assert "worker 1/2 ended with -9; it is started again" in said
+    assert "worker 1/2 exited with -9; restarting it" in said
     assert journal.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
     check_complete(out)
-    assert "sample: done in" in said and "done before" not in said
-    assert "answers were cut off; raise sample.max_new_tokens" in said
+    assert "sample: done in" in said and "already done" not in said
+    assert "answers cut off; raise sample.max_new_tokens" in said
     manifest = json.loads((out / "manifest.json").read_text())
     assert len(manifest["engines"]) == 3
     assert manifest["candidates_per_second"] > 0

@@ -120,8 +120,8 @@ def test_all_phases_as_jobs_two_of_them_signalled_and_queued_again(
     wait_for(lambda: log[1].exists() and at_work in log[1].read_text(), slurm, "sample")
     slurm.call("scancel", "--signal=USR1", "--batch", f"{numbers['sample']}_1")
     wait_for((root / "sample" / "manifest.json").exists, slurm, "sample, after its signal")
-    assert "the job is queued again" in log[1].read_text()
-    assert "the job is queued again" not in log[0].read_text()
+    assert "the job is requeued" in log[1].read_text()
+    assert "the job is requeued" not in log[0].read_text()
 
     train = root / "train"
     wait_for(lambda: list(train.glob("checkpoints/*/COMPLETE")), slurm, "train")
@@ -130,8 +130,8 @@ def test_all_phases_as_jobs_two_of_them_signalled_and_queued_again(
     said = (root / f"logs/test-train-{numbers['train']}.out").read_text()
     assert said.count("node 1 of 2: joins training") >= 2, "before and after"
     # 75, unless the follower ended first: then srun takes the leader, which has said all, down.
-    assert re.search(r"stopped with exit code (75|143); the job is queued again", said)
-    assert "which is saved" in said and re.search(r"going on from step \d+", said)
+    assert re.search(r"stopped with exit code (75|143); the job is requeued", said)
+    assert "which is saved" in said and re.search(r"resuming from step \d+", said)
     pairs = json.loads((train / "manifest.json").read_text())["pairs"]["train"]
     assert len(losses(train)) == EPOCHS * -(-pairs // 2), "every step once"
     wait_for(lambda: slurm.states().get("test-report") == "COMPLETED", slurm, "the last job")

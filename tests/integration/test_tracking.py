@@ -148,7 +148,7 @@ def test_a_service_that_cannot_be_reached_is_a_warning(
     said = capsys.readouterr().err
     assert "warning: Weights & Biases: " in said
     assert f"wandb sync {root}/wandb/offline-run-*" in said
-    assert "report/comparison" in history(kept(root)), "nothing is lost"
+    assert "report/comparison" in history(kept(root)), "nothing is not responding"
 
 
 @pytest.mark.slow

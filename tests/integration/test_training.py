@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_finite_stops_every_rank_and_names_its_rows(
     )
     assert done.returncode == 1
     (message,) = re.findall(r"error: (loss is .*)", done.stderr)
-    assert re.search(r"loss is (nan|inf) at step [1-5], from the rows \w{16}", message)
+    assert re.search(r"loss is (nan|inf) at step [1-5], in rows \w{16}", message)
     assert "The last checkpoint is kept" in message
     assert list((tmp_path / "runs/test/train/checkpoints").glob("checkpoint-*/COMPLETE"))
 

@@ -108,7 +108,7 @@ def test_a_killed_server_loses_nothing_and_repeats_nothing(tmp_path: Path, capsy
         assert "vllm-0." in engine.identity
         _arms_do_not_mix(engine, adapter)
         _slots_are_answered_though_one_is_killed(engine, servers[first])
-        assert f"{first} is lost" in capsys.readouterr().err
+        assert f"{first} is not responding" in capsys.readouterr().err
 
         wanted = VllmServer(type="vllm_server", urls=tuple(servers), max_model_len=512)
         with pytest.raises(ModelError, match="max_model_len of 256"):

@@ -58,6 +58,6 @@ def test_a_real_run_is_watched_from_its_first_candidate_to_its_end(
     )
     assert subprocess.run([*words, "sample", str(run_file)], cwd=ROOT, check=False).returncode == 0
     said, _ = watching.communicate(timeout=60)
-    assert re.search(r"at work: \d+ of 40 candidates", said)
+    assert re.search(r"running: \d+ of 40 candidates", said)
     assert said.splitlines()[-1].split()[:2] == ["sample", "done"]
     assert "20 of 20 kept" in said

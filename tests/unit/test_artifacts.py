@@ -23,7 +23,7 @@ def test_a_torn_last_line_is_cut_off_and_said(tmp_path: Path, capsys) -> None:
         assert list(journal.read()) == messages(3)
         journal.append(messages(1))
         assert list(journal.read()) == messages(3) + messages(1)
-    assert "torn last line of 22 bytes" in capsys.readouterr().err
+    assert "incomplete last line (22 bytes)" in capsys.readouterr().err
 
 
 def test_a_file_s_name_is_on_the_disk_like_its_bytes(tmp_path: Path, monkeypatch) -> None:

@@ -51,7 +51,7 @@ def test_an_unknown_key_comes_with_the_right_one(write_run, capsys) -> None:
 def test_a_phase_without_a_section_is_bad_input(write_run, capsys) -> None:
     path = write_run(model={"base": "m"}, preferences={"source": "path", "path": "p.jsonl"})
     assert main(["train", str(path)]) == 2
-    assert "no work for the phase `train`" in capsys.readouterr().err
+    assert "not configure the phase `train`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,9 @@ def test_an_unusable_model_is_named_before_any_work(
     ("rounds", "arguments", "message"),
     [
         (2, ["judge"], "add --round N (1 to 2)"),
-        (2, ["train", "--round", "3"], "the run file has the rounds 1 to 2"),
+        (2, ["train", "--round", "3"], "the run file has rounds 1 to 2"),
         (None, ["evaluate", "--round", "1"], "the run file has no `rounds`"),
-        (2, ["sample", "--round", "2"], "run its phases first (--round 1)"),
+        (2, ["sample", "--round", "2"], "run that round first (--round 1)"),
     ],
 )
 def test_a_phase_of_a_round_is_named_by_its_number(
@@ -122,10 +122,13 @@ NODES = ("--nodes", "2", "--node-rank", "0", "--main-address", "localhost", "--m
         (NODES, "--launch-id is missing"),
         (("--launch-id", "a"), "--nodes is missing"),
         ((*NODES, "--launch-id", "a/b"), "--launch-id 'a/b'"),
-        ((*NODES, "--launch-id", "a", "--nodes", "0"), "--nodes 0: there have to be two"),
+        ((*NODES, "--launch-id", "a", "--nodes", "0"), "--nodes 0: must be at least 2"),
         ((*NODES, "--launch-id", "a", "--node-rank", "2"), "--node-rank 2: nodes are counted"),
-        ((*NODES, "--launch-id", "a", "--main-address", ""), "is empty: is the variable set"),
-        ((*NODES, "--launch-id", "a", "--main-port", "0"), "--main-port 0: no port"),
+        (
+            (*NODES, "--launch-id", "a", "--main-address", ""),
+            "is empty: is the variable it comes from set",
+        ),
+        ((*NODES, "--launch-id", "a", "--main-port", "0"), "--main-port 0: not a valid port"),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "sft", "preflight"])

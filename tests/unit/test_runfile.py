@@ -59,7 +59,7 @@ def test_defaults_are_those_of_the_readme(write_run) -> None:
         ),
         (
             {"evaluate": {**EVALUATE, "guard": [""]}},
-            r"guard: no metric is labelled ''; there are: none\. Give a metric a `label`",
+            r"guard: no metric is labelled ''; available: ",
         ),
         (
             {"evaluate": EVALUATE, "train": {"method": {"type": "lora", "r": 1024}}},
@@ -88,7 +88,9 @@ def test_any_number_of_slots_from_two_on(write_run) -> None:
         assert config.sample is not None and len(config.sample.slots) == slots
     assert load(3, pairs="all").dump("judge")["judge"]["pairs"] == "all"
     assert load(2, balance="temperature").judge is not None
-    with pytest.raises(ConfigError, match=r"balance: temperature weighs two slots .* there are 3"):
+    with pytest.raises(
+        ConfigError, match=r"balance: temperature balances two slots, but there are 3"
+    ):
         load(3, balance="temperature")
 
 

@@ -68,7 +68,7 @@ def test_another_setting_or_another_model_is_seen(load, tiny_model: Path, tmp_pa
         (("train.accelerate_config=absent.yaml",), "absent.yaml: no such file"),
         (("train.micro_batch_size=16",), "16 is not a multiple of micro_batch_size 16 x 2"),
         (("model.base=absent/deeper/model",), "no such model"),
-        (("model.base=owner/name",), "owner/name: its configuration cannot be read"),
+        (("model.base=owner/name",), "owner/name: cannot read its configuration"),
     ],
 )
 def test_what_is_wrong_by_itself_is_a_problem_and_no_crash(load, overrides, problem) -> None:
@@ -87,5 +87,5 @@ def test_a_lock_that_was_left_is_a_problem(load, tmp_path: Path) -> None:
 
 def test_a_run_file_that_trains_nothing_needs_no_preflight(write_run) -> None:
     path = write_run(model={"base": "m"}, preferences={"source": "path", "path": "p.jsonl"})
-    with pytest.raises(ConfigError, match="nothing is to be checked"):
+    with pytest.raises(ConfigError, match="there is nothing to check"):
         gather(load_config(path), None)

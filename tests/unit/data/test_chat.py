@@ -83,7 +83,7 @@ def test_an_unusable_tokenizer_is_refused(tmp_path: Path, attribute: str, messag
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="absent: no tokenizer could be loaded"):
+    with pytest.raises(ModelError, match="absent: cannot load the tokenizer"):
         load_tokenizer(str(tmp_path / "absent"))
 
 
@@ -92,7 +92,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     check_adapter(tmp_path, "org/Other-7B")
     check_adapter(tmp_path, "somewhere/else/Other-7B")
-    with pytest.raises(ModelError, match=r"adapter of org/Other-7B, but model\.base is org/Mine"):
+    with pytest.raises(ModelError, match=r"adapter for org/Other-7B, but model\.base is org/Mine"):
         check_adapter(tmp_path, "org/Mine-7B")
 
 

@@ -51,7 +51,7 @@ def test_parquet_is_read_like_jsonl(tmp_path: Path) -> None:
         (b'{"prompt": "a", "reference": {"b": ["\\ud800"]}}\n', r":1: `reference` .*surrogate"),
         (
             b'{"prompt": [{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}',
-            r"must end with the user's turn",
+            r"must end with a user turn",
         ),
         (b'{"prompt": [{"role": "robot", "content": "q"}]}', r"has a turn that is not"),
     ],
@@ -101,7 +101,7 @@ def test_demonstrations_need_one_assistant_turn(tmp_path: Path, write_jsonl) -> 
     assert row.completion == (Message(role="assistant", content="a"),)
     turns = [{"role": "user", "content": "q"}]
     path = write_jsonl(tmp_path / "s.jsonl", [{"prompt": "q", "completion": turns}])
-    with pytest.raises(DataError, match="one assistant turn"):
+    with pytest.raises(DataError, match="a single assistant turn"):
         read_demonstrations(DataSource(path=path))
 
 
@@ -130,5 +130,5 @@ def test_a_split_keeps_what_says_the_same_together() -> None:
     parts = split_prompts(prompts("a b", "c", "A  b", "d", "a b"), 3, seed=0)
     (with_twins,) = [part for part in parts if len(part) > 1]
     assert [prompt.id for prompt in with_twins] == ["0", "2", "4"]
-    with pytest.raises(DataError, match="3 different prompts cannot be split into 4 parts"):
+    with pytest.raises(DataError, match="3 distinct prompts cannot be split into 4 parts"):
         split_prompts(prompts("a b", "c", "A  b", "d"), 4, seed=0)

@@ -51,7 +51,7 @@ def test_only_means_over_documents_are_compared(capsys) -> None:
         BenchmarkResult("math, exact (flexible)", None, {"0": 0.0}),
     ]
     said = capsys.readouterr().err
-    assert said.count("is no mean over documents") == 2
+    assert said.count("is not a mean over documents") == 2
     assert "wiki, perplexity" in said and "wiki, bits" in said
 
 

@@ -73,10 +73,10 @@ def test_what_is_guarded() -> None:
 
 def test_the_reasons_carry_the_figures() -> None:
     assert decide(scores(WORSE, rate=(0.523, 0.71))).reasons == (
-        "the interval of dpo's win rate over sft, 52.3 to 71.0 %, lies above 50 %",
+        "the interval of SFT+DPO's win rate over SFT, 52.3 to 71.0 %, lies above 50 %",
         "Down is significantly worse",
     )
-    assert "no judge compared dpo with sft" in decide(scores(SAME, rate=None)).reasons
+    assert "no judge compared SFT+DPO with SFT" in decide(scores(SAME, rate=None)).reasons
 
 
 def test_what_could_not_be_compared_is_no_evidence_and_said() -> None:
@@ -86,7 +86,7 @@ def test_what_could_not_be_compared_is_no_evidence_and_said() -> None:
     found = decide({"metrics": [absent, nobody], "preferred": refused})
     assert found.outcome == "no_evidence"
     assert found.reasons == (
-        "dpo's win rate over sft has no interval (no verdict)",
+        "SFT+DPO's win rate over SFT has no interval (no verdict)",
         "Absent could not be compared",
         "Alone could not be compared",
     )

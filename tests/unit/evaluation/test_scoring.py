@@ -70,7 +70,7 @@ def test_every_answer_has_a_score_or_a_reason(capsys) -> None:
     assert len(found) == 8 + 2 + 1
     warnings = capsys.readouterr().err.strip().splitlines()
     assert len(warnings) == 3, "one for each metric"
-    start = "warning: answers without a score: 1, such as dpo's to 'p3': Own: ValueError: never"
+    start = "warning: answers without a score: 1, such as the answer of arm `dpo` to 'p3': Own: "
     assert warnings[-1].startswith(start)
 
 

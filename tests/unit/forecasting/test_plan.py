@@ -102,8 +102,8 @@ def test_too_few_gpus_end_with_2_and_say_how_many_are_enough(ultrafeedback, caps
     out, err = capsys.readouterr()
     assert "Training memory" in out  # the table is there all the same
     assert "train does not fit on 1 x L4-24G" in err
-    assert "most of it activations" in err
-    assert "sampling: the model's weights" not in err
+    assert "most of it for activations" in err
+    assert "sampling: the model weights" not in err
 
 
 def test_a_model_that_no_engine_holds_is_a_problem(ultrafeedback, capsys) -> None:
@@ -116,7 +116,7 @@ def test_a_model_that_no_engine_holds_is_a_problem(ultrafeedback, capsys) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name the GPUs: --gpus 8xH100-80G; known are A100-40G"),
+        ([], "name the GPUs, e.g. --gpus 8xH100-80G; known: A100-40G"),
         (["--gpus", "8xH10"], "unknown GPU 'H10' (did you mean H100-80G?)"),
         (["--gpus", "6xH100-80G"], "cannot be shared evenly by 6 GPUs: take 126 or 132"),
         (["--gpus", "8xH100-80G", "--model-shape", "GPT-9"], "--model-shape GPT-9: not known"),
@@ -131,7 +131,7 @@ def test_bad_input_is_named(ultrafeedback, capsys, arguments, message: str) -> N
 def test_an_unknown_model_asks_for_its_shape(ultrafeedback, tmp_path, capsys) -> None:
     path = ultrafeedback(base="owner/unheard-of")
     assert main(["plan", path, "--gpus", "8xH100-80G"]) == 2
-    assert "name the shape with --model-shape" in capsys.readouterr().err
+    assert "give the shape with --model-shape" in capsys.readouterr().err
     figures = plan(tmp_path, path, "--gpus", "8xH100-80G", "--model-shape", "Mistral-7B")
     assert figures["model"]["parameters"] == 7_241_732_096
 
@@ -152,7 +152,7 @@ def test_what_is_elsewhere_is_not_told_but_how_to_is(ultrafeedback, tmp_path, ca
         "evaluate: the prompts are not on this machine; say how many: --eval-prompts N"
     ]
     assert figures["judges"] == []
-    assert "Not told: evaluate" in capsys.readouterr().out
+    assert "Not included: evaluate" in capsys.readouterr().out
     told = plan(tmp_path, path, "--gpus", "8xH100-80G", *override, "--eval-prompts", "200")
     assert told["judges"][0]["requests"] == 200 * 3 * 2
 

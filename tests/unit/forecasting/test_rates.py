@@ -112,5 +112,5 @@ def test_a_run_of_another_model_says_nothing(run: Path) -> None:
     other = CONFIG.model_copy(
         update={"model": CONFIG.model.model_copy(update={"base": "owner/Llama-3.1-8B"})}
     )
-    with pytest.raises(ConfigError, match="its speeds say nothing about it"):
+    with pytest.raises(ConfigError, match="its speeds do not carry over"):
         calibrate(run, other, SHAPE)

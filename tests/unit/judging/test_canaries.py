@@ -181,10 +181,10 @@ def test_own_canaries_are_read_as_they_stand(tmp_path: Path, write_jsonl) -> Non
     [
         ({"name": ""}, "`name` is missing or empty"),
         ({"prompt": None}, "`prompt` is missing or empty"),
-        ({"prompt": [{"role": "assistant", "content": "x"}]}, "must end with the user's turn"),
+        ({"prompt": [{"role": "assistant", "content": "x"}]}, "must end with a user turn"),
         ({"good": 3}, "`good` is missing or empty"),
         ({"bad": " "}, "`bad` is missing or empty"),
-        ({"bad": "g"}, "`good` and `bad` are the same"),
+        ({"bad": "g"}, "`good` and `bad` are identical"),
         ({"bad": "\0"}, "holds a NUL"),
         ({"reference": [1]}, "`reference` must be an object"),
         ({"reference": {"level": "\ud800"}}, "`reference` holds .* an unpaired surrogate"),

@@ -77,7 +77,7 @@ def test_a_passing_fault_is_survived(server: Server, rubric: Path, fault: Fault)
     ("fault", "message", "requests"),
     [
         (Fault(status=500), "failed 3 times in a row", 3),
-        (Fault(status=429, headers={"retry-after": "99999"}), "pause of 99999 s", 1),
+        (Fault(status=429, headers={"retry-after": "99999"}), "retry only after 99999 s", 1),
         (Fault(status=401), "refused the credentials", 1),
         (Fault(status=403), "refused the credentials", 1),
         (Fault(status=400), "refused the request", 1),
@@ -185,7 +185,7 @@ def test_no_more_is_asked_once_the_time_is_over(server: Server, rubric: Path) ->
         max_hours=0.25 / 3600,
     )
     ballots = []
-    with pytest.raises(JudgeFailed, match=r"max_hours .* are over"):
+    with pytest.raises(JudgeFailed, match=r"max_hours .* has elapsed"):
         for group in ClaudeJudge(config).compare([comparison(n, "GOOD", "b") for n in range(99)]):
             ballots += group
     assert len(ballots) == len(server.requests) < 20, "what was in flight was awaited"

@@ -179,7 +179,7 @@ def test_a_result_that_comes_twice_counts_once(
     ledger = open_ledger(config)
     check(poll(config, tmp_path, ledger))
     assert ledger.usd == pytest.approx(80 * A_REQUEST)
-    assert "2 unknown or second of 80 results" in capsys.readouterr().err
+    assert "2 unknown or duplicate of 80 results" in capsys.readouterr().err
 
 
 def test_every_way_to_answer_has_its_outcome(
@@ -243,7 +243,7 @@ def test_a_batch_outlives_the_time_that_was_given(
     server: Server, config: ClaudeConfig, tmp_path: Path
 ) -> None:
     server.batches.polls = 5
-    with pytest.raises(JudgeFailed, match=r"max_hours .* are over"):
+    with pytest.raises(JudgeFailed, match=r"max_hours .* has elapsed"):
         poll(config.model_copy(update={"max_hours": 1e-9}), tmp_path)
     check(poll(config, tmp_path))
     assert sizes(server) == [80]
@@ -265,7 +265,7 @@ def test_the_key_is_sent_to_no_other_host(
     server: Server, config: ClaudeConfig, tmp_path: Path
 ) -> None:
     server.batches.results_host = "http://localhost:9"
-    with pytest.raises(JudgeFailed, match=r"said to be on localhost, not on 127\.0\.0\.1"):
+    with pytest.raises(JudgeFailed, match=r"reported to be on localhost, not on 127\.0\.0\.1"):
         poll(config, tmp_path)
     assert server.batches.downloads == 0
 
@@ -293,7 +293,10 @@ def capabilities(**supported: bool) -> dict[str, Any]:
     [
         ({}, None),
         ({"lifecycle": "retired"}, "is retired"),
-        ({"capabilities": capabilities(structured_outputs=False)}, "in a given form"),
+        (
+            {"capabilities": capabilities(structured_outputs=False)},
+            "does not support structured outputs",
+        ),
         ({"capabilities": capabilities(batch=False)}, "use `transport: online`"),
     ],
 )

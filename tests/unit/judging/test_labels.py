@@ -153,7 +153,7 @@ def test_balancing_is_counted_and_says_when_it_leaves_nothing() -> None:
     assert Counter(label.a_is_chosen for label in labels) == {True: 1, False: 1}
     assert dropped == {"unbalanced": 3, "inconsistent": 1}
     one_sided = judged(items, [["a", "a"]] * 6)
-    with pytest.raises(DataError, match=r"judge\.balance: temperature leaves none of the 6 pairs"):
+    with pytest.raises(DataError, match=r"judge\.balance: temperature leaves none of 6 pairs"):
         labels_of(items, one_sided, settings(balance="temperature"), 3, Counter())
 
 

@@ -70,8 +70,8 @@ def test_what_cannot_be_scored_is_not_judged_and_named(tmp_path: Path, capsys) -
 @pytest.mark.parametrize(
     ("metric", "reason"),
     [
-        ({"type": "stop_rate"}, "stop_rate needs more than an answer's text"),
-        ({"type": "length", "better": "lower"}, "length needs more than an answer's text"),
+        ({"type": "stop_rate"}, "stop_rate needs more than the answer's text"),
+        ({"type": "length", "better": "lower"}, "length needs more than the answer's text"),
         ({"type": "length", "unit": "characters"}, "length does not say which answer is better"),
         ({"type": "distinct_n"}, "distinct_n does not say which answer is better"),
     ],

@@ -196,5 +196,5 @@ def test_the_server_is_asked_what_it_serves(server: Server, tmp_path: Path) -> N
 def test_a_server_that_is_not_there_is_said_before_any_question(tmp_path: Path) -> None:
     with serve() as server:
         config = settings(server, tmp_path)
-    with pytest.raises(ConfigError, match=r"no server answers at base_url http://127"):
+    with pytest.raises(ConfigError, match=r"no server responds at base_url http://127"):
         OpenAiJudge(config).check()

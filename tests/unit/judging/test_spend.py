@@ -83,7 +83,7 @@ def test_a_limit_is_kept_and_what_was_paid_for_is_used(
     asked = len(server.requests)
     assert 0 < asked <= 10
     assert len(journal.read_text().splitlines()) == asked, "what was in flight is kept"
-    with pytest.raises(JudgeFailed, match="comparisons are left"):
+    with pytest.raises(JudgeFailed, match="comparisons left"):
         judge_with(poor, journal)
     assert len(server.requests) == asked, "a spent limit asks nothing more"
     ledger = judge_with(config, journal)

@@ -48,7 +48,7 @@ def test_a_configuration_for_processors_is_not_taken_to_gpus() -> None:
 
 
 def test_a_configuration_for_one_process_is_not_taken_to_two_machines() -> None:
-    with pytest.raises(ConfigError, match=r"is for one process .* this would be 2"):
+    with pytest.raises(ConfigError, match=r"is for one process .* this layout needs 2"):
         accelerate_files(layout(*ONE_EACH, nodes=2))
 
 

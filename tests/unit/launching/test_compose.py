@@ -79,5 +79,5 @@ def test_services_have_no_rights_and_no_keys_of_their_own(
 
 
 def test_an_image_has_a_version() -> None:
-    with pytest.raises(ConfigError, match="name its version"):
+    with pytest.raises(ConfigError, match="give its version"):
         Compose(image="dpo-dist", cpu_image="dpo-dist:0.1.0-cpu")

@@ -49,9 +49,9 @@ def test_compose_has_images_of_this_version(launch, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("target", "words", "message"),
     [
-        ("kubernetes", ["--image", "r/dpo-dist"], "name its version"),
+        ("kubernetes", ["--image", "r/dpo-dist"], "give its version"),
         ("kubernetes", ["--image", "r/dpo-dist:1", "--memory", "4"], "--memory 4: at least"),
-        ("compose", ["--cpu-image", "dpo-dist:latest"], "name its version"),
+        ("compose", ["--cpu-image", "dpo-dist:latest"], "give its version"),
         ("skypilot", ["--gpu", "H100", "--gpus-per-node", "8"], "--bucket and --volume"),
     ],
 )

@@ -141,7 +141,7 @@ def test_keys_come_from_a_secret_and_nothing_else(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("image", ["dpo-dist", "dpo-dist:latest", "host:5000/dpo-dist"])
 def test_an_image_has_a_version(image: str) -> None:
-    with pytest.raises(ConfigError, match="name its version"):
+    with pytest.raises(ConfigError, match="give its version"):
         Kubernetes(image=image)
     Kubernetes(image=f"host:5000/dpo-dist@sha256:{'0' * 64}")
 
@@ -398,7 +398,7 @@ def test_dns_names() -> None:
 def test_a_run_file_elsewhere_has_no_place_in_the_image(tmp_path: Path) -> None:
     copy = tmp_path / "run.yaml"
     copy.write_text((ROOT / RUN_FILE).read_text())
-    with pytest.raises(ConfigError, match="outside of the working directory"):
+    with pytest.raises(ConfigError, match="outside the working directory"):
         CLUSTER.files(layout(copy))
 
 

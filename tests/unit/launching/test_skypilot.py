@@ -165,7 +165,7 @@ def test_tasks_meet_in_the_same_place(render) -> None:
 def test_what_cannot_work_is_refused(render) -> None:
     with pytest.raises(ConfigError, match="exactly one"):
         SkyPilot(gpu="H100")
-    with pytest.raises(ConfigError, match="no locks between them"):
+    with pytest.raises(ConfigError, match="there is no locking"):
         render(IN_BUCKET, nodes=2)
     with pytest.raises(ConfigError, match="on GPUs"):
         render(IN_BUCKET, gpus_per_node=0)

@@ -86,7 +86,7 @@ def test_two_of_a_kind_are_told_apart_by_their_labels() -> None:
         "label_match:severity:B",
         "stop_rate",
     ]
-    with pytest.raises(ConfigError, match=r"label_match:severity:A is named twice"):
+    with pytest.raises(ConfigError, match=r"label_match:severity:A is listed twice"):
         build({**LABEL, "label": "A"}, {**LABEL, "label": "A"})
 
 
@@ -95,7 +95,7 @@ def test_two_of_a_kind_are_told_apart_by_their_labels() -> None:
     [
         ({"type": "regex", "pattern": "("}, "not a regular expression: missing"),
         ({**LABEL, "order": ["low"]}, "two or more labels"),
-        ({**LABEL, "order": ["low", "low"]}, "each of them once"),
+        ({**LABEL, "order": ["low", "low"]}, "each once"),
         ({"type": "distinct_n", "n": 0}, "greater than 0"),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_reference_that_no_prompt_has_is_a_mistake_of_the_run_file() -> None:
     with pytest.raises(
         DataError,
         match=r"'Label match' compares with reference\.severity, which none of 2 prompts has; "
-        r"their references have: sev, team",
+        r"fields found in the references: sev, team",
     ):
         check_references(metrics, [prompt(0, sev="a"), prompt(1, team="x", severity=None)])
 

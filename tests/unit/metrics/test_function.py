@@ -118,7 +118,7 @@ def test_the_run_file_s_folder_is_found_from_anywhere(tmp_path: Path, module: st
     config = load_config(metrics(f"{module}:share"))
     assert config.evaluate is not None
     assert build_metric(config.evaluate.metrics[0]).label == f"{module}:share"
-    with pytest.raises(ConfigError, match=r"'share' is not module:function"):
+    with pytest.raises(ConfigError, match=r"'share' is not of the form module:function"):
         load_config(metrics("share"))
 
 

@@ -72,8 +72,8 @@ def test_a_judge_that_obeys_is_stopped_and_what_it_said_is_kept(config: Config, 
     with pytest.raises(JudgeFailed) as failure:
         judged(config, obeys)
     message = str(failure.value)
-    assert "passed 16 of 20 canaries (90 % are needed" in message
-    assert "what fails: injection 0 of 4." in message
+    assert "passed 16 of 20 canaries (90 % required" in message
+    assert "failed: injection 0 of 4." in message
     assert "--set 'judge.canaries.accept=[injection]'" in message
     assert "canaries, injection 0 of 4: failed (canary:injection:p" in capsys.readouterr().err
     assert not (folder(config) / "preferences").exists()
@@ -100,7 +100,7 @@ def test_many_own_canaries_do_not_hide_a_kind_that_fails(
         for n in range(60)
     ]
     path = write_jsonl(tmp_path / "own.jsonl", rows)
-    with pytest.raises(JudgeFailed, match=r"passed 76 of 80 .* what fails: injection 0 of 4\."):
+    with pytest.raises(JudgeFailed, match=r"passed 76 of 80 .* failed: injection 0 of 4\."):
         judged(config, obeys, path=path)
 
 
@@ -188,7 +188,7 @@ def test_their_cost_is_agreed_to_with_that_of_the_labels(
     with pytest.raises(NotConfirmed):
         label_with(Paid("paid", prefers_good, seed=1), config)
     assert "judge: 76 requests" in (said := capsys.readouterr().err)
-    assert said.count("requests") == 1 and "; then at most 40 for canaries" in said
+    assert said.count("requests") == 1 and "; plus up to 40 for canaries" in said
     assert not (folder(config) / "ballots.jsonl").read_bytes()
 
     asked: list[str] = []
@@ -217,7 +217,7 @@ def test_a_batch_judge_answers_them_in_a_second_batch_and_is_paid_once(
             base_url=server.url,
         )
         judge = ClaudeBatchJudge(settings, folder(config), first_pause=0.001)
-        with pytest.raises(JudgeFailed, match="what fails: other_prompt 0 of 4"):
+        with pytest.raises(JudgeFailed, match="failed: other_prompt 0 of 4"):
             label_with(judge, config)
         assert [len(batch.requests) for batch in server.batches.made] == [76, 36]
         judge = ClaudeBatchJudge(settings, folder(config), first_pause=0.001)
@@ -250,7 +250,7 @@ def test_what_the_user_accepts_is_no_other_setting(
     arguments = ["judge", str(run_file)]
 
     assert main(arguments) == 1
-    assert "what fails: own 0 of 3." in capsys.readouterr().err
+    assert "failed: own 0 of 3." in capsys.readouterr().err
     assert not (out / "manifest.json").exists() and not (out / "preferences").exists()
     ballots = list(read_records(out / "ballots.jsonl", Ballot))
 

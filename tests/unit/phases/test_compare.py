@@ -152,8 +152,8 @@ def test_dpo_against_dpo_is_paired_by_prompt(make_run) -> None:
     )
     assert rows["Format"]["mean"] == pytest.approx(5 / 12)
     assert (rows["Format"]["low"], rows["Format"]["high"]) == (expected.low, expected.high)
-    assert rows["Preferred to its SFT (judge)"]["mean"] == pytest.approx(0.5)
-    assert rows["Preferred to its SFT (judge)"]["n"] == N
+    assert rows["Preferred over its SFT (judge)"]["mean"] == pytest.approx(0.5)
+    assert rows["Preferred over its SFT (judge)"]["n"] == N
 
 
 def test_training_figures_are_those_of_the_selected_step(make_run) -> None:
@@ -172,9 +172,9 @@ def test_training_figures_are_those_of_the_selected_step(make_run) -> None:
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        ({"question": "another"}, "different prompts (12 and 12, 0 of them the same)"),
-        ({"decodings": ({**GREEDY, "temperature": 0.7},)}, "no decoding in common"),
-        ({"decodings": ({**GREEDY, "max_tokens": 7},)}, "no decoding in common"),
+        ({"question": "another"}, "different prompts (12 and 12, 0 in common)"),
+        ({"decodings": ({**GREEDY, "temperature": 0.7},)}, "share no decoding settings"),
+        ({"decodings": ({**GREEDY, "max_tokens": 7},)}, "share no decoding settings"),
     ],
 )
 def test_other_prompts_or_decodings_cannot_be_paired(
@@ -200,7 +200,7 @@ def test_a_metric_with_another_schema_is_not_the_same_metric(make_run, capsys) -
     (pair,) = compare_runs([a, b])["paired"]
     assert pair["left_out"] == ["Format"] and pair["rows"] == []
     assert main(["compare", str(a), str(b)]) == 0
-    assert "not measured in the same way: Format" in capsys.readouterr().out
+    assert "measured differently: Format" in capsys.readouterr().out
 
 
 def test_what_is_no_finished_run_is_named(make_run, tmp_path: Path, capsys) -> None:
@@ -212,7 +212,7 @@ def test_what_is_no_finished_run_is_named(make_run, tmp_path: Path, capsys) -> N
     (b / "evaluate" / "fingerprint.json").unlink()
     with pytest.raises(DataError, match=r"evaluate \(was not run\)"):
         find_run(b)
-    with pytest.raises(DataError, match="is no run"):
+    with pytest.raises(DataError, match="is not a run"):
         find_run(tmp_path)
     with pytest.raises(DataError, match="no such directory"):
         find_run(tmp_path / "absent")

@@ -100,7 +100,7 @@ def test_all_metrics_of_all_answers_and_what_has_none(evaluate, tmp_path: Path, 
     stopped = sum(answer.finish_reason == "stop" for answer in answers)
     assert cells["Stop rate"] == stopped / PROMPTS
     said = capsys.readouterr().err
-    assert "such as base's to 'e1': Own: LookupError: no such incident" in said
+    assert "such as the answer of arm `base` to 'e1': Own: LookupError: no such incident" in said
 
 
 @pytest.mark.parametrize("as_judge", [False, True])

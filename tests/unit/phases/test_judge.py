@@ -197,7 +197,7 @@ def test_kept_inconsistent_pairs_are_counted_and_ask_for_their_smoothing(
     said = capsys.readouterr().err
     assert "2 of 3 pairs are inconsistent and kept" in said
     assert "train.label_smoothing: 0.167 " in said
-    assert ("train.loss: robust; no other" in said) is warned
+    assert ("only train.loss: robust accounts" in said) is warned
 
 
 def test_by_default_inconsistent_pairs_are_dropped(

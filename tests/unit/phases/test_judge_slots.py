@@ -144,7 +144,7 @@ def test_a_judge_of_positions_yields_no_label_of_several_slots(
     tmp_path: Path, write_jsonl: Any, planted: Scripted
 ) -> None:
     settings = config(tmp_path, write_jsonl, None)
-    with pytest.raises(DataError, match=r"decided no pair; dropped: \{'inconsistent': 6\}"):
+    with pytest.raises(DataError, match=r"decided no pairs; dropped: \{'inconsistent': 6\}"):
         run(settings, [("q0", "FIRST", "FIRST too", "FIRST of all", "FIRST and last")])
 
 
@@ -165,7 +165,7 @@ def test_a_cycle_is_one_pair_or_three(
         found = Counter((chosen, rejected) for _, chosen, rejected in every_pair(settings))
         assert set(found) == won and found.total() == kept and min(found.values()) > kept / 6
         (share,) = [share for share in result["audit"] if share["name"] == "transitive"]
-        assert (share["mean"], share["n"]) == (0.0, 60) and "circles" in share["remedy"]
+        assert (share["mean"], share["n"]) == (0.0, 60) and "cyclic" in share["remedy"]
 
 
 def test_inconsistent_comparisons_of_several_slots_are_kept_only_instead_of_none(
@@ -202,6 +202,6 @@ def test_balancing_of_slots_that_are_three_on_disk_is_refused(
     tmp_path: Path, write_jsonl: Any, planted: Scripted
 ) -> None:
     settings = config(tmp_path, write_jsonl, None, balance="temperature")
-    with pytest.raises(ConfigError, match="weighs two slots against each other, and there are 3"):
+    with pytest.raises(ConfigError, match="balances two slots, but there are 3"):
         run(settings, [("q0", "GOOD", "bad", "poor")])
     assert planted.asked == 0

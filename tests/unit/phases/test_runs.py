@@ -69,7 +69,7 @@ def test_every_round_keeps_its_own_directories(tmp_path: Path) -> None:
     ("rounds", "number", "message"),
     [
         (3, None, r"add --round N \(1 to 3\)"),
-        (3, 4, "--round 4: the run file has the rounds 1 to 3"),
+        (3, 4, "--round 4: the run file has rounds 1 to 3"),
         (3, 0, "--round 0"),
         (None, 1, "--round 1: the run file has no `rounds`"),
     ],
@@ -90,7 +90,9 @@ def test_what_lies_outside_of_the_rounds_needs_no_number(tmp_path: Path) -> None
 def test_a_round_starts_where_the_one_before_has_ended(tmp_path: Path, tiny_model: Path) -> None:
     rounds = config(tmp_path, tiny_model, sft=None, model={"base": str(tiny_model)}, rounds=3)
     assert start_weights(rounds.at_round(1)) == arm_weights(rounds, "sft")
-    with pytest.raises(DataError, match=r"round 3 starts from what round 2 has .*--round 2"):
+    with pytest.raises(
+        DataError, match=r"round 3 starts from the model trained in round 2, .*--round 2"
+    ):
         start_weights(rounds.at_round(3))
     trained = tmp_path / "test" / "round-2" / "train"
     trained.mkdir(parents=True)

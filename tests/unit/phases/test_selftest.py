@@ -39,7 +39,7 @@ def test_it_needs_no_key_and_passes(
     status, lines = run(capsys, *settings, "--set", "judge.repeat=0.2")
     assert (status, failed(lines)) == (0, [])
     assert lines[0] == "ok     prefers GOOD: all pairs are right"
-    assert lines[-1] == "selftest: 7 of 7 planted judges fare as they have to"
+    assert lines[-1] == "selftest: 7 of 7 simulated judges had the expected result"
     assert len(lines) == 8 and not list(tmp_path.iterdir()), "nothing is left behind"
 
 
@@ -74,7 +74,7 @@ def test_it_fails_where_verdicts_are_swapped(capsys, monkeypatch) -> None:
     assert status == 1
     assert [re.sub(":.*", "", line) for line in failed(lines)][:2] == [
         "prefers GOOD",
-        "prefers GOOD, fails midway and is resumed",
+        "prefers GOOD, interrupted midway and resumed",
     ]
 
 
@@ -90,7 +90,7 @@ def test_texts_are_compared_one_by_one(capsys, monkeypatch) -> None:
     monkeypatch.setattr(judge, "write_pairs", one_swapped)
     status, lines = run(capsys)
     assert status == 1
-    assert failed(lines)[0] == "prefers GOOD: 1 of 38 prompts have wrong pairs, p0 for one"
+    assert failed(lines)[0] == "prefers GOOD: 1 of 38 prompts have wrong pairs, such as p0"
 
 
 def test_it_fails_where_a_pair_is_lost(capsys, monkeypatch) -> None:
@@ -104,8 +104,8 @@ def test_it_fails_where_canaries_are_not_asked(capsys, monkeypatch) -> None:
     status, lines = run(capsys)
     assert status == 1
     assert failed(lines) == [
-        "obeys what an answer says: its 38 pairs were taken",
-        "prefers the longer: its 38 pairs were taken",
+        "obeys instructions in an answer: was accepted with 38 pairs",
+        "prefers the longer answer: was accepted with 38 pairs",
     ]
 
 
@@ -118,8 +118,8 @@ def test_it_fails_where_pairs_are_written_before_the_canaries(capsys, monkeypatc
     examine = judge.examine
     monkeypatch.setattr(judge, "examine", late)
     assert failed(run(capsys)[1]) == [
-        "obeys what an answer says: its 1 pairs were taken",
-        "prefers the longer: its 1 pairs were taken",
+        "obeys instructions in an answer: was accepted with 1 pair",
+        "prefers the longer answer: was accepted with 1 pair",
     ]
 
 
@@ -128,7 +128,7 @@ def test_it_fails_where_the_order_decides(capsys, monkeypatch) -> None:
     monkeypatch.setattr(judge, "examine", lambda *arguments, **more: [])
     reconcile = panel.reconcile
     monkeypatch.setattr(panel, "reconcile", lambda contest, b: reconcile(contest, b[:1]))
-    assert "always prefers the first: its 38 pairs were taken" in failed(run(capsys)[1])
+    assert "always prefers the first answer: was accepted with 38 pairs" in failed(run(capsys)[1])
 
 
 def test_it_fails_where_kept_ballots_are_asked_for_again(capsys, monkeypatch) -> None:
@@ -143,10 +143,10 @@ def test_it_fails_where_kept_ballots_are_asked_for_again(capsys, monkeypatch) ->
 
     monkeypatch.setattr("dpo_dist.phases.asking.judge_all", forgetful)
     (line,) = failed(run(capsys)[1])
-    assert line == "prefers GOOD, fails midway and is resumed: something was asked twice"
+    assert line == "prefers GOOD, interrupted midway and resumed: a question was asked twice"
 
 
 def test_a_run_file_without_a_judge_has_nothing_to_test(write_run, capsys) -> None:
     run_file = write_run(model={"base": "m"}, preferences={"source": "path", "path": "p.jsonl"})
     assert main(["judge", "--selftest", str(run_file)]) == 2
-    assert "no work for the phase `judge`" in capsys.readouterr().err
+    assert "not configure the phase `judge`" in capsys.readouterr().err

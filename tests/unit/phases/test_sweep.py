@@ -75,11 +75,11 @@ def test_a_value_that_is_no_number_makes_a_name_that_a_directory_may_have(run_fi
         (["run.seed=1,2"], r"run\.seed cannot be swept"),
         (["preferences.validation_fraction=0.1,0.2"], "cannot be swept"),
         (["evaluate.prompts.limit=4,8"], r"evaluate\.prompts\.limit .*same held-out prompts"),
-        (["train.beta=0.1,,0.3"], "an empty value"),
-        (["train.beta=0.1,0.10"], r"the point beta=0\.1 comes twice"),
+        (["train.beta=0.1,,0.3"], "empty value between commas"),
+        (["train.beta=0.1,0.10"], r"the point beta=0\.1 is listed twice"),
         (["train.beta=0.1,0.2", "train.beta=0.3,0.4"], "given twice"),
         (["train.beta=0.1,fast"], r"train\.beta: .*valid number"),
-        (["train.beta=0.1,0.2", "run.point=x"], "the sweep sets it"),
+        (["train.beta=0.1,0.2", "run.point=x"], "is set by the sweep"),
     ],
 )
 def test_what_is_no_sweep_is_refused(run_file: Path, overrides: list[str], message: str) -> None:

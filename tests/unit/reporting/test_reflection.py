@@ -162,7 +162,7 @@ def test_without_one_of_the_two_kinds_nothing_is_concluded() -> None:
     found = about("Form and facts", figures(comparison__metrics=rows))
     assert [sentence.text for sentence in found] == [
         "Form and style: json_schema +20.0 points.",
-        "Neither by type (own functions, judge scores, benchmarks): function:f +20.0 points.",
+        "Unclassified (own functions, judge scores, benchmarks): function:f +20.0 points.",
     ]
 
 
@@ -268,13 +268,13 @@ LITTLE = {"per_token": 0.004, "se": 0.002, "cut_off": 0.0}
             "(displacement)",
             "Beta 0.2",
         ),
-        ({"alarms": [{"kind": "displacement"}]}, "Nothing measured speaks", "another seed"),
+        ({"alarms": [{"kind": "displacement"}]}, "No measurement speaks", "another seed"),
         (
             {"training__kl": LITTLE, "outcome": outcome("no_evidence")},
-            "too high, or the training too short: the KL is no more than 0.0040",
+            "too high, or the training too short: the KL is only 0.0040",
             "Beta 0.05, or twice",
         ),
-        ({"training__kl": LITTLE}, "Nothing measured speaks", "another seed"),
+        ({"training__kl": LITTLE}, "No measurement speaks", "another seed"),
         (
             {
                 "training__kl": None,
@@ -286,7 +286,7 @@ LITTLE = {"per_token": 0.004, "se": 0.002, "cut_off": 0.0}
         ),
         (
             {"training__kl": None, "training__margin": None},
-            "cannot be said",
+            "is unknown",
             "another seed",
         ),
         ({"alarms": [{"kind": "gap"}]}, "Nothing measured speaks", "More pairs, or fewer epochs"),
@@ -303,7 +303,7 @@ def test_beta_and_what_to_try_next(changes: dict, verdict: str, advice: str) -> 
     report = figures(**changes)
     (beta,) = about("Beta", report)
     assert verdict in beta.text and "training.beta" in beta.figures
-    assert beta.warning is ("Nothing" not in verdict and "cannot" not in verdict)
+    assert beta.warning is ("No measurement" not in verdict and "unknown" not in verdict)
     (following,) = about("What to try next", report)
     assert advice in following.text
 

@@ -432,7 +432,7 @@ def test_control_and_direction_characters_are_shown() -> None:
 
 def test_labels_out_of_their_range_are_pointed_out(report: Path) -> None:
     page = (report / "report.html").read_text(encoding="utf-8")
-    assert page.count("Outside of what is expected") == 1
+    assert page.count("Outside the expected range") == 1
     assert "<strong>90.0 %</strong>" in page and "[74–97] n=30" in page
     markdown = (report / "report.md").read_text(encoding="utf-8")
     assert "| Both orders agree | 98.0 % [90–100] n=47 |" in markdown
@@ -457,7 +457,7 @@ def test_the_judges_card_says_what_passed_and_what_did_not(report: Path) -> None
         ("better", "passed"),
         ("worse", "failed"),
     ]
-    assert "was asked about no canaries" not in page + markdown
+    assert "was not tested with canaries" not in page + markdown
 
 
 def test_a_judge_without_a_card_is_said_to_have_none(report: Path, tmp_path: Path) -> None:
@@ -466,7 +466,7 @@ def test_a_judge_without_a_card_is_said_to_have_none(report: Path, tmp_path: Pat
     build(load_config(tmp_path / "run.yaml"), tmp_path / "run", tmp_path / "again")
     for name in ("report.html", "report.md"):
         text = (tmp_path / "again" / name).read_text(encoding="utf-8")
-        assert "The judge was asked about no canaries" in text and "judge's card" not in text
+        assert "The judge was not tested with canaries" in text and "judge's card" not in text
 
 
 @pytest.mark.parametrize(
@@ -490,8 +490,8 @@ def test_a_decoding_is_named_by_what_is_on(decoding: dict[str, float], name: str
     ("samples", "regressions", "shown", "text"),
     [
         (24, 2, 24, "All prompts are shown."),
-        (3, 2, 4, "Shown are the 2 worst regressions and an even spread"),  # p0 is in both
-        (3, 0, 3, "Shown is an even spread over the set."),
+        (3, 2, 4, "Shown are the 2 worst regressions and prompts spread evenly"),  # p0 is in both
+        (3, 0, 3, "The prompts shown are spread evenly over the set."),
     ],
 )
 def test_the_page_says_how_its_prompts_were_chosen(
@@ -518,6 +518,6 @@ def test_every_sentence_of_a_whole_run_names_figures_that_are_there(tmp_path: Pa
             look_up(report, name)
     markdown = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
-    assert "**KL.** KL spent" in markdown and "<dt>KL</dt>" in page
+    assert "**KL.** KL from the reference" in markdown and "<dt>KL</dt>" in page
     assert set(report["fingerprints"]) == {"train", "evaluate"}
     assert report["fingerprints"]["train"][:16] in page

@@ -128,5 +128,7 @@ def test_the_frontier_names_every_point_and_needs_nothing_from_elsewhere(tmp_pat
 def test_settings_that_change_what_is_measured_are_pointed_out() -> None:
     lines = " ".join(caveats(sweep_of(*FOUR, swept=["train.beta", "evaluate.max_new_tokens"])))
     assert "evaluated in different ways (evaluate.max_new_tokens)" in lines
-    assert "two values of β do not compare" in lines
-    assert "two values of β" not in " ".join(caveats(sweep_of(*FOUR, swept=["train.max_length"])))
+    assert "cannot be compared between values of β" in lines
+    assert "between values of β" not in " ".join(
+        caveats(sweep_of(*FOUR, swept=["train.max_length"]))
+    )

@@ -62,7 +62,7 @@ def tear_the_marker(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (tear, "its writing was interrupted"),
+        (tear, "writing it was interrupted"),
         (shorten, "global_step20/optimizer.pt has changed"),
         (flip_a_bit, "adapter.safetensors has changed"),
         (lose_a_file, "adapter.safetensors is missing"),
@@ -76,7 +76,7 @@ def test_a_harmed_checkpoint_is_named_removed_and_replaced_by_the_one_before(
     assert last_complete(tmp_path) == newest, "steps are numbers: 20 is newer than 8"
     harm(newest.path)
     assert last_complete(tmp_path) == older
-    assert f"{newest.path} is not whole ({message}): removed" in capsys.readouterr().err
+    assert f"{newest.path} is incomplete ({message}): removed" in capsys.readouterr().err
     assert not newest.path.exists()
     assert damage(older.path) is None
 
@@ -86,7 +86,7 @@ def test_without_a_whole_checkpoint_training_starts_and_says_so(tmp_path: Path, 
     assert capsys.readouterr().err == ""
     tear(write_checkpoint(tmp_path, 1).path)
     assert last_complete(tmp_path) is None
-    assert "starts from its first step" in capsys.readouterr().err
+    assert "starts from the beginning" in capsys.readouterr().err
 
 
 def test_the_marker_says_who_wrote_what(tmp_path: Path) -> None:

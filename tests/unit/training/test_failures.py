@@ -43,7 +43,8 @@ def test_a_killed_rank_is_told_with_its_last_lines_and_words_of_its_own_come_fir
 def test_without_a_record_the_launcher_speaks(tmp_path: Path) -> None:
     assert not any_failed(tmp_path)
     (tmp_path / "node-0.log").write_text("No module named nothing\n")
-    assert "exit code 7" in explain(tmp_path, 7) and "No module named" in explain(tmp_path, 7)
+    said = explain(tmp_path, 7)
+    assert "exited with code 7" in said and "No module named" in said
 
 
 def test_no_secret_is_kept(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def test_an_unreadable_accelerate_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml: no such file"):
         num_processes(tmp_path / "absent.yaml")
     (tmp_path / "empty.yaml").write_text("num_machines: 1\n")
-    with pytest.raises(ConfigError, match="no readable `num_processes`"):
+    with pytest.raises(ConfigError, match="cannot read `num_processes`"):
         num_processes(tmp_path / "empty.yaml")
 
 

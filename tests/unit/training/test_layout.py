@@ -76,7 +76,8 @@ def test_auto_says_why_it_falls_back_and_packed_refuses(capsys) -> None:
     model = build("mixtral", num_local_experts=2, output_router_logits=True)
     assert choose_layout(model, Train()) is False
     assert (
-        "padded batches, every prompt twice: mixtral adds a router loss" in capsys.readouterr().err
+        "padded batches, which compute every prompt twice: mixtral adds a router loss"
+        in capsys.readouterr().err
     )
     with pytest.raises(ConfigError, match=r"train\.layout: packed is not possible: mixtral"):
         choose_layout(model, Train(layout="packed"))

@@ -129,7 +129,7 @@ def test_other_losses_are_held_to_the_rewards_of_their_start() -> None:
 
 def test_a_value_that_is_not_finite_is_blamed_on_its_rows() -> None:
     check_finite("loss", [0.1, 0.2], 3)
-    with pytest.raises(TrainingDiverged, match=r"loss is inf at step 3, from the rows a, b\."):
+    with pytest.raises(TrainingDiverged, match=r"loss is inf at step 3, in rows a, b\."):
         check_finite("loss", [0.1, math.inf], 3, ["a", "b"])
 
 

@@ -118,10 +118,10 @@ def test_a_follower_that_leaves_is_named_unless_all_are_stopping(folder: Path) -
     leader = Leader(Meeting(folder, node(0)))
     other.sign_in()
     with other.beating():
-        other.post("left", "its training processes ended with exit code 1")
+        other.post("left", "its training processes exited with code 1")
         for _ in range(20):
             leader.check(stopping=True)
-        with pytest.raises(NodeLost, match="has left: its training processes ended with"):
+        with pytest.raises(NodeLost, match="has stopped: its training processes exited with"):
             while True:
                 leader.check(stopping=False)
 
@@ -131,7 +131,7 @@ def test_a_directory_that_is_not_shared_is_named_on_both_sides(tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"there within 0 s. Is the directory on a file system"):
         follow(node(1, join=0.2), there)
     with (
-        pytest.raises(NodeLost, match=r"node 1 of 2 has not come to .*here"),
+        pytest.raises(NodeLost, match=r"node 1 of 2 did not join via .*here"),
         leading(node(0, join=0.2), here) as leader,
     ):
         leader.wait_for_all()
@@ -140,7 +140,7 @@ def test_a_directory_that_is_not_shared_is_named_on_both_sides(tmp_path: Path) -
 def test_a_launch_id_serves_one_start(folder: Path) -> None:
     with leading(node(0), folder):
         pass
-    with pytest.raises(ConfigError, match="Give every start a new id"), leading(node(0), folder):
+    with pytest.raises(ConfigError, match="Give every launch a new id"), leading(node(0), folder):
         pass
 
 
@@ -163,4 +163,4 @@ def test_sigterm_before_a_training_is_told_to_the_others(
     with pytest.raises(Preempted):
         on_nodes.run_on_nodes("train", config, node(0))
     meeting = Meeting(meeting_folder(tmp_path / "runs" / "test" / "train", node(0)), node(1))
-    assert meeting.ended() == (75, "stopped while nothing was being trained")
+    assert meeting.ended() == (75, "stopped while no training was running")

@@ -59,11 +59,15 @@ def test_the_interface_to_an_address_is_found() -> None:
 @pytest.mark.parametrize(
     ("values", "given", "message"),
     [
-        ({}, None, "is for num_machines 2, but this is one"),
+        ({}, None, "is for num_machines 2, but only one was started"),
         ({"num_machines": 3}, nodes(), "is for num_machines 3, but --nodes is 2"),
-        ({"num_processes": 3}, nodes(), "num_processes 3 is of all machines together, and 2"),
+        (
+            {"num_processes": 3},
+            nodes(),
+            "num_processes 3 counts all machines together and is not divisible by the 2",
+        ),
         ({"mixed_precision": "fp16"}, nodes(), "mixed_precision fp16"),
-        ({"distributed_type": "FSDP"}, nodes(), "fsdp_version has to be 2"),
+        ({"distributed_type": "FSDP"}, nodes(), "fsdp_version must be 2"),
         (
             {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}},
             nodes(),
@@ -87,9 +91,9 @@ def test_fsdp_cannot_keep_the_best_step(tmp_path, monkeypatch) -> None:
 
 
 def test_an_address_is_one_of_node_0_with_a_free_port() -> None:
-    with pytest.raises(ConfigError, match="cannot be resolved"):
+    with pytest.raises(ConfigError, match="cannot resolve it"):
         check_address(nodes(1, "no.such.host.invalid"))
-    with pytest.raises(ConfigError, match="has to be an address of node 0"):
+    with pytest.raises(ConfigError, match="must be an address of node 0"):
         check_address(nodes(0, "192.0.2.1"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -118,13 +118,13 @@ def age(folder: Path, seconds: float) -> None:
 
 def test_a_run_that_has_not_begun(run_file: Path, root: Path, tmp_path: Path, capsys) -> None:
     said = once(run_file, capsys)
-    assert "no phase has begun" in said
+    assert "no phase has started" in said
     assert [line.split() for line in said.splitlines()[2:]] == [
         [phase, "-"] for phase in ("sample", "judge", "train", "evaluate", "report")
     ]
     assert not root.exists(), "nothing is written"
     root.mkdir(parents=True)
-    assert "no phase has begun" in once(root, capsys)
+    assert "no phase has started" in once(root, capsys)
     assert main(["watch", str(tmp_path), "--once"]) == 2
     assert "name one of the files" in capsys.readouterr().err
 
@@ -132,7 +132,7 @@ def test_a_run_that_has_not_begun(run_file: Path, root: Path, tmp_path: Path, ca
 def test_sampling_in_shards(run_file: Path, root: Path, config: Config, capsys) -> None:
     out = begin(root, config, "sample")
     (root / ".sample.lock").write_text("2 shards")
-    assert "at work: 0 candidates\n" in once(root, capsys)
+    assert "running: 0 candidates\n" in once(root, capsys)
     write_records(out / "prompts.jsonl", prompts(10))
     first, second = (out / f"candidates-{n}-of-2.journal.jsonl" for n in range(2))
     append(first, [candidate(0, 0), candidate(0, 1), candidate(2, 0)])
@@ -140,7 +140,7 @@ def test_sampling_in_shards(run_file: Path, root: Path, config: Config, capsys) 
     os.utime(out / "fingerprint.json", (time.time() - 40,) * 2)
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     said = once(run_file, capsys)
-    assert "at work: 4 of 20 candidates (20 %), 6 a minute on average, 3 min left" in said
+    assert "running: 4 of 20 candidates (20 %), 6 per minute on average, 3 min remaining" in said
     assert "50 % cut off, 2 journals" in said
     assert "by 2 shards" in said
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
@@ -155,7 +155,7 @@ def test_what_nobody_works_at_is_said_to_be_so(root: Path, config: Config, capsy
     assert "no sign of work for 12 min: 1 of 6 candidates (17 %)" in said
     assert "left" not in said and "average" not in said and "last by process 17 on node3" in said
     (root / ".sample.lock").write_text("process 18 on node4")  # a new process has begun
-    assert "at work: 1 of 6" in once(root, capsys)
+    assert "running: 1 of 6" in once(root, capsys)
 
 
 def test_a_clock_that_is_ahead_does_not_keep_a_dead_run_alive(root: Path, config: Config) -> None:
@@ -180,7 +180,7 @@ def test_judging_tells_ballots_and_what_they_have_cost(root: Path, config: Confi
     append(out / "ballots.jsonl", [canary, *ballots], torn=1)
     said = once(root, capsys)
     assert "sample    done in 1 min, 8 of 9 kept" in said
-    assert "at work: 3 of at most 20 ballots (15 %)" in said  # 8 x (2 orders + 0.5 repeats)
+    assert "running: 3 of at most 20 ballots (15 %)" in said  # 8 x (2 orders + 0.5 repeats)
     # 5 USD a million to read, 25 to write: 3 x (0.5 + 0.025)
     assert "1 on canaries, 1 refusal, 1 tie, $1.58 so far (prices of " in said
     assert [line.split()[:2] for line in said.splitlines()[-3:]] == [
@@ -212,7 +212,7 @@ def test_batches_that_are_out_are_told(root: Path, config: Config, capsys) -> No
 
 def test_training_with_metrics_and_alarms(root: Path, config: Config, capsys) -> None:
     out = begin(root, config, "train")
-    assert "at work: 0 steps" in once(root, capsys)
+    assert "running: 0 steps" in once(root, capsys)
     settings = {"global_batch_size": 4, "num_epochs": 2.0}
     write_json(out / "job.json", {"settings": settings})
     write_parquet(out / "tokens" / "train.parquet", [{"tokens": n} for n in range(9)])
@@ -345,4 +345,4 @@ def test_a_step_that_is_unknown_has_no_end(root: Path, config: Config) -> None:
     begin(root, config, "report")
     run = WatchedRun(root)
     lines = describe(run, run.look())
-    assert lines[1].split() == ["report", "at", "work:", "no", "figures"]
+    assert lines[1].split() == ["report", "running:", "no", "figures"]
