@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist import keys
-from dpo_dist.checks import machine, packages, surroundings
+from dpo_dist import keys, machine
+from dpo_dist.checks import packages, surroundings
 from dpo_dist.checks.packages import judge_build
 from dpo_dist.cli import main
 from dpo_dist.ranks import launcher_variables
