@@ -283,7 +283,7 @@ def test_the_initial_reference_is_the_sft_model_in_every_round(
     assert next(line["kl/per_token"] for line in metrics(two) if "kl/per_token" in line) > 1e-6
     assert not (two / "model" / "initial").exists() and not (two / "model" / "ref").exists()
     report = json.loads((root / "report" / "report.json").read_text())
-    assert [figures["reference"] for figures in report["rounds"]] == ["SFT", "SFT"]
+    assert [f["training"]["reference"] for f in report["rounds"]] == ["SFT", "SFT"]
 
 
 def tampered(job: TrainingJob, weights: dict[str, Any], folder: Path) -> TrainingJob:
