@@ -71,4 +71,4 @@ def test_scores_without_tests_are_not_let_through(run_file: Path, tmp_path: Path
 def test_a_guard_that_names_no_metric_is_bad_input(run_file: Path, capsys) -> None:
     options = ["--gate", "--set", "evaluate.guard=[Faithfulnes]"]
     assert main(["evaluate", str(run_file), *options]) == 2
-    assert "no metric is labelled Faithfulnes; there are: Faithfulness" in capsys.readouterr().err
+    assert "no metric is labelled Faithfulnes; available: Faithfulness" in capsys.readouterr().err
