@@ -58,4 +58,4 @@ def test_the_exit_code_follows_the_outcome(run_file: Path, tmp_path: Path, capsy
 def test_a_guard_that_names_no_metric_is_bad_input(run_file: Path, capsys) -> None:
     options = ["--gate", "--set", "evaluate.guard=[Faithfulnes]"]
     assert main(["evaluate", str(run_file), *options]) == 2
-    assert "no metric is labelled Faithfulnes; there are: Faithfulness" in capsys.readouterr().err
+    assert "no metric is labelled Faithfulnes; available: Faithfulness" in capsys.readouterr().err

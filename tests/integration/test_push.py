@@ -112,7 +112,7 @@ def test_the_card_tells_what_was_done_and_shown(root: Path) -> None:
     ):
         assert line in body, line
     limits = body[body.index("## Limitations") : body.index("## Use")]
-    assert "of 20 held-out prompts" in limits
+    assert "from 20 held-out prompts" in limits
     assert "The judge that labelled the training pairs also made the comparison" in limits
     assert "The judge passed 1 of 4 canaries of the kind “Said twice is no better”." in limits
     assert "Labels: chosen is longer in 90 % of 30, which is outside the expected range." in limits
