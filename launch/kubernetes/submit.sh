@@ -6,7 +6,7 @@ set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "$0")"
 kubectl=(kubectl)
-submission=incident-triage-b7654d26
+submission=incident-triage-ea7b0d97
 poll=${POLL_SECONDS:-15}
 
 # state KIND/NAME: how a job has ended ("Complete=...", "Failed=..."), "absent" where there is none.
