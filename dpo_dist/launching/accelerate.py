@@ -61,12 +61,6 @@ def _file(phase: str, section: Optimization, layout: Layout) -> str:
             f"this layout needs {processes}: name another with --set {phase}.accelerate_config=..."
         )
     values.pop("machine_rank", None)  # every node's own: it comes with its command
-    if layout.nodes > 1 and isinstance(values.get("deepspeed_config"), dict):
-        # The default, pdsh, needs ssh between the nodes and writes the environment to a file.
-        values["deepspeed_config"] = {
-            **values["deepspeed_config"],
-            "deepspeed_multinode_launcher": "standard",
-        }
     shape = f"{layout.nodes} x {counted(processes // layout.nodes, 'process', 'processes')}"
     return f"# {path} for {shape}; made by `dpo-dist launch`.\n{yaml.safe_dump(values)}"
 

@@ -48,7 +48,8 @@ def _node_options(nodes: Nodes) -> list[str]:
         *("--main_process_ip", nodes.address, "--main_process_port", str(nodes.port)),
         *("--rdzv_backend", "static", "--rdzv_conf", f"timeout={nodes.join_seconds:.0f}"),
         *("--max_restarts", "0"),
-        # Not pdsh, DeepSpeed's default: every machine has been started already.
+        # Not pdsh, DeepSpeed's default, which needs ssh between the machines and writes the
+        # environment, keys included, to a file. It wins over what the file says.
         *("--deepspeed_multinode_launcher", "standard"),
     ]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from pydantic import BaseModel
 
 import dpo_dist
 from dpo_dist import config as schema
@@ -18,6 +18,7 @@ from dpo_dist.runfile import load_config
 from dpo_dist.training.job import accumulation_steps, launch_shape, machines, num_processes
 from dpo_dist.training.start import check_launch
 from tests.conftest import ROOT
+from tests.field_reads import unread
 
 RUN_FILES = sorted(ROOT.glob("recipes/*/*.yaml"))
 ACCELERATE_FILES = sorted(ROOT.glob("accelerate_configs/*.yaml"))
@@ -51,8 +52,6 @@ def test_a_deepspeed_config_asks_for_what_the_trainer_expects(path) -> None:
     values = load_config_from_file(str(path)).deepspeed_config
     if not values:
         return
-    # pdsh, DeepSpeed's default, wants ssh to every machine.
-    assert values["deepspeed_multinode_launcher"] == "standard"
     # "auto" is what the trainer fills in: the batch arithmetic is the run file's.
     assert values["gradient_accumulation_steps"] == values["gradient_clipping"] == "auto"
     sharded = values["zero_stage"] == 3
@@ -78,20 +77,23 @@ def test_an_accelerate_config_fits_the_defaults_of_the_run_file(path, monkeypatc
 
 
 def test_every_field_of_the_run_file_is_read_somewhere() -> None:
-    code = "\n".join(
-        path.read_text()
-        for path in (ROOT / "dpo_dist").rglob("*.py")
-        if path.parent.name != "config" and path.name != "runfile.py"
+    assert unread(ROOT / "dpo_dist") == set()
+
+
+def test_a_field_that_nobody_reads_is_found_whatever_others_are_called(tmp_path: Path) -> None:
+    (tmp_path / "reader.py").write_text(
+        "from dpo_dist.config import Config, DataSource, Lora as Adapter\n"
+        "class Reader:\n"
+        "    def __init__(self, config: Config) -> None:\n"
+        "        self._train = config.train\n"
+        "    def read(self, source: DataSource, other) -> None:\n"
+        "        print(self._train.kl.budget, source.path, other.split, Path(source.path).name)\n"
+        "        if isinstance(method := self._train.method, Adapter):\n"
+        "            print(getattr(method, 'alpha'))\n"
     )
-    fields = {
-        name
-        for section in vars(schema).values()
-        if isinstance(section, type) and issubclass(section, BaseModel)
-        for name in section.model_fields
-    }
-    unread = {name for name in fields if not re.search(rf"\.{name}\b", code)}
-    # `type` and `source` choose the class; Record's fields are not the run file's.
-    assert unread <= {"type"}, unread
+    found = unread(tmp_path)
+    assert {"KlMonitor.stop", "DataSource.split", "PathPreferences.path", "Lora.r"} <= found
+    assert not {"KlMonitor.budget", "DataSource.path", "Lora.alpha", "Train.method"} & found
 
 
 def test_the_public_names_stay() -> None:

@@ -17,6 +17,7 @@ from dpo_dist.training.start import (
     launcher_command,
     launcher_environment,
 )
+from tests.conftest import ROOT
 
 
 def nodes(rank: int = 0, address: str = "127.0.0.1", port: int = 29500, count: int = 2) -> Nodes:
@@ -40,6 +41,17 @@ def test_the_other_machines_are_named_on_the_command_line() -> None:
         "-m dpo_dist.training.worker job.json",
     ):
         assert part in words
+
+
+@pytest.mark.parametrize("written", [{}, {"deepspeed_multinode_launcher": "pdsh"}])
+def test_deepspeed_needs_no_ssh_whatever_the_file_says(tmp_path: Path, written: dict) -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    values = yaml.safe_load((ROOT / "accelerate_configs" / "zero2.yaml").read_text())
+    path = config(tmp_path, **{**values, "deepspeed_config": values["deepspeed_config"] | written})
+    words = launcher_command(Path("job.json"), path, nodes())
+    args, *_ = _validate_launch_command(launch_command_parser().parse_args(words[3:]))
+    assert args.use_deepspeed and args.deepspeed_multinode_launcher == "standard"
 
 
 def test_threads_are_shared_by_the_processes_of_one_machine(tmp_path, monkeypatch) -> None:
