@@ -198,7 +198,7 @@ def _answer(row: Row, key: str, prompt: tuple[Message, ...]) -> tuple[tuple[Mess
     # Only an empty answer is allowed to be empty: it is dropped and counted, not an error.
     answer = value[-1].get("content")
     if value[-1].get("role") != "assistant" or not isinstance(answer, str):
-        raise row.error(f"`{key}` must end with the assistant's turn")
+        raise row.error(f"`{key}` must end with an assistant turn")
     check_text(row, key, answer)
     before = turns_of(row, key, value[:-1])
     if before and before[-len(prompt) :] != prompt and before[-1].content != prompt[-1].content:

@@ -51,7 +51,7 @@ def prompt_of(row: Row, key: str, identifier: str | None) -> Prompt:
     one of its content. Raises `DataError` naming the row's place."""
     messages = messages_of(row, key, "user")
     if messages[-1].role != "user":
-        raise row.error(f"`{key}` must end with the user's turn, not {messages[-1].role}'s")
+        raise row.error(f"`{key}` must end with a user turn, not {messages[-1].role}")
     reference = row.values.get("reference") or {}
     if not isinstance(reference, dict):
         raise row.error("`reference` must be an object")

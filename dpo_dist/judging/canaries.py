@@ -172,7 +172,7 @@ def _own(row: Row, name: str) -> Canary:
     prompt = prompt_of(row, "prompt", name)
     good, bad = _text(row, "good"), _text(row, "bad")
     if good == bad:
-        raise row.error("`good` and `bad` are the same text")
+        raise row.error("`good` and `bad` are identical")
     return _canary("own", prompt, good, bad)
 
 

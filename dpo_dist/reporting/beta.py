@@ -80,7 +80,7 @@ def too_high(report: Report) -> list[Sign]:
     kl, margin = training["kl"], training["margin"]
     if kl is not None:
         if kl["per_token"] + half_width(kl["se"] or 0.0) < STANDS_STILL:
-            text = f"the KL is no more than {kl['per_token']:.4f} nats per token"
+            text = f"the KL is only {kl['per_token']:.4f} nats per token"
             return [Sign(text, ("training.kl.per_token",))]
     elif margin is not None and margin["last"] / training["beta"] < NO_GAP:
         moved = margin["last"] / training["beta"]

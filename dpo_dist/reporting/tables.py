@@ -15,7 +15,7 @@ CARD_NOTE = (
     "A canary is a comparison whose right answer is known, asked in both orders. `failed`: fewer "
     "passed than the run file requires. `accepted`: likewise, but the run file accepts it."
 )
-NO_CARD = "The judge was asked about no canaries: whether it can tell good from bad is not shown."
+NO_CARD = "The judge was not tested with canaries: whether it can tell good from bad is unknown."
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def test_node_options_come_together_and_make_sense(
 def test_one_node_is_one_machine(write_run, capsys) -> None:
     path = write_run(model={"base": "m"}, preferences={"source": "path", "path": "p.jsonl"})
     assert main(["train", str(path), *NODES, "--launch-id", "a", "--nodes", "1"]) == 2
-    assert "no work for the phase `train`" in capsys.readouterr().err
+    assert "not configure the phase `train`" in capsys.readouterr().err
 
 
 def told(monkeypatch, capsys, words: list[str], ending: BaseException, status: int) -> str:

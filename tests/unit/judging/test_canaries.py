@@ -188,7 +188,7 @@ def test_own_canaries_are_read_as_they_stand(tmp_path: Path, write_jsonl) -> Non
         ({"bad": "\0"}, "holds a NUL"),
         ({"reference": [1]}, "`reference` must be an object"),
         ({"reference": {"level": "\ud800"}}, "`reference` holds .* an unpaired surrogate"),
-        ({}, r"the name 'n' occurred before, at .*c\.jsonl:1"),
+        ({}, r"the name 'n' is a duplicate; first used at .*c\.jsonl:1"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, write_jsonl, row: dict, message: str) -> None:

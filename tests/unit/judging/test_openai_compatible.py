@@ -77,7 +77,7 @@ def test_a_passing_fault_is_survived(server: Server, tmp_path: Path, fault: Faul
     ("fault", "message", "requests"),
     [
         (Fault(status=500), "failed 4 times in a row", 4),
-        (Fault(status=429, headers={"retry-after": "99999"}), "pause of 99999 s", 1),
+        (Fault(status=429, headers={"retry-after": "99999"}), "retry only after 99999 s", 1),
         (Fault(status=401), "refused the credentials .*: check OPENAI_API_KEY", 1),
         (Fault(status=403), "refused the credentials", 1),
         (Fault(status=400), "refused the request: BadRequestError", 1),

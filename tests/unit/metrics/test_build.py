@@ -74,11 +74,6 @@ def test_the_document_has_every_metric_and_its_example_loads() -> None:
     assert len(loaded) == 5
 
 
-def test_what_old_run_files_say_is_written_down_as_before() -> None:
-    dumped = SECTION.validate_python(LABEL).model_dump(mode="json")
-    assert dumped == {"type": "label_match", "label": "Label match", "field": "severity"}
-
-
 def test_two_of_a_kind_are_told_apart_by_their_labels() -> None:
     metrics = build({**LABEL, "label": "A"}, {**LABEL, "label": "B"}, {"type": "stop_rate"})
     assert [metric.key for metric in metrics] == [

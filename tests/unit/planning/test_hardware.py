@@ -39,7 +39,7 @@ def test_an_unknown_gpu_comes_with_those_that_are_known(gpus: str) -> None:
     if gpus.startswith("0"):
         assert "at least one GPU" in str(error.value)
     else:
-        assert "Known are A100-40G, A100-80G, A100-PCIe-40G" in str(error.value)
+        assert "Known: A100-40G, A100-80G, A100-PCIe-40G" in str(error.value)
 
 
 @pytest.mark.parametrize(

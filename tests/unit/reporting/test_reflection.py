@@ -249,7 +249,7 @@ def test_a_kl_that_was_not_measured_is_not_spoken_of() -> None:
 def test_where_it_lost() -> None:
     (sentence,) = about("Where it lost", figures())
     assert sentence.text == (
-        "SFT won the verdict on 30 of 100 prompts; Form got worse on 7. Worst of all: a, b, c."
+        "SFT was preferred on 30 of 100 prompts; Form got worse on 7. Worst of all: a, b, c."
     )
     nowhere = figures(comparison__preferred=None, regressions={"fell": [], "worst": []})
     assert about("Where it lost", nowhere) == []
@@ -268,13 +268,13 @@ LITTLE = {"per_token": 0.004, "se": 0.002, "cut_off": 0.0}
             "(displacement)",
             "Beta 0.2",
         ),
-        ({"alarms": [{"kind": "displacement"}]}, "No measurement speaks", "another seed"),
+        ({"alarms": [{"kind": "displacement"}]}, "Nothing measured speaks", "another seed"),
         (
             {"training__kl": LITTLE, "outcome": outcome("no_evidence")},
             "too high, or the training too short: the KL is only 0.0040",
             "Beta 0.05, or twice",
         ),
-        ({"training__kl": LITTLE}, "No measurement speaks", "another seed"),
+        ({"training__kl": LITTLE}, "Nothing measured speaks", "another seed"),
         (
             {
                 "training__kl": None,
@@ -303,7 +303,7 @@ def test_beta_and_what_to_try_next(changes: dict, verdict: str, advice: str) -> 
     report = figures(**changes)
     (beta,) = about("Beta", report)
     assert verdict in beta.text and "training.beta" in beta.figures
-    assert beta.warning is ("No measurement" not in verdict and "unknown" not in verdict)
+    assert beta.warning is ("Nothing" not in verdict and "unknown" not in verdict)
     (following,) = about("What to try next", report)
     assert advice in following.text
 
