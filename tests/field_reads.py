@@ -140,7 +140,7 @@ class _Module:
                 if inner := self._kinds(node.value, local):
                     return NOTHING.union(*(_under(kind, node.attr) for kind in inner))
                 return self.attributes.get(node.attr, NOTHING)
-            case ast.Call(func=ast.Name(id=name)) if name in self._names:
+            case ast.Call(func=ast.Name(id=name)) if self._names.get(name):
                 return self._names[name]
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if (
                 name in self.returned_anywhere

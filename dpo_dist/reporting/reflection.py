@@ -196,7 +196,8 @@ def kl_spent(report: Report) -> list[Sentence]:
     if kl is None:
         return []
     error = "" if kl["se"] is None else f" ± {half_width(kl['se']):.3f} (95 % interval)"
-    text = f"KL from the reference, on the policy's own answers: {kl['per_token']:.3f}{error} nats per token"
+    found = f"{kl['per_token']:.3f}{error} nats per token"
+    text = f"KL from the reference, on the policy's own answers: {found}"
     names: tuple[str, ...] = ("training.kl.per_token",)
     if error:
         names += ("training.kl.se",)
