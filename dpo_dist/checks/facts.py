@@ -14,11 +14,11 @@ from pydantic import BaseModel
 from dpo_dist.artifacts import file_digest
 from dpo_dist.checks.machine import GIB, Gpu, available_memory, free_disk, gpus
 from dpo_dist.checks.surroundings import extension_locks
-from dpo_dist.config import Config, Full, Optimization
+from dpo_dist.config import Config, Optimization
 from dpo_dist.data.models import check_model, is_hub_id
 from dpo_dist.errors import ConfigError, DpoDistError, ModelError
 from dpo_dist.phases.pipeline import package_versions
-from dpo_dist.phases.resources import model_shape, planned_bytes
+from dpo_dist.phases.resources import model_shape, planned_bytes, training_disk
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.ranks import Nodes
 from dpo_dist.training.job import (
@@ -67,7 +67,7 @@ def gather(config: Config, nodes: Nodes | None) -> Facts:
         processes = num_processes(settings) // machines(settings)
         shape = _shape(config)
         needed = max(_planned(shape, section) for section in sections)
-        disk_needed = max(_disk(shape, section) for section in sections)
+        disk_needed = GIB + max(training_disk(shape, section) for section in sections)
     return Facts(
         rank=nodes.rank if nodes else 0,
         host=socket.gethostname(),
@@ -120,14 +120,6 @@ def _planned(shape: ModelShape, section: Optimization) -> int:
     """A process's planned peak, at rows of the greatest length and with all checkpointing."""
     lengths = [section.max_length] * section.micro_batch_size
     return planned_bytes(shape, section, lengths)["full"]
-
-
-def _disk(shape: ModelShape, section: Optimization) -> int:
-    """Checkpoints (weights and AdamW's states in float32: 12 bytes a trained weight, 16 under
-    ZeRO) and the model."""
-    if not isinstance(section.method, Full):
-        return GIB
-    return GIB + shape.parameters * (16 * (section.keep_checkpoints + 1) + 4)
 
 
 def _wants_gpus(accelerate_config: Path) -> bool:

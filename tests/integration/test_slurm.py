@@ -23,7 +23,7 @@ from tests.slurm_cluster import Cluster, cluster, why_not
 
 __all__ = ["base"]  # a fixture: a tiny model that answers
 
-EPOCHS = 15
+EPOCHS = 25
 JOBS = ("sample", "judge", "train", "evaluate", "score", "report")
 REASON = why_not()
 

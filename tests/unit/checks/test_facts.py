@@ -38,7 +38,7 @@ def load(write_run, tiny_model: Path):
 def test_a_node_s_facts(load) -> None:
     facts = gather(load(), None)
     assert facts.problems == [] and facts.processes == 2 and not facts.wants_gpus
-    assert facts.memory > facts.memory_needed > 0 and facts.disk_needed == 2**30
+    assert facts.memory > facts.memory_needed > 0 and 2**30 < facts.disk_needed < 1.1 * 2**30
     assert facts.versions["torch"].startswith("2.")
 
 
