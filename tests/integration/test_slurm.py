@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -100,6 +101,17 @@ def wait_for(condition: Callable[[], object], slurm: Cluster, what: str) -> None
         time.sleep(0.1)
 
 
+def saved(train: Path) -> int:
+    """The step of the newest whole checkpoint, or 0."""
+    whole = train.glob("checkpoints/checkpoint-*/COMPLETE")
+    return max((int(path.parent.name[11:]) for path in whole), default=0)
+
+
+def going_on(log: Path) -> list[int]:
+    """The steps that a training went on from."""
+    return [int(step) for step in re.findall(r"going on from step (\d+)", log.read_text())]
+
+
 def test_all_phases_as_jobs_signalled_preempted_and_queued_again(
     slurm: Cluster, run_file: Path, tmp_path: Path
 ) -> None:
@@ -125,19 +137,21 @@ def test_all_phases_as_jobs_signalled_preempted_and_queued_again(
 
     train = root / "train"
     log_of_training = root / f"logs/test-train-{numbers['train']}.out"
-    wait_for(lambda: list(train.glob("checkpoints/*/COMPLETE")), slurm, "train")
+    wait_for(lambda: saved(train), slurm, "train")
     slurm.call(
         *("sbatch", "--partition=urgent", "--job-name=urgent", "--nodes=2", "--exclusive"),
         *("--output=/dev/null", "--wrap=true"),
     )
-    wait_for(lambda: "going on from step" in log_of_training.read_text(), slurm, "preempted")
+    wait_for(lambda: going_on(log_of_training), slurm, "train, after it was preempted")
     assert slurm.states()["urgent"] == "COMPLETED"
+    [preempted_at] = going_on(log_of_training)
+    wait_for(lambda: saved(train) > preempted_at, slurm, "train, again")
     slurm.call("scancel", "--signal=USR1", "--batch", numbers["train"])
     wait_for((root / "report" / "report.html").exists, slurm, "report")
     said = log_of_training.read_text()
     assert said.count("node 1 of 2: joins training") >= 3, "before, between and after"
     assert said.count("stopped with exit code 75; the job is queued again") == 2
-    assert said.count("which is saved") >= 2 and said.count("going on from step") == 2
+    assert said.count("which is saved") >= 2 and len(going_on(log_of_training)) == 2
     pairs = json.loads((train / "manifest.json").read_text())["pairs"]["train"]
     assert len(losses(train)) == EPOCHS * -(-pairs // 2), "every step once"
     wait_for(lambda: slurm.states().get("test-report") == "COMPLETED", slurm, "the last job")
