@@ -38,7 +38,7 @@ def add_set(command: argparse.ArgumentParser, more: str = "") -> None:
 NODE_OPTIONS = ("nodes", "node_rank", "main_address", "main_port", "launch_id")
 
 
-def add_nodes(command: argparse.ArgumentParser) -> None:
+def add_nodes(command: argparse.ArgumentParser, join_seconds: float = Nodes.join_seconds) -> None:
     """The options of the commands that several machines run together, the same on all of them but
     for the rank."""
     add = command.add_argument_group("several machines (all of these or none)").add_argument
@@ -48,7 +48,7 @@ def add_nodes(command: argparse.ArgumentParser) -> None:
     add("--main-port", type=int, metavar="PORT", help="a free port on node 0")
     add("--launch-id", metavar="ID", help="names this start of them all; a new one every time")
     for name, default, purpose in (
-        ("join", Nodes.join_seconds, "how long the others may take to appear"),
+        ("join", join_seconds, "how long the others may take to appear"),
         ("node", Nodes.silent_seconds, "a node without a sign of life for so long is given up"),
     ):
         add(
