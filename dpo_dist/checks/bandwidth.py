@@ -61,8 +61,8 @@ def measure(nodes: Nodes | None, here: int) -> Finding:
         return Finding("failed", f"{who} do not reach each other within {LIMIT_SECONDS * 2} s")
     if any(process.returncode for process in processes):
         # Those that waited for the one that has failed were killed.
-        said = (t for p, t in zip(processes, texts, strict=True) if t and (p.returncode or 0) > 0)
-        last = next(said, "no message").splitlines()[-1]
+        failed = (t for p, t in zip(processes, texts, strict=True) if t and (p.returncode or 0) > 0)
+        last = next(failed, "no message").splitlines()[-1]
         return Finding("failed", f"{who} cannot add up a tensor together: {last}")
     answer = next(line for line in texts[0].splitlines() if line.startswith(tuple(MEGABYTES)))
     backend, speed = answer.split()

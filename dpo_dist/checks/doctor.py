@@ -8,13 +8,13 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpo_dist.checks import packages, surroundings
+from dpo_dist.checks import packages, placement, surroundings
 from dpo_dist.checks.facts import trainings
 from dpo_dist.checks.findings import Finding
+from dpo_dist.checks.machine import gpus
 from dpo_dist.config import ClaudeJudge, Config
 from dpo_dist.data.models import check_model
 from dpo_dist.errors import UserError
-from dpo_dist.training.job import accumulation_steps, num_processes
 
 _MARKS = {"ok": "  ", "warning": "! ", "failed": "X "}
 
@@ -59,6 +59,8 @@ def _environment(config: Config | None) -> Iterator[tuple[str, Finding]]:
     yield "compiler", surroundings.compiler()
     yield "stale locks", surroundings.extension_locks()
     yield "launcher variables", surroundings.launcher_variables()
+    yield "network variables", placement.network_variables()
+    yield "SLURM", placement.slurm()
     yield "keys", surroundings.keys()
 
 
@@ -69,12 +71,7 @@ def _run_file(config: Config) -> Iterator[tuple[str, Finding]]:
     except UserError as error:
         yield "model", Finding("failed", str(error), "Set model.base")
     for section in trainings(config):
-        path = section.accelerate_config
-        try:
-            steps = accumulation_steps(section, num_processes(path))
-            yield "accelerate_config", Finding("ok", f"{path}, {steps} micro-batches a step")
-        except UserError as error:
-            yield "accelerate_config", Finding("failed", str(error))
+        yield "accelerate_config", placement.training(section, gpus())
     judges = [s.judge for s in (config.judge, config.evaluate) if s is not None]
     if any(isinstance(judge, ClaudeJudge) for judge in judges) and not os.environ.get(
         "ANTHROPIC_API_KEY"

@@ -18,8 +18,9 @@ from dpo_dist.config import Config, Optimization
 from dpo_dist.data.models import check_model, is_hub_id
 from dpo_dist.errors import ConfigError, DpoDistError, ModelError
 from dpo_dist.phases.pipeline import package_versions
-from dpo_dist.phases.resources import model_shape, planned_bytes, training_disk
+from dpo_dist.phases.resources import model_shape, planned_bytes
 from dpo_dist.phases.runs import arm_weights
+from dpo_dist.planning.disk import training_disk
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.ranks import Nodes
 from dpo_dist.training.job import (
@@ -29,6 +30,8 @@ from dpo_dist.training.job import (
     read_accelerate_config,
 )
 from dpo_dist.training.start import check_address, check_launch
+
+BESIDES = GIB  # of disk: tokens, logs, records
 
 
 class Facts(BaseModel):
@@ -69,14 +72,15 @@ def gather(config: Config, nodes: Nodes | None) -> Facts:
         processes = max(num_processes(path) // machines(path) for path in paths)
         shape = _shape(config)
         needed = max(_planned(shape, section) for section in sections)
-        disk_needed = GIB + max(training_disk(shape, section) for section in sections)
+        trained = (training_disk(shape, section, config.model) for section in sections)
+        disk_needed = BESIDES + max(sum(parts.values()) for parts in trained)
     return Facts(
         rank=nodes.rank if nodes else 0,
         host=socket.gethostname(),
         versions=package_versions(),
         run=_digest(config.model_dump(mode="json")),
         model=_model(config.model.base),
-        sft=_model(config.model.sft) if _given_sft(config) else "",
+        sft=_model(sft) if (sft := _given_sft(config)) else "",
         processes=processes,
         wants_gpus=any(_wants_gpus(section.accelerate_config) for section in sections),
         gpus=gpus(),
@@ -135,9 +139,9 @@ def _wants_gpus(accelerate_config: Path) -> bool:
     return not values.get("use_cpu") and values.get("mixed_precision") == "bf16"
 
 
-def _given_sft(config: Config) -> bool:
-    """Whether training starts from an SFT model that was there before the run."""
-    return config.model.sft not in (None, "phase")
+def _given_sft(config: Config) -> str | None:
+    """The SFT model that training starts from, where it was there before the run."""
+    return None if config.model.sft == "phase" else config.model.sft
 
 
 def _model(model: str) -> str:

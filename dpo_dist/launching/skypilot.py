@@ -17,7 +17,8 @@ from dpo_dist.launching.layout import Layout, Stage, accelerate_name
 from dpo_dist.launching.manifests import to_yaml
 from dpo_dist.launching.render import fill
 from dpo_dist.phases.pipeline import GENERATING
-from dpo_dist.phases.resources import find_shape, training_disk
+from dpo_dist.phases.shapes import find_shape
+from dpo_dist.planning.disk import training_disk
 from dpo_dist.planning.memory import ModelShape
 
 SHARED = PurePosixPath("/shared")
@@ -125,7 +126,8 @@ class SkyPilot:
             return LEAST_DISK
         needed = 4 * shape.parameters
         if stage.trains and self.bucket is not None:
-            needed += training_disk(shape, getattr(there.config, stage.step.phase))
+            section = getattr(there.config, stage.step.phase)
+            needed += sum(training_disk(shape, section, there.config.model).values())
         return max(LEAST_DISK, OTHERS_TAKE + math.ceil(needed / 1e9))
 
 

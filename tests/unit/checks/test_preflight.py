@@ -1,4 +1,4 @@
-"""What preflight says where the other nodes do not come; tests/integration/test_nodes.py has two."""
+"""What preflight says where another node does not come; test_nodes.py (integration) has two."""
 
 from __future__ import annotations
 
