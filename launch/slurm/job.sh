@@ -42,9 +42,10 @@ trap : TERM
 
 # run_step COMMAND...: run it on every node of the job, and leave with its exit code.
 run_step() {
-  # No MPI: accelerate would take its variables for a launcher's. Not --kill-on-bad-exit: a node
-  # that ends a moment before the others would take their exit codes from them.
-  srun --mpi=none --wait=60 "$@" &
+  # No MPI: accelerate would take its variables for a launcher's. Not --kill-on-bad-exit, and a
+  # --wait after which all nodes have missed one that failed: they would end of srun's SIGTERM,
+  # and not with the exit code that says why.
+  srun --mpi=none --wait=360 "$@" &
   local step=$! status
   wait "$step"
   while kill -0 "$step" 2> /dev/null; do # bash stops waiting when a trap is run
