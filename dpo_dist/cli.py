@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,12 +72,31 @@ def _execute(options: argparse.Namespace) -> int:
         return selftest(config)
     if options.command != "run":
         return _phase(options, config)
+    if options.preflight and (status := _preflight(options, config)):
+        return status
     status = run_all(options.run_file, config, options.set, force=options.force)
     if status == INTERRUPTED:
         raise KeyboardInterrupt
     if status == 0:
         _show_result(config)
     return status
+
+
+def _preflight(options: argparse.Namespace, config: Config) -> int:
+    """Check this machine where something is still to be trained; the exit code."""
+    from dpo_dist.phases.pipeline import check_batches
+    from dpo_dist.phases.runs import to_be_trained
+    from dpo_dist.processes import run_to_end
+
+    check_batches(config)
+    if not to_be_trained(config):
+        return 0
+    words = [sys.executable, "-m", "dpo_dist", "preflight", str(options.run_file)]
+    words += [word for override in options.set for word in ("--set", override)]
+    status = run_to_end(words)  # what it imports is not kept for the hours of the run
+    if status == -signal.SIGTERM:
+        raise Preempted("stopped in the preflight")
+    return abs(status)
 
 
 def _phase(options: argparse.Namespace, config: Config) -> int:
@@ -202,6 +222,13 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="if settings changed, move the old phase directory aside and start over",
         )
+        if name == "run":
+            command.add_argument(
+                "--preflight",
+                action="store_true",
+                help="before anything else check this machine, as `dpo-dist preflight` does, where "
+                "something is still to be trained",
+            )
         if name in ("run", "judge", "evaluate", "sweep"):
             command.add_argument(
                 "--yes",

@@ -8,7 +8,7 @@ hand; it is what tells a wrong reference from a right one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -96,6 +96,11 @@ def sigmoid_loss(margins: Sequence[float], beta: float) -> float:
     return sum(losses) / len(losses)
 
 
+def sorts(weights: Iterable[LossName]) -> list[LossName]:
+    """Those of the losses that compare the pairs of a micro-batch with each other."""
+    return sorted(name for name in weights if LOSSES[name].sorts)
+
+
 def wrong_combination(
     weights: Mapping[LossName, float],
     *,
@@ -127,7 +132,7 @@ def wrong_combination(
         others = sorted(name for name, loss in chosen.items() if not loss.differs)
         if others:
             return f"f_divergence {f_divergence} does not apply to `{others[0]}`"
-    sorting = sorted(name for name, loss in chosen.items() if loss.sorts)
+    sorting = sorts(weights)
     if sorting and wpo:
         return f"`{sorting[0]}` sorts the batch, which would misalign wpo's weights"
     if sorting and micro_batch_size < 2:

@@ -46,11 +46,14 @@ def strip_launcher_variables() -> None:
 class Shard:
     """Part `index` of `count` of the prompts: those whose number leaves `index` when divided.
 
-    Every prompt belongs to exactly one shard, whatever the remainder.
+    Every prompt belongs to exactly one shard, whatever the remainder. `whole` is no shard of an
+    array but the phase itself, with what comes after the answers: an array of one, `0/1`, leaves
+    the judging of an evaluation to another job as every array does.
     """
 
     index: int = 0
     count: int = 1
+    whole: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Shard:
@@ -75,15 +78,11 @@ class Shard:
         count = self.count * parts
         return [Shard(self.index + self.count * part, count) for part in range(parts)]
 
-    @property
-    def whole(self) -> bool:
-        return self.count == 1
-
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
 
-WHOLE = Shard()
+WHOLE = Shard(whole=True)
 
 
 @dataclass(frozen=True)

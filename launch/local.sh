@@ -23,37 +23,46 @@ count_gpus() {
   fi
 }
 
-# accelerate_config PHASE [FILE]: the configuration for the visible GPUs. If there are any, FILE
-# takes precedence: the run file's own configuration, given if it is one for GPUs.
-accelerate_config() {
-  local phase=$1 own=${2:-} file
+# choose PHASE BATCH MICRO UNIT [FILE]: how a phase trains on the GPUs that are seen. Its global
+# batch stays: of the processes, one a GPU, as many as can share it in units, and a micro-batch of
+# up to MICRO that divides their shares. FILE is the run file's own configuration, where that is one
+# for GPUs.
+choose() {
+  local phase=$1 batch=$2 micro=$3 unit=$4 own=${5:-} processes=$gpus file
   if [ -n "${ACCELERATE_CONFIG:-}" ]; then
-    echo "$ACCELERATE_CONFIG"
+    settings+=(--set "$phase.accelerate_config=$ACCELERATE_CONFIG")
     return
   fi
-  case $gpus in
-    0) file=accelerate_configs/cpu.yaml ;;
-    1) file=${own:-accelerate_configs/single_gpu.yaml} ;;
-    *) file=${own:-accelerate_configs/zero2.yaml} ;;
-  esac
-  if [ "$gpus" -gt 0 ]; then
-    sed -e "s/^num_processes:.*/num_processes: $gpus/" -e 's/^num_machines:.*/num_machines: 1/' \
-      "$file" > "$launch/accelerate_$phase.yaml"
-    file=$launch/accelerate_$phase.yaml
+  if [ "$gpus" -eq 0 ]; then
+    settings+=(--set "$phase.accelerate_config=accelerate_configs/cpu.yaml")
+    return
   fi
-  echo "$file"
+  while ((batch % (processes * unit))); do processes=$((processes - 1)); done
+  while ((batch / processes % micro)); do micro=$((micro - 1)); done
+  file=${own:-accelerate_configs/zero2.yaml}
+  if [ "$processes" -eq 1 ]; then
+    file=${own:-accelerate_configs/single_gpu.yaml}
+  fi
+  sed -e "s/^num_processes:.*/num_processes: $processes/" -e 's/^num_machines:.*/num_machines: 1/' \
+    "$file" > "$launch/accelerate_$phase.yaml"
+  settings+=(--set "$phase.accelerate_config=$launch/accelerate_$phase.yaml")
+  if [ "$micro" -ne "$3" ]; then
+    settings+=(--set "$phase.micro_batch_size=$micro")
+  fi
+  if [ "$processes" -ne "$gpus" ] || [ "$micro" -ne "$3" ]; then
+    shares+="; $phase: $processes processes with micro_batch_size $micro share the global batch of $batch"
+  fi
 }
 
 gpus=$(count_gpus)
 settings=()
-file=$(accelerate_config sft)
-settings+=(--set "sft.accelerate_config=$file")
-file=$(accelerate_config train)
-settings+=(--set "train.accelerate_config=$file")
+shares=
+choose sft 4 4 1
+choose train 8 4 1
 
 log=$logs/local-$(date -u +%Y%m%dT%H%M%SZ).log
-echo "GPUs: $gpus; log: $log"
+echo "GPUs: $gpus$shares; log: $log"
 # tee must outlive the signals that a terminal or a supervisor sends to all processes.
 exec > >(trap '' INT TERM && exec tee -a "$log") 2>&1
 # Replaces this shell: signals reach it, and its exit code is the script's.
-exec dpo-dist run recipes/incident_triage/run.yaml "${settings[@]}" "$@"
+exec dpo-dist run recipes/incident_triage/run.yaml --preflight "${settings[@]}" "$@"

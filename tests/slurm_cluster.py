@@ -1,6 +1,7 @@
 """A real SLURM on this machine: its own munged, slurmctld and two slurmd, all in one folder.
 
-Two nodes with eight GPUs each, as far as the scheduler knows, which only counts them. It needs
+Two nodes with eight GPUs each, as far as the scheduler knows, which only counts them, in the
+partitions `main` and `urgent`: jobs of the second take the nodes of the first one's away. It needs
 root and Debian's packages (`make slurm`), touches no file of the system and leaves nothing behind.
 """
 
@@ -53,8 +54,14 @@ SlurmctldTimeout=300
 SlurmdTimeout=300
 NodeName=n1 NodeHostname={host} NodeAddr={address} Port={ports[1]} {node}
 NodeName=n2 NodeHostname={host} NodeAddr={address} Port={ports[2]} {node}
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP GraceTime={grace}
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
+GRACE_SECONDS = (
+    120  # what a job of the partition main has to save, when one of urgent wants its nodes
+)
 NODE = "CPUs=64 RealMemory=100000 Gres=gpu:8 State=UNKNOWN"
 
 
@@ -137,6 +144,7 @@ def _configure(folder: Path) -> Path:
             folder=folder,
             ports=_free_ports(3),
             node=NODE,
+            grace=GRACE_SECONDS,
         ),
         encoding="utf-8",
     )
@@ -187,14 +195,15 @@ def _network() -> Iterator[None]:
 
 def _end_jobs(running: Cluster) -> None:
     """Nothing of a failed test goes on when its daemons have ended."""
-    running.run("scancel", "--partition=main")
+    running.run("scancel", f"--user={os.geteuid()}")
     deadline = time.monotonic() + 40
     while running.run("squeue", "--noheader").stdout.strip() and time.monotonic() < deadline:
         time.sleep(0.5)
 
 
 def _idle(running: Cluster) -> int:
-    return running.run("sinfo", "--noheader", "--Node", "--format=%T").stdout.split().count("idle")
+    words = ("sinfo", "--noheader", "--partition=main", "--Node", "--format=%T")
+    return running.run(*words).stdout.split().count("idle")
 
 
 def _until(condition, what, seconds: float = 60) -> None:

@@ -21,13 +21,14 @@ def compare(nodes: Sequence[Facts]) -> dict[str, list[Finding]]:
         "run file": lambda node: _same(
             node.run, first.run, "the run file or a --set option differs from node 0's"
         ),
-        "model": lambda node: _same(
-            node.model, first.model, "the base model's files differ from node 0's"
-        ),
+        "model": lambda node: _same_model(node.model, first.model, "base model"),
+        "SFT model": lambda node: _same_model(node.sft, first.sft, "SFT model"),
         "devices": lambda node: _devices(node, first),
         "memory": _memory,
         "disk": _disk,
     }
+    if not any(node.sft for node in nodes):
+        del checks["SFT model"]
     return {name: [check(node) for node in nodes] for name, check in checks.items()}
 
 
@@ -48,6 +49,15 @@ def _versions(node: Facts, first: Facts) -> Finding:
 
 def _same(own: str, wanted: str, otherwise: str) -> Finding:
     return Finding("ok", own[:12]) if own == wanted else Finding("failed", otherwise)
+
+
+def _same_model(own: str, wanted: str, which: str) -> Finding:
+    """Of Hub ids the commit is shown, of files their digest."""
+    if own == wanted:
+        return Finding("ok", own.rpartition(" ")[2][:12])
+    hub = own.startswith("hub:") and wanted.startswith("hub:")
+    what = f"{own} (node 0: {wanted})" if hub else "its files are others than node 0's"
+    return Finding("failed", f"the {which}: {what}")
 
 
 def _devices(node: Facts, first: Facts) -> Finding:

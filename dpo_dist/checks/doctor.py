@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dpo_dist import keys
-from dpo_dist.checks import packages, surroundings
+from dpo_dist.checks import packages, placement, surroundings
 from dpo_dist.checks.facts import trainings
 from dpo_dist.checks.findings import Finding
 from dpo_dist.config import ClaudeJudge, Config, OpenAiJudge, VllmServer
 from dpo_dist.console import counted
 from dpo_dist.data.models import check_model
 from dpo_dist.errors import UserError
-from dpo_dist.training.job import accumulation_steps, num_processes
+from dpo_dist.machine import gpus
 
 _MARKS = {"ok": "  ", "warning": "! ", "failed": "X "}
 
@@ -61,6 +61,8 @@ def _environment(config: Config | None) -> Iterator[tuple[str, Finding]]:
     yield "compiler", surroundings.compiler()
     yield "stale locks", surroundings.extension_locks()
     yield "launcher variables", surroundings.launcher_variables()
+    yield "network variables", placement.network_variables()
+    yield "SLURM", placement.slurm()
     yield "keys", surroundings.key_variables(config.key_variables if config else keys.USUAL)
 
 
@@ -71,15 +73,7 @@ def _run_file(config: Config) -> Iterator[tuple[str, Finding]]:
     except UserError as error:
         yield "model", Finding("failed", str(error), "Set model.base")
     for section in trainings(config):
-        path = section.accelerate_config
-        try:
-            steps = accumulation_steps(section, num_processes(path))
-            yield (
-                "accelerate_config",
-                Finding("ok", f"{path}, {counted(steps, 'micro-batch', 'micro-batches')} a step"),
-            )
-        except UserError as error:
-            yield "accelerate_config", Finding("failed", str(error))
+        yield "accelerate_config", placement.training(section, gpus())
     yield from _keys(config)
     wandb = config.tracking.wandb
     if wandb is not None and wandb.mode == "online" and not os.environ.get(keys.WANDB):

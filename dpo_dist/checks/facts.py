@@ -19,6 +19,7 @@ from dpo_dist.errors import ConfigError, DpoDistError, ModelError
 from dpo_dist.machine import GIB, Gpu, available_memory, free_disk, gpus
 from dpo_dist.phases.pipeline import package_versions
 from dpo_dist.phases.resources import model_shape, planned_bytes
+from dpo_dist.phases.runs import arm_weights
 from dpo_dist.planning.disk import training_disk
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.ranks import Nodes
@@ -41,6 +42,7 @@ class Facts(BaseModel):
     versions: dict[str, str]
     run: str
     model: str
+    sft: str
     processes: int
     wants_gpus: bool
     gpus: list[Gpu]
@@ -66,8 +68,8 @@ def gather(config: Config, nodes: Nodes | None) -> Facts:
         needed = disk_needed = 0  # what they rest on is not known
         processes = 0
     else:
-        settings = sections[-1].accelerate_config
-        processes = num_processes(settings) // machines(settings)
+        paths = [section.accelerate_config for section in sections]
+        processes = max(num_processes(path) // machines(path) for path in paths)
         shape = _shape(config)
         needed = max(_planned(shape, section) for section in sections)
         trained = (training_disk(shape, section, config.model) for section in sections)
@@ -78,6 +80,7 @@ def gather(config: Config, nodes: Nodes | None) -> Facts:
         versions=package_versions(),
         run=_digest(config.model_dump(mode="json")),
         model=_model(config.model.base),
+        sft=_model(sft) if (sft := _given_sft(config)) else "",
         processes=processes,
         wants_gpus=any(_wants_gpus(section.accelerate_config) for section in sections),
         gpus=gpus(),
@@ -97,6 +100,8 @@ def _problems(config: Config, sections: list[Optimization], nodes: Nodes | None)
             check_launch(section, nodes)
             accumulation_steps(section, num_processes(section.accelerate_config))
         _shape(config)
+        if _given_sft(config):
+            arm_weights(config, "sft")  # raises where they are not there, or of another base
     except DpoDistError as error:
         yield str(error)
     if (locks := extension_locks()).state == "failed":
@@ -135,11 +140,21 @@ def _wants_gpus(accelerate_config: Path) -> bool:
     return not values.get("use_cpu") and values.get("mixed_precision") == "bf16"
 
 
+def _given_sft(config: Config) -> str | None:
+    """The SFT model that training starts from, where it was there before the run."""
+    return None if config.model.sft == "phase" else config.model.sft
+
+
 def _model(model: str) -> str:
     """What tells a model's files from others without reading the weights: the digest of its
-    configuration, and every weight file's name and size. A Hub id stands for itself."""
+    configuration, and every weight file's name and size; of a Hub id the commit in this machine's
+    cache, which is another where another node has fetched the model earlier."""
     if is_hub_id(model):
-        return f"hub:{model}"
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model, "config.json")
+        commit = Path(found).parent.name if isinstance(found, str) else "not in the cache"
+        return f"hub:{model} {commit}"
     folder = Path(model)
     weights = sorted((path.name, path.stat().st_size) for path in folder.glob("*.safetensors*"))
     texts = sorted(folder.glob("*.json"))

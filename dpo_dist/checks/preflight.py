@@ -11,11 +11,11 @@ import time
 from dataclasses import asdict
 
 from dpo_dist.checks.agreement import compare
-from dpo_dist.checks.bandwidth import measure_with_others
+from dpo_dist.checks.bandwidth import measure
 from dpo_dist.checks.facts import Facts, gather
 from dpo_dist.checks.findings import Finding, table
 from dpo_dist.config import Config
-from dpo_dist.console import say
+from dpo_dist.console import say, warn
 from dpo_dist.errors import ConfigError, NodeLost, PreflightFailed
 from dpo_dist.phases.runs import run_root
 from dpo_dist.ranks import Nodes
@@ -28,12 +28,19 @@ def preflight(config: Config, nodes: Nodes | None) -> None:
     """Check this machine, or all nodes together, and print what was found.
 
     Raises `PreflightFailed`, on every node, when something is wrong on any of them, and
-    `ConfigError` when a node does not come or falls silent.
+    `ConfigError` when a node does not come or falls silent; what is wrong on this one is said
+    before it waits for the others, and again with the error.
     """
     facts = gather(config, nodes)
+    alone = compare([facts])
     if nodes is None:
-        _conclude([facts], compare([facts]))
+        if not _failures(alone) and (processes := _measuring(facts)) > 1:
+            alone["all-reduce"] = [measure(None, processes)]
+        _conclude([facts], alone)
         return
+    own = _named([facts], alone)
+    if own:
+        say(f"preflight, before the other nodes are asked:\n{own}")
     folder = meeting_folder(run_root(config) / "preflight", nodes)
     try:
         if nodes.leads:
@@ -41,8 +48,15 @@ def preflight(config: Config, nodes: Nodes | None) -> None:
                 _lead(leader, facts)
         else:
             _follow(Meeting(folder, nodes), facts)
-    except NodeLost as error:
-        raise ConfigError(str(error)) from None
+    except PreflightFailed:
+        raise
+    except (NodeLost, ConfigError) as error:
+        raise ConfigError(f"{error}\n{own}".rstrip()) from None
+
+
+def _measuring(facts: Facts) -> int:
+    """How many processes measure on this node: one for each GPU that trains."""
+    return facts.processes if facts.gpus else 1
 
 
 def _lead(leader: Leader, own: Facts) -> None:
@@ -53,7 +67,7 @@ def _lead(leader: Leader, own: Facts) -> None:
     rows = compare(found)
     if not _failures(rows):
         meeting.post(_GO, "")
-        meeting.post(_SPEED, json.dumps(asdict(measure_with_others(nodes))))
+        meeting.post(_SPEED, json.dumps(asdict(measure(nodes, _measuring(own)))))
         speeds = [_wait_for(meeting, _SPEED, rank) for rank in range(nodes.count)]
         rows["all-reduce"] = [Finding(**json.loads(speed)) for speed in speeds]
     _conclude(found, rows)
@@ -69,7 +83,7 @@ def _follow(meeting: Meeting, own: Facts) -> None:
             meeting.check_alive(0)
             if not measured and meeting.posted(_GO, 0) is not None:
                 measured = True
-                meeting.post(_SPEED, json.dumps(asdict(measure_with_others(meeting.nodes))))
+                meeting.post(_SPEED, json.dumps(asdict(measure(meeting.nodes, _measuring(own)))))
             time.sleep(POLL_SECONDS / 5)
     status, message = ended
     if status:
@@ -88,19 +102,27 @@ def _wait_for(meeting: Meeting, what: str, rank: int) -> str:
 def _conclude(nodes: list[Facts], rows: dict[str, list[Finding]]) -> None:
     """Print the table. Raises `PreflightFailed` with what has failed on which node."""
     print(table([f"node {node.rank} ({node.host})" for node in nodes], rows), flush=True)
-    failures = _failures(rows)
-    if failures:
-        lines = "\n".join(
-            f"  node {nodes[place].rank} ({nodes[place].host}): {name}: {finding.text}"
-            for name, place, finding in failures
-        )
+    for name, found in rows.items():
+        for node, finding in zip(nodes, found, strict=True):
+            if finding.state == "warning" and finding.advice:
+                warn(f"{_name(node)}: {name}: {finding.text}. {finding.advice}")
+    if lines := _named(nodes, rows):
         raise PreflightFailed(f"preflight failed:\n{lines}")
 
 
-def _failures(rows: dict[str, list[Finding]]) -> list[tuple[str, int, Finding]]:
-    return [
-        (name, place, finding)
+def _named(nodes: list[Facts], rows: dict[str, list[Finding]]) -> str:
+    """A line for everything that has failed, with its node."""
+    return "\n".join(
+        f"  {_name(node)}: {name}: {finding.text}"
         for name, found in rows.items()
-        for place, finding in enumerate(found)
+        for node, finding in zip(nodes, found, strict=True)
         if finding.state == "failed"
-    ]
+    )
+
+
+def _name(node: Facts) -> str:
+    return f"node {node.rank} ({node.host})"
+
+
+def _failures(rows: dict[str, list[Finding]]) -> bool:
+    return any(finding.state == "failed" for found in rows.values() for finding in found)

@@ -49,7 +49,7 @@ def add_set(command: argparse.ArgumentParser, more: str = "") -> None:
 NODE_OPTIONS = ("nodes", "node_rank", "main_address", "main_port", "launch_id")
 
 
-def add_nodes(command: argparse.ArgumentParser) -> None:
+def add_nodes(command: argparse.ArgumentParser, join_seconds: float = Nodes.join_seconds) -> None:
     """The options of the commands that several machines run together, the same on all of them but
     for the rank."""
     add = command.add_argument_group("several machines (give all of these or none)").add_argument
@@ -63,7 +63,7 @@ def add_nodes(command: argparse.ArgumentParser) -> None:
         help="identifies this launch, the same on all nodes; a new one for every launch",
     )
     for name, default, purpose in (
-        ("join", Nodes.join_seconds, "seconds to wait for the other nodes to join"),
+        ("join", join_seconds, "seconds to wait for the other nodes to join"),
         (
             "node",
             Nodes.silent_seconds,

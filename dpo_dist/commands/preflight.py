@@ -28,4 +28,5 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("run_file", type=Path, metavar="RUN.yaml", help="the run file")
     add_set(command)
-    add_nodes(command)
+    # Whoever starts it by hand is at all machines within two minutes.
+    add_nodes(command, join_seconds=120)

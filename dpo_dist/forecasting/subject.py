@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpo_dist.config import Config
-from dpo_dist.data.models import is_hub_id
-from dpo_dist.errors import ConfigError, ModelError
+from dpo_dist.errors import ConfigError
 from dpo_dist.forecasting.data import Pairs, Texts, demonstrations_of, pairs_of, prompts_of
 from dpo_dist.forecasting.figure import Figure, Given
 from dpo_dist.forecasting.hours import utilization
 from dpo_dist.forecasting.rates import Rates, calibrate
-from dpo_dist.phases.resources import model_shape
 from dpo_dist.phases.runs import phases_of
+from dpo_dist.phases.shapes import find_shape
 from dpo_dist.planning.fit import check_shares
-from dpo_dist.planning.hardware import Cluster, preset_for, preset_shape
+from dpo_dist.planning.hardware import Cluster
 from dpo_dist.planning.memory import ModelShape
 
 
@@ -91,35 +90,6 @@ def find_subject(
         *(config, cluster, shape, shape_from, rates, reached, candidate, answer, kept),
         *(rows, prompts, held_out, pairs, unknown),
     )
-
-
-def find_shape(config: Config, preset: str | None) -> tuple[ModelShape, str]:
-    """The model's sizes and where they come from: its own configuration, or the table of common
-    models. Nothing is fetched. Raises `ModelError` where neither has it."""
-    base = config.model.base
-    if preset is not None:
-        return preset_shape(preset), f"--model-shape {preset}"
-    if (Path(base) / "config.json").exists():
-        return model_shape(base, config.model.trust_remote_code), f"{base}/config.json"
-    if (named := preset_for(base)) is not None:
-        return preset_shape(named), f"planning/models.toml: {named}"
-    cached = " nor in the Hub's cache," if is_hub_id(base) else ","
-    if is_hub_id(base) and (shape := _cached_shape(config)) is not None:
-        return shape, f"{base} in the Hub's cache"
-    raise ModelError(
-        f"{base}: its configuration is not on this machine{cached} and it is not in the table of "
-        "common models; give the shape with --model-shape (Llama-3.1-8B, Mistral-7B, ...)"
-    )
-
-
-def _cached_shape(config: Config) -> ModelShape | None:
-    """Of a model that was loaded here before."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(config.model.base, "config.json")
-    if not isinstance(found, str):
-        return None
-    return model_shape(str(Path(found).parent), config.model.trust_remote_code)
 
 
 def _length(rates: Rates, measured: float | None, most: int, phase: str) -> Figure:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from dpo_dist.config import Optimization
+from dpo_dist.config import Optimization, Train
 from dpo_dist.launching.accelerate import for_processors
 from dpo_dist.launching.layout import TRAINING, Layout
 from dpo_dist.launching.render import fill
+from dpo_dist.losses import sorts
 from dpo_dist.phases.runs import phases_of
 
 
@@ -29,7 +30,7 @@ class Local:
             folder=layout.folder(self.name),
             setup=self.setup,
             trainings=_trainings(layout),
-            command=["dpo-dist", "run", layout.run_file, *settings, *agreed],
+            command=["dpo-dist", "run", layout.run_file, "--preflight", *settings, *agreed],
         )
         return {"local.sh": script}
 
@@ -37,10 +38,20 @@ class Local:
         return ["bash", str(folder / "local.sh")]
 
 
-def _trainings(layout: Layout) -> dict[str, Path | None]:
-    """The training phases whose accelerate configuration is still to be chosen, and the run
-    file's own where that one is for GPUs."""
-    chosen: dict[str, Path | None] = {}
+@dataclass(frozen=True)
+class Training:
+    """A training whose accelerate configuration is still to be chosen. `own` is the run file's,
+    where that one is for GPUs; `unit` is the least of the global `batch` that a process takes."""
+
+    phase: str
+    own: Path | None
+    batch: int
+    micro: int
+    unit: int
+
+
+def _trainings(layout: Layout) -> list[Training]:
+    chosen = []
     for phase in TRAINING:
         section: Optimization | None = getattr(layout.config, phase)
         key = f"{phase}.accelerate_config="
@@ -48,5 +59,14 @@ def _trainings(layout: Layout) -> dict[str, Path | None]:
             continue
         if not any(override.startswith(key) for override in layout.overrides):
             own = section.accelerate_config
-            chosen[phase] = None if for_processors(own) else own
+            micro = section.micro_batch_size
+            training = Training(
+                phase,
+                own=None if for_processors(own) else own,
+                batch=section.global_batch_size,
+                micro=micro,
+                # These compare the pairs of a micro-batch: in others they train otherwise.
+                unit=micro if isinstance(section, Train) and sorts(section.loss) else 1,
+            )
+            chosen.append(training)
     return chosen

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from dpo_dist.errors import ConfigError, Preempted
+from dpo_dist.config import Config
+from dpo_dist.console import warn
+from dpo_dist.errors import ConfigError, ModelError, Preempted
 from dpo_dist.launching.accelerate import accelerate_files
 from dpo_dist.launching.images import dns_name, inside
 from dpo_dist.launching.layout import Layout, Stage, accelerate_name
 from dpo_dist.launching.manifests import to_yaml
 from dpo_dist.launching.render import fill
 from dpo_dist.phases.pipeline import GENERATING
+from dpo_dist.phases.shapes import find_shape
+from dpo_dist.planning.disk import training_disk
+from dpo_dist.planning.memory import ModelShape
 
 SHARED = PurePosixPath("/shared")
 SETTINGS = Path("/tmp")  # where a task writes its accelerate configuration
 RESTARTS = 3  # of a task that fails for no known reason
+# Of a machine's disk, in GB: SkyPilot's own default is the least, and what the system, the packages
+# and generations take of it is left free for them.
+LEAST_DISK, OTHERS_TAKE = 256, 64
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,11 @@ class SkyPilot:
         there = inside(replace(layout, shards=layout.nodes), SHARED / "runs")
         settings = accelerate_files(layout)
         header = {"name": dns_name(layout.name)}
-        tasks = [self._task(there, stage, settings) for stage in there.stages()]
+        shape = _shape(there.config)
+        tasks = [
+            self._task(there, stage, settings, self._resources(there, stage, shape))
+            for stage in there.stages()
+        ]
         return {"skypilot.yaml": to_yaml([header, *tasks])}
 
     def submission(self, folder: Path, layout: Layout) -> list[str]:
@@ -56,13 +69,16 @@ class SkyPilot:
         secrets = [word for key in here for word in ("--secret", key)]
         return ["sky", "jobs", "launch", *secrets, str(folder / "skypilot.yaml")]
 
-    def _task(self, there: Layout, stage: Stage, settings: dict[str, str]) -> dict[str, Any]:
+    def _task(
+        self, there: Layout, stage: Stage, settings: dict[str, str], resources: dict[str, Any]
+    ) -> dict[str, Any]:
         machines = there.nodes if stage.shards else stage.nodes
         name = accelerate_name(stage.step.phase)
         run = fill(
             "skypilot/run.sh.j2",
             command=there.command(stage, SETTINGS),
             trains=stage.trains,
+            shards=stage.shards,
             preflight=["dpo-dist", "preflight", *there.words(), *there.own_words(stage, SETTINGS)],
             machines=machines,
             settings=SETTINGS / name,
@@ -70,7 +86,7 @@ class SkyPilot:
         )
         task: dict[str, Any] = {
             "name": f"{dns_name(there.name)}-{stage.name}",
-            "resources": self._resources(there, stage),
+            "resources": resources,
             "num_nodes": machines,
             "workdir": ".",
             # Empty ones that `--secret KEY` fills.
@@ -88,7 +104,7 @@ class SkyPilot:
         }
         return task | {"file_mounts": {str(SHARED): mounted}}
 
-    def _resources(self, there: Layout, stage: Stage) -> dict[str, Any]:
+    def _resources(self, there: Layout, stage: Stage, shape: ModelShape | None) -> dict[str, Any]:
         recovery = {
             "max_restarts_on_errors": RESTARTS,
             "recover_on_exit_codes": [Preempted.exit_code],
@@ -100,5 +116,28 @@ class SkyPilot:
         return {
             "accelerators": f"{self.gpu}:{count}",
             "use_spot": self.spot,
+            "disk_size": self._disk_size(there, stage, shape),
             "job_recovery": recovery,
         }
+
+    def _disk_size(self, there: Layout, stage: Stage, shape: ModelShape | None) -> int:
+        """In GB. Every machine downloads the model; what it writes into a bucket lies on its own
+        disk, too, until it has been copied there."""
+        if shape is None:
+            return LEAST_DISK
+        needed = 4 * shape.parameters
+        if stage.trains and self.bucket is not None:
+            section = getattr(there.config, stage.step.phase)
+            needed += sum(training_disk(shape, section, there.config.model).values())
+        return max(LEAST_DISK, OTHERS_TAKE + math.ceil(needed / 1e9))
+
+
+def _shape(config: Config) -> ModelShape | None:
+    try:
+        return find_shape(config)[0]
+    except ModelError:
+        warn(
+            f"the disks have {LEAST_DISK} GB: {config.model.base}'s size is not known here; raise "
+            "disk_size for a large model"
+        )
+        return None

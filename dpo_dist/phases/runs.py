@@ -123,6 +123,15 @@ def steps_of(config: Config) -> list[Step]:
     ]
 
 
+def to_be_trained(config: Config) -> bool:
+    """Whether a training of this run is not complete yet."""
+    trainings = [step for step in steps_of(config) if step.phase in ("sft", "train")]
+    return any(
+        not (phase_dir(config.at_round(step.round), step.phase) / MANIFEST).exists()
+        for step in trainings
+    )
+
+
 def select_round(config: Config, phase: str, number: int | None) -> Config:
     """The configuration at the round that a command names. Raises `ConfigError` where it has to
     name one, or may not."""

@@ -16,7 +16,7 @@ from dpo_dist.artifacts import FINGERPRINT, MANIFEST, read_json
 from dpo_dist.config import Config
 from dpo_dist.console import counted, say, warn
 from dpo_dist.errors import ConfigError, PhaseFailed
-from dpo_dist.phases.pipeline import run_in_turn
+from dpo_dist.phases.pipeline import check_batches, run_in_turn
 from dpo_dist.phases.runs import POINT_PHASES, SWEEP, Step, phase_dir, phases_of, run_root
 from dpo_dist.reporting.evaluation import evaluation_figures
 from dpo_dist.reporting.sweep import write_report
@@ -101,6 +101,8 @@ def sweep(plan: Plan, run_file: Path, *, force: bool) -> int:
 
     Raises `PhaseFailed` where points failed, once the others are done and reported.
     """
+    for point in plan.points:
+        check_batches(point.config)
     phases = phases_of(plan.base)
     shared = [Step(phase) for phase in phases if phase not in (*POINT_PHASES, "report")]
     if status := run_in_turn(shared, run_file, plan.fixed, force=force):

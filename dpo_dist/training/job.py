@@ -133,6 +133,17 @@ def accumulation_steps(settings: Optimization, processes: int) -> int:
         raise ConfigError(
             f"global_batch_size {settings.global_batch_size} is not a multiple of "
             f"micro_batch_size {settings.micro_batch_size} x "
-            f"{counted(processes, 'process', 'processes')}"
+            f"{counted(processes, 'process', 'processes')}: {_what_would_do(settings, processes)}"
         )
     return settings.global_batch_size // per_round
+
+
+def _what_would_do(settings: Optimization, processes: int) -> str:
+    """The settings with the same global batch, and the nearest global batch above it."""
+    batch = settings.global_batch_size
+    most = max(n for n in range(1, processes + 1) if batch % n == 0)
+    share = batch // most
+    micro = max(n for n in range(1, settings.micro_batch_size + 1) if share % n == 0)
+    same = f"micro_batch_size {micro}" + (f" with {most} processes" if most < processes else "")
+    per_round = settings.micro_batch_size * processes
+    return f"{same} would do, or global_batch_size {-(-batch // per_round) * per_round}"

@@ -4,6 +4,7 @@
     node-<rank>.json    here I am; written once by every node
     node-<rank>.beat    a number that grows for as long as the node is alive
     node-<rank>.left    a follower has gone before the end, and why
+    node-<rank>.stop    a follower has got SIGTERM: all of them save and stop
     job-<n>.json        the n-th training that all of them start, written by the leader
     ended.json          how the phase has ended, written by the leader, last
 
@@ -26,13 +27,14 @@ from threading import Event, Thread
 
 from dpo_dist.artifacts import read_json, write_json, write_text
 from dpo_dist.console import warn
-from dpo_dist.errors import INTERRUPTED, ConfigError, DpoDistError, NodeLost
+from dpo_dist.errors import INTERRUPTED, ConfigError, DpoDistError, NodeLost, Preempted
 from dpo_dist.ranks import Nodes
 from dpo_dist.training.job import TrainingJob
 
 BEAT_SECONDS = 2.0
 POLL_SECONDS = 0.5
 LEFT = "left"
+STOPPED = "stop"
 # A node whose training has failed is left alone for so long: the others fail by themselves, and
 # their own last words say more.
 GRACE_SECONDS = 30.0
@@ -168,7 +170,7 @@ class Leader:
         """Let all nodes start a training, once they are here; returns the job's file.
 
         A file of its own for every training: a node may remember what was in one that has changed.
-        Raises `NodeLost` when a node does not come.
+        Raises `NodeLost` when a node does not come, and `Preempted` when one was told to stop.
         """
         self.wait_for_all()
         self._announced += 1
@@ -189,9 +191,11 @@ class Leader:
                 raise NodeLost(f"node {rank} ({self.meeting.host(rank)}) has stopped: {reason}")
 
     def wait_for_all(self) -> None:
-        """Return when all nodes are here. Raises `NodeLost` when one does not come."""
+        """Return when all nodes are here. Raises `NodeLost` when one does not come, and
+        `Preempted` when one was told to stop."""
         followers = range(1, self.nodes.count)
         while missing := [rank for rank in followers if not self.meeting.present(rank)]:
+            self._check_stopped()
             if time.monotonic() > self._deadline:
                 raise NodeLost(
                     f"node {', '.join(map(str, missing))} of {self.nodes.count} did not join via "
@@ -200,6 +204,13 @@ class Leader:
                     f"--launch-id {self.nodes.launch_id}?"
                 )
             time.sleep(POLL_SECONDS)
+        self._check_stopped()
+
+    def _check_stopped(self) -> None:
+        for rank in range(1, self.nodes.count):
+            if self.meeting.posted(STOPPED, rank) is not None:
+                host = self.meeting.host(rank)
+                raise Preempted(f"node {rank} ({host}) was stopped while nothing was being trained")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "$0")"
 kubectl=(kubectl)
-submission=incident-triage-026f7103
+submission=incident-triage-688f4c97
 poll=${POLL_SECONDS:-15}
 
 # state KIND/NAME: how a job has ended ("Complete=...", "Failed=..."), "absent" where there is none.

@@ -37,13 +37,15 @@ stop() {
   scancel --signal=TERM "$job"
 }
 trap stop USR1
-# TERM: scancel, or a preemption. Slurm tells the step as well; here it is only waited for.
+# TERM: scancel, or the end of a preemption's grace time, at whose beginning Slurm has told the step.
 trap : TERM
 
 # run_step COMMAND...: run it on every node of the job, and leave with its exit code.
 run_step() {
-  # No MPI: accelerate would take its variables for a launcher's.
-  srun --mpi=none --kill-on-bad-exit=1 --wait=60 "$@" &
+  # No MPI: accelerate would take its variables for a launcher's. Not --kill-on-bad-exit, and a
+  # --wait after which all nodes have missed one that failed: they would end of srun's SIGTERM,
+  # and not with the exit code that says why.
+  srun --mpi=none --wait=360 "$@" &
   local step=$! status
   wait "$step"
   while kill -0 "$step" 2> /dev/null; do # bash stops waiting when a trap is run
@@ -51,14 +53,23 @@ run_step() {
   done
   wait "$step" # bash remembers the exit code
   status=$?
-  # 0: it was done before the signal. 2: bad input, on which another try would fail too.
-  if [ "$out_of_time" = yes ] && [ "$status" -ne 0 ] && [ "$status" -ne 2 ]; then
-    if [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
-      echo "stopped with exit code $status; the job is requeued"
-      scontrol requeue "$job"
-    else
-      echo "stopped with exit code $status after 100 starts; not requeued" >&2
-    fi
-  fi
+  requeue_if_stopped "$status"
   exit "$status"
+}
+
+# requeue_if_stopped STATUS: what was stopped goes on later, under the same number.
+requeue_if_stopped() {
+  case $1 in
+    0 | 2) return ;; # done before the signal; bad input, which another try would meet again
+    75 | 143) ;; # stopped by a SIGTERM, whoever has sent it: a preemption that leaves time to save
+    *) [ "$out_of_time" = yes ] || return ;;
+  esac
+  # scancel ends a job for good. Slurm has taken it out of those that run before it signals.
+  [ "$(squeue --noheader --jobs "$job" --format=%T)" = RUNNING ] || return
+  if [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
+    echo "stopped with exit code $1; the job is requeued"
+    scontrol requeue "$job"
+  else
+    echo "stopped with exit code $1 after 100 starts; not requeued" >&2
+  fi
 }

@@ -86,7 +86,7 @@ def codes(processes: list[subprocess.Popen[bytes]]) -> list[int]:
 
 
 @pytest.mark.slow
-def test_two_nodes_train_as_one_process_and_survive_a_death_and_a_preemption(
+def test_two_nodes_train_as_one_process_and_survive_a_death_and_preemptions(
     run_file: Path, tmp_path: Path, two_nodes: str
 ) -> None:
     done = train(run_file, "run.name=whole", *ENOUGH)
@@ -116,9 +116,19 @@ def test_two_nodes_train_as_one_process_and_survive_a_death_and_a_preemption(
         assert f"resuming from step {killed_at}" in (tmp_path / "preempted-0.log").read_text()
         assert saved_at < len(whole) and not (folder / "manifest.json").exists()
 
+        processes = start(machines, words, "drained", tmp_path)
+        drained_at = await_checkpoint(folder, processes, saved_at)
+        processes[1].terminate()  # that machine alone is taken away
+        assert codes(processes) == [PREEMPTED, PREEMPTED]
+        stopped = re.search(
+            r"stopped after step (\d+), which is saved", (tmp_path / "drained-0.log").read_text()
+        )
+        assert stopped and drained_at <= int(stopped[1]) < len(whole)
+
         assert codes(start(machines, words, "finished", tmp_path)) == [0, 0]
+        assert f"going on from step {stopped[1]}" in (tmp_path / "finished-0.log").read_text()
         assert losses(folder) == pytest.approx(whole, abs=2e-5)
-        logs = sorted(path.name for path in (folder / "logs" / "3").iterdir())
+        logs = sorted(path.name for path in (folder / "logs" / "4").iterdir())
         assert logs == ["node-0.log", "node-1.log", "rank-0.log", "rank-1.log"]
 
         assert codes(start(machines, words, "again", tmp_path)) == [0, 0]

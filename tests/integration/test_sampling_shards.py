@@ -112,7 +112,7 @@ def test_more_shards_than_prompts_lose_nothing(run_file: Path, out: Path) -> Non
 
 def test_shards_of_an_evaluation_only_generate(run_file: Path, tmp_path: Path, capsys) -> None:
     evaluate = tmp_path / "runs" / "test" / "evaluate"
-    for shard in ("0/2", "1/2"):
+    for shard in ("0/2", "1/2", "0/1"):
         assert main(["evaluate", str(run_file), "--shard", shard]) == 0
     assert not (evaluate / "manifest.json").exists()
     assert main(["evaluate", str(run_file)]) == 0

@@ -1,5 +1,6 @@
 """The rendered SLURM files on a real SLURM: the phases, training on two nodes, a signal to a task
-of an array and to the training, and what sbatch says to jobs that are too large to run here."""
+of an array and to the training, a preemption, and what sbatch says to jobs that are too large to
+run here."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from tests.slurm_cluster import Cluster, cluster, why_not
 
 __all__ = ["base"]  # a fixture: a tiny model that answers
 
-EPOCHS = 15
+EPOCHS = 25
 JOBS = ("sample", "judge", "train", "evaluate", "score", "report")
 REASON = why_not()
 
@@ -100,7 +101,18 @@ def wait_for(condition: Callable[[], object], slurm: Cluster, what: str) -> None
         time.sleep(0.1)
 
 
-def test_all_phases_as_jobs_two_of_them_signalled_and_queued_again(
+def saved(train: Path) -> int:
+    """The step of the newest whole checkpoint, or 0."""
+    whole = train.glob("checkpoints/checkpoint-*/COMPLETE")
+    return max((int(path.parent.name[11:]) for path in whole), default=0)
+
+
+def going_on(log: Path) -> list[int]:
+    """The steps that a training went on from."""
+    return [int(step) for step in re.findall(r"going on from step (\d+)", log.read_text())]
+
+
+def test_all_phases_as_jobs_signalled_preempted_and_queued_again(
     slurm: Cluster, run_file: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "runs" / "test"
@@ -124,18 +136,27 @@ def test_all_phases_as_jobs_two_of_them_signalled_and_queued_again(
     assert "the job is requeued" not in log[0].read_text()
 
     train = root / "train"
-    wait_for(lambda: list(train.glob("checkpoints/*/COMPLETE")), slurm, "train")
+    log_of_training = root / f"logs/test-train-{numbers['train']}.out"
+    wait_for(lambda: saved(train), slurm, "train")
+    slurm.call(
+        *("sbatch", "--partition=urgent", "--job-name=urgent", "--nodes=2", "--exclusive"),
+        *("--output=/dev/null", "--wrap=true"),
+    )
+    wait_for(lambda: going_on(log_of_training), slurm, "train, after it was preempted")
+    assert slurm.states()["urgent"] == "COMPLETED"
+    [preempted_at] = going_on(log_of_training)
+    wait_for(lambda: saved(train) > preempted_at, slurm, "train, again")
     slurm.call("scancel", "--signal=USR1", "--batch", numbers["train"])
     wait_for((root / "report" / "report.html").exists, slurm, "report")
-    said = (root / f"logs/test-train-{numbers['train']}.out").read_text()
-    assert said.count("node 1 of 2: joins training") >= 2, "before and after"
-    # 75, unless the follower ended first: then srun takes the leader, which has said all, down.
-    assert re.search(r"stopped with exit code (75|143); the job is requeued", said)
-    assert "which is saved" in said and re.search(r"resuming from step \d+", said)
+    said = log_of_training.read_text()
+    assert said.count("node 1 of 2: joining training") >= 3, "before, between and after"
+    assert said.count("stopped with exit code 75; the job is requeued") == 2
+    assert said.count("which is saved") >= 2 and len(going_on(log_of_training)) == 2
     pairs = json.loads((train / "manifest.json").read_text())["pairs"]["train"]
     assert len(losses(train)) == EPOCHS * -(-pairs // 2), "every step once"
     wait_for(lambda: slurm.states().get("test-report") == "COMPLETED", slurm, "the last job")
-    assert slurm.states() == {f"test-{job}": "COMPLETED" for job in JOBS}
+    ended = {f"test-{job}": "COMPLETED" for job in JOBS}
+    assert slurm.states() == {**ended, "urgent": "COMPLETED"}
 
 
 def test_sbatch_takes_the_files_for_nodes_that_are_there(slurm: Cluster, tmp_path: Path) -> None:

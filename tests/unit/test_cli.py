@@ -201,3 +201,26 @@ def test_a_part_of_another_command_leaves_the_command_to_that_one(monkeypatch, c
     monkeypatch.setenv(INNER, "1")
     said = told(monkeypatch, capsys, ["sft", "run.yaml"], Preempted("saved"), PREEMPTED)
     assert said == "saved\n"
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_before_anything_is_done(
+    tmp_path: Path, write_run, write_jsonl, capsys
+) -> None:
+    write_jsonl(tmp_path / "prompts.jsonl", [{"id": "1", "prompt": "one"}])
+    (tmp_path / "eight.yaml").write_text("num_processes: 8\n")
+    path = write_run(
+        model={"base": "absent/model"},
+        sample={"prompts": {"path": "prompts.jsonl"}, "engine": {"type": "hf"}},
+        judge={"judge": {"type": "metric", "metrics": [{"type": "regex", "pattern": "a"}]}},
+        train={
+            "global_batch_size": 4,
+            "micro_batch_size": 4,
+            "accelerate_config": str(tmp_path / "eight.yaml"),
+        },
+    )
+    for command in (["run"], ["run", "--preflight"], ["sweep", "--set", "train.beta=0.1,0.2"]):
+        assert main([command[0], str(path), *command[1:]]) == 2
+        said = capsys.readouterr()
+        assert "train: global_batch_size 4 is not a multiple of" in said.err
+        assert "micro_batch_size 1 with 4 processes would do" in said.err
+    assert not (tmp_path / "runs" / "test").exists()

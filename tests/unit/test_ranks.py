@@ -20,4 +20,5 @@ def test_what_a_shard_is_cut_into_is_the_shard(shard: Shard) -> None:
 
 def test_a_shard_is_written_as_it_is_read() -> None:
     assert Shard.parse("3/8") == Shard(3, 8)
+    assert not Shard.parse("0/1").whole, "an array of one is an array"
     assert str(Shard(3, 8)) == "3/8"

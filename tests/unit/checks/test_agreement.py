@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from dpo_dist.checks.agreement import compare
-from dpo_dist.checks.bandwidth import judged
+from dpo_dist.checks.bandwidth import judged, measure
 from dpo_dist.checks.facts import Facts
 from dpo_dist.checks.findings import table
 from dpo_dist.machine import GIB, Gpu
@@ -21,6 +23,7 @@ def facts(rank: int = 0, **values: object) -> Facts:
         "versions": {"python": "3.11", "torch": "2.13.0"},
         "run": "r",
         "model": "m",
+        "sft": "",
         "processes": 2,
         "wants_gpus": True,
         "gpus": [gpu(), gpu()],
@@ -49,7 +52,8 @@ def test_nodes_that_are_alike_are_well() -> None:
         ({"versions": {"torch": "2.12.0"}}, "versions", "failed", "torch 2.12.0 (node 0: 2.13.0)"),
         ({"versions": {}}, "versions", "failed", "torch is missing (node 0: 2.13.0)"),
         ({"run": "x"}, "run file", "failed", "differs from node 0's"),
-        ({"model": "x"}, "model", "failed", "differ from node 0's"),
+        ({"model": "x"}, "model", "failed", "base model: its files are others than node 0's"),
+        ({"sft": "x"}, "SFT model", "failed", "the SFT model: its files are others"),
         ({"gpus": [gpu()]}, "devices", "failed", "1 x H100 for 2 processes"),
         ({"gpus": []}, "devices", "failed", "no GPU for 2 processes"),
         ({"gpus": [], "wants_gpus": False}, "devices", "failed", "no GPU"),
@@ -72,9 +76,34 @@ def test_a_cpu_run_needs_no_gpu_but_memory() -> None:
     assert states(facts(0, **cpu, memory=60 * GIB)) == {"memory": "failed"}
 
 
-def test_a_slow_network_is_a_warning() -> None:
-    assert judged("gloo", 99).state == "warning"
-    assert judged("nccl", 20_000).state == "ok"
+def test_two_commits_of_a_model_are_named() -> None:
+    nodes = [facts(0, model="hub:a/b 111"), facts(1, model="hub:a/b 222")]
+    first, second = compare(nodes)["model"]
+    assert first.text == "111" and second.state == "failed"
+    assert second.text == "the base model: hub:a/b 222 (node 0: hub:a/b 111)"
+
+
+@pytest.mark.parametrize(
+    ("backend", "speed", "one_box", "state"),
+    [
+        ("nccl", 1_100, False, "warning"),  # 10 Gb/s Ethernet, where a plan takes 400 for granted
+        ("nccl", 20_000, False, "ok"),
+        ("nccl", 1_500, True, "warning"),
+        ("nccl", 12_000, True, "ok"),  # PCIe
+        ("gloo", 99, False, "ok"),
+    ],
+)
+def test_a_network_far_below_what_is_planned_is_a_warning(
+    backend: str, speed: float, one_box: bool, state: str
+) -> None:
+    found = judged(backend, speed, one_box=one_box)
+    assert found.state == state
+    assert ("NCCL_SOCKET_IFNAME" in found.advice) == (state == "warning" and not one_box)
+
+
+def test_all_processes_of_a_box_measure_together() -> None:
+    found = measure(None, 2)
+    assert found.state == "ok" and re.fullmatch(r"\d+ MB/s \(gloo\)", found.text), found
 
 
 def test_the_table_has_a_column_for_every_node() -> None:

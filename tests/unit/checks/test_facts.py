@@ -62,6 +62,32 @@ def test_another_setting_or_another_model_is_seen(load, tiny_model: Path, tmp_pa
     assert gather(load(copy), None).model != before.model
 
 
+def test_the_sft_model_is_looked_at_where_one_is_given(
+    load, tiny_model: Path, tmp_path: Path
+) -> None:
+    assert gather(load(), None).sft == ""
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    facts = gather(load(overrides=(f"model.sft={copy}",)), None)
+    assert facts.sft == facts.model and facts.problems == []
+    shutil.rmtree(copy)
+    (problem,) = gather(load(overrides=(f"model.sft={copy}",)), None).problems
+    assert "no such model" in problem
+
+
+def test_a_hub_id_stands_for_the_commit_in_the_cache(
+    load, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "hub" / "models--owner--name"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (repository / "refs").mkdir(parents=True)
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(tiny_model, repository / "snapshots" / commit)
+        (repository / "refs" / "main").write_text(commit)
+        found = gather(load(overrides=("model.base=owner/name",)), None).model
+        assert found == f"hub:owner/name {commit}"
+
+
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [

@@ -54,7 +54,7 @@ def test_what_services_mount_is_declared_and_there(project: dict, files: dict[st
         [script] = [m["target"] for m in service["configs"] if m["source"] == "script"]
         assert service["command"] == ["bash", script]
         [run] = [m["target"] for m in service["configs"] if m["source"] == "run-file"]
-        assert f"dpo-dist run {run} --set train.beta=0.3" in files["local.sh"]
+        assert f"dpo-dist run {run} --preflight --set train.beta=0.3" in files["local.sh"]
 
 
 def test_the_run_is_written_to_the_volume(project: dict, files: dict[str, str]) -> None:

@@ -40,10 +40,13 @@ def test_an_engine_of_four_gpus_makes_a_quarter_of_the_jobs() -> None:
         shapes("sample.engine.tensor_parallel_size=4", nodes=2, gpus_per_node=2)
 
 
-def test_one_job_alone_generates_and_judges() -> None:
-    found = shapes(nodes=1, gpus_per_node=1)
-    assert found["evaluate"] == (1, 1, 0) and "score" not in found
+def test_a_job_without_gpus_judges_what_it_has_generated_and_one_with_gpus_does_not() -> None:
+    found = shapes(nodes=1, gpus_per_node=0)
+    assert found["evaluate"] == (1, 0, 0) and "score" not in found
     assert shapes(nodes=1, gpus_per_node=0, shards=3)["evaluate"] == (1, 0, 3)
+    for machines in ({"gpus_per_node": 1}, {"gpus_per_node": 8, "shards": 1}):
+        found = shapes(nodes=1, **machines)
+        assert found["evaluate"] == (1, 1, 1) and found["score"] == (1, 0, 0)
 
 
 def test_servers_have_the_gpus_themselves() -> None:

@@ -12,8 +12,10 @@ import yaml
 
 from dpo_dist.launching.local import Local
 from dpo_dist.launching.render import write
+from dpo_dist.phases.pipeline import check_batches
+from dpo_dist.runfile import load_config
 from tests.conftest import ROOT
-from tests.unit.launching.runs import ZERO2, layout
+from tests.unit.launching.runs import RECIPE, ZERO2, layout
 
 
 @pytest.fixture
@@ -63,7 +65,10 @@ def test_without_gpus_it_trains_on_the_processors(machine: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seen", "visible", "expected", "processes"),
-    [(1, None, "single_gpu", 1), (4, None, "zero2", 4), (4, "0,2", "zero2", 2)],
+    [
+        *((1, None, "single_gpu", 1), (4, None, "zero2", 4), (4, "0,2", "zero2", 2)),
+        (8, None, "zero2", 8),  # what a step of the demo's train phase has
+    ],
 )
 def test_the_configuration_follows_the_gpus(
     machine: Path, seen: int, visible: str | None, expected: str, processes: int
@@ -75,6 +80,36 @@ def test_the_configuration_follows_the_gpus(
     assert made == {**shipped, "num_processes": processes, "num_machines": 1}
 
 
+@pytest.mark.parametrize(
+    ("seen", "overrides", "processes", "micro"),
+    [
+        (8, (), 8, 1),
+        (3, (), 2, 4),
+        (5, ("train.global_batch_size=64", "train.micro_batch_size=16"), 4, 16),
+        (8, ("train.global_batch_size=24", "train.micro_batch_size=6"), 8, 3),
+        # Another micro-batch would be another loss.
+        (8, ("train.loss=aot",), 2, 4),
+    ],
+)
+def test_the_global_batch_stays_and_as_many_gpus_as_can_share_it(
+    machine: Path,
+    seen: int,
+    overrides: tuple[str, ...],
+    processes: int,
+    micro: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpus(machine, seen)
+    _, settings = run(machine, *overrides)
+    made = machine / settings["train.accelerate_config"]
+    assert yaml.safe_load(made.read_text())["num_processes"] == processes
+    again = load_config(ROOT / RECIPE, [f"{key}={value}" for key, value in settings.items()])
+    assert again.train.micro_batch_size == micro
+    assert again.train.global_batch_size == layout(*overrides).config.train.global_batch_size
+    monkeypatch.chdir(machine)
+    check_batches(again)
+
+
 def test_the_run_file_s_own_is_kept_where_it_is_for_gpus(machine: Path, tmp_path: Path) -> None:
     gpus(machine, 3)
     own = ROOT / "accelerate_configs" / "cpu_zero3.yaml"
@@ -83,7 +118,7 @@ def test_the_run_file_s_own_is_kept_where_it_is_for_gpus(machine: Path, tmp_path
     run_file.write_text(text.replace("accelerate_configs/cpu.yaml", str(own)), encoding="utf-8")
     write(Local().files(layout(run_file=run_file, workdir=machine)), machine)
     script = (machine / "local.sh").read_text(encoding="utf-8")
-    assert f"accelerate_config train {own})" in script and "accelerate_config sft)" in script
+    assert f"choose train 8 4 1 {own}\n" in script and "choose sft 4 4 1\n" in script
 
 
 def test_what_is_given_is_not_chosen(machine: Path) -> None:

@@ -46,10 +46,10 @@ def render(accelerate: Path, monkeypatch: pytest.MonkeyPatch):
         )
     )
 
-    def tasks(target: SkyPilot, **more: Any) -> dict[str, dict]:
-        config = load_config(RUN_FILE, overrides)
-        more = {"gpus_per_node": 8, **more}
-        layout = Layout(RUN_FILE, config, overrides, workdir=Path(), **more)
+    def tasks(target: SkyPilot, more: tuple[str, ...] = (), **machines: Any) -> dict[str, dict]:
+        config = load_config(RUN_FILE, (*overrides, *more))
+        machines = {"gpus_per_node": 8, **machines}
+        layout = Layout(RUN_FILE, config, (*overrides, *more), workdir=Path(), **machines)
         header, *tasks = yaml.safe_load_all(target.files(layout)["skypilot.yaml"])
         assert header == {"name": "incident-triage"}
         return {task["name"].removeprefix("incident-triage-"): task for task in tasks}
@@ -120,9 +120,10 @@ def test_the_accelerate_configuration_travels_with_the_task(render, tmp_path: Pa
 
 
 def test_every_command_is_one_of_dpo_dist(render, tmp_path: Path) -> None:
+    alone = {"SKYPILOT_NODE_RANK": "0", "SKYPILOT_NUM_NODES": "1"}
     for name, task in render(IN_BUCKET).items():
-        options = _parser().parse_args(run_task(task, tmp_path))
-        assert options.command == name
+        options = _parser().parse_args(run_task(task, tmp_path, **alone))
+        assert options.command == name.replace("score", "evaluate")
         assert "run.output_dir=/shared/runs" in options.set
 
 
@@ -143,6 +144,28 @@ def test_gpus_are_rented_for_what_needs_them(render) -> None:
         assert not {"accelerators", "use_spot"} & set(tasks[name]["resources"])
     for task in tasks.values():
         assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+
+
+def test_one_machine_gives_its_gpus_back_before_a_judge_thinks(render, tmp_path: Path) -> None:
+    tasks = render(IN_BUCKET)
+    assert list(tasks) == ["sft", "sample", "judge", "train", "evaluate", "score", "report"]
+    alone = {"SKYPILOT_NODE_RANK": "0", "SKYPILOT_NUM_NODES": "1"}
+    assert run_task(tasks["evaluate"], tmp_path, **alone)[-2:] == ["--shard", "0/1"]
+    assert "accelerators" not in tasks["score"]["resources"]
+
+
+def test_the_disk_holds_what_waits_for_the_bucket(render) -> None:
+    sizes = {
+        (target.bucket is None, name): task["resources"]["disk_size"]
+        for target in (IN_BUCKET, ON_VOLUME)
+        for name, task in render(
+            target, more=("model.base=mistralai/Mistral-7B-v0.1", "train.method={type: full}")
+        ).items()
+        if "accelerators" in task["resources"]
+    }
+    # 7.24 B weights: 29 GB as they are downloaded; three checkpoints of 16 bytes a weight.
+    assert sizes.pop((False, "train")) == 64 + 406
+    assert set(sizes.values()) == {256}
 
 
 def test_keys_are_named_and_never_written(render, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_options_containers_and_setup_reach_every_job() -> None:
     )
     files = rendered(target)
     assert all("--qos=high" in directives(files[name]) for name in files if "sbatch" in name)
-    assert "--wait=60 '--container-image=a b' \"$@\" &" in files["job.sh"]
+    assert "--wait=360 '--container-image=a b' \"$@\" &" in files["job.sh"]
     assert "\nmodule load cuda\n" in files["job.sh"]
     words = shlex.split(files["judge.sbatch"].splitlines()[-1])
     assert words[1:6] == ["apptainer", "exec", "--nv", "my image.sif", "dpo-dist"]

@@ -14,6 +14,20 @@ def test_the_global_batch_is_what_stays_fixed() -> None:
         accumulation_steps(settings, 3)
 
 
+@pytest.mark.parametrize(
+    ("batch", "micro", "processes", "advice"),
+    [
+        (4, 4, 8, "micro_batch_size 1 with 4 processes would do, or global_batch_size 32"),
+        (16, 8, 4, "micro_batch_size 4 would do, or global_batch_size 32"),
+        (6, 2, 4, "micro_batch_size 2 with 3 processes would do, or global_batch_size 8"),
+    ],
+)
+def test_what_would_do_is_said(batch: int, micro: int, processes: int, advice: str) -> None:
+    settings = Train(global_batch_size=batch, micro_batch_size=micro)
+    with pytest.raises(ConfigError, match=advice):
+        accumulation_steps(settings, processes)
+
+
 def test_an_unreadable_accelerate_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml: no such file"):
         num_processes(tmp_path / "absent.yaml")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -59,8 +61,6 @@ def follower(folder: Path, nodes: Nodes) -> Callable[[], object]:
 
 @pytest.fixture(autouse=True)
 def _no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    from contextlib import nullcontext
-
     monkeypatch.setattr("dpo_dist.training.follow.handling_sigterm", lambda _: nullcontext())
 
 
@@ -124,6 +124,23 @@ def test_a_follower_that_leaves_is_named_unless_all_are_stopping(folder: Path) -
         with pytest.raises(NodeLost, match="has stopped: its training processes exited with"):
             while True:
                 leader.check(stopping=False)
+
+
+def test_a_follower_that_is_told_to_stop_stops_all_before_the_next_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def at_once(handle: Callable[[], object]) -> Iterator[None]:
+        handle()
+        yield
+
+    monkeypatch.setattr("dpo_dist.training.follow.handling_sigterm", at_once)
+    result = follower(folder, node(1))
+    with pytest.raises(Preempted), leading(node(0), folder) as leader:
+        while True:
+            leader.wait_for_all()
+    status, message = result()
+    assert status == 75 and re.match(r"node 1 \(.+\) was stopped while nothing", message)
 
 
 def test_a_directory_that_is_not_shared_is_named_on_both_sides(tmp_path: Path) -> None:
