@@ -17,7 +17,7 @@ from datetime import timedelta
 from dpo_dist import ranks
 from dpo_dist.checks.findings import Finding
 from dpo_dist.ranks import Nodes
-from dpo_dist.training.start import interface_to
+from dpo_dist.training.accelerate_command import interface_to
 from dpo_dist.training.worker import end_process
 
 MEGABYTES = 32

@@ -21,13 +21,13 @@ from dpo_dist.phases.pipeline import package_versions
 from dpo_dist.phases.resources import model_shape, planned_bytes
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.ranks import Nodes
+from dpo_dist.training.accelerate_command import check_address, check_launch
 from dpo_dist.training.job import (
     accumulation_steps,
     machines,
     num_processes,
     read_accelerate_config,
 )
-from dpo_dist.training.start import check_address, check_launch
 
 
 class Facts(BaseModel):
