@@ -34,9 +34,9 @@ from dpo_dist.config import PathPreferences
 from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.data.preferences import load_preferences
 from dpo_dist.data.rows import write_parquet
+from dpo_dist.training.accelerate_command import CPU_ALLOCATOR
 from dpo_dist.training.reference import row_key
 from dpo_dist.training.sampler import GlobalBatchSampler
-from dpo_dist.training.start import CPU_ALLOCATOR
 
 MAX_LENGTH = 1024
 PAIRS_A_BLOCK = 8

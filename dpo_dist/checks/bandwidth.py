@@ -23,7 +23,7 @@ from dpo_dist.checks.findings import Finding
 from dpo_dist.planning.hardware import Cluster, read_gpus
 from dpo_dist.processes import Process
 from dpo_dist.ranks import Nodes
-from dpo_dist.training.start import interface_to
+from dpo_dist.training.accelerate_command import interface_to
 from dpo_dist.training.worker import end_process
 
 MEGABYTES = {"nccl": 256, "gloo": 32}

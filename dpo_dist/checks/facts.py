@@ -23,13 +23,13 @@ from dpo_dist.phases.runs import arm_weights
 from dpo_dist.planning.disk import training_disk
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.ranks import Nodes
+from dpo_dist.training.accelerate_command import check_address, check_launch
 from dpo_dist.training.job import (
     accumulation_steps,
     machines,
     num_processes,
     read_accelerate_config,
 )
-from dpo_dist.training.start import check_address, check_launch
 
 BESIDES = GIB  # of disk: tokens, logs, records
 

@@ -12,6 +12,7 @@ from dpo_dist.config import Optimization
 from dpo_dist.errors import UserError
 from dpo_dist.machine import Gpu
 from dpo_dist.ranks import Nodes
+from dpo_dist.training.accelerate_command import check_launch
 from dpo_dist.training.job import (
     accumulation_steps,
     launch_shape,
@@ -19,7 +20,6 @@ from dpo_dist.training.job import (
     num_processes,
     read_accelerate_config,
 )
-from dpo_dist.training.start import check_launch
 
 # Each turns the fast way off; all of them are for finding faults.
 _SLOW = ("NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE", "NCCL_IB_DISABLE")

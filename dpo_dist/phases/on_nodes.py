@@ -9,9 +9,9 @@ from dpo_dist.phases.pipeline import run_phase
 from dpo_dist.phases.runs import phase_dir
 from dpo_dist.processes import handling_sigterm
 from dpo_dist.ranks import Nodes
+from dpo_dist.training.accelerate_command import check_address, check_launch
 from dpo_dist.training.follow import follow
 from dpo_dist.training.nodes import leading, meeting_folder
-from dpo_dist.training.start import check_address, check_launch
 
 
 def run_on_nodes(phase: str, config: Config, nodes: Nodes, *, force: bool = False) -> int:

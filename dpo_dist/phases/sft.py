@@ -15,8 +15,8 @@ from dpo_dist.phases.resources import model_shape, planned_bytes
 from dpo_dist.phases.runs import arm_weights, run_root
 from dpo_dist.tracking import tracked_run
 from dpo_dist.training.job import TrainingJob
-from dpo_dist.training.launch import launch
 from dpo_dist.training.nodes import Leader
+from dpo_dist.training.supervise import launch
 
 SECTIONS = ("sft",)
 

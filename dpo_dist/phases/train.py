@@ -31,10 +31,10 @@ from dpo_dist.training.job import (
     accumulation_steps,
     num_processes,
 )
-from dpo_dist.training.launch import launch
 from dpo_dist.training.merging import merge_adapter
 from dpo_dist.training.nodes import Leader
 from dpo_dist.training.reference_pass import compute_reference
+from dpo_dist.training.supervise import launch
 
 SECTIONS = ("train", "preferences")
 

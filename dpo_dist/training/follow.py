@@ -12,10 +12,10 @@ from dpo_dist.artifacts import write_text
 from dpo_dist.console import say
 from dpo_dist.processes import Process, handling_sigterm
 from dpo_dist.ranks import Nodes
+from dpo_dist.training.accelerate_command import launcher_command, launcher_environment
 from dpo_dist.training.job import STOP, TrainingJob
 from dpo_dist.training.logs import node_log
 from dpo_dist.training.nodes import GRACE_SECONDS, LEFT, POLL_SECONDS, STOPPED, Meeting
-from dpo_dist.training.start import launcher_command, launcher_environment
 
 
 def follow(nodes: Nodes, folder: Path) -> tuple[int, str]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dpo_dist.config import KlMonitor
 from dpo_dist.errors import Preempted
 from dpo_dist.training.job import OUTCOME, STOP, TrainingJob, num_processes
-from dpo_dist.training.launch import launch
 from dpo_dist.training.nodes import Leader
+from dpo_dist.training.supervise import launch
 
 
 def compute_reference(job: TrainingJob, leader: Leader | None = None) -> None:

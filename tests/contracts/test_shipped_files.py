@@ -15,8 +15,8 @@ from dpo_dist.config import Sft, Train
 from dpo_dist.errors import ConfigError
 from dpo_dist.ranks import Nodes
 from dpo_dist.runfile import load_config
+from dpo_dist.training.accelerate_command import check_launch
 from dpo_dist.training.job import accumulation_steps, launch_shape, machines, num_processes
-from dpo_dist.training.start import check_launch
 from tests.conftest import ROOT
 from tests.field_reads import unread
 
@@ -61,7 +61,7 @@ def test_a_deepspeed_config_asks_for_what_the_trainer_expects(path) -> None:
 
 @pytest.mark.parametrize("path", ACCELERATE_FILES, ids=lambda path: path.name)
 def test_an_accelerate_config_fits_the_defaults_of_the_run_file(path, monkeypatch) -> None:
-    monkeypatch.setattr("dpo_dist.training.start.has_cuda", lambda: True)
+    monkeypatch.setattr("dpo_dist.training.accelerate_command.has_cuda", lambda: True)
     count = machines(path)
     nodes = Nodes(count, 0, "localhost", 29500, "id") if count > 1 else None
     processes = num_processes(path)

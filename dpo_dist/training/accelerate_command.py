@@ -1,4 +1,5 @@
-"""How `accelerate launch` is started on this machine: its command line and its environment."""
+"""The command line and the environment of `accelerate launch` on this machine, and whether its
+configuration fits the machines and the run file."""
 
 from __future__ import annotations
 

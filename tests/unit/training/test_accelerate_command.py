@@ -10,7 +10,7 @@ import yaml
 from dpo_dist.config import Train
 from dpo_dist.errors import ConfigError
 from dpo_dist.ranks import Nodes
-from dpo_dist.training.start import (
+from dpo_dist.training.accelerate_command import (
     check_address,
     check_launch,
     interface_to,
@@ -55,7 +55,7 @@ def test_deepspeed_needs_no_ssh_whatever_the_file_says(tmp_path: Path, written: 
 
 
 def test_threads_are_shared_by_the_processes_of_one_machine(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("dpo_dist.training.start.has_cuda", lambda: False)
+    monkeypatch.setattr("dpo_dist.training.accelerate_command.has_cuda", lambda: False)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     found = launcher_environment(config(tmp_path), nodes())
@@ -88,14 +88,14 @@ def test_the_interface_to_an_address_is_found() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, monkeypatch, values, given, message) -> None:
-    monkeypatch.setattr("dpo_dist.training.start.has_cuda", lambda: False)
+    monkeypatch.setattr("dpo_dist.training.accelerate_command.has_cuda", lambda: False)
     settings = Train(accelerate_config=config(tmp_path, **values))
     with pytest.raises(ConfigError, match=message):
         check_launch(settings, given)
 
 
 def test_fsdp_cannot_keep_the_best_step(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("dpo_dist.training.start.has_cuda", lambda: True)
+    monkeypatch.setattr("dpo_dist.training.accelerate_command.has_cuda", lambda: True)
     path = config(tmp_path, distributed_type="FSDP", fsdp_config={"fsdp_version": 2})
     check_launch(Train(accelerate_config=path), nodes())
     with pytest.raises(ConfigError, match="Use `last`"):

@@ -1,4 +1,4 @@
-"""Starting the training processes with `accelerate launch`."""
+"""A training seen from the phase: its processes are started, watched, and ended if need be."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import time
 from dpo_dist.artifacts import write_text
 from dpo_dist.errors import INTERRUPTED, PhaseFailed, Preempted
 from dpo_dist.processes import run_to_end
+from dpo_dist.training.accelerate_command import (
+    check_launch,
+    launcher_command,
+    launcher_environment,
+)
 from dpo_dist.training.failures import any_failed, explain
 from dpo_dist.training.job import PREEMPTED, STOP, TrainingJob
 from dpo_dist.training.logs import Echo, new_attempt, node_log, rank_log
 from dpo_dist.training.nodes import GRACE_SECONDS, Leader
 from dpo_dist.training.resume import resume
-from dpo_dist.training.start import check_launch, launcher_command, launcher_environment
 
 _CHECK_SECONDS = 1.0
 
