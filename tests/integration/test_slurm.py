@@ -128,7 +128,7 @@ def test_all_phases_as_jobs_two_of_them_signalled_and_queued_again(
     slurm.call("scancel", "--signal=USR1", "--batch", numbers["train"])
     wait_for((root / "report" / "report.html").exists, slurm, "report")
     said = (root / f"logs/test-train-{numbers['train']}.out").read_text()
-    assert said.count("node 1 of 2: joins training") >= 2, "before and after"
+    assert said.count("node 1 of 2: joining training") >= 2, "before and after"
     # 75, unless the follower ended first: then srun takes the leader, which has said all, down.
     assert re.search(r"stopped with exit code (75|143); the job is requeued", said)
     assert "which is saved" in said and re.search(r"resuming from step \d+", said)
