@@ -73,7 +73,7 @@ def test_zero_2_goes_on_after_a_kill_and_on_another_number_of_processes(
         assert not (folder / "manifest.json").exists()
         done = train(run_file, run, with_config(then))
         assert done.returncode == 0, done.stderr[-3000:]
-        assert "from" in done.stderr and "processes" in done.stderr
+        assert "converting its shards from" in done.stderr
         assert losses(folder) == pytest.approx(whole, abs=2e-5), name
 
 
