@@ -126,7 +126,7 @@ def test_two_nodes_train_as_one_process_and_survive_a_death_and_preemptions(
         assert stopped and drained_at <= int(stopped[1]) < len(whole)
 
         assert codes(start(machines, words, "finished", tmp_path)) == [0, 0]
-        assert f"going on from step {stopped[1]}" in (tmp_path / "finished-0.log").read_text()
+        assert f"resuming from step {stopped[1]}" in (tmp_path / "finished-0.log").read_text()
         assert losses(folder) == pytest.approx(whole, abs=2e-5)
         logs = sorted(path.name for path in (folder / "logs" / "4").iterdir())
         assert logs == ["node-0.log", "node-1.log", "rank-0.log", "rank-1.log"]

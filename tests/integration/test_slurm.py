@@ -109,7 +109,7 @@ def saved(train: Path) -> int:
 
 def going_on(log: Path) -> list[int]:
     """The steps that a training went on from."""
-    return [int(step) for step in re.findall(r"going on from step (\d+)", log.read_text())]
+    return [int(step) for step in re.findall(r"resuming from step (\d+)", log.read_text())]
 
 
 def test_all_phases_as_jobs_signalled_preempted_and_queued_again(
