@@ -68,8 +68,9 @@ class Evaluate(Section):
         # Without a label in the run file a metric has one of its own, which is not known here.
         labels = {row.label for row in (*self.metrics, *self.judge_scores)} - {""}
         if unknown := set(self.guard or ()) - labels:
+            named = ", ".join(sorted(label or "(nothing)" for label in unknown))
             raise ValueError(
-                f"guard: no metric is labelled {', '.join(sorted(map(repr, unknown)))}; there are: "
+                f"guard: no metric is labelled {named}; there are: "
                 f"{', '.join(sorted(labels)) or 'none'}. Give a metric a `label` to guard it"
             )
         return self

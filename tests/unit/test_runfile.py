@@ -59,7 +59,7 @@ def test_defaults_are_those_of_the_readme(write_run) -> None:
         ),
         (
             {"evaluate": {**EVALUATE, "guard": [""]}},
-            r"guard: no metric is labelled ''; there are: none\. Give a metric a `label`",
+            r"guard: no metric is labelled \(nothing\); there are: none\. Give a metric a `label`",
         ),
         (
             {"evaluate": EVALUATE, "train": {"method": {"type": "lora", "r": 1024}}},
