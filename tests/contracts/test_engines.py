@@ -138,32 +138,47 @@ def test_greedy_answers_repeat_and_the_adapter_changes_them(served) -> None:
     assert ask("d", adapter) == adapted != base
 
 
-@pytest.mark.parametrize("adapted", [False, True])
-def test_the_model_s_own_generation_config_changes_nothing(served, adapted: bool) -> None:
-    """Held against plain argmax: the model of every engine here asks for a repetition penalty."""
+def argmax_answers(
+    model: Any, prompts: dict[str, tuple[int, ...]], length: int
+) -> dict[str, tuple[int, ...]]:
+    """What the model finds likeliest, token by token, without any `generate`."""
+    import torch
+
+    found = {}
+    for name, prompt in prompts.items():
+        tokens = torch.tensor([prompt])
+        for _ in range(length):
+            with torch.inference_mode():
+                following = model(input_ids=tokens).logits[0, -1].argmax()
+            tokens = torch.cat([tokens, following.view(1, 1)], dim=1)
+        found[name] = tuple(tokens[0, len(prompt) :].tolist())
+    return found
+
+
+def test_the_model_s_own_generation_config_changes_nothing(served) -> None:
+    """The model of every engine here asks for a repetition penalty."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     engine, model, adapter = served
-    dtype = torch.bfloat16 if model.name == SMOLLM2.name else torch.float32
-    plain: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-    plain = PeftModel.from_pretrained(plain, str(adapter)) if adapted else plain
     prompts = {str(n): ids(model, f"Count to a hundred and {n}.") for n in range(4)}
-    expected = {}
-    for name, prompt in prompts.items():
-        tokens = torch.tensor([prompt])
-        for _ in range(12):
-            with torch.inference_mode():
-                following = plain(input_ids=tokens).logits[0, -1].argmax()
-            tokens = torch.cat([tokens, following.view(1, 1)], dim=1)
-        expected[name] = tuple(tokens[0, len(prompt) :].tolist())
-    arm = adapter if adapted else None
-    requests = [Request(name, prompt, GREEDY, 12, arm) for name, prompt in prompts.items()]
-    answers = {answer.id: answer.token_ids for answer in engine.generate(requests)}
-    # An answer may end before; bfloat16 may turn a near-tie.
-    same = [expected[n][: len(answer)] == answer for n, answer in answers.items()]
-    assert sum(same) >= len(prompts) - (dtype == torch.bfloat16)
+
+    def same(plain: Any, arm: Path | None) -> int:
+        expected = argmax_answers(plain, prompts, 12)
+        requests = [Request(name, prompt, GREEDY, 12, arm) for name, prompt in prompts.items()]
+        answers = {answer.id: answer.token_ids for answer in engine.generate(requests)}
+        # An answer may end before.
+        return sum(expected[name][: len(answer)] == answer for name, answer in answers.items())
+
+    half = model.name == SMOLLM2.name
+    dtype = torch.bfloat16 if half else torch.float32
+    plain: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    # bfloat16 may turn a near-tie; and PEFT adds this noisy adapter in float32, vLLM does not.
+    assert same(plain, None) >= len(prompts) - half
+    if not half:
+        adapted = PeftModel.from_pretrained(plain, str(adapter))
+        assert same(adapted, adapter) == len(prompts)
 
 
 def test_arms_that_run_side_by_side_do_not_mix(served) -> None:
