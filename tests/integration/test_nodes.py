@@ -85,6 +85,13 @@ def codes(processes: list[subprocess.Popen[bytes]]) -> list[int]:
     return [process.wait(timeout=240) for process in processes]
 
 
+def stopped_at(log: Path) -> int:
+    """The step that a training was stopped after, which it has saved."""
+    found = re.search(r"stopped after step (\d+), which is saved", log.read_text())
+    assert found, log.read_text()[-2000:]
+    return int(found[1])
+
+
 @pytest.mark.slow
 def test_two_nodes_train_as_one_process_and_survive_a_death_and_preemptions(
     run_file: Path, tmp_path: Path, two_nodes: str
@@ -117,16 +124,14 @@ def test_two_nodes_train_as_one_process_and_survive_a_death_and_preemptions(
         assert saved_at < len(whole) and not (folder / "manifest.json").exists()
 
         processes = start(machines, words, "drained", tmp_path)
-        drained_at = await_checkpoint(folder, processes, saved_at)
+        drained_at = await_checkpoint(folder, processes, stopped_at(tmp_path / "preempted-0.log"))
         processes[1].terminate()  # that machine alone is taken away
         assert codes(processes) == [PREEMPTED, PREEMPTED]
-        stopped = re.search(
-            r"stopped after step (\d+), which is saved", (tmp_path / "drained-0.log").read_text()
-        )
-        assert stopped and drained_at <= int(stopped[1]) < len(whole)
+        stopped = stopped_at(tmp_path / "drained-0.log")
+        assert drained_at <= stopped < len(whole)
 
         assert codes(start(machines, words, "finished", tmp_path)) == [0, 0]
-        assert f"resuming from step {stopped[1]}" in (tmp_path / "finished-0.log").read_text()
+        assert f"resuming from step {stopped}" in (tmp_path / "finished-0.log").read_text()
         assert losses(folder) == pytest.approx(whole, abs=2e-5)
         logs = sorted(path.name for path in (folder / "logs" / "4").iterdir())
         assert logs == ["node-0.log", "node-1.log", "rank-0.log", "rank-1.log"]
