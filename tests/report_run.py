@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from dpo_dist.artifacts import write_json, write_records
 from dpo_dist.config import Config
@@ -113,11 +111,3 @@ def _verdict(name: str, outcome: str) -> Verdict:
     return Verdict(
         prompt_id=name, between=HEADLINE, outcome="preferred", preferred=better, other=worse
     )
-
-
-def look_up(report: Mapping[str, Any], name: str) -> Any:
-    """The figure of a sentence's dotted name. Raises where the report has none."""
-    value: Any = report
-    for part in name.split("."):
-        value = value[int(part)] if isinstance(value, Sequence) else value[part]
-    return value

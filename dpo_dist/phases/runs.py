@@ -31,7 +31,7 @@ PHASES = ("sft", "sample", "judge", "train", "evaluate", "report")
 ROUND_PHASES = ("sample", "judge", "train", "evaluate")  # what every round does again
 # Between the seeds of two rounds' samples: a resumed phase adds what it has done to its own.
 SEEDS_APART = 100_000_007
-POINT_PHASES = ("train", "evaluate")  # what a point of a sweep does itself
+POINT_PHASES = ("train", "evaluate", "report")  # what a point of a sweep does itself
 SWEEP = "sweep"
 
 
@@ -105,7 +105,7 @@ def phases_of(config: Config) -> list[str]:
         "judge": config.judge is not None and judged,
         "train": config.train is not None,
         "evaluate": config.evaluate is not None,
-        "report": config.evaluate is not None and config.run.point is None,
+        "report": config.evaluate is not None,
     }
     return [phase for phase in PHASES if wanted[phase]]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -24,6 +24,8 @@ from dpo_dist.reporting.training import training_figures
 from dpo_dist.runfile import load_config
 
 SWEPT_SECTIONS = ("train", "evaluate")
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def sweep(plan: Plan, run_file: Path, *, force: bool) -> int:
     for point in plan.points:
         check_batches(point.config)
     phases = phases_of(plan.base)
-    shared = [Step(phase) for phase in phases if phase not in (*POINT_PHASES, "report")]
+    shared = [Step(phase) for phase in phases if phase not in POINT_PHASES]
     if status := run_in_turn(shared, run_file, plan.fixed, force=force):
         return status
     failed: list[str] = []
@@ -145,6 +147,7 @@ def figures(plan: Plan) -> dict[str, Any]:
             "settings": {key: _setting(point.config, key) for key in plan.swept},
             "training": _of(point.config, "train", training_figures),
             "evaluation": _of(point.config, "evaluate", evaluation_figures),
+            "report": _of(point.config, "report", _beside_the_sweep_s),
         }
         for point in plan.points
     ]
@@ -158,11 +161,13 @@ def figures(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _of(
-    config: Config, phase: str, read: Callable[[Path], dict[str, Any]]
-) -> dict[str, Any] | None:
+def _of(config: Config, phase: str, read: Callable[[Path], Found]) -> Found | None:
     folder = phase_dir(config, phase)
     return read(folder) if (folder / MANIFEST).exists() else None
+
+
+def _beside_the_sweep_s(report: Path) -> str:
+    return f"../{report.parent.name}/report/"
 
 
 def _tried_before(plan: Plan) -> list[str]:

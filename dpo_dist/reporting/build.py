@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,17 +42,27 @@ class Report:
     gallery: Gallery
 
 
-def build(config: Config, root: Path, out: Path, *, rounds: Sequence[Path] = ()) -> Report:
+def build(
+    config: Config,
+    root: Path,
+    out: Path,
+    *,
+    rounds: Sequence[Path] = (),
+    ranking: Mapping[str, Any] | None = None,
+    shared: Path | None = None,
+) -> Report:
     """Read the phases' directories under `root` and write the report's files to `out`.
 
     With `rounds`, their directories in order, the phases of the last one are the run's, and each
-    has its figures beside.
+    has its figures beside; `ranking` then has the arms of all rounds. `shared` is the directory of
+    the phases that `root`, a point of a sweep, does not do itself.
     """
     last = rounds[-1] if rounds else root
     scores = read_json(last / "evaluate" / "scores.json")
     answers = read_answers(last / "evaluate", scores)
     metrics = read_metrics(last / "train" / "metrics.jsonl")
-    figures = _figures(config, root, rounds, scores, answers, metrics)
+    figures = _figures(config, root, rounds, scores, answers, metrics, shared)
+    figures["ranking"] = ranking or scores["ranking"]
     report = Report(
         figures,
         training_plots(metrics, config.train.kl.budget if config.train else None),
@@ -83,12 +93,17 @@ def _figures(
     scores: dict[str, Any],
     answers: Answers,
     metrics: Sequence[Line],
+    shared: Path | None,
 ) -> dict[str, Any]:
     by_round = [_manifests(folder) for folder in rounds]
-    before = _manifests(root)  # of all phases, or of those before the rounds
+    own = _manifests(root)  # of all phases, or of those before the rounds
+    before = (_manifests(shared) if shared else {}) | own
     manifests = before | (by_round[-1] if rounds else {})
     last = rounds[-1] if rounds else root
-    work = {phase: (root / phase, manifest) for phase, manifest in before.items()} | {
+    work = {
+        phase: ((root if phase in own or shared is None else shared) / phase, manifest)
+        for phase, manifest in before.items()
+    } | {
         f"{folder.name}/{phase}": (folder / phase, manifest)
         for folder, found in zip(rounds, by_round, strict=True)
         for phase, manifest in found.items()

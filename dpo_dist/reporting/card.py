@@ -86,7 +86,7 @@ def limitations(report: Mapping[str, Any], prompts: int, facts: CardFacts) -> li
     found = [
         f"All figures come from {prompts} held-out prompts, one answer each ({decodings}); they "
         "say nothing about other prompts or sampling settings.",
-        "Neither safety nor knowledge was evaluated; the limitations of the base model apply.",
+        _not_evaluated(report),
     ]
     judges = report["judges"]
     if same_judge(judges):
@@ -114,6 +114,16 @@ def limitations(report: Mapping[str, Any], prompts: int, facts: CardFacts) -> li
     if facts.license == UNKNOWN_LICENSE:
         found.append("The licence is not stated; at least that of the base model applies.")
     return found
+
+
+def _not_evaluated(report: Mapping[str, Any]) -> str:
+    benchmarks = [
+        row["label"].removeprefix("Benchmark ")
+        for row in report["comparison"]["metrics"]
+        if row["metric"].startswith("benchmark:")
+    ]
+    known = f" beyond {', '.join(benchmarks)}" if benchmarks else ""
+    return f"Safety and knowledge were not evaluated{known}; the base model's limitations apply."
 
 
 def provenance(config: Mapping[str, Any], held_out: int) -> list[str]:

@@ -17,6 +17,8 @@ from dpo_dist.reporting.tables import (
     comparison_table,
     decoding_name,
     moment,
+    pairwise_table,
+    ranking_table,
     to_markdown,
 )
 from dpo_dist.reporting.text import plain_markdown
@@ -53,6 +55,10 @@ def markdown(report: dict[str, Any]) -> str:
         parts += [to_markdown(canary_table(report["canaries"])), CARD_NOTE]
     elif report["judges"].get("judge"):
         parts.append(f"\n{NO_CARD}")
+    if (pairwise := pairwise_table(scores)).rows:
+        parts += ["\n## Pairwise verdicts\n", to_markdown(pairwise)]
+    if (ranking := ranking_table(report["ranking"])).rows:
+        parts += ["Strength from all verdicts (Bradley and Terry 1952):\n", to_markdown(ranking)]
     if report["alarms"]:
         parts.append("\n## Alarms during training\n")
         parts += [

@@ -9,8 +9,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from dpo_dist.reporting.gallery import MOST_CHARACTERS, Gallery
+from dpo_dist.reporting.plots import themed
 from dpo_dist.reporting.rounds import NOTE as ROUNDS_NOTE
 from dpo_dist.reporting.rounds import rounds_table
+from dpo_dist.reporting.sentence import look_up
 from dpo_dist.reporting.tables import (
     CARD_NOTE,
     HEADERS,
@@ -22,6 +24,7 @@ from dpo_dist.reporting.tables import (
     decoding_name,
     moment,
     pairwise_table,
+    ranking_table,
     score_badge,
 )
 
@@ -65,10 +68,12 @@ def render_page(
         report=report,
         tables=tables,
         pairwise=pairwise_table(scores),
+        ranking=ranking_table(report["ranking"]),
         reflection=[
             (topic, list(sentences))
             for topic, sentences in groupby(report["reflection"], key=lambda s: s["topic"])
         ],
+        evidence=_evidence(report),
         reflection_title=REFLECTION,
         audit=audit_table(report["audit"]),
         card=canary_table(report["canaries"]),
@@ -77,11 +82,11 @@ def render_page(
         badge=lambda metric, value: score_badge(rows[metric], value),
         headers=HEADERS,
         moment=moment,
-        plots=[(title, Markup(svg)) for title, svg in plots],
+        plots=[(title, Markup(themed(svg))) for title, svg in plots],
         rounds=rounds_table(report["rounds"]),
         rounds_note=ROUNDS_NOTE,
         funnels=_funnels(report),
-        round_plots=[(title, Markup(svg)) for title, svg in round_plots],
+        round_plots=[(title, Markup(themed(svg))) for title, svg in round_plots],
         gallery=gallery,
         filters=[(tag, FILTERS[tag], count) for tag, count in counts.items() if count],
         most_characters=MOST_CHARACTERS,
@@ -90,6 +95,23 @@ def render_page(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _evidence(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of the figures that the reflection rests on, each once."""
+    names = dict.fromkeys(name for s in report["reflection"] for name in s["figures"])
+    return [(name, _brief(look_up(report, name))) for name in names]
+
+
+def _brief(value: Any) -> str:
+    """A figure, or what an estimate, a pair or a list is about, on one line."""
+    if isinstance(value, Mapping) and "mean" in value:
+        value = {key: value[key] for key in ("mean", "low", "high", "n") if key in value}
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_brief(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return f"{len(value)} listed"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _funnels(report: Mapping[str, Any]) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:

@@ -13,6 +13,13 @@ from dpo_dist.intervals import half_width
 
 TRAIN, VALIDATION, CHOSEN, REJECTED = "#3b82f6", "#f59e0b", "#10b981", "#ef4444"
 INK = "#808894"  # in the middle between black and white
+PAGE_COLOURS = {  # the variables of style.css
+    TRAIN: "var(--accent)",
+    VALIDATION: "var(--amber)",
+    CHOSEN: "var(--better)",
+    REJECTED: "var(--worse)",
+    INK: "var(--soft)",
+}
 STYLE = {
     "svg.hashsalt": "dpo_dist",  # the same figures give the same file
     "svg.fonttype": "none",
@@ -177,6 +184,11 @@ def round_plots(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         if line.steps
     ]
     return _on_a_page(svgs, "round")
+
+
+def themed(svg: str) -> str:
+    """With the page's own colours, which have enough contrast on its light and on its dark side."""
+    return re.sub("|".join(PAGE_COLOURS), lambda found: PAGE_COLOURS[found.group()], svg)
 
 
 def _distance(mean: float, limit: float | None) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,3 +21,12 @@ class Sentence:
 
     def __post_init__(self) -> None:
         assert self.figures, "no sentence without its figure"
+
+
+def look_up(report: Report, name: str) -> Any:
+    """The figure of a sentence's dotted name. Raises `KeyError` or `IndexError` where the report
+    has none."""
+    value: Any = report
+    for part in name.split("."):
+        value = value[int(part)] if isinstance(value, Sequence) else value[part]
+    return value

@@ -18,6 +18,7 @@ from dpo_dist.reporting.cells import (
 )
 from dpo_dist.reporting.frontier import Mark, frontier_plot
 from dpo_dist.reporting.page import render_template
+from dpo_dist.reporting.plots import themed
 from dpo_dist.reporting.tables import (
     ABSENT,
     Cell,
@@ -214,8 +215,9 @@ def _markdown(
     parts += [f"- {plain_markdown(line)}" for line in lead]
     decoding = _decoding(figures)
     parts += [f"\n## Points{f', {decoding}' if decoding else ''}\n", to_markdown(table)]
+    parts += [f"- [{p['point']}]({p['report']}report.md)" for p in figures["points"] if p["report"]]
     if plotted:
-        parts.append("![Frontier](frontier.svg)\n")
+        parts.append("\n![Frontier](frontier.svg)\n")
     parts.append("## What this does not show\n")
     parts += [f"- {line}" for line in limits]
     return "\n".join(parts) + "\n"
@@ -236,7 +238,8 @@ def _page(
         swept=figures["swept"],
         decoding=_decoding(figures),
         table=table,
-        plot=Markup(plot),
+        plot=Markup(themed(plot)),
+        reports={p["point"]: f"{p['report']}report.html" for p in figures["points"] if p["report"]},
         measure=MEASURES[figures["measure"]],
         findings=lead,
         caveats=limits,

@@ -10,6 +10,7 @@ HEADERS = {"base": "Base", "sft": "SFT", "dpo": "SFT+DPO"}
 PREFERRED = "Preferred (judge, pairwise vs SFT)"
 EQUAL_LENGTH = "Preferred, at equal lengths"
 ABSENT = "–"
+LEVEL = 0.05  # of the tests
 REFLECTION = "What DPO did to the model, and what it did not"
 CARD_NOTE = (
     "A canary is a comparison whose right answer is known, asked in both orders. `failed`: fewer "
@@ -104,20 +105,30 @@ def pairwise_table(scores: Mapping[str, Any]) -> Table:
     """What the verdicts on every compared pair of arms were, and what they can show."""
     rows = []
     for pair in scores["pairwise"]:
-        bounds = Cell("none")
-        if missing := sum(pair["missing"].values()):
-            bounds = Cell(str(missing), f"{_reasons(pair['missing'])}; {_bounds(pair)}")
+        bounds = Cell(_reasons(pair["missing"]), _bounds(pair)) if pair["missing"] else Cell("none")
         smallest = pair["detectable"]
         cells = (
             share_cell(pair),
             *(Cell(str(pair[name])) for name in ("wins", "losses", "ties", "inconsistent")),
             bounds,
             Cell(ABSENT if smallest is None else f"±{100 * smallest:.0f} pp"),
-            Cell(_probability(pair["p"]) or ABSENT),
+            Cell(_probability(pair["p_holm"]) or ABSENT),
         )
         rows.append((f"{HEADERS[pair['a']]} over {HEADERS[pair['b']]}", cells))
-    headers = ("Pair", "Win rate", "Won", "Lost", "Tied", "Contradicted", "Missing")
+    headers = ("Pair", "Win rate", "Won", "Lost", "Tied", "Inconsistent", "Missing")
     return Table((*headers, "Detectable", "Sign test"), tuple(rows))
+
+
+def ranking_table(ranking: Mapping[str, Any] | None) -> Table:
+    """Every arm's strength, the strongest first; no rows where there are none."""
+    rows = []
+    for arm in ranking["strengths"] if ranking else ():
+        interval = "[n/a]"
+        if arm["low"] is not None:
+            interval = f"[{arm['low']:+.2f}, {arm['high']:+.2f}]"
+        cell = Cell(f"{arm['strength']:+z.2f}", interval)
+        rows.append((HEADERS.get(arm["arm"], f"SFT+DPO, {arm['arm']}"), (cell,)))
+    return Table(("Arm", "Strength (log-odds)"), tuple(rows))
 
 
 def _reasons(counts: Mapping[str, int]) -> str:
@@ -174,7 +185,7 @@ def _markdown_row(parts: Sequence[str]) -> str:
 
 def share_cell(estimate: Mapping[str, Any]) -> Cell:
     if estimate["mean"] is None:
-        return Cell(ABSENT, f"n={estimate['n']}")
+        return Cell("n/a", f"n={estimate['n']}")
     return Cell(f"{100 * estimate['mean']:.1f} %", f"{_interval(estimate)} n={estimate['n']}")
 
 
@@ -188,7 +199,7 @@ def _metric_cell(row: Mapping[str, Any], arm: str) -> Cell:
 
 def _number(estimate: Mapping[str, Any], unit: str) -> Cell:
     if estimate["mean"] is None:
-        return Cell(ABSENT, f"n={estimate['n']}")
+        return Cell("n/a", f"n={estimate['n']}")
     interval = "[n/a]"
     if estimate["low"] is not None:
         digits = 2 if unit == "kappa" else 1
@@ -209,22 +220,24 @@ def difference_cell(row: Mapping[str, Any]) -> Cell:
 
 
 def _difference(estimate: Mapping[str, Any] | None, unit: str, better: str | None) -> Cell:
-    """In percentage points of shares, or in the unit; toned only where the interval excludes zero
-    and one way is better."""
+    """In percentage points of shares, or in the unit; toned only where one way is better and both
+    the interval and the adjusted test, where there is one, leave out zero."""
     if estimate is None or estimate["mean"] is None:
         return Cell(ABSENT)
     share = unit == "share"
     mean = estimate["mean"]
-    value = f"{100 * mean:+.1f} pp" if share else f"{mean:+.2f}"
+    value = f"{100 * mean:+z.1f} pp" if share else f"{mean:+z.2f}"
     if estimate["low"] is None:
         return Cell(value, f"[n/a] n={estimate['n']}")
-    low, high = estimate["low"], estimate["high"]
+    low, high, p = estimate["low"], estimate["high"], estimate.get("p_holm")
     tone = ""
-    if better and (low > 0 or high < 0):
+    if better and (low > 0 or high < 0) and (p is None or p <= LEVEL):
         tone = "better" if (low > 0) == (better == "higher") else "worse"
-    interval = f"[{100 * low:+.0f}, {100 * high:+.0f}]" if share else f"[{low:+.2f}, {high:+.2f}]"
-    p = _probability(estimate.get("p_holm"))
-    return Cell(value, f"{interval} n={estimate['n']}{p and ' ' + p}", tone)
+    interval = f"[{low:+z.2f}, {high:+z.2f}]"
+    if share:
+        interval = f"[{100 * low:+z.0f}, {100 * high:+z.0f}]"
+    shown = _probability(p)
+    return Cell(value, f"{interval} n={estimate['n']}{shown and ' ' + shown}", tone)
 
 
 def _probability(p: float | None) -> str:
@@ -238,4 +251,4 @@ def _minus_half(estimate: Mapping[str, Any]) -> dict[str, Any]:
         key: None if estimate[key] is None else estimate[key] - 0.5
         for key in ("mean", "low", "high")
     }
-    return {"n": estimate["n"], **shifted, "p_holm": estimate.get("p")}  # one test: its own family
+    return {"n": estimate["n"], **shifted, "p_holm": estimate.get("p_holm")}

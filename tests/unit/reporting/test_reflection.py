@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from dpo_dist.reporting.reflection import metric_kind, reflect
-from dpo_dist.reporting.sentence import Sentence
-from tests.report_run import look_up
+from dpo_dist.reporting.sentence import Sentence, look_up
 
 SAME = (-0.1, 0.1)
 BETTER, WORSE = (0.1, 0.3), (-0.3, -0.1)

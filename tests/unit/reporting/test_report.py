@@ -16,6 +16,7 @@ from dpo_dist.data.rows import write_parquet
 from dpo_dist.records import Generation, Message, Prompt, Score, Verdict
 from dpo_dist.reporting.build import build, funnel, summary
 from dpo_dist.reporting.plots import training_plots
+from dpo_dist.reporting.sentence import look_up
 from dpo_dist.reporting.tables import (
     comparison_table,
     decoding_name,
@@ -26,7 +27,7 @@ from dpo_dist.reporting.tables import (
 from dpo_dist.reporting.text import visible
 from dpo_dist.reporting.training import alarms
 from dpo_dist.runfile import load_config
-from tests.report_run import CONFIG, look_up, write_run_directory
+from tests.report_run import CONFIG, write_run_directory
 
 HOSTILE = (
     "<script>alert(1)</script> ![x](http://evil.example/x.png) \x1b[31mred \u202eabc {{ 7*7 }}"
