@@ -81,13 +81,13 @@ def write_run_directory(root: Path, prompts: int, *, long: int = 0) -> None:
     manifest = {
         "counts": {"in": prompts, "kept": prompts, "dropped": {}},
         **{"wall_seconds": 12.3, "judge": "claude x", "versions": {"torch": "2.13.0"}},
-        "git": "abc",
+        **{"git": "abc", "seed": 17, "config": CONFIG.model_dump(mode="json")},
     }
     trained = {"steps": 20, "selected_step": 20, "reference": "base", "peak_rss_bytes": 2**30}
-    trained |= {"pairs": {"train": 90, "validation": 8}, "config": CONFIG.model_dump(mode="json")}
-    for phase, more in (("train", trained), ("evaluate", {})):
+    trained |= {"pairs": {"train": 90, "validation": 8}}
+    for phase, more in (("train", trained), ("evaluate", {"judge_scores": []})):
         write_json(root / phase / "manifest.json", {**manifest, **more})
-        write_json(root / phase / "fingerprint.json", {"seed": 17})
+        write_json(root / phase / "fingerprint.json", {"inputs": {"metric_files": {}}})
     validation = [{"id": f"v{number}"} for number in range(8)]
     write_parquet(root / "train" / "tokens" / "validation.parquet", validation)
     lines = [

@@ -43,7 +43,9 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
         root, shared = phase_dir(config, "evaluate").parent, root
     count = config.rounds.count if config.rounds is not None else 0
     rounds = [phase_dir(config.at_round(n + 1), "evaluate").parent for n in range(count)]
-    report = build(config, root, out.path, rounds=rounds, ranking=_ranking(rounds), shared=shared)
+    report = build(
+        config, root, out.path, rounds=rounds, ranking=ranking_of_rounds(rounds), shared=shared
+    )
     if tracked := tracked_run(config, run_root(config), out.path):
         with start(tracked) as logged:
             log_report(logged, report, out.path)
@@ -52,7 +54,7 @@ def run(config: Config, out: PhaseDirectory) -> dict[str, Any]:
     return {"counts": {"in": 1, "kept": 1, "dropped": {}}}
 
 
-def _ranking(rounds: Sequence[Path]) -> dict[str, Any] | None:
+def ranking_of_rounds(rounds: Sequence[Path]) -> dict[str, Any] | None:
     """The strengths of base, SFT and every round's policy, from all rounds' verdicts on the same
     held-out prompts. None for a run without rounds, whose evaluation has its own."""
     games: list[Game] = []

@@ -80,7 +80,7 @@ def sections(figures: Mapping[str, Any]) -> list[Section]:
 
 def _values(figures: Mapping[str, Any], what: str) -> Table | None:
     rows = [(key, tuple(Cell(_shown(v)) for v in row)) for key, row in figures[what].items()]
-    return Table(("", *figures["runs"]), tuple(rows)) if rows else None
+    return Table(("Setting", *figures["runs"]), tuple(rows)) if rows else None
 
 
 def _same(figures: Mapping[str, Any], what: str) -> str:
@@ -111,7 +111,7 @@ def _evaluations(figures: Mapping[str, Any]) -> list[Section]:
                 if any(cell.value != ABSENT for cell in row):
                     rows.append((f"{INDENT}{arm}", row))
         name = f"Held-out prompts, {decoding_name(decoding)}, up to {decoding['max_tokens']} tokens"
-        found.append(Section(name, Table(("", *figures["runs"]), tuple(rows))))
+        found.append(Section(name, Table(("Metric", *figures["runs"]), tuple(rows))))
     return found
 
 
@@ -141,7 +141,7 @@ def _paired(figures: Mapping[str, Any], pair: Mapping[str, Any]) -> Section:
     ]
     left_out = ", ".join(pair["left_out"])
     note = f"left out, measured differently: {left_out}" if left_out else ""
-    return Section(title, Table(("", f"{a} − {b}"), tuple(rows)) if rows else None, note)
+    return Section(title, Table(("Metric", f"{a} − {b}"), tuple(rows)) if rows else None, note)
 
 
 def _training(figures: Mapping[str, Any]) -> Table:
@@ -149,7 +149,7 @@ def _training(figures: Mapping[str, Any]) -> Table:
         (label, tuple(Cell(ABSENT) if t is None else show(t) for t in figures["training"]))
         for label, show in _TRAINING.items()
     ]
-    return Table(("", *figures["runs"]), tuple(rows))
+    return Table(("Figure", *figures["runs"]), tuple(rows))
 
 
 _TRAINING: dict[str, Callable[[Mapping[str, Any]], Cell]] = {
@@ -173,7 +173,7 @@ def _judges(figures: Mapping[str, Any]) -> Table | None:
         for run, judges in zip(figures["runs"], figures["judges"], strict=True)
         for name, found in judges.items()
     ]
-    return Table(("", "Judge", "Cost"), tuple(rows)) if rows else None
+    return Table(("Task", "Judge", "Cost"), tuple(rows)) if rows else None
 
 
 def _cost(spend: Mapping[str, Any] | None) -> str:

@@ -78,7 +78,14 @@ PLOTS: tuple[tuple[str, tuple[Curve, ...]], ...] = (
     ),
     (
         KL_TITLE,
-        (Curve("kl/per_token", "held-out prompts, 95 % interval", VALIDATION, "kl/per_token_se"),),
+        (
+            Curve(
+                "kl/per_token",
+                "prompts of validation pairs, 95 % interval",
+                VALIDATION,
+                "kl/per_token_se",
+            ),
+        ),
     ),
     (
         "Validation log-probability (nats per token)",
@@ -89,7 +96,7 @@ PLOTS: tuple[tuple[str, tuple[Curve, ...]], ...] = (
     ),
     (
         "Length of the policy's own answers (tokens)",
-        (Curve(LENGTH, "held-out prompts", VALIDATION),),
+        (Curve(LENGTH, "prompts of validation pairs", VALIDATION),),
     ),
     (
         "Accuracy (chosen above rejected)",

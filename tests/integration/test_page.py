@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from dpo_dist.phases.compare import compare_runs
 from dpo_dist.reporting.build import build
+from dpo_dist.reporting.compare import to_page
 from tests.report_run import CONFIG, HOSTILE, write_run_directory
 
 pytestmark = pytest.mark.slow
@@ -196,6 +198,22 @@ def test_the_page_is_accessible_and_does_not_scroll_sideways(watched: Watched) -
     # What is out of sight is not laid out, and would not be checked.
     watched.page.add_style_tag(content=".sample { content-visibility: visible }")
     found = Axe().run(watched.page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+@pytest.mark.parametrize("width", [1200, 320])
+def test_a_comparison_of_runs_is_accessible_too(
+    browser: Any, report: Path, tmp_path: Path, width: int
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    write_run_directory(tmp_path / "b", PROMPTS)
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_content(to_page(compare_runs([report.parent.parent / "run", tmp_path / "b"])))
+    assert page.locator("h2").count() >= 5
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    found = Axe().run(page)
+    page.close()
     assert found.violations_count == 0, found.generate_report()
 
 

@@ -73,6 +73,10 @@ def test_points_share_reference_and_answers_and_are_resumed(run_file: Path, tmp_
     assert [manifest["config"]["train"]["beta"] for manifest in manifests] == [0.1, 0.9]
     assert [manifest["steps"] for manifest in manifests] == [2, 2]
     assert not (root / "train").exists() and not (root / "evaluate").exists()
+    reports = [read_json(point / "report" / "report.json") for point in points]
+    assert [report["training"]["beta"] for report in reports] == [0.1, 0.9]
+    page = (root / "sweep" / "report" / "sweep.html").read_text(encoding="utf-8")
+    assert all(f'<a href="../{point.name}/report/report.html">' in page for point in points)
 
     # base and sft have answered once, dpo of each point for itself.
     taken = [read_json(point / "evaluate" / "manifest.json")["taken_over"] for point in points]

@@ -28,6 +28,6 @@ def test_a_node_s_own_fault_is_said_although_the_other_does_not_come(
     with pytest.raises(ConfigError) as raised:
         preflight(load_config(path, ()), nodes)
     message, at_once = str(raised.value), capsys.readouterr().err
-    assert f"node {1 - rank}" in message and "has not come to" in message
+    assert f"node {1 - rank}" in message and "did not join via" in message
     for text in (message, at_once):
-        assert "configuration: --main-address no-such-host.invalid: cannot be resolved" in text
+        assert "configuration: --main-address no-such-host.invalid: cannot resolve it" in text

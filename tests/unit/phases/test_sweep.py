@@ -94,7 +94,8 @@ def test_a_point_has_its_training_and_evaluation_and_the_run_everything_else(
     root = tmp_path / "runs" / "test"
     assert phase_dir(config, "sample") == root / "sample"
     assert phase_dir(config, "train") == root / "sweep" / "beta=0.1" / "train"
-    assert phases_of(config) == ["train", "evaluate"], "the report is the sweep's"
+    assert phases_of(config) == ["train", "evaluate", "report"]
+    assert phase_dir(config, "report") == root / "sweep" / "beta=0.1" / "report"
     for point in ("beta=0.1", "beta=0.3"):
         (root / "sweep" / point / "evaluate").mkdir(parents=True)
     assert evaluations(config) == [root / "evaluate", root / "sweep" / "beta=0.3" / "evaluate"]

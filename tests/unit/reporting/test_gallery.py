@@ -138,7 +138,7 @@ def test_every_compared_pair_has_its_verdicts_and_bounds(evaluate: Path) -> None
     ((label, cells),) = pairwise_table(scores).rows
     assert label == "SFT+DPO over SFT"
     assert [cell.value for cell in cells[1:5]] == ["6", "6", "6", "0"]
-    assert cells[5] == Cell("6", "6 refusal; 38–62 % if all were losses or wins")
+    assert cells[5] == Cell("6 refusal", "38–62 % if all were losses or wins")
     assert cells[6].value == f"±{100 * scores['pairwise'][0]['detectable']:.0f} pp"
     assert cells[7].value == "p=1.00"
     assert pairwise_table({"pairwise": []}).rows == ()

@@ -69,11 +69,13 @@ SCORES = {
         "missing": {},
         "worst": 0.55,
         "best": 0.55,
-        "p": 0.79,
+        "p": 0.26,
+        "p_holm": 0.79,
         "detectable": 0.31,
         "length_controlled": None,
     },
     "pairwise": [],
+    "ranking": None,
     "length": {
         "unit": "characters",
         "arms": {"sft": estimate(20, 200, 180, 220)},
@@ -312,7 +314,7 @@ def test_the_outcome_and_the_rate_at_equal_lengths_are_shown() -> None:
     assert label == "Preferred, at equal lengths"
     assert [str(c) for c in cells[2:]] == ["50.0 % [35–65] n=19", "+0.0 pp [-15, +15] n=19"]
     scores["preferred"]["length_controlled"] |= {"mean": None, "low": None, "high": None}
-    assert [str(c) for c in comparison_table(scores).rows[-1][1][2:]] == ["– n=19", "–"]
+    assert [str(c) for c in comparison_table(scores).rows[-1][1][2:]] == ["n/a n=19", "–"]
     scores["outcome"] = {"outcome": "no_evidence", "reasons": ["this", "that"], "guarded": []}
     assert summary(scores)[0] == "Outcome: no evidence (this; that)."
 
@@ -380,7 +382,7 @@ def test_what_was_not_scored_stands_behind_n() -> None:
         missing={"base": {"no_reference": 20}, "dpo": {"failed": 2, "too_short": 1}},
     )
     base, sft, dpo, _ = comparison_table(scores).rows[0][1]
-    assert (base.value, base.detail) == ("–", "n=0 (20 no reference)")
+    assert (base.value, base.detail) == ("n/a", "n=0 (20 no reference)")
     assert sft.detail == "[11–47] n=20" and dpo.detail == "[30–70] n=20 (2 failed, 1 too short)"
 
 
@@ -517,8 +519,12 @@ def test_every_sentence_of_a_whole_run_names_figures_that_are_there(tmp_path: Pa
         assert sentence["figures"]
         for name in sentence["figures"]:
             look_up(report, name)
+    named = {name for sentence in report["reflection"] for name in sentence["figures"]}
     markdown = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "**KL.** KL from the reference" in markdown and "<dt>KL</dt>" in page
+    assert all(f"<dt><code>{name}</code></dt>" in page for name in named)
+    assert {s["arm"] for s in report["ranking"]["strengths"]} == {"sft", "dpo"}, "as compared"
+    assert "Strength from all verdicts" in page and "Strength from all verdicts" in markdown
     assert set(report["fingerprints"]) == {"train", "evaluate"}
     assert report["fingerprints"]["train"][:16] in page

@@ -22,6 +22,7 @@ def point(
     measured = {"step": 18, "per_token": kl, "se": 0.01, "answers": 16, "cut_off": 0.0}
     return {
         "point": name,
+        "report": f"../{name}/report/",
         "settings": {},
         "training": {
             "steps": 20,
@@ -96,6 +97,7 @@ def test_the_table_says_what_kl_and_when_and_leaves_out_what_nobody_measured() -
 
 def test_a_point_that_failed_is_named_and_the_best_is_called_optimistic(tmp_path: Path) -> None:
     failed = {"point": "beta=0.9", "settings": {}, "training": None, "evaluation": None}
+    failed["report"] = None
     figures = sweep_of(*FOUR, failed, tried_before=["beta=0.7"])
     write_report(figures, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
