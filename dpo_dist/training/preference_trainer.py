@@ -16,6 +16,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -107,6 +108,18 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> GlobalBatchSampler:
         lengths = self.train_dataset["tokens"]
         return _sampler(lengths, self._settings, self.args, self.args.process_index)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Transformers' own; its sampler is told of its epoch also where one is resumed inside it.
+
+        With several processes accelerate wraps the sampler, and once more to skip what was done;
+        transformers reaches one level deep, and the rest of the epoch would be the first one's.
+        """
+        loader = super().get_train_dataloader()
+        wrapper = loader.batch_sampler
+        if (sampler := getattr(wrapper, "batch_sampler", None)) is not None:
+            wrapper.set_epoch = sampler.set_epoch
+        return loader
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """TRL's hook, called while it is built: the reference's log-probs as two columns."""
