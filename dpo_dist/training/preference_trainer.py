@@ -115,10 +115,10 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         With several processes accelerate wraps the sampler, and once more to skip what was done;
         transformers reaches one level deep, and the rest of the epoch would be the first one's.
         """
-        loader = super().get_train_dataloader()
+        loader: DataLoader[Any] = super().get_train_dataloader()
         wrapper = loader.batch_sampler
         if (sampler := getattr(wrapper, "batch_sampler", None)) is not None:
-            wrapper.set_epoch = sampler.set_epoch
+            wrapper.set_epoch = sampler.set_epoch  # type: ignore[union-attr]
         return loader
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
