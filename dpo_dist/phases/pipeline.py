@@ -100,6 +100,7 @@ def run_phase(
         "inputs": module.inputs(config),
     }
     path = phase_dir(config, phase)
+    force = force or phase == "report"  # made of what the others keep: a new one loses nothing
     seconds = 0.0
     at = places(module.engine(config)) if command and phase in GENERATING else []
     if len(at) > 1:

@@ -45,7 +45,7 @@ def test_the_exit_code_follows_the_outcome(run_file: Path, tmp_path: Path, capsy
 
     delta = {"n": 4, "mean": -0.5, "low": -0.7, "high": -0.2, "p_holm": 0.01}
     scores["metrics"][0]["delta"] |= delta
-    scores["preferred"] |= {"low": 0.6, "high": 0.8}
+    scores["preferred"] |= {"low": 0.6, "high": 0.8, "worst": 0.7}
     write_json(path, scores)
     assert main(gate) == GATE["regressed"] == 4
     assert "Faithfulness is significantly worse" in capsys.readouterr().err
@@ -58,4 +58,4 @@ def test_the_exit_code_follows_the_outcome(run_file: Path, tmp_path: Path, capsy
 def test_a_guard_that_names_no_metric_is_bad_input(run_file: Path, capsys) -> None:
     options = ["--gate", "--set", "evaluate.guard=[Faithfulnes]"]
     assert main(["evaluate", str(run_file), *options]) == 2
-    assert "no metric is labelled Faithfulnes; available: Faithfulness" in capsys.readouterr().err
+    assert "no metric is labelled 'Faithfulnes'; available: Faithfulness" in capsys.readouterr().err
