@@ -35,13 +35,18 @@ def one_process(tmp_path_factory) -> Path:
     return path
 
 
-def stop(words: list[str], folder: Path, number: int, *, group: bool = False) -> int:
-    """Run a command, send a signal (to its whole group) once the first checkpoint of `folder` is
-    whole; its exit code."""
+def stop(
+    words: list[str], folder: Path, number: int, *, group: bool = False, after: int = 0
+) -> int:
+    """Run a command, send a signal (to its whole group) once a checkpoint of `folder` that lies
+    `after` a step is whole; its exit code."""
     process = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
     deadline = time.monotonic() + 240
-    while not list(folder.glob("checkpoints/checkpoint-*/COMPLETE")):
-        assert process.poll() is None, "training ended before its first checkpoint"
+    while not any(
+        int(whole.parent.name.removeprefix("checkpoint-")) > after
+        for whole in folder.glob("checkpoints/checkpoint-*/COMPLETE")
+    ):
+        assert process.poll() is None, "training ended before that checkpoint"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     (os.killpg if group else os.kill)(process.pid, number)
@@ -52,26 +57,26 @@ def stop(words: list[str], folder: Path, number: int, *, group: bool = False) ->
 def test_zero_2_goes_on_after_a_kill_and_on_another_number_of_processes(
     run_file: Path, tmp_path: Path, one_process: Path
 ) -> None:
-    runs = tmp_path / "runs"
-    assert train(run_file, "run.name=whole", with_config(ZERO2)).returncode == 0
+    """All are stopped in their second epoch, whose order is not the first one's."""
+    runs, epochs, steps = tmp_path / "runs", "train.num_epochs=2", 6
+    assert train(run_file, "run.name=whole", epochs, with_config(ZERO2)).returncode == 0
     whole = losses(runs / "whole" / "train")
-    assert len(whole) == 6
+    assert len(whole) == 2 * steps
 
     killed = runs / "killed" / "train"
-    stop(
-        command(run_file, "run.name=killed", with_config(ZERO2)), killed, signal.SIGKILL, group=True
-    )
-    assert train(run_file, "run.name=killed", with_config(ZERO2)).returncode == 0
+    words = (run_file, "run.name=killed", epochs, with_config(ZERO2))
+    stop(command(*words), killed, signal.SIGKILL, group=True, after=steps)
+    assert train(*words).returncode == 0
     assert losses(killed) == pytest.approx(whole, abs=1e-6)
 
     for name, first, then in (("fewer", ZERO2, one_process), ("more", one_process, ZERO2)):
         folder = runs / name / "train"
-        run = f"run.name={name}"
-        words = command(run_file, run, with_config(first))
-        assert stop(words, folder, signal.SIGTERM) == PREEMPTED
-        assert len(losses(folder)) < len(whole)
+        settings = (f"run.name={name}", epochs)
+        begun = command(run_file, *settings, with_config(first))
+        assert stop(begun, folder, signal.SIGTERM, after=steps) == PREEMPTED
+        assert steps < len(losses(folder)) < len(whole)
         assert not (folder / "manifest.json").exists()
-        done = train(run_file, run, with_config(then))
+        done = train(run_file, *settings, with_config(then))
         assert done.returncode == 0, done.stderr[-3000:]
         assert "converting its shards from" in done.stderr
         assert losses(folder) == pytest.approx(whole, abs=2e-5), name
