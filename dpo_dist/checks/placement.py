@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from dpo_dist.checks.findings import Finding
 from dpo_dist.config import Optimization
+from dpo_dist.console import counted
 from dpo_dist.errors import UserError
 from dpo_dist.machine import Gpu
 from dpo_dist.ranks import Nodes
@@ -43,11 +44,12 @@ def training(section: Optimization, gpus: Sequence[Gpu]) -> Finding:
     except UserError as error:
         return Finding("failed", str(error))
     here = num_processes(path) // count
-    processes = f"{here} processes" if here > 1 else "a process"
+    processes = counted(here, "process", "processes")
+    batches = counted(steps, "micro-batch", "micro-batches")
     if problem := _without_a_place(section, here, len(gpus)):
         advice = "Name another configuration, or let `dpo-dist launch local` choose"
         return Finding("failed", f"{path}: {problem}", advice)
-    return Finding("ok", f"{path}: {processes} here, {steps} micro-batches a step")
+    return Finding("ok", f"{path}: {processes} here, {batches} per step")
 
 
 def _without_a_place(section: Optimization, here: int, gpus: int) -> str | None:
@@ -58,9 +60,11 @@ def _without_a_place(section: Optimization, here: int, gpus: int) -> str | None:
     if values.get("use_cpu"):
         return "use_cpu: true silently turns DeepSpeed off" if stage else None
     if gpus:
-        return f"{here} processes for {gpus} GPUs" if here > gpus else None
+        processes = counted(here, "process", "processes")
+        return f"{processes} for {counted(gpus, 'GPU')}" if here > gpus else None
     if values.get("mixed_precision") == "bf16" and (stage or here > 1):
-        return f"{here} processes in bfloat16{f' under ZeRO-{stage}' if stage else ''}, and no GPU"
+        processes = counted(here, "process", "processes")
+        return f"{processes} in bfloat16{f' under ZeRO-{stage}' if stage else ''}, and no GPU"
     return None
 
 

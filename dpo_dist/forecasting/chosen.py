@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_dist.config import Checkpointing, Config, Train
+from dpo_dist.console import counted
 from dpo_dist.errors import ConfigError
 from dpo_dist.machine import GIB
 from dpo_dist.planning.fit import KINDS, Fit, Workload, measure
@@ -132,4 +133,4 @@ def _note(train: Train, values: Mapping[str, Any], cluster: Cluster) -> str:
 
 
 def _spread(processes: int, nodes: int) -> str:
-    return f"{nodes} x {processes // nodes} processes"
+    return f"{nodes} x {counted(processes // nodes, 'process', 'processes')}"

@@ -144,6 +144,8 @@ def _what_would_do(settings: Optimization, processes: int) -> str:
     most = max(n for n in range(1, processes + 1) if batch % n == 0)
     share = batch // most
     micro = max(n for n in range(1, settings.micro_batch_size + 1) if share % n == 0)
-    same = f"micro_batch_size {micro}" + (f" with {most} processes" if most < processes else "")
+    same = f"micro_batch_size {micro}" + (
+        f" with {counted(most, 'process', 'processes')}" if most < processes else ""
+    )
     per_round = settings.micro_batch_size * processes
     return f"{same} would do, or global_batch_size {-(-batch // per_round) * per_round}"

@@ -25,7 +25,13 @@ def test_a_healthy_machine_breaks_nothing(write_run, tiny_model, monkeypatch, ca
     )
     assert main(["doctor", str(path)]) == 0
     told = capsys.readouterr().out
-    for part in ("torch build", "/dev/shm", "file locks", "8 micro-batches a step", "0 errors (X)"):
+    for part in (
+        "torch build",
+        "/dev/shm",
+        "file locks",
+        "8 micro-batches per step",
+        "0 errors (X)",
+    ):
         assert part in told
 
 

@@ -41,7 +41,7 @@ def test_processes_need_a_place(
 ) -> None:
     found = placement.training(section(tmp_path, name, processes, machines), [gpu()] * gpus)
     assert found.state == ("ok" if problem is None else "failed"), found.text
-    assert found.text.endswith(problem or "micro-batches a step")
+    assert found.text.endswith(problem or "per step")
 
 
 def test_a_batch_that_cannot_be_shared_is_found(tmp_path: Path) -> None:
