@@ -27,7 +27,7 @@ def find_shape(config: Config, preset: str | None = None) -> tuple[ModelShape, s
         return shape, f"{base} in the Hub's cache"
     raise ModelError(
         f"{base}: its configuration is not on this machine{cached} and the table of common models "
-        "has no such name; name the shape with --model-shape (Llama-3.1-8B, Mistral-7B, ...)"
+        "has no such name; give the shape with --model-shape (Llama-3.1-8B, Mistral-7B, ...)"
     )
 
 

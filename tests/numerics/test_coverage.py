@@ -303,10 +303,18 @@ def test_the_detectable_win_rate_is_found_in_four_of_five(ties: float) -> None:
 
 
 def _verdicts(wins: int, ties: int) -> list[Verdict]:
-    found = [Verdict(prompt_id=f"t{n}", outcome="tie") for n in range(ties)]
+    found = [Verdict(prompt_id=f"t{n}", between=HEADLINE, outcome="tie") for n in range(ties)]
     for n in range(PROMPTS - ties):
         best, other = ("dpo", "sft") if n < wins else ("sft", "dpo")
-        found.append(Verdict(prompt_id=f"p{n}", outcome="preferred", preferred=best, other=other))
+        found.append(
+            Verdict(
+                prompt_id=f"p{n}",
+                between=HEADLINE,
+                outcome="preferred",
+                preferred=best,
+                other=other,
+            )
+        )
     return found
 
 
