@@ -32,7 +32,7 @@ def ask(server: Server, rubric: Path, count: int = 1, attempts: int = 4) -> list
     config = ClaudeConfig(
         type="claude", model="m", rubric=rubric, base_url=server.url, max_attempts=attempts
     )
-    judge = ClaudeJudge(config, backoff_base=0.001, timeout=0.5)
+    judge = ClaudeJudge(config, backoff_base=0.001, timeout=1.5)
     return asked(judge, [comparison(n, "GOOD", "bad") for n in range(count)])
 
 
@@ -56,7 +56,7 @@ def _key(monkeypatch) -> None:
         Fault(body=b'{"id": "msg_1", "content'),
         Fault(body=b"{}"),
         Fault(torn=True),
-        Fault(delay=1.0),
+        Fault(delay=3.0),
     ],
     ids=lambda fault: (
         f"{fault.status}{fault.headers}{(fault.body or b'')[:6]}{fault.torn}{fault.delay}"
