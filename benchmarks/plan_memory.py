@@ -23,9 +23,9 @@ from pathlib import Path
 from benchmarks.figures import MODEL, option_parser, publish
 from benchmarks.plan_memory_block import Block, MethodName, rows
 from dpo_dist.config import Checkpointing, Full, Lora
-from dpo_dist.phases.resources import model_shape, strategy
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.planning.sharding import planned_peak
+from dpo_dist.runs.resources import model_shape, strategy
 
 CONFIGS = Path("accelerate_configs")
 # Tensors of 128 KiB and more come from the kernel and go back to it.

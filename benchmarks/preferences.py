@@ -139,7 +139,7 @@ def do_the_phase(config: Config) -> tuple[dict[str, float], TrainingJob, Counter
     """(figures, what the training would have been started with, what was dropped)"""
     from dpo_dist.phases import train
     from dpo_dist.phases.pipeline import run_phase
-    from dpo_dist.phases.runs import phase_dir
+    from dpo_dist.runs.directories import phase_dir
 
     jobs: list[TrainingJob] = []
 

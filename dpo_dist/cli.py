@@ -85,8 +85,8 @@ def _execute(options: argparse.Namespace) -> int:
 def _preflight(options: argparse.Namespace, config: Config) -> int:
     """Check this machine where something is still to be trained; the exit code."""
     from dpo_dist.phases.pipeline import check_batches
-    from dpo_dist.phases.runs import to_be_trained
     from dpo_dist.processes import run_to_end
+    from dpo_dist.runs.directories import to_be_trained
 
     check_batches(config)
     if not to_be_trained(config):
@@ -101,7 +101,7 @@ def _preflight(options: argparse.Namespace, config: Config) -> int:
 
 def _phase(options: argparse.Namespace, config: Config) -> int:
     from dpo_dist.phases.pipeline import command_of, run_phase
-    from dpo_dist.phases.runs import select_round
+    from dpo_dist.runs.directories import select_round
 
     shard = getattr(options, "shard", WHOLE)
     if options.force and not shard.whole:
@@ -142,7 +142,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _show_result(config: Config) -> None:
-    from dpo_dist.phases.runs import run_root
+    from dpo_dist.runs.directories import run_root
 
     folder = run_root(config) / "report"
     table = folder / "table.txt"

@@ -14,9 +14,9 @@ from dpo_dist.artifacts import MANIFEST, read_json, write_json, write_text
 from dpo_dist.console import say, warn
 from dpo_dist.data.models import is_hub_id
 from dpo_dist.errors import ConfigError, DataError, UploadFailed
-from dpo_dist.phases.runs import round_folders, run_root
 from dpo_dist.reporting.card import UNKNOWN_LICENSE, CardFacts, model_card
 from dpo_dist.runfile import load_config
+from dpo_dist.runs.directories import round_folders, run_root
 from dpo_dist.training.merging import merge_adapter
 
 CARD = "card"  # the folder, in the run's directory

@@ -18,11 +18,11 @@ from dpo_dist.data.models import check_model, is_hub_id
 from dpo_dist.errors import ConfigError, DpoDistError, ModelError
 from dpo_dist.machine import GIB, Gpu, available_memory, free_disk, gpus
 from dpo_dist.phases.pipeline import package_versions
-from dpo_dist.phases.resources import model_shape, planned_bytes
-from dpo_dist.phases.runs import arm_weights
 from dpo_dist.planning.disk import training_disk
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.ranks import Nodes
+from dpo_dist.runs.resources import model_shape, planned_bytes
+from dpo_dist.runs.weights import arm_weights
 from dpo_dist.training.accelerate_command import check_address, check_launch
 from dpo_dist.training.job import (
     accumulation_steps,

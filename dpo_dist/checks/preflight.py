@@ -17,8 +17,8 @@ from dpo_dist.checks.findings import Finding, table
 from dpo_dist.config import Config
 from dpo_dist.console import say, warn
 from dpo_dist.errors import ConfigError, NodeLost, PreflightFailed
-from dpo_dist.phases.runs import run_root
 from dpo_dist.ranks import Nodes
+from dpo_dist.runs.directories import run_root
 from dpo_dist.training.nodes import POLL_SECONDS, Leader, Meeting, leading, meeting_folder
 
 _FACTS, _GO, _SPEED = "facts", "go", "speed"

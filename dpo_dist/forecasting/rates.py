@@ -14,10 +14,10 @@ from dpo_dist.artifacts import read_records
 from dpo_dist.config import Config, Method
 from dpo_dist.errors import ConfigError
 from dpo_dist.judging.judge import BALLOTS
-from dpo_dist.phases.finished_runs import FinishedRun, find_run
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.planning.throughput import Pair, training_flops
 from dpo_dist.records import Ballot, Candidate, Generation
+from dpo_dist.runs.finished import FinishedRun, find_run
 from dpo_dist.training.metrics_log import MetricsLog
 
 WHOLE_LOG = 10**12  # a step behind every other

@@ -25,13 +25,13 @@ from dpo_dist.forecasting.memory import (
     training_memory,
 )
 from dpo_dist.forecasting.subject import Subject
-from dpo_dist.phases.runs import phases_of
 from dpo_dist.planning.fit import Fit
 from dpo_dist.planning.throughput import (
     concurrent_answers,
     kv_bytes,
     weights,
 )
+from dpo_dist.runs.directories import phases_of
 
 
 def forecast(subject: Subject) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from dpo_dist.forecasting.data import Pairs, Texts, demonstrations_of, pairs_of,
 from dpo_dist.forecasting.figure import Figure, Given
 from dpo_dist.forecasting.hours import utilization
 from dpo_dist.forecasting.rates import Rates, calibrate
-from dpo_dist.phases.runs import phases_of
-from dpo_dist.phases.shapes import find_shape
 from dpo_dist.planning.fit import check_shares
 from dpo_dist.planning.hardware import Cluster
 from dpo_dist.planning.memory import ModelShape
+from dpo_dist.runs.directories import phases_of
+from dpo_dist.runs.shapes import find_shape
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dpo_dist.config import Optimization
 from dpo_dist.console import counted
 from dpo_dist.errors import ConfigError
 from dpo_dist.launching.layout import TRAINING, Layout, accelerate_name
-from dpo_dist.phases.runs import phases_of
+from dpo_dist.runs.directories import phases_of
 from dpo_dist.training.job import (
     accumulation_steps,
     machines,

@@ -17,7 +17,7 @@ from dpo_dist.config import (
 from dpo_dist.console import counted
 from dpo_dist.errors import ConfigError, NotConfirmed
 from dpo_dist.phases.pipeline import GENERATING
-from dpo_dist.phases.runs import Step, phases_of, run_root, steps_of
+from dpo_dist.runs.directories import Step, phases_of, run_root, steps_of
 
 TRAINING = ("sft", "train")
 

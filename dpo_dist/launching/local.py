@@ -11,7 +11,7 @@ from dpo_dist.launching.accelerate import for_processors
 from dpo_dist.launching.layout import TRAINING, Layout
 from dpo_dist.launching.render import fill
 from dpo_dist.losses import sorts
-from dpo_dist.phases.runs import phases_of
+from dpo_dist.runs.directories import phases_of
 
 
 @dataclass(frozen=True)

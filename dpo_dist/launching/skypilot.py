@@ -17,9 +17,9 @@ from dpo_dist.launching.layout import Layout, Stage, accelerate_name
 from dpo_dist.launching.manifests import to_yaml
 from dpo_dist.launching.render import fill
 from dpo_dist.phases.pipeline import GENERATING
-from dpo_dist.phases.shapes import find_shape
 from dpo_dist.planning.disk import training_disk
 from dpo_dist.planning.memory import ModelShape
+from dpo_dist.runs.shapes import find_shape
 
 SHARED = PurePosixPath("/shared")
 SETTINGS = Path("/tmp")  # where a task writes its accelerate configuration

@@ -12,8 +12,8 @@ from dpo_dist.judging.ballots import Vote
 from dpo_dist.judging.judge import BALLOTS, Comparison, Judge
 from dpo_dist.judging.panel import Contest, Judged, judge_all, poll
 from dpo_dist.judging.spend import Ledger
-from dpo_dist.phases.runs import SWEEP
 from dpo_dist.records import Ballot
+from dpo_dist.runs.directories import SWEEP
 
 
 class Agreement:

@@ -9,8 +9,8 @@ from dpo_dist.config import Config
 from dpo_dist.console import say
 from dpo_dist.evaluation.benchmarks import BenchmarkResult, benchmark_rows, run_benchmarks
 from dpo_dist.evaluation.comparison import Points
-from dpo_dist.phases.runs import arm_weights
 from dpo_dist.records import Score
+from dpo_dist.runs.weights import arm_weights
 
 
 def ask_benchmarks(config: Config, out: PhaseDirectory) -> tuple[list[Points], list[Score]]:

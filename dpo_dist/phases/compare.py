@@ -14,9 +14,9 @@ from dpo_dist.errors import UserError
 from dpo_dist.evaluation.comparison import HEADLINE
 from dpo_dist.evaluation.differences import paired_difference
 from dpo_dist.evaluation.win_rate import worth
-from dpo_dist.phases.finished_runs import FinishedRun, find_run
 from dpo_dist.records import Prompt, Score, Verdict
 from dpo_dist.reporting.training import training_figures
+from dpo_dist.runs.finished import FinishedRun, find_run
 
 NAMES = ("run.name", "run.output_dir", "run.point")  # what a run is called
 

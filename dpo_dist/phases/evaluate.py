@@ -20,10 +20,11 @@ from dpo_dist.generation.sampling import answer_all, engine_seed
 from dpo_dist.metrics import Metric, build_metrics, check_references
 from dpo_dist.phases.benchmarks import ask_benchmarks
 from dpo_dist.phases.known_answers import answered, take_over
-from dpo_dist.phases.runs import Weights, arm_weights, judge_files, metric_files
 from dpo_dist.phases.verdicts import judge_pairs, judge_scores, score_name
 from dpo_dist.ranks import Shard
 from dpo_dist.records import Generation, Prompt
+from dpo_dist.runs.inputs import judge_files, metric_files
+from dpo_dist.runs.weights import Weights, arm_weights
 from dpo_dist.shards import Journals
 
 SECTIONS = ("evaluate",)

@@ -7,7 +7,7 @@ from dpo_dist.config import Config
 from dpo_dist.console import say
 from dpo_dist.errors import GATE
 from dpo_dist.evaluation.outcome import decide
-from dpo_dist.phases.runs import phase_dir
+from dpo_dist.runs.directories import phase_dir
 
 
 def gate(config: Config) -> int:

@@ -28,8 +28,9 @@ from dpo_dist.judging.spend import Ledger, open_ledger
 from dpo_dist.phases.asking import Agreement, ask
 from dpo_dist.phases.canaries import examine, most_requests
 from dpo_dist.phases.held_out import held_out_identity, held_out_prompts
-from dpo_dist.phases.runs import judge_files, phase_dir
 from dpo_dist.records import Candidate, Prompt
+from dpo_dist.runs.directories import phase_dir
+from dpo_dist.runs.inputs import judge_files
 
 SECTIONS = ("judge",)
 TIE_WARNING = 0.5

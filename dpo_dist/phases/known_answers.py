@@ -8,8 +8,8 @@ from typing import Any
 from dpo_dist.artifacts import FINGERPRINT, MANIFEST, PhaseDirectory, read_json, read_records
 from dpo_dist.config import Config
 from dpo_dist.console import counted, say
-from dpo_dist.phases.runs import evaluations
 from dpo_dist.records import Generation
+from dpo_dist.runs.directories import evaluations
 from dpo_dist.shards import Journals
 
 

@@ -25,10 +25,10 @@ from dpo_dist.errors import (
     Preempted,
     UserError,
 )
-from dpo_dist.phases.runs import Step, phase_dir, phases_of, steps_of
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
 from dpo_dist.processes import Process, run_to_end
 from dpo_dist.ranks import WHOLE, Shard
+from dpo_dist.runs.directories import Step, phase_dir, phases_of, steps_of
 from dpo_dist.shards import journal_name
 from dpo_dist.training.job import accumulation_steps, num_processes
 from dpo_dist.training.nodes import Leader

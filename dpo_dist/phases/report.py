@@ -14,10 +14,10 @@ from dpo_dist.errors import DataError
 from dpo_dist.evaluation.comparison import Pair
 from dpo_dist.evaluation.ranking import Game, rank
 from dpo_dist.evaluation.win_rate import worth
-from dpo_dist.phases.runs import phase_dir, run_root, steps_of
 from dpo_dist.records import Verdict
 from dpo_dist.reporting.build import build
 from dpo_dist.reporting.tracking import log_report
+from dpo_dist.runs.directories import phase_dir, run_root, steps_of
 from dpo_dist.tracking import start, sync_command, tracked_run
 
 SECTIONS = ("report",)

@@ -21,9 +21,10 @@ from dpo_dist.generation.engine import Completion, Request, build_engine
 from dpo_dist.generation.sampling import answer_all, engine_seed
 from dpo_dist.phases.held_out import held_out_prompts
 from dpo_dist.phases.rounds import part_identity, round_prompts
-from dpo_dist.phases.runs import sampling_seed, start_weights
 from dpo_dist.ranks import Shard
 from dpo_dist.records import Candidate, Message, Prompt
+from dpo_dist.runs.directories import sampling_seed
+from dpo_dist.runs.weights import start_weights
 from dpo_dist.shards import Journals
 
 if TYPE_CHECKING:

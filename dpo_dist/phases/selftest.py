@@ -31,8 +31,8 @@ from dpo_dist.judging.planted import (
 )
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.phases.judge import label
-from dpo_dist.phases.runs import phase_dir
 from dpo_dist.records import Ballot, Candidate, Message, Prompt
+from dpo_dist.runs.directories import phase_dir
 
 PROMPTS = 40
 ALIKE = 5  # a prompt all of whose candidates are the same

@@ -17,11 +17,11 @@ from dpo_dist.config import Config
 from dpo_dist.console import counted, say, warn
 from dpo_dist.errors import ConfigError, PhaseFailed
 from dpo_dist.phases.pipeline import check_batches, run_in_turn
-from dpo_dist.phases.runs import POINT_PHASES, SWEEP, Step, phase_dir, phases_of, run_root
 from dpo_dist.reporting.evaluation import evaluation_figures
 from dpo_dist.reporting.sweep import write_report
 from dpo_dist.reporting.training import training_figures
 from dpo_dist.runfile import load_config
+from dpo_dist.runs.directories import POINT_PHASES, SWEEP, Step, phase_dir, phases_of, run_root
 
 SWEPT_SECTIONS = ("train", "evaluate")
 

@@ -14,8 +14,9 @@ from dpo_dist.judging.judge import alone, build_judge, build_scorer
 from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import open_ledger
 from dpo_dist.phases.asking import ask, ask_for_scores
-from dpo_dist.phases.runs import Weights, arm_weights, phase_dir
 from dpo_dist.records import Generation, Prompt, Score, Verdict
+from dpo_dist.runs.directories import phase_dir
+from dpo_dist.runs.weights import Weights, arm_weights
 
 Answers = Mapping[tuple[str, int, str], Generation]  # by arm, decoding and prompt id
 

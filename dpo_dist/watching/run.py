@@ -21,8 +21,8 @@ from pydantic import ValidationError
 from dpo_dist.artifacts import FINGERPRINT, MANIFEST
 from dpo_dist.config import Config
 from dpo_dist.errors import DataError
-from dpo_dist.phases.runs import PHASES, ROUND_PHASES, phases_of, round_folders, run_root
 from dpo_dist.runfile import load_config
+from dpo_dist.runs.directories import PHASES, ROUND_PHASES, phases_of, round_folders, run_root
 from dpo_dist.watching.progress import Progress, Training, follow, read_object
 
 STALE_SECONDS = 300.0

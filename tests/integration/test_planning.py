@@ -49,7 +49,7 @@ def test_the_planned_memory_is_what_training_takes(tmp_path: Path, monkeypatch) 
     ZeRO on two processes."""
     monkeypatch.chdir(ROOT)
     from benchmarks.plan_memory import blocks, compare, random_model
-    from dpo_dist.phases.resources import model_shape
+    from dpo_dist.runs.resources import model_shape
 
     small = str(random_model(tmp_path / "small", layers=2, hidden=64))
     model = str(random_model(tmp_path / "model", layers=8, hidden=512))

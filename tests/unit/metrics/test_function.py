@@ -12,9 +12,9 @@ from dpo_dist.artifacts import file_digest
 from dpo_dist.config import FunctionMetric
 from dpo_dist.errors import ConfigError
 from dpo_dist.metrics import Answer, NotScored, attempt, build_metric
-from dpo_dist.phases.runs import metric_files
 from dpo_dist.records import Message, Prompt
 from dpo_dist.runfile import load_config
+from dpo_dist.runs.inputs import metric_files
 
 PROMPT = Prompt(id="p", messages=(Message(role="user", content="q"),), reference={"words": 2})
 CODE = """

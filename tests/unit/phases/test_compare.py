@@ -16,9 +16,9 @@ from dpo_dist.evaluation.comparison import summarise
 from dpo_dist.evaluation.differences import paired_difference
 from dpo_dist.metrics import Metric
 from dpo_dist.phases.compare import compare_runs, differing
-from dpo_dist.phases.finished_runs import find_run
 from dpo_dist.records import Message, Prompt, Score, Verdict
 from dpo_dist.runfile import load_config
+from dpo_dist.runs.finished import find_run
 
 N = 12
 GREEDY = {"temperature": 0.0, "top_p": 1.0, "max_tokens": None}

@@ -16,10 +16,10 @@ from dpo_dist.judging.spend import Ledger
 from dpo_dist.phases.asking import ask
 from dpo_dist.phases.known_answers import known_answers
 from dpo_dist.phases.rounds import part_identity, round_prompts
-from dpo_dist.phases.runs import phase_dir
 from dpo_dist.records import Generation, Message, Prompt
+from dpo_dist.runs.directories import phase_dir
 from tests.unit.judging.test_panel import Planted
-from tests.unit.phases.test_runs import config
+from tests.unit.runs.test_directories import config
 
 WEIGHTS = {"base": {"model": "b"}, "sft": {"model": "s"}, "dpo": {"model": "two"}}
 PROMPTS = {"sha256": "x", "limit": None}

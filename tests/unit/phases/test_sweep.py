@@ -8,9 +8,9 @@ import pytest
 
 from dpo_dist.artifacts import write_json
 from dpo_dist.errors import ConfigError
-from dpo_dist.phases.runs import evaluations, phase_dir, phases_of
 from dpo_dist.phases.sweep import _tried_before, plan_sweep, split_values
 from dpo_dist.runfile import load_config
+from dpo_dist.runs.directories import evaluations, phase_dir, phases_of
 
 
 @pytest.fixture

@@ -1,31 +1,14 @@
-"""Where a run keeps its phases, and which weights each arm stands for."""
+"""Which phases a run has, in which order, and where each keeps its work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dpo_dist.artifacts import MANIFEST, file_digest
-from dpo_dist.config import (
-    ClaudeJudge,
-    Config,
-    FunctionMetric,
-    HumanJudge,
-    JsonSchemaMetric,
-    JudgeKind,
-    Metric,
-    MetricJudge,
-    OpenAiJudge,
-    RewardModelJudge,
-)
+from dpo_dist.artifacts import MANIFEST
+from dpo_dist.config import Config
 from dpo_dist.console import counted
-from dpo_dist.data.chat import check_adapter
-from dpo_dist.data.digests import weights_digest
-from dpo_dist.data.models import check_model, model_identity
-from dpo_dist.errors import ConfigError, DataError
-from dpo_dist.metrics.function import source_file
+from dpo_dist.errors import ConfigError
 
 PHASES = ("sft", "sample", "judge", "train", "evaluate", "report")
 ROUND_PHASES = ("sample", "judge", "train", "evaluate")  # what every round does again
@@ -44,19 +27,6 @@ class Step:
 
     def __str__(self) -> str:
         return f"round-{self.round}/{self.phase}" if self.round else self.phase
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A model (a path or Hub id), and a LoRA adapter on top of it or None."""
-
-    model: str
-    adapter: Path | None = None
-
-    def identity(self) -> dict[str, Any]:
-        """What tells these weights from any others: the digests of their files."""
-        adapter = weights_digest(self.adapter) if self.adapter else None
-        return {"model": model_identity(self.model), "adapter": adapter}
 
 
 def run_root(config: Config) -> Path:
@@ -151,98 +121,7 @@ def select_round(config: Config, phase: str, number: int | None) -> Config:
     return config.at_round(number)
 
 
-def arm_weights(config: Config, arm: str) -> Weights:
-    """The weights of an arm: "base", "sft" or "dpo".
-
-    Without an SFT model the arm "sft" is the base; with rounds it is the initial SFT model in all
-    of them, and "dpo" is the round's policy. Raises `ModelError` for weights that are not there
-    and for an adapter of another base.
-    """
-    if arm == "base":
-        return _weights(config.model.base, config.model.base)
-    if arm == "sft":
-        trained = config.model.sft
-        if trained == "phase":
-            trained = str(run_root(config) / "sft" / "model")
-        return _weights(trained or config.model.base, config.model.base)
-    on_top_of = arm_weights(config, "sft").model
-    return _weights(str(phase_dir(config, "train") / "model"), on_top_of)
-
-
-def start_weights(config: Config) -> Weights:
-    """What candidates are sampled from and training starts from: the SFT model, or the policy of
-    the round before. Raises `DataError` where that one is not trained yet."""
-    if config.round <= 1:
-        return arm_weights(config, "sft")
-    before = config.at_round(config.round - 1)
-    trained = phase_dir(before, "train")
-    if not (trained / MANIFEST).exists():
-        raise DataError(
-            f"round {config.round} starts from the model trained in round {before.round}, and "
-            f"{trained} is not complete: run that round first (--round {before.round})"
-        )
-    return arm_weights(before, "dpo")
-
-
-def reference_weights(config: Config) -> Weights | None:
-    """The reference of the training, where it is not what training starts from."""
-    if config.rounds is None or config.rounds.reference == "previous" or config.round <= 1:
-        return None
-    return arm_weights(config, "sft")
-
-
-def reference_name(config: Config) -> str:
-    """What the training is measured by, as reports call it: "SFT", "base" or "round 1"."""
-    if config.rounds is not None and config.rounds.reference == "previous" and config.round > 1:
-        return f"round {config.round - 1}"
-    return "base" if config.model.sft is None else "SFT"
-
-
 def sampling_seed(config: Config) -> int:
     """The seed of a round's candidates: with that of the round before, a policy that has hardly
     moved would give the same ones again."""
     return config.run.seed + SEEDS_APART * max(0, config.round - 1)
-
-
-def judge_files(judge: JudgeKind) -> dict[str, str]:
-    """Digests of what a judge's section names: a rubric, its metrics' files, or a model. A
-    sheet is none: it is filled in while the phase waits."""
-    match judge:
-        case ClaudeJudge() | OpenAiJudge():
-            return _digests([judge.rubric])
-        case MetricJudge():
-            return metric_files(judge.metrics)
-        case RewardModelJudge():
-            check_model(judge.model)
-            return {"model": model_identity(judge.model)}
-        case HumanJudge():
-            return {}
-
-
-def metric_files(metrics: Iterable[Metric]) -> dict[str, str]:
-    """Digests of the schemas and of the modules that metrics name, by what they are named by."""
-    named = list(metrics)
-    functions = [metric for metric in named if isinstance(metric, FunctionMetric)]
-    return {
-        **_digests(
-            [metric.schema_path for metric in named if isinstance(metric, JsonSchemaMetric)]
-        ),
-        **{metric.path.name: file_digest(source_file(metric)) for metric in functions},
-    }
-
-
-def _digests(paths: list[Path]) -> dict[str, str]:
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
-    return {path.name: file_digest(path) for path in paths}
-
-
-def _weights(trained: str, base: str) -> Weights:
-    """Adapter or whole model, decided by what lies in the directory."""
-    path = Path(trained)
-    if (path / "adapter_config.json").exists():
-        check_adapter(path, base)
-        return Weights(base, path)
-    check_model(trained)
-    return Weights(trained)

@@ -10,7 +10,8 @@ from typing import Any
 
 from dpo_dist.artifacts import FINGERPRINT, MANIFEST, read_json
 from dpo_dist.errors import DataError
-from dpo_dist.phases.runs import (
+from dpo_dist.runfile import load_config
+from dpo_dist.runs.directories import (
     PHASES,
     POINT_PHASES,
     ROUND_PHASES,
@@ -19,7 +20,6 @@ from dpo_dist.phases.runs import (
     round_folders,
     run_root,
 )
-from dpo_dist.runfile import load_config
 
 WORK = tuple(phase for phase in PHASES if phase != "report")
 RUN_FILES = (".yaml", ".yml")

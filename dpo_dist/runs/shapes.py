@@ -7,9 +7,9 @@ from pathlib import Path
 from dpo_dist.config import Config
 from dpo_dist.data.models import is_hub_id
 from dpo_dist.errors import ModelError
-from dpo_dist.phases.resources import model_shape
 from dpo_dist.planning.hardware import preset_for, preset_shape
 from dpo_dist.planning.memory import ModelShape
+from dpo_dist.runs.resources import model_shape
 
 
 def find_shape(config: Config, preset: str | None = None) -> tuple[ModelShape, str]:

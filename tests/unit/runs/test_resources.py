@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from dpo_dist.config import Full, Lora, Sft, Train
-from dpo_dist.phases.resources import planned_bytes, strategy
 from dpo_dist.planning.fit import Workload, measure
 from dpo_dist.planning.hardware import find_cluster, preset_shape
 from dpo_dist.planning.scaling import Setting
 from dpo_dist.planning.throughput import Pair
+from dpo_dist.runs.resources import planned_bytes, strategy
 from tests.conftest import ROOT
 
 MISTRAL = preset_shape("Mistral-7B")
@@ -54,7 +54,7 @@ def test_deepspeed_s_own_file_says_whether_it_offloads(tmp_path: Path) -> None:
 def test_the_trainer_plans_what_plan_prints(
     name: str, validates: bool, method: Lora | Full, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpo_dist.phases.resources.has_cuda", lambda: True)
+    monkeypatch.setattr("dpo_dist.runs.resources.has_cuda", lambda: True)
     settings = Train(method=method, accelerate_config=CONFIGS / f"{name}.yaml", micro_batch_size=2)
     found = planned_bytes(MISTRAL, settings, [700, 300, 700], validates=validates)["full"]
     pair = Pair(1, 350, 350)
@@ -65,7 +65,7 @@ def test_the_trainer_plans_what_plan_prints(
 
 
 def test_sft_has_no_second_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dpo_dist.phases.resources.has_cuda", lambda: True)
+    monkeypatch.setattr("dpo_dist.runs.resources.has_cuda", lambda: True)
     config = {"method": {"type": "full"}, "accelerate_config": CONFIGS / "single_gpu.yaml"}
     sft, train = Sft(data={"path": "d.jsonl"}, **config), Train(**config)
     one, two = (planned_bytes(MISTRAL, s, [9], validates=True)["none"] for s in (sft, train))
@@ -89,7 +89,7 @@ def test_a_second_model_is_live_or_measures_the_kl(settings, validates, expected
 def test_several_processes_without_a_gpu_are_planned_in_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dpo_dist.phases.resources.has_cuda", lambda: False)
+    monkeypatch.setattr("dpo_dist.runs.resources.has_cuda", lambda: False)
     two = planned_bytes(MISTRAL, Train(accelerate_config=CONFIGS / "cpu_zero2.yaml"), [9])
     asked = Train(accelerate_config=CONFIGS / "cpu_zero2.yaml", bf16=False)
     assert two == planned_bytes(MISTRAL, asked, [9])

@@ -10,17 +10,15 @@ import pytest
 
 from dpo_dist.config import Config
 from dpo_dist.errors import ConfigError, DataError
-from dpo_dist.phases.runs import (
+from dpo_dist.runs.directories import (
     ROUND_PHASES,
-    arm_weights,
     phase_dir,
     phases_of,
-    reference_weights,
     sampling_seed,
     select_round,
-    start_weights,
     steps_of,
 )
+from dpo_dist.runs.weights import arm_weights, reference_weights, start_weights
 
 TASK = {"type": "metric", "metrics": [{"type": "label_match", "field": "f"}]}
 
