@@ -1,10 +1,12 @@
-"""95 % intervals by arithmetic alone: of a share, and of what has a standard error."""
+"""95 % intervals by arithmetic alone, of a share and of what has a standard error; the level of
+the tests beside them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+LEVEL = 0.05  # p at most this is significant
 Z = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 
 

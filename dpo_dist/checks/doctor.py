@@ -10,13 +10,13 @@ from pathlib import Path
 
 from dpo_dist import keys
 from dpo_dist.checks import packages, placement, surroundings
-from dpo_dist.checks.facts import trainings
 from dpo_dist.checks.findings import Finding
 from dpo_dist.config import ClaudeJudge, Config, OpenAiJudge, VllmServer
 from dpo_dist.console import counted
 from dpo_dist.data.models import check_model
 from dpo_dist.errors import UserError
 from dpo_dist.machine import gpus
+from dpo_dist.runs.directories import trainings
 
 _MARKS = {"ok": "  ", "warning": "! ", "failed": "X "}
 
@@ -72,7 +72,7 @@ def _run_file(config: Config) -> Iterator[tuple[str, Finding]]:
         yield "model", Finding("ok", config.model.base)
     except UserError as error:
         yield "model", Finding("failed", str(error), "Set model.base")
-    for section in trainings(config):
+    for section in trainings(config).values():
         yield "accelerate_config", placement.training(section, gpus())
     yield from _keys(config)
     wandb = config.tracking.wandb

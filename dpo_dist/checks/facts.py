@@ -21,6 +21,7 @@ from dpo_dist.phases.pipeline import package_versions
 from dpo_dist.planning.disk import training_disk
 from dpo_dist.planning.memory import ModelShape
 from dpo_dist.ranks import Nodes
+from dpo_dist.runs.directories import trainings
 from dpo_dist.runs.resources import model_shape, planned_bytes
 from dpo_dist.runs.weights import arm_weights
 from dpo_dist.training.accelerate_command import check_address, check_launch
@@ -53,14 +54,9 @@ class Facts(BaseModel):
     problems: list[str]
 
 
-def trainings(config: Config) -> Iterator[Optimization]:
-    """The sections of the run file that train."""
-    yield from (section for section in (config.sft, config.train) if section is not None)
-
-
 def gather(config: Config, nodes: Nodes | None) -> Facts:
     """This node's facts. Raises `ConfigError` where the run file trains nothing."""
-    sections = list(trainings(config))
+    sections = list(trainings(config).values())
     if not sections:
         raise ConfigError("the run file has neither `sft` nor `train`: there is nothing to check")
     problems = list(_problems(config, sections, nodes))

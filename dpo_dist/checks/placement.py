@@ -59,11 +59,10 @@ def _without_a_place(section: Optimization, here: int, gpus: int) -> str | None:
     _, stage = launch_shape(path)
     if values.get("use_cpu"):
         return "use_cpu: true silently turns DeepSpeed off" if stage else None
+    processes = counted(here, "process", "processes")
     if gpus:
-        processes = counted(here, "process", "processes")
         return f"{processes} for {counted(gpus, 'GPU')}" if here > gpus else None
     if values.get("mixed_precision") == "bf16" and (stage or here > 1):
-        processes = counted(here, "process", "processes")
         return f"{processes} in bfloat16{f' under ZeRO-{stage}' if stage else ''}, and no GPU"
     return None
 

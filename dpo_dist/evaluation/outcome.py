@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dpo_dist.evaluation.significance import LEVEL
+from dpo_dist.intervals import LEVEL
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from dpo_dist.intervals import Z
 
-LEVEL = 0.05
 Z_POWER = 0.8416212335729143  # the 80 % quantile of the standard normal distribution
 
 

@@ -9,10 +9,11 @@ import yaml
 from dpo_dist.config import Optimization
 from dpo_dist.console import counted
 from dpo_dist.errors import ConfigError
-from dpo_dist.launching.layout import TRAINING, Layout, accelerate_name
-from dpo_dist.runs.directories import phases_of
+from dpo_dist.launching.layout import Layout, accelerate_name
+from dpo_dist.runs.directories import trainings
 from dpo_dist.training.job import (
     accumulation_steps,
+    for_one_process,
     machines,
     num_processes,
     read_accelerate_config,
@@ -26,16 +27,10 @@ def accelerate_files(layout: Layout) -> dict[str, str]:
     run file's own configuration is one for processors but the nodes have GPUs, or one for a single
     process, of which accelerate would start no more.
     """
-    sections: dict[str, Optimization | None] = {
-        "sft": layout.config.sft,
-        "train": layout.config.train,
+    return {
+        accelerate_name(phase): _file(phase, section, layout)
+        for phase, section in trainings(layout.config).items()
     }
-    files = {}
-    for phase in TRAINING:
-        section = sections[phase]
-        if section is not None and phase in phases_of(layout.config):
-            files[accelerate_name(phase)] = _file(phase, section, layout)
-    return files
 
 
 def for_processors(path: Path) -> bool:
@@ -55,7 +50,7 @@ def _file(phase: str, section: Optimization, layout: Layout) -> str:
         "num_machines": layout.nodes,
         "num_processes": processes,
     }
-    if processes > 1 and values.get("distributed_type") in ("NO", False):  # YAML's unquoted NO
+    if processes > 1 and for_one_process(path):
         raise ConfigError(
             f"{phase}.accelerate_config: {path} is for one process (distributed_type NO), but "
             f"this layout needs {processes}: name another with --set {phase}.accelerate_config=..."

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from dpo_dist.config import Optimization, Train
+from dpo_dist.config import Train
 from dpo_dist.launching.accelerate import for_processors
-from dpo_dist.launching.layout import TRAINING, Layout
+from dpo_dist.launching.layout import Layout
 from dpo_dist.launching.render import fill
 from dpo_dist.losses import sorts
-from dpo_dist.runs.directories import phases_of
+from dpo_dist.runs.directories import trainings
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,8 @@ class Training:
 
 def _trainings(layout: Layout) -> list[Training]:
     chosen = []
-    for phase in TRAINING:
-        section: Optimization | None = getattr(layout.config, phase)
+    for phase, section in trainings(layout.config).items():
         key = f"{phase}.accelerate_config="
-        if section is None or phase not in phases_of(layout.config):
-            continue
         if not any(override.startswith(key) for override in layout.overrides):
             own = section.accelerate_config
             micro = section.micro_batch_size

@@ -19,6 +19,7 @@ from dpo_dist.launching.render import fill
 from dpo_dist.phases.pipeline import GENERATING
 from dpo_dist.planning.disk import training_disk
 from dpo_dist.planning.memory import ModelShape
+from dpo_dist.runs.directories import trainings
 from dpo_dist.runs.shapes import find_shape
 
 SHARED = PurePosixPath("/shared")
@@ -127,7 +128,7 @@ class SkyPilot:
             return LEAST_DISK
         needed = 4 * shape.parameters
         if stage.trains and self.bucket is not None:
-            section = getattr(there.config, stage.step.phase)
+            section = trainings(there.config)[stage.step.phase]
             needed += sum(training_disk(shape, section, there.config.model).values())
         return max(LEAST_DISK, OTHERS_TAKE + math.ceil(needed / 1e9))
 

@@ -9,7 +9,7 @@ from itertools import groupby
 from math import comb
 from typing import Any
 
-from dpo_dist.artifacts import MANIFEST, PhaseDirectory, file_digest, read_records, write_records
+from dpo_dist.artifacts import PhaseDirectory, file_digest, read_records, write_records
 from dpo_dist.config import BALANCE_OF_TWO, Config, DataSource
 from dpo_dist.console import counted, say, warn
 from dpo_dist.data.hygiene import why_not_judged
@@ -29,7 +29,7 @@ from dpo_dist.phases.asking import Agreement, ask
 from dpo_dist.phases.canaries import examine, most_requests
 from dpo_dist.phases.held_out import held_out_identity, held_out_prompts
 from dpo_dist.records import Candidate, Prompt
-from dpo_dist.runs.directories import phase_dir
+from dpo_dist.runs.directories import check_complete, phase_dir
 from dpo_dist.runs.inputs import judge_files
 
 SECTIONS = ("judge",)
@@ -40,9 +40,7 @@ def inputs(config: Config) -> dict[str, Any]:
     """What the phase reads: the candidates, the rubric that the judge follows, and the held-out
     prompts, which may not be trained on."""
     assert config.judge is not None
-    candidates = phase_dir(config, "sample") / "candidates.jsonl"
-    if not (candidates.parent / MANIFEST).exists():
-        raise DataError(f"{candidates.parent} is not complete: run the phase `sample` first")
+    candidates = check_complete(config, "sample").with_name("candidates.jsonl")
     canaries = config.judge.canaries
     return {
         "candidates": file_digest(candidates),

@@ -15,7 +15,7 @@ from typing import Any
 
 from dpo_dist import locks
 from dpo_dist.artifacts import PhaseDirectory, phase_directory
-from dpo_dist.config import Config, Optimization
+from dpo_dist.config import Config
 from dpo_dist.console import INNER, counted, say, warn
 from dpo_dist.errors import (
     INTERRUPTED,
@@ -28,7 +28,7 @@ from dpo_dist.errors import (
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
 from dpo_dist.processes import Process, run_to_end
 from dpo_dist.ranks import WHOLE, Shard
-from dpo_dist.runs.directories import Step, phase_dir, phases_of, steps_of
+from dpo_dist.runs.directories import Step, phase_dir, phases_of, steps_of, trainings
 from dpo_dist.shards import journal_name
 from dpo_dist.training.job import accumulation_steps, num_processes
 from dpo_dist.training.nodes import Leader
@@ -200,10 +200,7 @@ def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: 
 def check_batches(config: Config) -> None:
     """Raise `ConfigError` where a training's processes cannot share its global batch: before
     hours of sampling and a judge's money, not after them."""
-    for phase in ("sft", "train"):
-        section: Optimization | None = getattr(config, phase)
-        if section is None or phase not in phases_of(config):
-            continue
+    for phase, section in trainings(config).items():
         try:
             accumulation_steps(section, num_processes(section.accelerate_config))
         except ConfigError as error:

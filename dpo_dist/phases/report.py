@@ -7,17 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.artifacts import MANIFEST, PhaseDirectory, file_digest, read_records
+from dpo_dist.artifacts import PhaseDirectory, file_digest, read_records
 from dpo_dist.config import Config
 from dpo_dist.console import say
-from dpo_dist.errors import DataError
 from dpo_dist.evaluation.comparison import Pair
 from dpo_dist.evaluation.ranking import Game, rank
 from dpo_dist.evaluation.win_rate import worth
 from dpo_dist.records import Verdict
 from dpo_dist.reporting.build import build
 from dpo_dist.reporting.tracking import log_report
-from dpo_dist.runs.directories import phase_dir, run_root, steps_of
+from dpo_dist.runs.directories import check_complete, phase_dir, run_root, steps_of
 from dpo_dist.tracking import start, sync_command, tracked_run
 
 SECTIONS = ("report",)
@@ -29,10 +28,8 @@ def inputs(config: Config) -> dict[str, Any]:
     for step in steps_of(config):
         if step.phase == "report":
             continue
-        path = phase_dir(config.at_round(step.round), step.phase) / MANIFEST
-        if not path.exists():
-            raise DataError(f"{path.parent} is not complete: run the phase `{step.phase}` first")
-        manifests[str(step)] = file_digest(path)
+        manifest = check_complete(config.at_round(step.round), step.phase)
+        manifests[str(step)] = file_digest(manifest)
     return {"manifests": manifests}
 
 

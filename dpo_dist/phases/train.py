@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dpo_dist.artifacts import FINGERPRINT, MANIFEST, PhaseDirectory, read_json
+from dpo_dist.artifacts import FINGERPRINT, PhaseDirectory, read_json
 from dpo_dist.config import Config, Full, Lora, Train
 from dpo_dist.console import counted, warn
 from dpo_dist.data.chat import load_tokenizer
@@ -14,7 +14,7 @@ from dpo_dist.errors import ConfigError, DataError, ModelError
 from dpo_dist.phases.held_out import held_out_identity, held_out_prompts
 from dpo_dist.phases.token_rows import write_token_rows
 from dpo_dist.planning.memory import ModelShape
-from dpo_dist.runs.directories import phase_dir, run_root
+from dpo_dist.runs.directories import check_complete, phase_dir, run_root
 from dpo_dist.runs.resources import model_shape, planned_bytes
 from dpo_dist.runs.weights import Weights, reference_name, reference_weights, start_weights
 from dpo_dist.tracking import tracked_run
@@ -48,7 +48,7 @@ def inputs(config: Config) -> dict[str, Any]:
     _check_method(config.train, start)
     judged = config.preferences.source == "judged"
     if judged:
-        _check_complete(config, "sample")
+        check_complete(config, "sample")
     weights = start.identity()
     if judged:
         sampled = read_json(phase_dir(config, "sample") / FINGERPRINT)["inputs"]["weights"]
@@ -57,7 +57,7 @@ def inputs(config: Config) -> dict[str, Any]:
                 "the candidates were sampled from different weights than the model training would "
                 "start from. Sample and judge again, or restore the model."
             )
-        _check_complete(config, "judge")
+        check_complete(config, "judge")
     pairs = preferences_identity(config.preferences, phase_dir(config, "judge"))
     held_out = None if judged else held_out_identity(config)
     other = reference_weights(config)
@@ -142,13 +142,6 @@ def run(config: Config, out: PhaseDirectory, leader: Leader | None = None) -> di
         "processes": num_processes(config.train.accelerate_config),
         **read_json(out.path / OUTCOME),
     }
-
-
-def _check_complete(config: Config, phase: str) -> None:
-    """Raises `DataError` where a phase that makes the pairs has not ended."""
-    folder = phase_dir(config, phase)
-    if not (folder / MANIFEST).exists():
-        raise DataError(f"{folder} is not complete: run the phase `{phase}` first")
 
 
 def _initial_reference(config: Config) -> InitialReference | None:

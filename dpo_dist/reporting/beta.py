@@ -29,7 +29,7 @@ def beta_and_next(report: Report) -> list[Sentence]:
         return []
     low = too_low(report)
     high = [] if low else too_high(report)
-    low_or_high = low + high
+    signs = low + high
     beta = f"Beta ({training['beta']:g})"
     if low:
         text = f"{beta} looks too low, or the training too long: {_all(low)}."
@@ -41,10 +41,9 @@ def beta_and_next(report: Report) -> list[Sentence]:
             "were measured."
         )
     else:
-        seen = _measured(report)
-        text = f"Nothing measured speaks against beta {training['beta']:g}: {_all(seen)}."
-        low_or_high = seen
-    figures = ("training.beta", *(name for sign in low_or_high for name in sign.figures))
+        signs = _measured(report)
+        text = f"Nothing measured speaks against beta {training['beta']:g}: {_all(signs)}."
+    figures = ("training.beta", *(name for sign in signs for name in sign.figures))
     return [
         Sentence("Beta", text, figures, warning=bool(low or high)),
         *_next(report, bool(low), bool(high)),

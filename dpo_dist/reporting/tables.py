@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_dist.intervals import LEVEL
+
 HEADERS = {"base": "Base", "sft": "SFT", "dpo": "SFT+DPO"}
 PREFERRED = "Preferred (judge, pairwise vs SFT)"
 EQUAL_LENGTH = "Preferred, at equal lengths"
 ABSENT = "–"
-LEVEL = 0.05  # of the tests
 REFLECTION = "What DPO did to the model, and what it did not"
 CARD_NOTE = (
     "A canary is a comparison whose right answer is known, asked in both orders. `failed`: fewer "

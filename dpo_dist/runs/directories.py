@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_dist.artifacts import MANIFEST
-from dpo_dist.config import Config
+from dpo_dist.config import Config, Optimization
 from dpo_dist.console import counted
-from dpo_dist.errors import ConfigError
+from dpo_dist.errors import ConfigError, DataError
 
 PHASES = ("sft", "sample", "judge", "train", "evaluate", "report")
 ROUND_PHASES = ("sample", "judge", "train", "evaluate")  # what every round does again
@@ -93,12 +93,26 @@ def steps_of(config: Config) -> list[Step]:
     ]
 
 
+def trainings(config: Config) -> dict[str, Optimization]:
+    """The sections of the phases that train, by phase."""
+    sections: dict[str, Optimization | None] = {"sft": config.sft, "train": config.train}
+    return {phase: section for phase, section in sections.items() if section is not None}
+
+
+def check_complete(config: Config, phase: str) -> Path:
+    """The manifest of a phase that another one needs. Raises `DataError` where it has not ended."""
+    path = phase_dir(config, phase) / MANIFEST
+    if not path.exists():
+        raise DataError(f"{path.parent} is not complete: run the phase `{phase}` first")
+    return path
+
+
 def to_be_trained(config: Config) -> bool:
     """Whether a training of this run is not complete yet."""
-    trainings = [step for step in steps_of(config) if step.phase in ("sft", "train")]
     return any(
         not (phase_dir(config.at_round(step.round), step.phase) / MANIFEST).exists()
-        for step in trainings
+        for step in steps_of(config)
+        if step.phase in trainings(config)
     )
 
 

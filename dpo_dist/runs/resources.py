@@ -53,9 +53,11 @@ def planned_bytes(
     }
 
 
-def strategy(accelerate_config: Path) -> Strategy:
-    """How an accelerate configuration shards. FSDP2 shards all that ZeRO-3 does."""
-    processes, stage = launch_shape(accelerate_config)
+def strategy(accelerate_config: Path, processes: int | None = None) -> Strategy:
+    """How an accelerate configuration shards among its own processes, or as many as are given.
+    FSDP2 shards all that ZeRO-3 does."""
+    own, stage = launch_shape(accelerate_config)
+    processes = processes or own
     if uses_fsdp(accelerate_config):
         return "zero3"
     if stage == 3 and offloads(accelerate_config):

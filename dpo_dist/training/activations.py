@@ -21,11 +21,8 @@ from dpo_dist.config import Checkpointing
 from dpo_dist.console import say
 from dpo_dist.errors import ConfigError
 from dpo_dist.machine import GIB, available_memory
-from dpo_dist.training.job import TrainingJob, launch_shape
+from dpo_dist.training.job import FITS, TrainingJob, launch_shape
 
-# The share of the free memory that a plan may fill: the rest is for what it leaves out
-# (temporaries, the allocator's gaps, the libraries).
-FITS = 0.8
 # A product by a smaller matrix is a LoRA layer's: cheap, and as large as what it is added to.
 NARROW = 32
 

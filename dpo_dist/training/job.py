@@ -67,6 +67,9 @@ class TrainingJob(Section):
         return self.out / "model"
 
 
+# The share of the free memory that `gradient_checkpointing: auto` may fill by plan: the rest is for
+# what a plan leaves out (temporaries, the allocator's gaps, the libraries).
+FITS = 0.8
 _OFFLOADED = ("param", "optimizer")
 
 
@@ -84,6 +87,12 @@ def launch_shape(accelerate_config: Path) -> tuple[int, int]:
     """(processes, ZeRO stage or 0) of an accelerate configuration."""
     values = read_accelerate_config(accelerate_config)
     return int(values["num_processes"]), _zero_stage(values.get("deepspeed_config") or {})
+
+
+def for_one_process(accelerate_config: Path) -> bool:
+    """Whether accelerate starts one process, whatever their number is."""
+    kind = read_accelerate_config(accelerate_config).get("distributed_type")
+    return kind in ("NO", False)  # YAML's unquoted NO
 
 
 def uses_fsdp(accelerate_config: Path) -> bool:

@@ -11,13 +11,15 @@ import yaml
 from dpo_dist.cli import main
 from dpo_dist.config import Config, Train
 from dpo_dist.errors import ConfigError
-from dpo_dist.forecasting.chosen import AUTO_FILLS, chosen_way, strategy_of
+from dpo_dist.forecasting.chosen import chosen_way
 from dpo_dist.forecasting.data import pairs_of
 from dpo_dist.forecasting.figure import Given
 from dpo_dist.forecasting.memory import workload
 from dpo_dist.planning.hardware import find_cluster, preset_shape
 from dpo_dist.runfile import load_config
-from dpo_dist.training.activations import FITS
+from dpo_dist.runs.resources import strategy as strategy_of
+from dpo_dist.training import activations
+from dpo_dist.training.job import FITS
 from tests.conftest import ROOT
 
 MISTRAL = preset_shape("Mistral-7B")
@@ -53,7 +55,7 @@ def chosen(config: Config, cluster=BOX):
     ],
 )
 def test_the_strategy_is_the_accelerate_configuration_s(name: str, strategy: str) -> None:
-    assert strategy_of(Path(f"accelerate_configs/{name}.yaml"), BOX) == strategy
+    assert strategy_of(Path(f"accelerate_configs/{name}.yaml"), BOX.size) == strategy
 
 
 def test_a_deepspeed_file_is_read_as_well(tmp_path: Path) -> None:
@@ -63,10 +65,10 @@ def test_a_deepspeed_file_is_read_as_well(tmp_path: Path) -> None:
     settings = {"deepspeed_config_file": str(deepspeed)}
     path.write_text(yaml.safe_dump({"num_processes": 8, "deepspeed_config": settings}))
     deepspeed.write_text(json.dumps({"zero_optimization": zero}))
-    assert strategy_of(path, BOX) == "zero3_offload"
+    assert strategy_of(path, BOX.size) == "zero3_offload"
     # The weights stay on the GPU: their part is the larger one while training.
     deepspeed.write_text(json.dumps({"zero_optimization": zero | {"offload_param": None}}))
-    assert strategy_of(path, BOX) == "zero3"
+    assert strategy_of(path, BOX.size) == "zero3"
 
 
 def test_micro_batch_and_checkpointing_are_the_run_file_s() -> None:
@@ -78,15 +80,15 @@ def test_micro_batch_and_checkpointing_are_the_run_file_s() -> None:
 
 
 def test_auto_checkpoints_when_the_trainer_would() -> None:
-    assert AUTO_FILLS == FITS
+    assert activations.FITS == FITS
     little, much = chosen(recipe(micro_batch_size=1)), chosen(recipe(micro_batch_size=2))
     assert little.fit is not None and much.fit is not None
     assert little.fit.setting.checkpointing == "none"
-    assert little.fit.total <= AUTO_FILLS * BOX.gpu.memory
+    assert little.fit.total <= FITS * BOX.gpu.memory
     # Two pairs at a time would fill more than that without; selective is not for ZeRO-3.
     assert much.fit.setting.checkpointing == "full"
     as_set = chosen(recipe(micro_batch_size=2, gradient_checkpointing="none"))
-    assert as_set.fit is not None and as_set.fit.total > AUTO_FILLS * BOX.gpu.memory
+    assert as_set.fit is not None and as_set.fit.total > FITS * BOX.gpu.memory
 
 
 def test_what_does_not_fit_is_a_problem() -> None:
