@@ -58,7 +58,7 @@ lint: setup
 
 # The scripts in launch/ as `dpo-dist launch` makes them now.
 launch-examples: setup
-	$(BIN)/python -m dpo_dist.launching.examples
+	$(BIN)/python -m dpo_dist.tools.launch.examples
 
 # The tests of the report's page drive a browser. Where it cannot be installed, they are skipped;
 # in CI (the variable is set) they fail.

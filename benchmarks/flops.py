@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from dpo_dist.config import Lora
-from dpo_dist.planning.memory import ModelShape
+from dpo_dist.estimates.memory import ModelShape
 
 
 @cache

@@ -33,13 +33,13 @@ from typing import Any
 import yaml
 
 from benchmarks.figures import option_parser, publish
-from dpo_dist.artifacts import Journal, read_records, write_json, write_records
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
+from dpo_dist.config.runfile import load_config
 from dpo_dist.judging.judge import BALLOTS, Comparison, build_judge
 from dpo_dist.judging.panel import Contest, judge_all
 from dpo_dist.judging.spend import Ledger, read_prices
-from dpo_dist.records import Ballot, Candidate, Message, Prompt
-from dpo_dist.runfile import load_config
+from dpo_dist.storage.artifacts import Journal, read_records, write_json, write_records
+from dpo_dist.storage.records import Ballot, Candidate, Message, Prompt
 from tests.anthropic_server import KEY, serve
 
 LATENCY, LIMIT = 2.0, 50

@@ -19,7 +19,7 @@ from benchmarks.figures import option_parser, publish
 from dpo_dist.config import Metric as MetricConfig
 from dpo_dist.evaluation.scoring import score_answers
 from dpo_dist.metrics import build_metrics
-from dpo_dist.records import Generation, Message, Prompt
+from dpo_dist.storage.records import Generation, Message, Prompt
 
 SCHEMA = Path("recipes/incident_triage/answer.schema.json")
 LABELS = ("SEV1", "SEV2", "SEV3", "SEV4")

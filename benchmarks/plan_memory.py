@@ -23,8 +23,8 @@ from pathlib import Path
 from benchmarks.figures import MODEL, option_parser, publish
 from benchmarks.plan_memory_block import Block, MethodName, rows
 from dpo_dist.config import Checkpointing, Full, Lora
-from dpo_dist.planning.memory import ModelShape
-from dpo_dist.planning.sharding import planned_peak
+from dpo_dist.estimates.memory import ModelShape
+from dpo_dist.estimates.sharding import planned_peak
 from dpo_dist.runs.resources import model_shape, strategy
 
 CONFIGS = Path("accelerate_configs")

@@ -19,10 +19,10 @@ from typing import Any, Literal, get_args
 
 from transformers import PrinterCallback, TrainerCallback
 
-from dpo_dist import ranks
 from dpo_dist.config import Checkpointing, Full, Lora, Train
-from dpo_dist.console import quiet_libraries
 from dpo_dist.data.rows import write_parquet
+from dpo_dist.system import ranks
+from dpo_dist.system.console import quiet_libraries
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.reference import row_key
 from dpo_dist.training.trainer import build_dpo_trainer

@@ -37,10 +37,10 @@ from benchmarks.synthetic_pairs import (
     make_dataset,
     vocabulary_of,
 )
-from dpo_dist.artifacts import read_json, write_json
 from dpo_dist.config import Config, Train
+from dpo_dist.config.runfile import load_config
 from dpo_dist.data.chat import load_tokenizer
-from dpo_dist.runfile import load_config
+from dpo_dist.storage.artifacts import read_json, write_json
 from dpo_dist.training.job import OUTCOME, TrainingJob, accumulation_steps, num_processes
 
 RECIPE = Path("recipes/ultrafeedback/full.yaml")

@@ -24,11 +24,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.figures import option_parser, publish
-from dpo_dist.artifacts import write_json, write_records
 from dpo_dist.config import Config
 from dpo_dist.evaluation.comparison import HEADLINE, summarise
 from dpo_dist.metrics import build_metrics
-from dpo_dist.records import Generation, Message, Prompt, Score, Verdict
+from dpo_dist.storage.artifacts import write_json, write_records
+from dpo_dist.storage.records import Generation, Message, Prompt, Score, Verdict
 
 ARMS = ("base", "sft", "dpo")
 DECODINGS = ({"temperature": 0.0, "top_p": 1.0},)

@@ -27,10 +27,10 @@ from typing import Any
 from benchmarks.figures import MODEL, option_parser, publish
 from benchmarks.sample_client import PROMPTS, client_figures
 from dpo_dist.config import HfEngine, Sampling, VllmEngine
-from dpo_dist.console import quiet_libraries
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.generation.engine import Request, build_engine
-from dpo_dist.records import Message
+from dpo_dist.storage.records import Message
+from dpo_dist.system.console import quiet_libraries
 
 SLOTS = (Sampling(temperature=0.7), Sampling(temperature=1.2))
 ROOM, CHUNK, SEQUENCES = 1024, 64, 64

@@ -24,8 +24,8 @@ from typing import Any
 import yaml
 
 from benchmarks.figures import MODEL, option_parser, publish
+from dpo_dist.config.runfile import load_config
 from dpo_dist.generation.engine import Completion, Request
-from dpo_dist.runfile import load_config
 
 PROMPTS = 60_000
 ANSWER_TOKENS = 110
@@ -109,10 +109,10 @@ class Planted:
 
 
 def do_the_phase(run_file: Path, rows: Path, answer: Connection) -> None:
-    from dpo_dist import shards
     from dpo_dist.data.chat import load_tokenizer
     from dpo_dist.phases import sample
     from dpo_dist.phases.pipeline import run_phase
+    from dpo_dist.storage import shards
 
     config = load_config(run_file)
     load_tokenizer(config.model.base)

@@ -3,7 +3,7 @@
     python -m benchmarks.scaling [--gpu H100-80G] [--model-shape Llama-3.1-8B] [--json FILE]
 
 All weights under ZeRO-3 and LoRA under ZeRO-2, at a global batch of 128 pairs of UltraFeedback's
-mean length, 8 GPUs a node, for two networks. Nothing is measured: `planning/scaling.py`
+mean length, 8 GPUs a node, for two networks. Nothing is measured: `estimates/scaling.py`
 plays layer by layer what is computed and what is on the wires, at the assumed share of the peak
 (0.35) and of the links' bandwidth (0.8). Each line is at its fastest setting that fits.
 """
@@ -14,16 +14,16 @@ from collections.abc import Iterator
 
 from benchmarks.figures import option_parser, publish
 from dpo_dist.config import Full, Lora, Method
-from dpo_dist.forecasting.data import (
+from dpo_dist.estimates.fit import Fit, Workload, ways_to_train
+from dpo_dist.estimates.hardware import Cluster, find_cluster, preset_shape
+from dpo_dist.estimates.memory import ModelShape
+from dpo_dist.estimates.sharding import Strategy
+from dpo_dist.estimates.throughput import Pair
+from dpo_dist.tools.plan.data import (
     COMPLETION_TOKENS,
     PROMPT_TOKENS,
     ULTRAFEEDBACK_PAIRS,
 )
-from dpo_dist.planning.fit import Fit, Workload, ways_to_train
-from dpo_dist.planning.hardware import Cluster, find_cluster, preset_shape
-from dpo_dist.planning.memory import ModelShape
-from dpo_dist.planning.sharding import Strategy
-from dpo_dist.planning.throughput import Pair
 
 GLOBAL_BATCH = 128
 MAX_LENGTH = 2048

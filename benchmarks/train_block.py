@@ -20,8 +20,8 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from dpo_dist.config import Checkpointing, Full, Lora, Train
-from dpo_dist.console import quiet_libraries
 from dpo_dist.data.chat import load_tokenizer
+from dpo_dist.system.console import quiet_libraries
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.models import load_policy
 from dpo_dist.training.preference_trainer import PreferenceTrainer

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpo_dist import __version__
-from dpo_dist.commands import TOOLS
-from dpo_dist.commands.arguments import Paragraphs, add_nodes, add_set, nodes_of
 from dpo_dist.errors import INTERRUPTED, DpoDistError, Preempted, UserError
-from dpo_dist.ranks import WHOLE, Shard
+from dpo_dist.system.ranks import WHOLE, Shard
+from dpo_dist.tools import TOOLS
+from dpo_dist.tools.arguments import Paragraphs, add_nodes, add_set, nodes_of
 
 if TYPE_CHECKING:
     from dpo_dist.config import Config
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(words)
-    from dpo_dist.console import YES, quiet_libraries, scrub
+    from dpo_dist.system.console import YES, quiet_libraries, scrub
 
     quiet_libraries()
     if getattr(options, "yes", False):
@@ -62,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _execute(options: argparse.Namespace) -> int:
     if options.command == "sweep":
         return _sweep(options)
+    from dpo_dist.config.runfile import load_config
     from dpo_dist.phases.pipeline import run_all
-    from dpo_dist.runfile import load_config
 
     config = load_config(options.run_file, options.set)
     if getattr(options, "selftest", False):
@@ -85,8 +85,8 @@ def _execute(options: argparse.Namespace) -> int:
 def _preflight(options: argparse.Namespace, config: Config) -> int:
     """Check this machine where something is still to be trained; the exit code."""
     from dpo_dist.phases.pipeline import check_batches
-    from dpo_dist.processes import run_to_end
     from dpo_dist.runs.directories import to_be_trained
+    from dpo_dist.system.processes import run_to_end
 
     check_batches(config)
     if not to_be_trained(config):
@@ -128,7 +128,7 @@ def _phase(options: argparse.Namespace, config: Config) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from dpo_dist.phases.sweep import plan_sweep, report_folder, sweep
+    from dpo_dist.tools.sweep.points import plan_sweep, report_folder, sweep
 
     plan = plan_sweep(options.run_file, options.set)
     status = sweep(plan, options.run_file, force=options.force)
@@ -156,7 +156,7 @@ def _show_result(config: Config) -> None:
 def _say_how_to_go_on(reason: str, words: Sequence[str], options: argparse.Namespace) -> None:
     """Why the command ends, and which one goes on; of a part of another command only the reason:
     what the user has typed is that one's to say."""
-    from dpo_dist.console import INNER, say
+    from dpo_dist.system.console import INNER, say
 
     if os.environ.get(INNER):
         say(reason)

@@ -12,10 +12,10 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-from dpo_dist.artifacts import read_json, write_json
 from dpo_dist.config import Config, Section, Wandb
-from dpo_dist.console import scrub, warn
 from dpo_dist.errors import MissingDependency
+from dpo_dist.storage.artifacts import read_json, write_json
+from dpo_dist.system.console import scrub, warn
 
 RUN_FILE = "wandb.json"
 FINISH_SECONDS = 300.0  # at a phase's end, for what a slow or broken line has not sent yet

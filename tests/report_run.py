@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dpo_dist.artifacts import write_json, write_records
 from dpo_dist.config import Config
 from dpo_dist.data.rows import write_parquet
 from dpo_dist.evaluation.comparison import HEADLINE, summarise
 from dpo_dist.metrics import build_metrics
-from dpo_dist.records import Generation, Message, Prompt, Score, Verdict
+from dpo_dist.storage.artifacts import write_json, write_records
+from dpo_dist.storage.records import Generation, Message, Prompt, Score, Verdict
 
 HOSTILE = (
     "<script>alert(1)</script>",

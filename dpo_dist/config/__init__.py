@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from dpo_dist import keys
 from dpo_dist.config.base import DataSource, Section, required
 from dpo_dist.config.evaluation import Benchmarks, Evaluate, JudgeScore, Report
 from dpo_dist.config.generation import (
@@ -70,6 +69,7 @@ from dpo_dist.config.training import (
     Sft,
     Train,
 )
+from dpo_dist.system import keys
 
 __all__ = [
     "BALANCE_OF_TWO",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from dpo_dist.config.base import DataSource, Section
-from dpo_dist.records import Message
+from dpo_dist.storage.records import Message
 
 
 class Sampling(Section):

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from dpo_dist import keys
 from dpo_dist.config.base import Section
 from dpo_dist.config.metrics import Metric, why_no_judge
+from dpo_dist.system import keys
 
 
 class MetricJudge(Section):

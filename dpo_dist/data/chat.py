@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_dist.errors import ModelError
-from dpo_dist.records import Message
+from dpo_dist.storage.records import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,8 +13,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from dpo_dist.artifacts import directory_digest, read_json, write_json
-from dpo_dist.console import say
+from dpo_dist.storage.artifacts import directory_digest, read_json, write_json
+from dpo_dist.system.console import say
 
 KEPT_BYTES = 64 * 2**20  # of a file whose digest other processes may use: smaller ones are quick
 SAID_BYTES = 2 * 10**9  # of weights whose reading is announced: some seconds

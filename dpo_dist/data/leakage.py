@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dpo_dist.data.prompts import content_digest
-from dpo_dist.records import Message
+from dpo_dist.storage.records import Message
 
 # After the decontamination of Tülu 3 (Lambert et al. 2024, arXiv 2411.15124).
 WORDS = 8

@@ -29,7 +29,7 @@ from dpo_dist.data.rows import (
     write_parquet,
 )
 from dpo_dist.errors import DataError
-from dpo_dist.records import Message, PreferencePair, Prompt
+from dpo_dist.storage.records import Message, PreferencePair, Prompt
 
 JUDGED_FILE = Path("preferences") / "pairs.parquet"
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dpo_dist.config import DataSource
-from dpo_dist.console import counted
 from dpo_dist.data.rows import Row, check_text, iterate_rows, messages_of, read_rows
 from dpo_dist.errors import DataError
-from dpo_dist.records import Message, Prompt
+from dpo_dist.storage.records import Message, Prompt
+from dpo_dist.system.console import counted
 
 
 @dataclass(frozen=True)

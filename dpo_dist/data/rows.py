@@ -9,11 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.artifacts import file_digest
 from dpo_dist.config import DataSource
 from dpo_dist.data.hygiene import encodable
 from dpo_dist.errors import DataError
-from dpo_dist.records import Message
+from dpo_dist.storage.artifacts import file_digest
+from dpo_dist.storage.records import Message
 
 ROW_GROUP = 2_000  # rows that are in memory together while they are read or written
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dpo_dist.config import Benchmarks, Better
-from dpo_dist.console import warn
 from dpo_dist.errors import ConfigError, MissingDependency
 from dpo_dist.evaluation.comparison import Points
-from dpo_dist.records import Score
+from dpo_dist.storage.records import Score
+from dpo_dist.system.console import warn
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dpo_dist.evaluation.significance import holm
 from dpo_dist.evaluation.statistics import mean_of, points_mean
 from dpo_dist.evaluation.win_rate import win_rate, worth
 from dpo_dist.metrics import Metric
-from dpo_dist.records import Score, Unscored, Verdict
+from dpo_dist.storage.records import Score, Unscored, Verdict
 
 HEADLINE = ("dpo", "sft")
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dpo_dist.console import warn
 from dpo_dist.metrics import Answer, Labels, Metric, NotScored, attempt
-from dpo_dist.records import Generation, Prompt, Score, Unscored
+from dpo_dist.storage.records import Generation, Prompt, Score, Unscored
+from dpo_dist.system.console import warn
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dpo_dist.evaluation.length_control import LengthControlled, length_controll
 from dpo_dist.evaluation.significance import detectable_effect, sign_test
 from dpo_dist.evaluation.statistics import mean_of
 from dpo_dist.intervals import Estimate
-from dpo_dist.records import Verdict
+from dpo_dist.storage.records import Verdict
 
 # A judge that contradicts itself is counted half for each, and reported apart from the ties.
 _HALF = ("tie", "inconsistent")

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dpo_dist.background import Put, pause
-from dpo_dist.console import counted, say, warn
 from dpo_dist.errors import DpoDistError, EngineFailed, ModelError
 from dpo_dist.generation.engine import Completion, Request
 from dpo_dist.generation.replica import Replica, ReplicaLost, Unwell, Wanted
+from dpo_dist.system.background import Put, pause
+from dpo_dist.system.console import counted, say, warn
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient

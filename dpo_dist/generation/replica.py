@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_dist.artifacts import directory_digest
 from dpo_dist.config import Sampling
 from dpo_dist.errors import EngineFailed, ModelError
 from dpo_dist.generation.engine import Completion, Request
+from dpo_dist.storage.artifacts import directory_digest
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient, Response

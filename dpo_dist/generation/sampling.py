@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dpo_dist.artifacts import Journal
-from dpo_dist.console import progress
 from dpo_dist.generation.engine import Completion, Engine, Request
-from dpo_dist.ranks import Shard
-from dpo_dist.records import Record
+from dpo_dist.storage.artifacts import Journal
+from dpo_dist.storage.records import Record
+from dpo_dist.system.console import progress
+from dpo_dist.system.ranks import Shard
 
 R = TypeVar("R", bound=Record)
 

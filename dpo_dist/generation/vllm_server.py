@@ -9,13 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpo_dist.background import Put, stream
 from dpo_dist.config import VllmServer as VllmServerConfig
-from dpo_dist.console import hide, warn
 from dpo_dist.errors import ConfigError, EngineFailed, ModelError
 from dpo_dist.generation.dispatch import Dispatch, Work
 from dpo_dist.generation.engine import Completion, Request, lora_rank
 from dpo_dist.generation.replica import Replica, ReplicaLost, Unwell, Wanted
+from dpo_dist.system.background import Put, stream
+from dpo_dist.system.console import hide, warn
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient

@@ -13,7 +13,7 @@ from itertools import combinations
 
 from dpo_dist.judging.ballots import Vote
 from dpo_dist.judging.panel import Contest
-from dpo_dist.records import ContestId, Verdict
+from dpo_dist.storage.records import ContestId, Verdict
 
 _SLOT_RANGE = (0.1, 0.9)
 _SLOT_REMEDY = (

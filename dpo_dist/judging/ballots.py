@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_dist.artifacts import read_records
-from dpo_dist.console import say
 from dpo_dist.errors import DataError
 from dpo_dist.judging.judge import Comparison
-from dpo_dist.records import Ballot, BallotOutcome, Choice
+from dpo_dist.storage.artifacts import read_records
+from dpo_dist.storage.records import Ballot, BallotOutcome, Choice
+from dpo_dist.system.console import say
 
 
 def paid_before(journals: Iterable[Path], wanted: Mapping[str, Comparison]) -> Iterator[Ballot]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpo_dist.artifacts import read_json, write_json
+from dpo_dist.storage.artifacts import read_json, write_json
 
 
 class BatchRecord:

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from dpo_dist.console import counted, say
 from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.batch_record import BatchRecord
 from dpo_dist.judging.retry import Backoff
+from dpo_dist.system.console import counted, say
 
 if TYPE_CHECKING:
     from anthropic import Anthropic

@@ -17,7 +17,7 @@ from dpo_dist.data.prompts import prompt_of
 from dpo_dist.data.rows import Row, check_text, read_rows
 from dpo_dist.judging.ballots import Vote
 from dpo_dist.judging.panel import Contest
-from dpo_dist.records import PreferencePair, Prompt
+from dpo_dist.storage.records import PreferencePair, Prompt
 
 DRAWN: tuple[CanaryKind, ...] = ("identical", "empty", "padded", "injection", "other_prompt")
 LABELS: dict[CanaryKind, str] = {

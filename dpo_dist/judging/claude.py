@@ -13,7 +13,7 @@ from dpo_dist.judging.retry import Backoff, NotAMessage
 from dpo_dist.judging.rubric import COMPARE, Form
 from dpo_dist.judging.throttle import Clock
 from dpo_dist.judging.workers import Reply, Send, Workers
-from dpo_dist.records import Ballot
+from dpo_dist.storage.records import Ballot
 
 
 class ClaudeJudge(Claude):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
-from dpo_dist.console import counted, say
 from dpo_dist.judging.batch_record import BatchRecord, read_batches
 from dpo_dist.judging.batch_service import BatchService
 from dpo_dist.judging.claude_messages import Claude, Exchange
@@ -23,7 +22,8 @@ from dpo_dist.judging.judge import GROUP, Comparison
 from dpo_dist.judging.retry import Backoff
 from dpo_dist.judging.rubric import COMPARE, Form
 from dpo_dist.judging.throttle import Clock
-from dpo_dist.records import Ballot
+from dpo_dist.storage.records import Ballot
+from dpo_dist.system.console import counted, say
 
 MOST_REQUESTS = 100_000  # the API's limit
 # The API takes 256 MB; but a body is in memory two or three times while it is sent.

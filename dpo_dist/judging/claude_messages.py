@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dpo_dist import keys
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.errors import ConfigError
 from dpo_dist.judging.dialogue import Dialogue
@@ -19,7 +18,8 @@ from dpo_dist.judging.rubric import (
     Form,
     read_rubric,
 )
-from dpo_dist.records import BallotOutcome
+from dpo_dist.storage.records import BallotOutcome
+from dpo_dist.system import keys
 
 if TYPE_CHECKING:
     from anthropic.types import Message, ModelInfo

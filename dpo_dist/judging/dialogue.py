@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.rubric import Form
-from dpo_dist.records import Ballot, BallotOutcome
+from dpo_dist.storage.records import Ballot, BallotOutcome
 
 
 class Dialogue(ABC):

@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dpo_dist.artifacts import read_records
 from dpo_dist.config import HumanJudge as HumanConfig
-from dpo_dist.console import counted
 from dpo_dist.errors import DataError, JudgeFailed
 from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.sheet import Row, append_to_sheet, read_sheet, row_key
-from dpo_dist.records import Ballot, BallotOutcome
+from dpo_dist.storage.artifacts import read_records
+from dpo_dist.storage.records import Ballot, BallotOutcome
+from dpo_dist.system.console import counted
 
 OUTCOMES: dict[str, BallotOutcome] = {"1": "first", "2": "second", "tie": "tie"}
 

@@ -17,7 +17,7 @@ from dpo_dist.config import MetricJudge as MetricConfig
 from dpo_dist.config import OpenAiJudge as OpenAiConfig
 from dpo_dist.config import RewardModelJudge as RewardModelConfig
 from dpo_dist.metrics import build_metrics
-from dpo_dist.records import Ballot, BallotOutcome, Prompt
+from dpo_dist.storage.records import Ballot, BallotOutcome, Prompt
 
 if TYPE_CHECKING:
     from dpo_dist.judging.rubric import Form

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpo_dist.config import Judge as JudgeSection
-from dpo_dist.console import counted
 from dpo_dist.data.hygiene import looks_like_refusal
 from dpo_dist.errors import DataError
 from dpo_dist.judging.audit import length_band
 from dpo_dist.judging.ballots import Vote
 from dpo_dist.judging.panel import Contest, Judged
-from dpo_dist.records import ContestId, PreferencePair
+from dpo_dist.storage.records import ContestId, PreferencePair
+from dpo_dist.system.console import counted
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-from dpo_dist.console import warn
 from dpo_dist.judging.judge import GROUP, Comparison, Judge
 from dpo_dist.metrics import Answer, Metric, NotScored, attempt
-from dpo_dist.records import Ballot, BallotOutcome, Prompt
+from dpo_dist.storage.records import Ballot, BallotOutcome, Prompt
+from dpo_dist.system.console import warn
 
 EQUAL = 1e-9  # scores are means of a few fractions; anything smaller is rounding
 

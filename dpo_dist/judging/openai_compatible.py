@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from dpo_dist.config import OpenAiJudge as OpenAiConfig
-from dpo_dist.console import hide
 from dpo_dist.errors import ConfigError, MissingDependency
 from dpo_dist.judging.dialogue import Dialogue
 from dpo_dist.judging.judge import Comparison, Judge, rules_digest
@@ -23,7 +22,8 @@ from dpo_dist.judging.rubric import (
 )
 from dpo_dist.judging.throttle import Clock
 from dpo_dist.judging.workers import Reply, Send, Workers
-from dpo_dist.records import Ballot
+from dpo_dist.storage.records import Ballot
+from dpo_dist.system.console import hide
 
 if TYPE_CHECKING:
     from openai.types import CompletionUsage

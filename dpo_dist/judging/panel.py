@@ -9,13 +9,13 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from dpo_dist.artifacts import Journal
-from dpo_dist.console import counted, progress, say
 from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.ballots import Vote, paid_before, vote
 from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.spend import Ledger
-from dpo_dist.records import Ballot, ContestId, Prompt, Verdict, VerdictOutcome
+from dpo_dist.storage.artifacts import Journal
+from dpo_dist.storage.records import Ballot, ContestId, Prompt, Verdict, VerdictOutcome
+from dpo_dist.system.console import counted, progress, say
 
 # Why a judge did not compare at all; the first that any ballot shows is the verdict's outcome.
 _MISSING: tuple[VerdictOutcome, ...] = (

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.canaries import INSTRUCTION
 from dpo_dist.judging.judge import Comparison, Judge
-from dpo_dist.records import Ballot, BallotOutcome
+from dpo_dist.storage.records import Ballot, BallotOutcome
 
 Decision = Callable[[Comparison], BallotOutcome]
 

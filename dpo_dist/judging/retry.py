@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_dist import keys
-from dpo_dist.background import LONGEST_WAIT, pause
-from dpo_dist.console import counted
 from dpo_dist.errors import JudgeFailed
+from dpo_dist.system import keys
+from dpo_dist.system.background import LONGEST_WAIT, pause
+from dpo_dist.system.console import counted
 
 SPENT = frozenset(
     {

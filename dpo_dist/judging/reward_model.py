@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dpo_dist.config import RewardModelJudge as RewardModelConfig
-from dpo_dist.console import counted
 from dpo_dist.data.chat import conversation_ids, load_tokenizer
 from dpo_dist.data.models import check_model, model_identity
 from dpo_dist.errors import ConfigError, JudgeFailed, ModelError
 from dpo_dist.judging.judge import Comparison, Judge, rules_digest
-from dpo_dist.records import Ballot, BallotOutcome, Message
+from dpo_dist.storage.records import Ballot, BallotOutcome, Message
+from dpo_dist.system.console import counted
 
 if TYPE_CHECKING:
     from torch import Tensor

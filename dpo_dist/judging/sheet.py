@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_dist.artifacts import write_text
 from dpo_dist.errors import DataError
 from dpo_dist.judging.judge import Comparison
+from dpo_dist.storage.artifacts import write_text
 
 COLUMNS = ("number", "conversation", "answer_1", "answer_2", "choice", "comment", "key")
 CHOICES = ("1", "2", "tie")

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError
 
 from dpo_dist.config import ClaudeJudge, JudgeKind
-from dpo_dist.console import counted
 from dpo_dist.errors import ConfigError
+from dpo_dist.system.console import counted
 
 T = TypeVar("T")
 _READ = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")

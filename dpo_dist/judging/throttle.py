@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from dpo_dist.background import LONGEST_WAIT
 from dpo_dist.errors import JudgeFailed
+from dpo_dist.system.background import LONGEST_WAIT
 
 PATIENCE = 900.0  # seconds without a single answer, after which the judge gives up
 _BUDGETS = ("requests", "input-tokens", "output-tokens")

@@ -8,12 +8,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_dist.background import Put, stream
 from dpo_dist.judging.dialogue import Dialogue
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.retry import Backoff, is_rate_limit, is_too_long
 from dpo_dist.judging.throttle import Clock, Throttle
-from dpo_dist.records import Ballot
+from dpo_dist.storage.records import Ballot
+from dpo_dist.system.background import Put, stream
 
 
 @dataclass(frozen=True)

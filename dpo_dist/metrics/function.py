@@ -12,7 +12,7 @@ from typing import Any
 from dpo_dist.config import FunctionMetric
 from dpo_dist.errors import ConfigError
 from dpo_dist.metrics.metric import Answer, NotScored
-from dpo_dist.records import Prompt
+from dpo_dist.storage.records import Prompt
 
 
 def user_function(config: FunctionMetric) -> Callable[[Prompt, Answer], float]:

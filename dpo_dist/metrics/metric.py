@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dpo_dist.config import Better
-from dpo_dist.console import counted
 from dpo_dist.errors import DataError
-from dpo_dist.records import FinishReason, Prompt
+from dpo_dist.storage.records import FinishReason, Prompt
+from dpo_dist.system.console import counted
 
 Reason = Literal["no_reference", "too_short", "no_value", "out_of_range", "failed"]
 LONGEST_MESSAGE = 300  # characters of somebody else's error

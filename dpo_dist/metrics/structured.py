@@ -9,7 +9,7 @@ from typing import Any
 
 from dpo_dist.errors import ConfigError
 from dpo_dist.metrics.metric import Answer, Labels, gold_of
-from dpo_dist.records import Prompt
+from dpo_dist.storage.records import Prompt
 
 # A quote of a word or two is found in any prompt and supports nothing.
 SHORTEST_QUOTE = 8

@@ -7,10 +7,10 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from dpo_dist.console import counted
 from dpo_dist.data.hygiene import looks_like_refusal
 from dpo_dist.metrics.metric import Answer, NotScored, gold_of
-from dpo_dist.records import Prompt
+from dpo_dist.storage.records import Prompt
+from dpo_dist.system.console import counted
 
 _WORD = re.compile(r"[^\W_]+")
 

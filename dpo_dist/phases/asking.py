@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dpo_dist.artifacts import PhaseDirectory
 from dpo_dist.config import Config
-from dpo_dist.console import confirm, say
 from dpo_dist.judging.ballots import Vote
 from dpo_dist.judging.judge import BALLOTS, Comparison, Judge
 from dpo_dist.judging.panel import Contest, Judged, judge_all, poll
 from dpo_dist.judging.spend import Ledger
-from dpo_dist.records import Ballot
 from dpo_dist.runs.directories import SWEEP
+from dpo_dist.storage.artifacts import PhaseDirectory
+from dpo_dist.storage.records import Ballot
+from dpo_dist.system.console import confirm, say
 
 
 class Agreement:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from dpo_dist.artifacts import PhaseDirectory, read_json, write_json
 from dpo_dist.config import Config
-from dpo_dist.console import say
 from dpo_dist.evaluation.benchmarks import BenchmarkResult, benchmark_rows, run_benchmarks
 from dpo_dist.evaluation.comparison import Points
-from dpo_dist.records import Score
 from dpo_dist.runs.weights import arm_weights
+from dpo_dist.storage.artifacts import PhaseDirectory, read_json, write_json
+from dpo_dist.storage.records import Score
+from dpo_dist.system.console import say
 
 
 def ask_benchmarks(config: Config, out: PhaseDirectory) -> tuple[list[Points], list[Score]]:

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dpo_dist.artifacts import PhaseDirectory
 from dpo_dist.config import Canaries, Config
-from dpo_dist.console import say
 from dpo_dist.errors import JudgeFailed
 from dpo_dist.intervals import wilson
 from dpo_dist.judging.canaries import DRAWN, LABELS, Canary, Mark, marks
 from dpo_dist.judging.judge import Judge
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.phases.asking import ask
+from dpo_dist.storage.artifacts import PhaseDirectory
+from dpo_dist.system.console import say
 
 SHOWN = 3  # names of failed canaries in a line
 

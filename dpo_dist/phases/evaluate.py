@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from dpo_dist.artifacts import PhaseDirectory, directory_digest, write_json, write_records
 from dpo_dist.config import Config, Engine, Evaluate, MetricJudge, required
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import check_disjoint, read_prompts
@@ -21,11 +20,12 @@ from dpo_dist.metrics import Metric, build_metrics, check_references
 from dpo_dist.phases.benchmarks import ask_benchmarks
 from dpo_dist.phases.known_answers import answered, take_over
 from dpo_dist.phases.verdicts import judge_pairs, judge_scores, score_name
-from dpo_dist.ranks import Shard
-from dpo_dist.records import Generation, Prompt
 from dpo_dist.runs.inputs import judge_files, metric_files
 from dpo_dist.runs.weights import Weights, arm_weights
-from dpo_dist.shards import Journals
+from dpo_dist.storage.artifacts import PhaseDirectory, directory_digest, write_json, write_records
+from dpo_dist.storage.records import Generation, Prompt
+from dpo_dist.storage.shards import Journals
+from dpo_dist.system.ranks import Shard
 
 SECTIONS = ("evaluate",)
 JOURNALS = "generations"

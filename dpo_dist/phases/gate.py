@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dpo_dist.artifacts import read_json
 from dpo_dist.config import Config
-from dpo_dist.console import say
 from dpo_dist.errors import GATE
 from dpo_dist.evaluation.outcome import decide
 from dpo_dist.runs.directories import phase_dir
+from dpo_dist.storage.artifacts import read_json
+from dpo_dist.system.console import say
 
 
 def gate(config: Config) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 from dpo_dist.config import Config
 from dpo_dist.data.prompts import read_prompts
 from dpo_dist.data.rows import source_identity
-from dpo_dist.records import Prompt
+from dpo_dist.storage.records import Prompt
 
 
 def held_out_prompts(config: Config) -> list[Prompt]:

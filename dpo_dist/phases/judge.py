@@ -9,9 +9,7 @@ from itertools import groupby
 from math import comb
 from typing import Any
 
-from dpo_dist.artifacts import PhaseDirectory, file_digest, read_records, write_records
 from dpo_dist.config import BALANCE_OF_TWO, Config, DataSource
-from dpo_dist.console import counted, say, warn
 from dpo_dist.data.hygiene import why_not_judged
 from dpo_dist.data.leakage import overlaps
 from dpo_dist.data.preferences import JUDGED_FILE, write_pairs
@@ -28,9 +26,11 @@ from dpo_dist.judging.spend import Ledger, open_ledger
 from dpo_dist.phases.asking import Agreement, ask
 from dpo_dist.phases.canaries import examine, most_requests
 from dpo_dist.phases.held_out import held_out_identity, held_out_prompts
-from dpo_dist.records import Candidate, Prompt
 from dpo_dist.runs.directories import check_complete, phase_dir
 from dpo_dist.runs.inputs import judge_files
+from dpo_dist.storage.artifacts import PhaseDirectory, file_digest, read_records, write_records
+from dpo_dist.storage.records import Candidate, Prompt
+from dpo_dist.system.console import counted, say, warn
 
 SECTIONS = ("judge",)
 TIE_WARNING = 0.5

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from dpo_dist.artifacts import FINGERPRINT, MANIFEST, PhaseDirectory, read_json, read_records
 from dpo_dist.config import Config
-from dpo_dist.console import counted, say
-from dpo_dist.records import Generation
 from dpo_dist.runs.directories import evaluations
-from dpo_dist.shards import Journals
+from dpo_dist.storage.artifacts import (
+    FINGERPRINT,
+    MANIFEST,
+    PhaseDirectory,
+    read_json,
+    read_records,
+)
+from dpo_dist.storage.records import Generation
+from dpo_dist.storage.shards import Journals
+from dpo_dist.system.console import counted, say
 
 
 def take_over(

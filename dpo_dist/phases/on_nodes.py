@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dpo_dist.config import Config
-from dpo_dist.console import say
 from dpo_dist.errors import Preempted, UserError
 from dpo_dist.phases.pipeline import run_phase
-from dpo_dist.processes import handling_sigterm
-from dpo_dist.ranks import Nodes
 from dpo_dist.runs.directories import phase_dir
+from dpo_dist.system.console import say
+from dpo_dist.system.processes import handling_sigterm
+from dpo_dist.system.ranks import Nodes
 from dpo_dist.training.accelerate_command import check_address, check_launch
 from dpo_dist.training.follow import follow
 from dpo_dist.training.nodes import leading, meeting_folder

@@ -13,10 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dpo_dist import locks
-from dpo_dist.artifacts import PhaseDirectory, phase_directory
 from dpo_dist.config import Config
-from dpo_dist.console import INNER, counted, say, warn
 from dpo_dist.errors import (
     INTERRUPTED,
     PREEMPTED,
@@ -26,10 +23,13 @@ from dpo_dist.errors import (
     UserError,
 )
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
-from dpo_dist.processes import Process, run_to_end
-from dpo_dist.ranks import WHOLE, Shard
 from dpo_dist.runs.directories import Step, phase_dir, phases_of, steps_of, trainings
-from dpo_dist.shards import journal_name
+from dpo_dist.storage import locks
+from dpo_dist.storage.artifacts import PhaseDirectory, phase_directory
+from dpo_dist.storage.shards import journal_name
+from dpo_dist.system.console import INNER, counted, say, warn
+from dpo_dist.system.processes import Process, run_to_end
+from dpo_dist.system.ranks import WHOLE, Shard
 from dpo_dist.training.job import accumulation_steps, num_processes
 from dpo_dist.training.nodes import Leader
 

@@ -7,16 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.artifacts import PhaseDirectory, file_digest, read_records
 from dpo_dist.config import Config
-from dpo_dist.console import say
 from dpo_dist.evaluation.comparison import Pair
 from dpo_dist.evaluation.ranking import Game, rank
 from dpo_dist.evaluation.win_rate import worth
-from dpo_dist.records import Verdict
 from dpo_dist.reporting.build import build
 from dpo_dist.reporting.tracking import log_report
 from dpo_dist.runs.directories import check_complete, phase_dir, run_root, steps_of
+from dpo_dist.storage.artifacts import PhaseDirectory, file_digest, read_records
+from dpo_dist.storage.records import Verdict
+from dpo_dist.system.console import say
 from dpo_dist.tracking import start, sync_command, tracked_run
 
 SECTIONS = ("report",)

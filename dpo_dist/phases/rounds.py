@@ -7,7 +7,7 @@ from typing import Any
 
 from dpo_dist.config import Config
 from dpo_dist.data.prompts import iterate_prompts, split_prompts
-from dpo_dist.records import Prompt
+from dpo_dist.storage.records import Prompt
 
 
 def round_prompts(config: Config) -> Iterable[Prompt]:

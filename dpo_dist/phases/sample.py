@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_dist.artifacts import PhaseDirectory, read_json, read_records, write_json, write_records
 from dpo_dist.config import Config, Engine, Sample, Slot, required
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import disjoint
@@ -21,11 +20,18 @@ from dpo_dist.generation.engine import Completion, Request, build_engine
 from dpo_dist.generation.sampling import answer_all, engine_seed
 from dpo_dist.phases.held_out import held_out_prompts
 from dpo_dist.phases.rounds import part_identity, round_prompts
-from dpo_dist.ranks import Shard
-from dpo_dist.records import Candidate, Message, Prompt
 from dpo_dist.runs.directories import sampling_seed
 from dpo_dist.runs.weights import start_weights
-from dpo_dist.shards import Journals
+from dpo_dist.storage.artifacts import (
+    PhaseDirectory,
+    read_json,
+    read_records,
+    write_json,
+    write_records,
+)
+from dpo_dist.storage.records import Candidate, Message, Prompt
+from dpo_dist.storage.shards import Journals
+from dpo_dist.system.ranks import Shard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

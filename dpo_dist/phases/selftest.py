@@ -14,9 +14,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_dist.artifacts import phase_directory, read_records, write_records
 from dpo_dist.config import Canaries, CanaryKind, Config, DataSource
-from dpo_dist.console import counted
 from dpo_dist.data.preferences import JUDGED_FILE
 from dpo_dist.data.rows import read_rows
 from dpo_dist.errors import DpoDistError, UserError
@@ -31,8 +29,10 @@ from dpo_dist.judging.planted import (
 )
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.phases.judge import label
-from dpo_dist.records import Ballot, Candidate, Message, Prompt
 from dpo_dist.runs.directories import phase_dir
+from dpo_dist.storage.artifacts import phase_directory, read_records, write_records
+from dpo_dist.storage.records import Ballot, Candidate, Message, Prompt
+from dpo_dist.system.console import counted
 
 PROMPTS = 40
 ALIKE = 5  # a prompt all of whose candidates are the same

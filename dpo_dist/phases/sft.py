@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpo_dist.artifacts import PhaseDirectory
 from dpo_dist.config import Config
-from dpo_dist.console import counted, warn
 from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.data.prompts import read_demonstrations
 from dpo_dist.data.rows import source_identity, write_parquet
@@ -14,6 +12,8 @@ from dpo_dist.errors import DataError
 from dpo_dist.runs.directories import run_root
 from dpo_dist.runs.resources import model_shape, planned_bytes
 from dpo_dist.runs.weights import arm_weights
+from dpo_dist.storage.artifacts import PhaseDirectory
+from dpo_dist.system.console import counted, warn
 from dpo_dist.tracking import tracked_run
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.nodes import Leader

@@ -18,7 +18,7 @@ import numpy as np
 
 from dpo_dist.data.chat import answers_ids
 from dpo_dist.data.rows import write_parquet
-from dpo_dist.records import PreferencePair
+from dpo_dist.storage.records import PreferencePair
 from dpo_dist.training.reference import row_key
 
 if TYPE_CHECKING:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dpo_dist.artifacts import FINGERPRINT, PhaseDirectory, read_json
 from dpo_dist.config import Config, Full, Lora, Train
-from dpo_dist.console import counted, warn
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.data.preferences import load_preferences, preferences_identity
 from dpo_dist.errors import ConfigError, DataError, ModelError
+from dpo_dist.estimates.memory import ModelShape
 from dpo_dist.phases.held_out import held_out_identity, held_out_prompts
 from dpo_dist.phases.token_rows import write_token_rows
-from dpo_dist.planning.memory import ModelShape
 from dpo_dist.runs.directories import check_complete, phase_dir, run_root
 from dpo_dist.runs.resources import model_shape, planned_bytes
 from dpo_dist.runs.weights import Weights, reference_name, reference_weights, start_weights
+from dpo_dist.storage.artifacts import FINGERPRINT, PhaseDirectory, read_json
+from dpo_dist.system.console import counted, warn
 from dpo_dist.tracking import tracked_run
 from dpo_dist.training.job import (
     OUTCOME,

@@ -6,17 +6,17 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpo_dist.artifacts import MANIFEST, PhaseDirectory, read_json, write_records
 from dpo_dist.config import Config, required
-from dpo_dist.console import warn
 from dpo_dist.evaluation.comparison import HEADLINE, Pair, pairs_of
 from dpo_dist.judging.judge import alone, build_judge, build_scorer
 from dpo_dist.judging.panel import Contest
 from dpo_dist.judging.spend import open_ledger
 from dpo_dist.phases.asking import ask, ask_for_scores
-from dpo_dist.records import Generation, Prompt, Score, Verdict
 from dpo_dist.runs.directories import phase_dir
 from dpo_dist.runs.weights import Weights, arm_weights
+from dpo_dist.storage.artifacts import MANIFEST, PhaseDirectory, read_json, write_records
+from dpo_dist.storage.records import Generation, Prompt, Score, Verdict
+from dpo_dist.system.console import warn
 
 Answers = Mapping[tuple[str, int, str], Generation]  # by arm, decoding and prompt id
 

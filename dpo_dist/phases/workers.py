@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_dist.config import Engine, HfEngine, VllmEngine
-from dpo_dist.console import INNER, counted, progress, say, warn
 from dpo_dist.errors import ConfigError, PhaseFailed, Preempted, UserError
-from dpo_dist.machine import visible_gpus
-from dpo_dist.processes import Process, end_all, handling_sigterm
-from dpo_dist.ranks import Shard
-from dpo_dist.tails import Watched, last_lines
+from dpo_dist.storage.tails import Watched, last_lines
+from dpo_dist.system.console import INNER, counted, progress, say, warn
+from dpo_dist.system.machine import visible_gpus
+from dpo_dist.system.processes import Process, end_all, handling_sigterm
+from dpo_dist.system.ranks import Shard
 
 LOOK_SECONDS = 0.5
 TAIL = 20  # lines of a failed worker's log that are shown

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.artifacts import read_records
-from dpo_dist.records import Prompt, Score, Verdict
 from dpo_dist.reporting.text import visible
+from dpo_dist.storage.artifacts import read_records
+from dpo_dist.storage.records import Prompt, Score, Verdict
 
 ARMS = ("sft", "dpo")
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.artifacts import FINGERPRINT, MANIFEST, file_digest, read_json, write_json, write_text
 from dpo_dist.config import Config
 from dpo_dist.reporting.answers import Answers, guarded_rows, read_answers
 from dpo_dist.reporting.evaluation import cut_off_shares
@@ -20,6 +19,14 @@ from dpo_dist.reporting.reflection import reflect
 from dpo_dist.reporting.rounds import round_figures
 from dpo_dist.reporting.tables import comparison_table, decoding_name, to_text
 from dpo_dist.reporting.training import Line, alarms, read_metrics, training_figures
+from dpo_dist.storage.artifacts import (
+    FINGERPRINT,
+    MANIFEST,
+    file_digest,
+    read_json,
+    write_json,
+    write_text,
+)
 
 # Why a win rate has no interval, by its `note`.
 NO_INTERVAL = {

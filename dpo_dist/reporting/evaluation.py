@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.artifacts import read_json, read_records
 from dpo_dist.intervals import wilson
-from dpo_dist.records import Generation
+from dpo_dist.storage.artifacts import read_json, read_records
+from dpo_dist.storage.records import Generation
 
 
 def evaluation_figures(evaluate: Path) -> dict[str, Any]:

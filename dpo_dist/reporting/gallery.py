@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dpo_dist.artifacts import read_records
 from dpo_dist.config import Report as ReportSection
-from dpo_dist.records import Generation, Prompt, Score, Verdict
 from dpo_dist.reporting.answers import ARMS, Answers, Regression
 from dpo_dist.reporting.diff import Part, word_difference
 from dpo_dist.reporting.text import visible
+from dpo_dist.storage.artifacts import read_records
+from dpo_dist.storage.records import Generation, Prompt, Score, Verdict
 
 MOST_CHARACTERS = 4_000  # of one text on the page
 

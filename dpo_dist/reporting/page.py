@@ -31,6 +31,7 @@ from dpo_dist.reporting.tables import (
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+HERE = "dpo_dist.reporting"
 # By tag of a sample; the page's filters.
 FILTERS = {
     "lost": "SFT+DPO lost",
@@ -120,17 +121,20 @@ def _funnels(report: Mapping[str, Any]) -> list[tuple[str, Sequence[Mapping[str,
     return rounds or [("Preference data", report["funnel"])]
 
 
-def render_template(name: str, **values: Any) -> str:
-    """A page from the package's templates; all values but `Markup` are escaped."""
-    return templates().get_template(name).render(**values)
+def render_template(name: str, package: str = HERE, **values: Any) -> str:
+    """Render a template of `package` as a page; all values but `Markup` are escaped."""
+    return templates(package).get_template(name).render(**values)
 
 
-def templates(*, autoescape: bool = True) -> Environment:
-    """The package's templates; a value that they name and nobody gives is an error."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def templates(package: str = HERE, *, autoescape: bool = True) -> Environment:
+    """The templates of a package, which may build on this package's own.
+
+    A value that a template names and nobody gives is an error.
+    """
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     return Environment(
-        loader=PackageLoader("dpo_dist.reporting"),
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader(HERE)]),
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.artifacts import MANIFEST, read_json
 from dpo_dist.intervals import Estimate, wilson
 from dpo_dist.reporting.text import visible
+from dpo_dist.storage.artifacts import MANIFEST, read_json
 
 Line = Mapping[str, Any]
 

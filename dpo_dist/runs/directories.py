@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_dist.artifacts import MANIFEST
 from dpo_dist.config import Config, Optimization
-from dpo_dist.console import counted
 from dpo_dist.errors import ConfigError, DataError
+from dpo_dist.storage.artifacts import MANIFEST
+from dpo_dist.system.console import counted
 
 PHASES = ("sft", "sample", "judge", "train", "evaluate", "report")
 ROUND_PHASES = ("sample", "judge", "train", "evaluate")  # what every round does again

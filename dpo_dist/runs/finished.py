@@ -8,9 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.artifacts import FINGERPRINT, MANIFEST, read_json
+from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import DataError
-from dpo_dist.runfile import load_config
 from dpo_dist.runs.directories import (
     PHASES,
     POINT_PHASES,
@@ -20,6 +19,7 @@ from dpo_dist.runs.directories import (
     round_folders,
     run_root,
 )
+from dpo_dist.storage.artifacts import FINGERPRINT, MANIFEST, read_json
 
 WORK = tuple(phase for phase in PHASES if phase != "report")
 RUN_FILES = (".yaml", ".yml")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from dpo_dist.artifacts import file_digest
 from dpo_dist.config import (
     ClaudeJudge,
     FunctionMetric,
@@ -20,6 +19,7 @@ from dpo_dist.config import (
 from dpo_dist.data.models import check_model, model_identity
 from dpo_dist.errors import DataError
 from dpo_dist.metrics.function import source_file
+from dpo_dist.storage.artifacts import file_digest
 
 
 def judge_files(judge: JudgeKind) -> dict[str, str]:

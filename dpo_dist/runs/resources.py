@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import get_args
 
 from dpo_dist.config import Checkpointing, Optimization, Train
-from dpo_dist.machine import has_cuda
-from dpo_dist.planning.memory import ModelShape
-from dpo_dist.planning.sharding import ZERO_STAGE, Strategy, planned_peak
+from dpo_dist.estimates.memory import ModelShape
+from dpo_dist.estimates.sharding import ZERO_STAGE, Strategy, planned_peak
+from dpo_dist.system.machine import has_cuda
 from dpo_dist.training.job import launch_shape, offloads, uses_fsdp
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from dpo_dist.config import Config
 from dpo_dist.data.models import is_hub_id
 from dpo_dist.errors import ModelError
-from dpo_dist.planning.hardware import preset_for, preset_shape
-from dpo_dist.planning.memory import ModelShape
+from dpo_dist.estimates.hardware import preset_for, preset_shape
+from dpo_dist.estimates.memory import ModelShape
 from dpo_dist.runs.resources import model_shape
 
 
@@ -21,7 +21,7 @@ def find_shape(config: Config, preset: str | None = None) -> tuple[ModelShape, s
     if (Path(base) / "config.json").exists():
         return model_shape(base, config.model.trust_remote_code), f"{base}/config.json"
     if (named := preset_for(base)) is not None:
-        return preset_shape(named), f"planning/models.toml: {named}"
+        return preset_shape(named), f"estimates/models.toml: {named}"
     cached = " nor in the Hub's cache," if is_hub_id(base) else ","
     if is_hub_id(base) and (shape := _cached_shape(config)) is not None:
         return shape, f"{base} in the Hub's cache"

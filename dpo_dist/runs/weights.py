@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.artifacts import MANIFEST
 from dpo_dist.config import Config
 from dpo_dist.data.chat import check_adapter
 from dpo_dist.data.digests import weights_digest
 from dpo_dist.data.models import check_model, model_identity
 from dpo_dist.errors import DataError
 from dpo_dist.runs.directories import phase_dir, run_root
+from dpo_dist.storage.artifacts import MANIFEST
 
 
 @dataclass(frozen=True)

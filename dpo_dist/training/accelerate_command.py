@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dpo_dist import ranks
 from dpo_dist.config import Optimization, Train
-from dpo_dist.console import TERMINAL
 from dpo_dist.errors import ConfigError
-from dpo_dist.machine import has_cuda
-from dpo_dist.ranks import Nodes
+from dpo_dist.system import ranks
+from dpo_dist.system.console import TERMINAL
+from dpo_dist.system.machine import has_cuda
+from dpo_dist.system.ranks import Nodes
 from dpo_dist.training.job import machines, num_processes, read_accelerate_config, uses_fsdp
 
 # glibc hands every large buffer back to the kernel when it is freed and faults it in again at

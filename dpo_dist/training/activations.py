@@ -16,11 +16,11 @@ import torch
 from accelerate.utils import gather_object
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from dpo_dist import ranks
 from dpo_dist.config import Checkpointing
-from dpo_dist.console import say
 from dpo_dist.errors import ConfigError
-from dpo_dist.machine import GIB, available_memory
+from dpo_dist.system import ranks
+from dpo_dist.system.console import say
+from dpo_dist.system.machine import GIB, available_memory
 from dpo_dist.training.job import FITS, TrainingJob, launch_shape
 
 # A product by a smaller matrix is a LoRA layer's: cheap, and as large as what it is added to.

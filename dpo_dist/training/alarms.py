@@ -22,11 +22,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dpo_dist import ranks
 from dpo_dist.config import KlMonitor, Train
-from dpo_dist.console import warn
 from dpo_dist.intervals import half_width
 from dpo_dist.losses import LN2, first_loss
+from dpo_dist.system import ranks
+from dpo_dist.system.console import warn
 from dpo_dist.training.metrics_log import MetricsLog
 
 Line = Mapping[str, Any]

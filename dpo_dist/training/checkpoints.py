@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.artifacts import file_digest, read_json, write_json
-from dpo_dist.console import say, warn
+from dpo_dist.storage.artifacts import file_digest, read_json, write_json
+from dpo_dist.system.console import say, warn
 
 COMPLETE = "COMPLETE"
 

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from dpo_dist import ranks
 from dpo_dist.data.chat import end_token_ids, left_padded, until_end
+from dpo_dist.system import ranks
 from dpo_dist.training.layout import output_head
 from dpo_dist.training.logprobs import TILE_ROWS, Head
 

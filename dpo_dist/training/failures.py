@@ -14,10 +14,10 @@ import time
 import traceback
 from pathlib import Path
 
-from dpo_dist.artifacts import read_json, write_json
-from dpo_dist.console import scrub
 from dpo_dist.errors import DpoDistError
-from dpo_dist.tails import last_lines
+from dpo_dist.storage.artifacts import read_json, write_json
+from dpo_dist.storage.tails import last_lines
+from dpo_dist.system.console import scrub
 from dpo_dist.training.logs import node_log, rank_log
 
 # What a process says whose peer has gone: the consequence, never the cause.

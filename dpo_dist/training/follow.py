@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
-from dpo_dist.artifacts import write_text
-from dpo_dist.console import say
-from dpo_dist.processes import Process, handling_sigterm
-from dpo_dist.ranks import Nodes
+from dpo_dist.storage.artifacts import write_text
+from dpo_dist.system.console import say
+from dpo_dist.system.processes import Process, handling_sigterm
+from dpo_dist.system.ranks import Nodes
 from dpo_dist.training.accelerate_command import launcher_command, launcher_environment
 from dpo_dist.training.job import STOP, TrainingJob
 from dpo_dist.training.logs import node_log

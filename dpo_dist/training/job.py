@@ -10,8 +10,8 @@ import yaml
 from pydantic import Field
 
 from dpo_dist.config import Checkpointing, Optimization, Section, Sft, Train
-from dpo_dist.console import counted
 from dpo_dist.errors import ConfigError
+from dpo_dist.system.console import counted
 from dpo_dist.tracking import TrackedRun
 
 # Files between the phase and its training processes, in the phase's directory.

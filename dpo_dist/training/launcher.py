@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dpo_dist.processes import die_with_parent
+from dpo_dist.system.processes import die_with_parent
 from dpo_dist.training.failures import record_exit
 from dpo_dist.training.job import TrainingJob
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.artifacts import write_text
+from dpo_dist.storage.artifacts import write_text
 
 
 class MetricsLog:

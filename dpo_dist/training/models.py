@@ -8,10 +8,10 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
-from dpo_dist import ranks
 from dpo_dist.config import Checkpointing, Lora, Train
-from dpo_dist.console import warn
 from dpo_dist.errors import ConfigError
+from dpo_dist.system import ranks
+from dpo_dist.system.console import warn
 from dpo_dist.training import attention
 from dpo_dist.training.activations import checkpoint_selectively
 from dpo_dist.training.job import TrainingJob, uses_fsdp

@@ -12,11 +12,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dpo_dist import ranks
 from dpo_dist.config import Train
-from dpo_dist.console import Advance, progress
 from dpo_dist.errors import TrainingDiverged
 from dpo_dist.losses import first_loss, sigmoid_loss
+from dpo_dist.system import ranks
+from dpo_dist.system.console import Advance, progress
 from dpo_dist.training.metrics_log import MetricsLog
 
 # How far the first loss may lie from its exact value, relative to it.

@@ -25,10 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 
-from dpo_dist.artifacts import read_json, write_json, write_text
-from dpo_dist.console import warn
 from dpo_dist.errors import INTERRUPTED, ConfigError, DpoDistError, NodeLost, Preempted
-from dpo_dist.ranks import Nodes
+from dpo_dist.storage.artifacts import read_json, write_json, write_text
+from dpo_dist.system.console import warn
+from dpo_dist.system.ranks import Nodes
 from dpo_dist.training.job import TrainingJob
 
 BEAT_SECONDS = 2.0

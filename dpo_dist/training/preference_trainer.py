@@ -21,10 +21,10 @@ from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from dpo_dist import ranks
 from dpo_dist.config import Train
-from dpo_dist.console import counted, progress
 from dpo_dist.errors import ModelError
+from dpo_dist.system import ranks
+from dpo_dist.system.console import counted, progress
 from dpo_dist.training import attention, lora_linear
 from dpo_dist.training.divergence import (
     policy_and_reference,

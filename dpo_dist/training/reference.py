@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from dpo_dist import ranks
-from dpo_dist.artifacts import Journal, read_records
-from dpo_dist.console import say
-from dpo_dist.records import Record
+from dpo_dist.storage.artifacts import Journal, read_records
+from dpo_dist.storage.records import Record
+from dpo_dist.system import ranks
+from dpo_dist.system.console import say
 
 
 class ReferenceLogProbs(Record):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dpo_dist.console import counted, say
 from dpo_dist.errors import ConfigError
+from dpo_dist.system.console import counted, say
 from dpo_dist.training.checkpoints import last_complete
 from dpo_dist.training.job import TrainingJob, launch_shape
 from dpo_dist.training.universal import convert

@@ -11,8 +11,8 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from dpo_dist import ranks
-from dpo_dist.console import warn
+from dpo_dist.system import ranks
+from dpo_dist.system.console import warn
 from dpo_dist.training.checkpoints import Checkpoint, damage, mark_complete, seal_files
 
 BEST_BY = "eval_rewards/accuracies"

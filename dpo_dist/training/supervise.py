@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 import time
 
-from dpo_dist.artifacts import write_text
 from dpo_dist.errors import INTERRUPTED, PhaseFailed, Preempted
-from dpo_dist.processes import run_to_end
+from dpo_dist.storage.artifacts import write_text
+from dpo_dist.system.processes import run_to_end
 from dpo_dist.training.accelerate_command import (
     check_launch,
     launcher_command,

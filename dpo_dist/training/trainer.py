@@ -13,11 +13,11 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import DPOConfig, SFTConfig, SFTTrainer
 
-from dpo_dist import ranks
-from dpo_dist.artifacts import write_json, write_text
 from dpo_dist.config import Checkpointing, Sft, Train
-from dpo_dist.console import warn
 from dpo_dist.data.chat import load_tokenizer
+from dpo_dist.storage.artifacts import write_json, write_text
+from dpo_dist.system import ranks
+from dpo_dist.system.console import warn
 from dpo_dist.training import lora_linear
 from dpo_dist.training.activations import choose_checkpointing, free_bytes
 from dpo_dist.training.alarms import Alarms

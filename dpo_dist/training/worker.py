@@ -12,10 +12,10 @@ from pathlib import Path
 from threading import Event
 from typing import NoReturn
 
-from dpo_dist import ranks
-from dpo_dist.console import quiet_libraries
 from dpo_dist.errors import INTERRUPTED, DpoDistError
-from dpo_dist.processes import die_with_parent
+from dpo_dist.system import ranks
+from dpo_dist.system.console import quiet_libraries
+from dpo_dist.system.processes import die_with_parent
 from dpo_dist.tracking import start
 from dpo_dist.training.failures import record
 from dpo_dist.training.job import TrainingJob

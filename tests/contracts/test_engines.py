@@ -15,7 +15,7 @@ import pytest
 from dpo_dist.config import HfEngine, Sampling, VllmEngine, VllmServer
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.generation.engine import Engine, Request, build_engine
-from dpo_dist.records import Message
+from dpo_dist.storage.records import Message
 from tests.conftest import SMOLLM2
 from tests.vllm_server import Answer, serve
 

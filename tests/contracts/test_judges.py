@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import Journal
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.config import HumanJudge as HumanConfig
 from dpo_dist.config import OpenAiJudge as OpenAiConfig
@@ -28,7 +27,8 @@ from dpo_dist.judging.panel import Contest, judge_all
 from dpo_dist.judging.reward_model import RewardModelJudge
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.metrics import Metric
-from dpo_dist.records import Ballot, Message, Prompt
+from dpo_dist.storage.artifacts import Journal
+from dpo_dist.storage.records import Ballot, Message, Prompt
 from tests import openai_server
 from tests.anthropic_server import KEY, Fault, serve
 from tests.tiny import make_judge_of_good

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.launching.examples import EXAMPLES, Example
+from dpo_dist.tools.launch.examples import EXAMPLES, Example
 from tests.conftest import ROOT
 
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
@@ -17,7 +17,7 @@ SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: str(example.folder))
 def test_an_example_is_up_to_date(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    again = "run: python -m dpo_dist.launching.examples"
+    again = "run: python -m dpo_dist.tools.launch.examples"
     for name, text in example.files().items():
         path = example.folder / name
         assert path.read_text(encoding="utf-8") == text, f"{path} is out of date; {again}"

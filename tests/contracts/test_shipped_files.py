@@ -12,9 +12,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 import dpo_dist
 from dpo_dist import config as schema
 from dpo_dist.config import Sft, Train
+from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError
-from dpo_dist.ranks import Nodes
-from dpo_dist.runfile import load_config
+from dpo_dist.system.ranks import Nodes
 from dpo_dist.training.accelerate_command import check_launch
 from dpo_dist.training.job import accumulation_steps, launch_shape, machines, num_processes
 from tests.conftest import ROOT

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from transformers import AutoModelForCausalLM
 from trl.models.utils import prepare_deepspeed
 
-from dpo_dist import ranks
+from dpo_dist.system import ranks
 from dpo_dist.training.divergence import policy_and_reference, sample_divergence, share
 from dpo_dist.training.worker import end_process
 from tests.tiny import make_tokenizer

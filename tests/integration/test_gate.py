@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import read_json, write_json
 from dpo_dist.cli import main
 from dpo_dist.errors import GATE
+from dpo_dist.storage.artifacts import read_json, write_json
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import Journal
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.claude import ClaudeJudge
@@ -16,7 +15,8 @@ from dpo_dist.judging.claude_batches import ClaudeBatchJudge
 from dpo_dist.judging.judge import Judge
 from dpo_dist.judging.panel import Contest, judge_all
 from dpo_dist.judging.spend import Ledger
-from dpo_dist.records import Ballot, Verdict
+from dpo_dist.storage.artifacts import Journal
+from dpo_dist.storage.records import Ballot, Verdict
 from tests.anthropic_server import KEY, Fault, Server, serve
 from tests.unit.judging.test_panel import contests
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import read_json, write_json
 from dpo_dist.cli import main
+from dpo_dist.config.runfile import load_config
 from dpo_dist.phases.selftest import write_candidates
-from dpo_dist.runfile import load_config
+from dpo_dist.storage.artifacts import read_json, write_json
 from tests import openai_server
 from tests.contracts.test_judges import fill_in, prefers_good
 from tests.tiny import make_reward_model

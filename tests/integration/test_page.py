@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from dpo_dist.phases.compare import compare_runs
 from dpo_dist.reporting.build import build
-from dpo_dist.reporting.compare import to_page
+from dpo_dist.tools.compare.runs import compare_runs
+from dpo_dist.tools.compare.show import to_page
 from tests.report_run import CONFIG, HOSTILE, write_run_directory
 
 pytestmark = pytest.mark.slow

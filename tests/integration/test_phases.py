@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpo_dist.artifacts import read_records
 from dpo_dist.cli import main
-from dpo_dist.console import YES
-from dpo_dist.records import Ballot, Candidate, Verdict
+from dpo_dist.storage.artifacts import read_records
+from dpo_dist.storage.records import Ballot, Candidate, Verdict
+from dpo_dist.system.console import YES
 from tests.anthropic_server import KEY, serve
 from tests.conftest import ROOT
 
@@ -113,10 +113,10 @@ def test_ctrl_c_leaves_a_directory_to_go_on_with_and_says_how(
 
 def write_candidates(run_file: Path, tmp_path: Path, monkeypatch) -> list[tuple[str, str]]:
     """Complete the sample phase with planted answers, as if they had been generated."""
-    from dpo_dist.artifacts import phase_directory, write_records
+    from dpo_dist.config.runfile import load_config
     from dpo_dist.data.prompts import read_prompts
     from dpo_dist.phases import sample
-    from dpo_dist.runfile import load_config
+    from dpo_dist.storage.artifacts import phase_directory, write_records
 
     config = load_config(run_file)
     assert config.sample is not None

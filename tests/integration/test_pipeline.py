@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import read_records
-from dpo_dist.records import Generation, Verdict
+from dpo_dist.storage.artifacts import read_records
+from dpo_dist.storage.records import Generation, Verdict
 from tests.conftest import ROOT
 from tests.wandb_file import history
 

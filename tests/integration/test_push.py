@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpo_dist.artifacts import read_json, write_json
 from dpo_dist.cli import main
 from dpo_dist.config import Config
+from dpo_dist.config.runfile import load_config
 from dpo_dist.reporting.build import build
-from dpo_dist.runfile import load_config
+from dpo_dist.storage.artifacts import read_json, write_json
 from tests.conftest import ROOT
 from tests.hub_server import hub
 from tests.unit.reporting.test_report import HOSTILE, make_run

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
-from dpo_dist.artifacts import read_records, write_records
 from dpo_dist.config import Full
+from dpo_dist.config.runfile import load_config
 from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.errors import TrainingDiverged
-from dpo_dist.records import Candidate, Generation, Message
-from dpo_dist.runfile import load_config
 from dpo_dist.runs.weights import arm_weights
+from dpo_dist.storage.artifacts import read_records, write_records
+from dpo_dist.storage.records import Candidate, Generation, Message
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.reference import ReferenceCache, reference_key
 from dpo_dist.training.reference_pass import reference_job

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import read_records
 from dpo_dist.cli import main
-from dpo_dist.records import Candidate
+from dpo_dist.storage.artifacts import read_records
+from dpo_dist.storage.records import Candidate
 from tests.vllm_server import Server, serve
 
 PROMPTS = 20

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import read_records
 from dpo_dist.cli import main
-from dpo_dist.records import Candidate, Generation
+from dpo_dist.storage.artifacts import read_records
+from dpo_dist.storage.records import Candidate, Generation
 from tests.conftest import ROOT
 
 PROMPTS = 17  # divisible by nothing

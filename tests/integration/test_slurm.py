@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpo_dist.launching.examples import ON_GPUS, RECIPE
+from dpo_dist.tools.launch.examples import ON_GPUS, RECIPE
 from tests.conftest import ROOT
 from tests.integration.test_rounds import base
 from tests.integration.test_training import losses

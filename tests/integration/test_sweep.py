@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import read_json, read_records
-from dpo_dist.records import Generation
+from dpo_dist.storage.artifacts import read_json, read_records
+from dpo_dist.storage.records import Generation
 from dpo_dist.training.reference import ReferenceLogProbs
 from tests.conftest import ROOT
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import wandb
 
-from dpo_dist.artifacts import PhaseDirectory, read_json
 from dpo_dist.config import Config, Tracking, Wandb
+from dpo_dist.config.runfile import load_config
 from dpo_dist.phases import report
-from dpo_dist.runfile import load_config
+from dpo_dist.storage.artifacts import PhaseDirectory, read_json
 from tests.conftest import ROOT
 from tests.unit.reporting.test_report import make_run
 from tests.wandb_file import history, read_records

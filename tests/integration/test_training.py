@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpo_dist.artifacts import directory_digest
+from dpo_dist.storage.artifacts import directory_digest
 from tests.conftest import REAL_PREFERENCES, ROOT
 
 STEPS = 6

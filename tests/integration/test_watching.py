@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.watching.run import WatchedRun
+from dpo_dist.tools.watch.run import WatchedRun
 from tests.conftest import ROOT
 
 PROMPTS = 20

@@ -26,7 +26,7 @@ from dpo_dist.evaluation.significance import detectable_effect, holm, sign_test
 from dpo_dist.evaluation.statistics import bootstrap_mean, mean_of
 from dpo_dist.evaluation.win_rate import WinRate, win_rate
 from dpo_dist.intervals import Estimate, wilson
-from dpo_dist.records import Verdict
+from dpo_dist.storage.records import Verdict
 
 SIMULATIONS = 1_000
 PROMPTS = 100

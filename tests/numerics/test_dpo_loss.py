@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dpo_dist.data.chat import completion_ids, load_tokenizer
-from dpo_dist.records import Message
+from dpo_dist.storage.records import Message
 from tests.conftest import ROOT
 
 BETA = 0.1

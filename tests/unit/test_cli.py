@@ -11,9 +11,9 @@ import pytest
 
 from dpo_dist import cli
 from dpo_dist.cli import COMMANDS, main
-from dpo_dist.commands import TOOLS
-from dpo_dist.console import INNER
 from dpo_dist.errors import INTERRUPTED, PREEMPTED, Preempted
+from dpo_dist.system.console import INNER
+from dpo_dist.tools import TOOLS
 from tests.conftest import ROOT
 
 

@@ -1,8 +1,8 @@
 import pytest
 
 from dpo_dist.config import Train
+from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError
-from dpo_dist.runfile import load_config
 
 RUN = {"model": {"base": "m"}, "preferences": {"source": "path", "path": "p.jsonl"}}
 

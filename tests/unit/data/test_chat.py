@@ -15,7 +15,7 @@ from dpo_dist.data.chat import (
     until_end,
 )
 from dpo_dist.errors import ModelError
-from dpo_dist.records import Message
+from dpo_dist.storage.records import Message
 from tests.tiny import make_tokenizer
 
 PROMPT = (Message(role="user", content="hi 🙂 <|im_end|> שלום"),)

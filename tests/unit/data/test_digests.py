@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import directory_digest
 from dpo_dist.data import digests
 from dpo_dist.data.digests import weights_digest
+from dpo_dist.storage.artifacts import directory_digest
 
 
 @pytest.fixture

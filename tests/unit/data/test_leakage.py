@@ -11,7 +11,7 @@ import pytest
 from dpo_dist.config import DataSource
 from dpo_dist.data.leakage import overlaps
 from dpo_dist.data.prompts import read_prompts
-from dpo_dist.records import Message
+from dpo_dist.storage.records import Message
 from tests.conftest import ROOT
 
 FRESH = count()

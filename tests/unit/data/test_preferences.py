@@ -11,7 +11,7 @@ from dpo_dist.data.preferences import (
     write_pairs,
 )
 from dpo_dist.errors import DataError
-from dpo_dist.records import Message, PreferencePair, Prompt
+from dpo_dist.storage.records import Message, PreferencePair, Prompt
 from tests.conftest import REAL_PREFERENCES
 
 

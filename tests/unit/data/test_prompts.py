@@ -11,7 +11,7 @@ from dpo_dist.data.prompts import (
 )
 from dpo_dist.data.rows import write_parquet
 from dpo_dist.errors import DataError
-from dpo_dist.records import Message, Prompt
+from dpo_dist.storage.records import Message, Prompt
 
 
 def test_texts_and_conversations_are_read(tmp_path: Path, write_jsonl) -> None:

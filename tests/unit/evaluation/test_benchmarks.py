@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpo_dist.artifacts import phase_directory, write_json
 from dpo_dist.cli import main
+from dpo_dist.config.runfile import load_config
 from dpo_dist.evaluation.benchmarks import BenchmarkResult, benchmark_rows, read_results
 from dpo_dist.phases.benchmarks import ask_benchmarks
-from dpo_dist.runfile import load_config
+from dpo_dist.storage.artifacts import phase_directory, write_json
 from tests.conftest import ROOT
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None

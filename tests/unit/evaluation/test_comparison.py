@@ -7,7 +7,7 @@ from scipy import stats
 
 from dpo_dist.evaluation.comparison import HEADLINE, Points, summarise
 from dpo_dist.metrics import Metric
-from dpo_dist.records import Score, Verdict
+from dpo_dist.storage.records import Score, Verdict
 
 ARMS = ["base", "sft", "dpo"]
 GREEDY = [{"temperature": 0.0, "top_p": 1.0}]

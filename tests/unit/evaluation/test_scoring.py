@@ -8,7 +8,7 @@ from dpo_dist.config import Metric as MetricConfig
 from dpo_dist.evaluation.comparison import summarise
 from dpo_dist.evaluation.scoring import score_answers
 from dpo_dist.metrics import Answer, Metric, build_metrics
-from dpo_dist.records import Generation, Message, Prompt
+from dpo_dist.storage.records import Generation, Message, Prompt
 
 SECTION: TypeAdapter[MetricConfig] = TypeAdapter(MetricConfig)
 ARMS = ("sft", "dpo")

@@ -2,7 +2,7 @@ import pytest
 
 from dpo_dist.evaluation.length_control import LengthControlled, length_controlled
 from dpo_dist.evaluation.win_rate import WinRate, win_rate
-from dpo_dist.records import Verdict
+from dpo_dist.storage.records import Verdict
 
 
 def verdicts(**outcomes: int) -> list[Verdict]:

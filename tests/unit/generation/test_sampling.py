@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import Journal
 from dpo_dist.config import Sampling
 from dpo_dist.errors import EngineFailed
 from dpo_dist.generation import sampling
 from dpo_dist.generation.engine import Completion, Request
-from dpo_dist.records import Generation
+from dpo_dist.storage.artifacts import Journal
+from dpo_dist.storage.records import Generation
 
 REQUESTS = [Request(str(n), (1,), Sampling(temperature=1), 4) for n in range(8)]
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import Journal
 from dpo_dist.config import Sampling, VllmServer
-from dpo_dist.console import scrub
 from dpo_dist.errors import ConfigError, EngineFailed, ModelError
 from dpo_dist.generation import dispatch
 from dpo_dist.generation.engine import Completion, Request
 from dpo_dist.generation.sampling import answer_all
 from dpo_dist.generation.vllm_server import VllmServers
-from dpo_dist.records import Generation
+from dpo_dist.storage.artifacts import Journal
+from dpo_dist.storage.records import Generation
+from dpo_dist.system.console import scrub
 from tests.vllm_server import END, Fault, Server, numbers, serve
 
 SLOTS = (Sampling(temperature=0.7), Sampling(temperature=1.2, top_p=0.9, top_k=40, min_p=0.05))

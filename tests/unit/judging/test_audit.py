@@ -9,7 +9,7 @@ import pytest
 
 from dpo_dist.judging.audit import Share, audit
 from dpo_dist.judging.panel import Contest, comparisons, reconcile
-from dpo_dist.records import Message, Prompt
+from dpo_dist.storage.records import Message, Prompt
 from tests.unit.judging.test_panel import Planted
 
 

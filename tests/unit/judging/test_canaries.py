@@ -21,7 +21,7 @@ from dpo_dist.judging.canaries import (
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.panel import comparisons
 from dpo_dist.judging.planted import Decision, PlantedJudge, always, obeys, prefers_length
-from dpo_dist.records import BallotOutcome, Message, PreferencePair, Prompt
+from dpo_dist.storage.records import BallotOutcome, Message, PreferencePair, Prompt
 
 
 def rows(

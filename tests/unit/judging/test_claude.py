@@ -11,7 +11,7 @@ import pytest
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.errors import ConfigError, JudgeFailed
 from dpo_dist.judging.claude import ClaudeJudge
-from dpo_dist.records import Ballot
+from dpo_dist.storage.records import Ballot
 from tests.anthropic_server import KEY, Fault, Server, serve
 from tests.contracts.test_judges import asked, comparison
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from dpo_dist.artifacts import Journal
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.errors import ConfigError, JudgeFailed
 from dpo_dist.judging import claude_batches
@@ -18,7 +17,8 @@ from dpo_dist.judging.batch_record import BatchRecord, read_batches
 from dpo_dist.judging.claude_batches import ClaudeBatchJudge
 from dpo_dist.judging.panel import Judged, judge_all
 from dpo_dist.judging.spend import Ledger, open_ledger
-from dpo_dist.records import Ballot
+from dpo_dist.storage.artifacts import Journal
+from dpo_dist.storage.records import Ballot
 from tests.anthropic_server import KEY, Fault, Server, serve
 from tests.contracts.test_judges import asked, comparison
 from tests.unit.judging.test_panel import contests

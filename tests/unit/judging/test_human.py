@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import Journal
 from dpo_dist.config import HumanJudge as HumanConfig
 from dpo_dist.errors import DataError, JudgeFailed
 from dpo_dist.judging.human import HumanJudge, spread
 from dpo_dist.judging.panel import Contest, Judged, comparisons, judge_all
 from dpo_dist.judging.sheet import COLUMNS, harmless, row_key
 from dpo_dist.judging.spend import Ledger
-from dpo_dist.records import Ballot
+from dpo_dist.storage.artifacts import Journal
+from dpo_dist.storage.records import Ballot
 from tests.contracts.test_judges import comparison, fill_in, prefers_good
 from tests.unit.judging.test_panel import contests, contests_of
 

@@ -13,7 +13,7 @@ from dpo_dist.errors import DataError
 from dpo_dist.judging.audit import length_band
 from dpo_dist.judging.labels import Label, balanced, best_vs_worst, fitting_smoothing, labels_of
 from dpo_dist.judging.panel import Contest, Judged, comparisons, reconcile
-from dpo_dist.records import BallotOutcome, Message, Prompt
+from dpo_dist.storage.records import BallotOutcome, Message, Prompt
 from tests.unit.judging.test_panel import Planted
 
 SORRY = "I'm sorry, but I can't assist with that."

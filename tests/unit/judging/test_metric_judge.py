@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from dpo_dist.config import MetricJudge
 from dpo_dist.judging.judge import Comparison, build_judge
-from dpo_dist.records import Ballot, Message, Prompt
+from dpo_dist.storage.records import Ballot, Message, Prompt
 
 PROMPT = Prompt(
     id="p",

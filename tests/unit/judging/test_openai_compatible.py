@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.config import OpenAiJudge as OpenAiConfig
-from dpo_dist.console import scrub
 from dpo_dist.errors import ConfigError, JudgeFailed
 from dpo_dist.judging.openai_compatible import OpenAiJudge
 from dpo_dist.judging.spend import open_ledger
-from dpo_dist.records import Ballot
+from dpo_dist.storage.records import Ballot
+from dpo_dist.system.console import scrub
 from tests.anthropic_server import Fault
 from tests.contracts.test_judges import asked, comparison
 from tests.openai_server import KEY, MODEL, Server, serve

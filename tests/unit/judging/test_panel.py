@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import Journal, read_records
 from dpo_dist.errors import JudgeFailed, NotConfirmed
 from dpo_dist.judging.ballots import vote
 from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.panel import Contest, Judged, comparisons, judge_all, reconcile
 from dpo_dist.judging.spend import Ledger
-from dpo_dist.records import Ballot, BallotOutcome, Message, Prompt
+from dpo_dist.storage.artifacts import Journal, read_records
+from dpo_dist.storage.records import Ballot, BallotOutcome, Message, Prompt
 
 
 class Planted(Judge):

@@ -17,8 +17,8 @@ from dpo_dist.errors import ConfigError, JudgeFailed, ModelError
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.panel import comparisons
 from dpo_dist.judging.reward_model import RewardModelJudge
-from dpo_dist.records import Ballot
 from dpo_dist.runs.inputs import judge_files
+from dpo_dist.storage.records import Ballot
 from tests.contracts.test_judges import asked, comparison
 from tests.tiny import make_model, make_reward_model, make_tokenizer
 from tests.unit.judging.test_panel import contests

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import Journal
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.errors import ConfigError, JudgeFailed
 from dpo_dist.judging.claude import ClaudeJudge
 from dpo_dist.judging.panel import judge_all
 from dpo_dist.judging.spend import Ledger, Price, open_ledger, read_prices
-from dpo_dist.records import Ballot
+from dpo_dist.storage.artifacts import Journal
+from dpo_dist.storage.records import Ballot
 from tests.anthropic_server import KEY, Fault, Server, serve
 from tests.unit.judging.test_panel import contests
 

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from dpo_dist.config import Metric as MetricConfig
 from dpo_dist.errors import ConfigError, DataError
 from dpo_dist.metrics import build_metrics, check_references
-from dpo_dist.records import Message, Prompt
+from dpo_dist.storage.records import Message, Prompt
 from tests.conftest import ROOT
 
 SECTION: TypeAdapter[MetricConfig] = TypeAdapter(MetricConfig)

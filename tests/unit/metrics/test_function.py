@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import file_digest
 from dpo_dist.config import FunctionMetric
+from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError
 from dpo_dist.metrics import Answer, NotScored, attempt, build_metric
-from dpo_dist.records import Message, Prompt
-from dpo_dist.runfile import load_config
 from dpo_dist.runs.inputs import metric_files
+from dpo_dist.storage.artifacts import file_digest
+from dpo_dist.storage.records import Message, Prompt
 
 PROMPT = Prompt(id="p", messages=(Message(role="user", content="q"),), reference={"words": 2})
 CODE = """

@@ -6,7 +6,7 @@ import pytest
 from dpo_dist.config import FaithfulQuotesMetric, JsonSchemaMetric, LabelMatchMetric
 from dpo_dist.errors import ConfigError
 from dpo_dist.metrics import Answer, NotScored, build_metric
-from dpo_dist.records import Message, Prompt
+from dpo_dist.storage.records import Message, Prompt
 from tests.conftest import ROOT
 
 PROMPT = Prompt(

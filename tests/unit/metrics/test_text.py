@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from dpo_dist.config import Metric as MetricConfig
 from dpo_dist.metrics import Answer, NotScored, build_metric
 from dpo_dist.metrics.text import longest_common_subsequence
-from dpo_dist.records import Message, Prompt
+from dpo_dist.storage.records import Message, Prompt
 
 SECTION: TypeAdapter[MetricConfig] = TypeAdapter(MetricConfig)
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import phase_directory, read_records, write_records
 from dpo_dist.cli import main
 from dpo_dist.config import ClaudeJudge as ClaudeConfig
 from dpo_dist.config import Config
-from dpo_dist.console import YES
+from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import JudgeFailed, NotConfirmed
 from dpo_dist.judging import panel
 from dpo_dist.judging.claude_batches import ClaudeBatchJudge
@@ -22,8 +21,9 @@ from dpo_dist.judging.planted import Decision, PlantedJudge, always, obeys, pref
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.phases.judge import label
 from dpo_dist.phases.selftest import PROMPTS, write_candidates
-from dpo_dist.records import Ballot, BallotOutcome, Candidate, Message, Prompt
-from dpo_dist.runfile import load_config
+from dpo_dist.storage.artifacts import phase_directory, read_records, write_records
+from dpo_dist.storage.records import Ballot, BallotOutcome, Candidate, Message, Prompt
+from dpo_dist.system.console import YES
 from tests.anthropic_server import KEY, serve
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import read_records
 from dpo_dist.cli import main
-from dpo_dist.records import Generation, Score, Unscored
+from dpo_dist.storage.artifacts import read_records
+from dpo_dist.storage.records import Generation, Score, Unscored
 from tests.conftest import ROOT
 
 PROMPTS = 5

@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from dpo_dist.artifacts import phase_directory, write_records
 from dpo_dist.config import Config
 from dpo_dist.errors import DataError
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.phases import judge, sample
-from dpo_dist.records import BallotOutcome, Candidate, Message, Prompt
+from dpo_dist.storage.artifacts import phase_directory, write_records
+from dpo_dist.storage.records import BallotOutcome, Candidate, Message, Prompt
 from tests.unit.judging.test_panel import Planted
 
 LONG = "please explain how a bicycle stays upright while it is moving slowly"

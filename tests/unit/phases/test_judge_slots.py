@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from dpo_dist.artifacts import read_records
 from dpo_dist.errors import ConfigError, DataError, JudgeFailed
 from dpo_dist.intervals import wilson
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.phases import judge
-from dpo_dist.records import Ballot, BallotOutcome, Verdict
+from dpo_dist.storage.artifacts import read_records
+from dpo_dist.storage.records import Ballot, BallotOutcome, Verdict
 from tests.unit.judging.test_panel import Planted
 from tests.unit.phases.test_judge import LONG, Scripted, config, every_pair, run
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dpo_dist.artifacts import write_records
 from dpo_dist.phases.report import ranking_of_rounds
-from dpo_dist.records import Verdict
+from dpo_dist.storage.artifacts import write_records
+from dpo_dist.storage.records import Verdict
 
 
 def verdicts(a: str, b: str, wins: int, losses: int) -> list[Verdict]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from dpo_dist.artifacts import phase_directory, write_json, write_records
 from dpo_dist.config import Config
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.panel import Contest
@@ -16,8 +15,9 @@ from dpo_dist.judging.spend import Ledger
 from dpo_dist.phases.asking import ask
 from dpo_dist.phases.known_answers import known_answers
 from dpo_dist.phases.rounds import part_identity, round_prompts
-from dpo_dist.records import Generation, Message, Prompt
 from dpo_dist.runs.directories import phase_dir
+from dpo_dist.storage.artifacts import phase_directory, write_json, write_records
+from dpo_dist.storage.records import Generation, Message, Prompt
 from tests.unit.judging.test_panel import Planted
 from tests.unit.runs.test_directories import config
 

@@ -12,7 +12,7 @@ from dpo_dist.data.preferences import JUDGED_FILE
 from dpo_dist.judging import panel
 from dpo_dist.judging.panel import Judged
 from dpo_dist.phases import judge
-from dpo_dist.records import PreferencePair
+from dpo_dist.storage.records import PreferencePair
 from tests.conftest import ROOT
 from tests.unit.phases.test_canaries import swap
 

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 
 from dpo_dist.phases.token_rows import token_rows, write_token_rows
-from dpo_dist.records import Message, PreferencePair
+from dpo_dist.storage.records import Message, PreferencePair
 from tests.tiny import make_tokenizer
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import phase_directory
 from dpo_dist.config import Config
 from dpo_dist.errors import DataError, ModelError
+from dpo_dist.estimates.memory import ModelShape
 from dpo_dist.phases import train
 from dpo_dist.phases.train import _check_vocabulary
-from dpo_dist.planning.memory import ModelShape
-from dpo_dist.records import Prompt
+from dpo_dist.storage.artifacts import phase_directory
+from dpo_dist.storage.records import Prompt
 
 SHAPE = ModelShape(
     layers=2, hidden=32, heads=4, key_heads=2, head_dim=8, ffn=64, vocabulary=259, tied=True

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dpo_dist.config.runfile import load_config
 from dpo_dist.phases.verdicts import pairs_to_compare
-from dpo_dist.runfile import load_config
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import read_json, write_records
 from dpo_dist.config import Report
 from dpo_dist.intervals import wilson
-from dpo_dist.records import Score
 from dpo_dist.reporting.answers import Answers, Regression, guarded_rows, read_answers
 from dpo_dist.reporting.diff import MOST_WORDS, Part, word_difference
 from dpo_dist.reporting.evaluation import cut_off_shares, evaluation_figures
 from dpo_dist.reporting.gallery import MOST_CHARACTERS, bounded, chosen, gallery
 from dpo_dist.reporting.tables import Cell, pairwise_table
+from dpo_dist.storage.artifacts import read_json, write_records
+from dpo_dist.storage.records import Score
 from tests.report_run import write_run_directory
 
 PROMPTS = 24

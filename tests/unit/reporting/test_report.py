@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import write_json, write_records
 from dpo_dist.config import Report, Train
+from dpo_dist.config.runfile import load_config
 from dpo_dist.data.rows import write_parquet
-from dpo_dist.records import Generation, Message, Prompt, Score, Verdict
 from dpo_dist.reporting.build import build, funnel, summary
 from dpo_dist.reporting.plots import training_plots
 from dpo_dist.reporting.sentence import look_up
@@ -26,7 +25,8 @@ from dpo_dist.reporting.tables import (
 )
 from dpo_dist.reporting.text import visible
 from dpo_dist.reporting.training import alarms
-from dpo_dist.runfile import load_config
+from dpo_dist.storage.artifacts import write_json, write_records
+from dpo_dist.storage.records import Generation, Message, Prompt, Score, Verdict
 from tests.report_run import CONFIG, write_run_directory
 
 HOSTILE = (

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from dpo_dist.artifacts import write_json
+from dpo_dist.config.runfile import load_config
 from dpo_dist.reporting.build import build
 from dpo_dist.reporting.plots import KL_BY_ROUND, WIN_RATE, round_plots
 from dpo_dist.reporting.rounds import rounds_table
-from dpo_dist.runfile import load_config
+from dpo_dist.storage.artifacts import write_json
 from tests.unit.reporting.test_report import make_run
 
 FIRST: dict[str, Any] = {

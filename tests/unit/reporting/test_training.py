@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from dpo_dist.artifacts import write_json
 from dpo_dist.config import Train
 from dpo_dist.data.rows import write_parquet
 from dpo_dist.reporting.training import training_figures
+from dpo_dist.storage.artifacts import write_json
 
 LINES: list[dict[str, Any]] = [
     {"step": 0, "eval_rewards/margins": 0.0},

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from dpo_dist.config import Full, Lora, Sft, Train
-from dpo_dist.planning.fit import Workload, measure
-from dpo_dist.planning.hardware import find_cluster, preset_shape
-from dpo_dist.planning.scaling import Setting
-from dpo_dist.planning.throughput import Pair
+from dpo_dist.estimates.fit import Workload, measure
+from dpo_dist.estimates.hardware import find_cluster, preset_shape
+from dpo_dist.estimates.scaling import Setting
+from dpo_dist.estimates.throughput import Pair
 from dpo_dist.runs.resources import planned_bytes, strategy
 from tests.conftest import ROOT
 

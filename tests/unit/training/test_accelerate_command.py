@@ -9,7 +9,7 @@ import yaml
 
 from dpo_dist.config import Train
 from dpo_dist.errors import ConfigError
-from dpo_dist.ranks import Nodes
+from dpo_dist.system.ranks import Nodes
 from dpo_dist.training.accelerate_command import (
     check_address,
     check_launch,

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError, NodeLost, PhaseFailed, Preempted
 from dpo_dist.phases import on_nodes
-from dpo_dist.ranks import Nodes
-from dpo_dist.runfile import load_config
+from dpo_dist.system.ranks import Nodes
 from dpo_dist.training import nodes as module
 from dpo_dist.training.follow import follow
 from dpo_dist.training.nodes import Leader, Meeting, leading, meeting_folder

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.artifacts import write_json
 from dpo_dist.config import Train
 from dpo_dist.errors import Preempted
+from dpo_dist.storage.artifacts import write_json
 from dpo_dist.training import reference_pass
 from dpo_dist.training.job import OUTCOME, STOP, InitialReference, TrainingJob
 from dpo_dist.training.reference_pass import compute_reference, reference_job

@@ -1,0 +1,1 @@
+"""Files that survive crashes: journals, manifests, locks; and the records in them."""

@@ -1,0 +1,1 @@
+"""The machine and its processes: GPUs, memory, ranks, child processes, the console."""

@@ -1,0 +1,1 @@
+"""`dpo-dist compare`: finished runs side by side."""

@@ -1,0 +1,88 @@
+"""Whether the installed packages are those that were tried together, and fit this machine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from dpo_dist.system.machine import gpus
+from dpo_dist.tools.doctor.findings import Finding, State
+
+# What drags a CUDA build of itself beside a CPU build of torch, and breaks importing models then.
+_TRAPS = ("torchvision", "torchaudio", "torchcodec")
+_DRIVER_OF_CUDA = {13: 580, 12: 525}  # the oldest driver's first number, by CUDA's
+# https://docs.nvidia.com/deploy/cuda-compatibility
+
+
+def versions() -> Iterator[tuple[str, Finding]]:
+    """One finding for every package whose version pyproject.toml fixes."""
+    for requirement in metadata.requires("dpo_dist") or []:
+        match = re.match(r"([\w.-]+)==([\w.]+)\s*(;.*)?$", requirement)
+        if match is None:
+            continue
+        name, wanted, condition = match.groups()
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            if condition is None:
+                advice = f"pip install {name}=={wanted}"
+                yield name, Finding("failed", "is not installed", advice)
+            continue
+        if found.partition("+")[0] == wanted:
+            yield name, Finding("ok", found)
+        else:
+            # An extra's package may be here for other reasons.
+            state: State = "failed" if condition is None else "warning"
+            yield (
+                name,
+                Finding(state, f"{found}; tested with {wanted}", f"pip install {name}=={wanted}"),
+            )
+
+
+def companions() -> Iterator[tuple[str, Finding]]:
+    """torchvision and its like: unneeded, and where they do not fit torch, harmful."""
+    for name in _TRAPS:
+        if find_spec(name) is None:
+            continue
+        done = subprocess.run(
+            [sys.executable, "-c", f"import {name}"], capture_output=True, text=True, check=False
+        )
+        if done.returncode == 0:
+            yield name, Finding("ok", f"{metadata.version(name)}, compatible with torch")
+            continue
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        advice = f"dpo_dist does not need it: pip uninstall {name}"
+        yield name, Finding("failed", f"is not compatible with torch ({last})", advice)
+
+
+def torch_build() -> Finding:
+    """Whether torch's build fits the driver, read from its files: importing it takes seconds."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return Finding("failed", "torch is not installed")
+    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    match = re.search(r"^cuda\b.*= '([\d.]+)'", text, re.MULTILINE)
+    devices = gpus()
+    return judge_build(match[1] if match else None, devices[0].driver if devices else None)
+
+
+def judge_build(cuda: str | None, driver: str | None) -> Finding:
+    """The finding for a CUDA version that torch was built for, and the driver's version."""
+    if driver is None:
+        return Finding("ok", f"{f'CUDA {cuda}' if cuda else 'CPU'} build, no GPU on this machine")
+    if cuda is None:
+        return Finding(
+            "failed",
+            f"CPU build on a machine with GPUs (driver {driver})",
+            "Install requirements/cuda.lock",
+        )
+    oldest = _DRIVER_OF_CUDA.get(int(cuda.partition(".")[0]), 0)
+    if int(driver.partition(".")[0]) < oldest:
+        advice = f"Use driver series {oldest} or later"
+        return Finding("failed", f"CUDA {cuda} with driver {driver}", advice)
+    return Finding("ok", f"CUDA {cuda}, driver {driver}")

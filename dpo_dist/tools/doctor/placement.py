@@ -1,0 +1,115 @@
+"""Whether a training fits what it is started on, and the variables that say how its processes reach
+each other."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+
+from dpo_dist.config import Optimization
+from dpo_dist.errors import UserError
+from dpo_dist.system.console import counted
+from dpo_dist.system.machine import Gpu
+from dpo_dist.system.ranks import Nodes
+from dpo_dist.tools.doctor.findings import Finding
+from dpo_dist.training.accelerate_command import check_launch
+from dpo_dist.training.job import (
+    accumulation_steps,
+    launch_shape,
+    machines,
+    num_processes,
+    read_accelerate_config,
+)
+
+# Each turns the fast way off; all of them are for finding faults.
+_SLOW = ("NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE", "NCCL_IB_DISABLE")
+_SLURM = (
+    "SLURM_JOB_ID",
+    "SLURM_NNODES",
+    "SLURM_NTASKS",
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_GPUS_ON_NODE",
+)
+
+
+def training(section: Optimization, gpus: Sequence[Gpu]) -> Finding:
+    """A training's accelerate configuration, on a machine with these GPUs."""
+    path = section.accelerate_config
+    try:
+        count = machines(path)
+        # Of several machines this is one: what the others are is not known here.
+        check_launch(section, Nodes(count, 0, "this", 1, "doctor") if count > 1 else None)
+        steps = accumulation_steps(section, num_processes(path))
+    except UserError as error:
+        return Finding("failed", str(error))
+    here = num_processes(path) // count
+    processes = counted(here, "process", "processes")
+    batches = counted(steps, "micro-batch", "micro-batches")
+    if problem := _without_a_place(section, here, len(gpus)):
+        advice = "Name another configuration, or let `dpo-dist launch local` choose"
+        return Finding("failed", f"{path}: {problem}", advice)
+    return Finding("ok", f"{path}: {processes} here, {batches} per step")
+
+
+def _without_a_place(section: Optimization, here: int, gpus: int) -> str | None:
+    """Why the processes of this machine cannot train on what it has."""
+    path = section.accelerate_config
+    values = read_accelerate_config(path)
+    _, stage = launch_shape(path)
+    if values.get("use_cpu"):
+        return "use_cpu: true silently turns DeepSpeed off" if stage else None
+    processes = counted(here, "process", "processes")
+    if gpus:
+        return f"{processes} for {counted(gpus, 'GPU')}" if here > gpus else None
+    if values.get("mixed_precision") == "bf16" and (stage or here > 1):
+        return f"{processes} in bfloat16{f' under ZeRO-{stage}' if stage else ''}, and no GPU"
+    return None
+
+
+def network_variables() -> Finding:
+    """How NCCL and gloo were told to reach other processes. None of these holds a secret."""
+    found = {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith("NCCL_") or name == "GLOO_SOCKET_IFNAME"
+    }
+    text = ", ".join(f"{name}={value}" for name, value in found.items()) or "none"
+    interfaces = [name for _, name in socket.if_nameindex()]
+    if (own := found.get("GLOO_SOCKET_IFNAME")) and own not in interfaces:
+        advice = f"Set it to one of {', '.join(interfaces)}, or unset it"
+        return Finding("failed", f"{text}: this machine has no interface {own}", advice)
+    wanted = found.get("NCCL_SOCKET_IFNAME", "")
+    if wanted and not any(_admits(wanted, name) for name in interfaces):
+        advice = f"Set it to one of {', '.join(interfaces)}, or unset it"
+        return Finding("failed", f"{text}: this machine has no interface {wanted}", advice)
+    if slow := [name for name in _SLOW if found.get(name) not in (None, "", "0")]:
+        return Finding("warning", f"{text}: slow", f"Unset {', '.join(slow)}")
+    return Finding("ok", text)
+
+
+def _admits(wanted: str, interface: str) -> bool:
+    """NCCL's way to name interfaces: the beginnings of names; after `=` whole names; after `^`
+    those that are not meant."""
+    names = wanted.lstrip("^=").split(",")
+    if wanted.startswith("^"):
+        return not any(interface.startswith(name) for name in names)
+    if wanted.startswith("="):
+        return interface in names
+    return any(interface.startswith(name) for name in names)
+
+
+def slurm() -> Finding:
+    """What a surrounding SLURM job gives to this process."""
+    found = {name: os.environ[name] for name in _SLURM if name in os.environ}
+    if not found:
+        return Finding("ok", "no job")
+    text = ", ".join(f"{name}={value}" for name, value in found.items())
+    if int(found.get("SLURM_NTASKS", 1)) > int(found.get("SLURM_NNODES", 1)):
+        advice = "dpo-dist starts a node's processes itself: --ntasks-per-node=1"
+        return Finding("warning", f"{text}: several tasks on a node", advice)
+    own, there = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    if own < min(there, 2):
+        advice = "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK before srun"
+        return Finding("warning", f"{text}: bound to {own} of {there} processors", advice)
+    return Finding("ok", text)

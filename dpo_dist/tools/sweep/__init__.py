@@ -1,0 +1,1 @@
+"""`dpo-dist sweep`: one training and evaluation for every combination of settings."""

@@ -1,0 +1,114 @@
+"""What is seen of a run: redrawn in place on a terminal, lines with the news elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TextIO
+
+from dpo_dist.reporting.text import visible
+from dpo_dist.tools.watch.progress import duration
+from dpo_dist.tools.watch.run import State, Step, WatchedRun
+
+LOOK_SECONDS = 2.0
+LINES_SECONDS = 15.0  # between two reports without news where there is no terminal
+
+
+def watch(run: WatchedRun, *, once: bool = False, screen: TextIO | None = None) -> None:
+    """Show the run until it is complete or the user has seen enough; `once`, just as it is now."""
+    screen = screen or sys.stdout
+    in_place = screen.isatty() and not once
+    drawn, written = 0, float("-inf")
+    states: list[State] = []
+    with suppress(KeyboardInterrupt):
+        while True:
+            steps = run.look()
+            lines = [visible(line).replace("\n", " ") for line in describe(run, steps)]
+            now = [step.state for step in steps]
+            if in_place:
+                drawn = _redraw(screen, lines, drawn)
+            elif now != states or time.monotonic() - written >= LINES_SECONDS:
+                screen.write("\n".join(lines) + "\n")
+                screen.flush()
+                states, written = now, time.monotonic()
+            if once or (steps and set(now) == {"done"}):
+                return
+            time.sleep(LOOK_SECONDS)
+
+
+def describe(run: WatchedRun, steps: Sequence[Step]) -> list[str]:
+    """The run in lines of text."""
+    lines = [f"{run.root.name}  {run.root}  {time.strftime('%H:%M:%S')}"]
+    if all(step.state == "waiting" for step in steps):
+        lines.append("  no phase has started")
+    width = max((len(step.name) for step in steps), default=0)
+    for step in steps:
+        first, *more = _about(step)
+        lines.append(f"  {step.name:<{width}}  {first}")
+        lines += [f"  {'':<{width}}  {line}" for line in more]
+    return lines
+
+
+def _about(step: Step) -> list[str]:
+    progress = step.progress
+    if step.state == "waiting":
+        return ["-"]
+    if step.manifest is not None:
+        return [_outcome(step), *progress.figures, *(f"! {alarm}" for alarm in progress.alarms)]
+    state, by = "running", "by"
+    if step.state == "quiet":
+        state, by = f"no sign of work for {duration(step.quiet_seconds)}", "last by"
+    return [
+        f"{state}: {_measure(step)}",
+        *progress.figures,
+        *(f"! {alarm}" for alarm in progress.alarms),
+        *([f"{by} {step.holder}"] if step.holder else []),
+    ]
+
+
+def _outcome(step: Step) -> str:
+    """What a complete phase's manifest says."""
+    assert step.manifest is not None
+    counts = step.manifest.get("counts", {})
+    words = [f"done in {duration(float(step.manifest.get('wall_seconds', 0)))}"]
+    if step.name != "report" and "kept" in counts:
+        words.append(f"{counts['kept']} of {counts.get('in')} kept")
+    spend = step.manifest.get("spend") or {}
+    if spend.get("usd") is not None:
+        words.append(f"${spend['usd']:.2f}")
+    return ", ".join(words)
+
+
+def _measure(step: Step) -> str:
+    progress = step.progress
+    if not progress.unit:
+        return "no figures"
+    if progress.total is None:
+        return f"{progress.done} {progress.unit}"
+    of = "of at most" if progress.at_most else "of"
+    share = 100 * progress.done / progress.total
+    words = [f"{progress.done} {of} {progress.total} {progress.unit} ({share:.0f} %)"]
+    if step.rate and step.state == "running":
+        unit, rate = ("second", step.rate) if step.rate >= 1 else ("minute", 60 * step.rate)
+        words.append(f"{rate:.3g} per {unit}" + (" on average" if step.average else ""))
+        if step.seconds_left is not None:
+            words.append(f"{duration(step.seconds_left)} remaining")
+    return ", ".join(words)
+
+
+def _redraw(screen: TextIO, lines: Sequence[str], before: int) -> int:
+    """Put the lines where the last ones stood, and return how many there are.
+
+    Each is cut to the terminal's width: one that wraps would not be found again. Of more than fit,
+    the first is kept and the last ones: what is at work stands below what is done.
+    """
+    size = shutil.get_terminal_size()
+    below = min(len(lines) - 1, size.lines - 2)
+    shown = [line[: size.columns - 1] for line in (lines[0], *lines[len(lines) - below :])]
+    up = f"\x1b[{before}F" if before else ""
+    screen.write(up + "\x1b[J" + "\n".join(shown) + "\n")
+    screen.flush()
+    return len(shown)

@@ -1,0 +1,97 @@
+"""Which ways to train fit, which is recommended, and what is said where none does."""
+
+from __future__ import annotations
+
+import pytest
+
+from dpo_dist.config import Full, Lora
+from dpo_dist.errors import ConfigError
+from dpo_dist.estimates.fit import (
+    Workload,
+    check_shares,
+    measure,
+    next_cheaper,
+    nodes_that_fit,
+    recommended,
+    strategies,
+    ways_to_train,
+)
+from dpo_dist.estimates.hardware import find_cluster, preset_shape
+from dpo_dist.estimates.memory import activation_bytes
+from dpo_dist.estimates.scaling import Setting
+from dpo_dist.estimates.throughput import Pair
+
+LLAMA = preset_shape("Llama-3.1-8B")
+BOX = find_cluster("8xH100-80G")
+
+
+def work(method, batch: int = 128, second_model: int = 0) -> Workload:
+    longest = Pair(120, 1928, 1928)
+    return Workload(LLAMA, method, Pair(120, 288, 288), longest, batch, second_model)
+
+
+def test_the_longest_pair_tells_the_memory() -> None:
+    fit = measure(work(Full()), BOX, Setting("zero3", 2, 8, "full"))
+    tokens = 2 * (119 + 2 * 1928)
+    # The layers' inputs, 2h a token, and one whole layer: 20h + 4h/4 + 8f + 4a + 8, and 6h once.
+    layer = 20 * 4096 + 4096 + 8 * 14336 + 4 * 32 + 8
+    assert fit.parts["activations"] == tokens * (31 * 2 * 4096 + layer + 6 * 4096)
+    assert fit.parts["activations"] == activation_bytes(
+        LLAMA, Full(), tokens=tokens, bf16=True, checkpointing="full"
+    )
+    assert fit.total == sum(fit.parts.values())
+    assert fit.fits == (fit.total <= BOX.gpu.usable)
+
+
+def test_all_weights_of_8_b_fit_eight_h100_from_stage_2_on() -> None:
+    fits = {way.setting.strategy: way.fits for way in ways_to_train(work(Full()), BOX)}
+    assert fits == {
+        "ddp": False,
+        "zero1": True,
+        "zero2": True,
+        "zero3": True,
+        "zero3_offload": True,
+    }
+    with_kl = ways_to_train(work(Full(), second_model=LLAMA.parameters), BOX)
+    assert not next(way for way in with_kl if way.setting.strategy == "zero1").fits
+
+
+def test_the_fastest_is_recommended_and_of_the_equally_fast_the_simplest() -> None:
+    assert recommended(ways_to_train(work(Lora()), BOX)).setting.strategy == "ddp"
+    ways = ways_to_train(work(Full()), BOX)
+    chosen = recommended(ways)
+    fitting = [way for way in ways if way.fits]
+    assert chosen.step.seconds <= 1.02 * min(way.step.seconds for way in fitting)
+    for way in fitting[: fitting.index(chosen)]:
+        assert way.step.seconds > 1.02 * min(w.step.seconds for w in fitting)
+    cheaper = next_cheaper(ways, chosen)
+    assert cheaper.total < chosen.total
+
+
+def test_zero3_never_checkpoints_selectively_since_the_trainer_refuses_it() -> None:
+    for gpus in ("8xH100-80G", "8xA100-40G", "8xL40S-48G"):
+        for way in ways_to_train(work(Lora()), find_cluster(gpus)):
+            if way.setting.strategy.startswith("zero3"):
+                assert way.setting.checkpointing != "selective"
+
+
+def test_one_gpu_has_its_own_ways() -> None:
+    assert strategies(find_cluster("L4-24G")) == ("single_gpu", "zero3_offload")
+
+
+def test_where_nothing_fits_the_nodes_that_would_are_told() -> None:
+    small = find_cluster("2xL4-24G")
+    big = Workload(
+        preset_shape("Llama-3.1-8B"), Full(), Pair(120, 288, 288), Pair(120, 60000, 60000), 128
+    )
+    assert recommended(ways_to_train(big, small)) is None
+    assert nodes_that_fit(big, small) is None  # one pair's activations are too large by themselves
+    assert nodes_that_fit(work(Full()), find_cluster("8xA100-40G")) == 1
+
+
+def test_a_batch_that_cannot_be_shared_comes_with_ones_that_can() -> None:
+    check_shares(128, 16)
+    with pytest.raises(ConfigError, match="take 126 or 132, or 4 of the GPUs"):
+        check_shares(128, 6)
+    with pytest.raises(ConfigError, match="take 16, or 8 of the GPUs"):
+        check_shares(8, 16)

@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dpo_dist.config import Full, Lora
+from dpo_dist.estimates.hardware import preset_shape
+from dpo_dist.estimates.memory import ModelShape, activation_bytes, head_bytes
+
+# SmolLM2-135M, from its model card's configuration.
+SMOLLM2 = ModelShape(
+    layers=30, hidden=576, heads=9, key_heads=3, head_dim=64, ffn=1536, vocabulary=49152, tied=True
+)
+LLAMA = preset_shape("Llama-3.1-8B")
+
+
+def test_parameters_are_counted_as_the_model_counts_them(tiny_model: Path) -> None:
+    assert SMOLLM2.parameters == 134_515_008
+    shape = ModelShape.of(AutoConfig.from_pretrained(tiny_model))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert shape.parameters == model.num_parameters()
+
+
+def test_lora_parameters_are_peft_s(tiny_model: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_model),
+        LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    shape = ModelShape.of(AutoConfig.from_pretrained(tiny_model))
+    assert shape.lora_parameters(4) == model.get_nb_trainable_parameters()[0]
+
+
+def test_activations_follow_the_formula() -> None:
+    """20h + 4h*kv/a + 8f + 4a + 8 bytes a token and layer, and 6h once, in bfloat16."""
+    layer = 20 * 576 + 4 * 576 * 3 / 9 + 8 * 1536 + 4 * 9 + 8
+    lora = 2 * 16 * 7  # the low-rank activations of seven modules
+    expected = 4000 * (30 * (layer + lora) + 6 * 576)
+    found = activation_bytes(SMOLLM2, Lora(), tokens=4000, bf16=True, checkpointing="none")
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_head_works_in_a_tile_and_keeps_the_gradient_of_trained_weights() -> None:
+    tile, hidden = 2 * 4096 * 32768, 6 * 5000 * 4096
+    assert head_bytes(LLAMA, Lora(), 5000) == tile + hidden
+    assert head_bytes(LLAMA, Full(), 5000) == tile + hidden + 4 * 128256 * 4096
+    assert head_bytes(LLAMA, Lora(), 100) == 2 * 100 * 32768 + 6 * 100 * 4096
+    assert head_bytes(LLAMA, Lora(), 100, bf16=False) == 4 * 100 * 32768 + 8 * 100 * 4096
+
+
+def test_on_a_cpu_the_tiles_are_those_of_128_rows() -> None:
+    tiles, hidden = 128 * 49152 * (4 + 4 + 2), 2 * 3000 * 576 * 2
+    assert head_bytes(SMOLLM2, Lora(), 3000, on_cpu=True) == tiles + hidden
+    own, by_logit = 4 * 49152 * 576, 2 * 1024 * 49152
+    assert head_bytes(SMOLLM2, Full(), 3000, on_cpu=True) == tiles + hidden + own + by_logit
