@@ -33,7 +33,7 @@ from typing import Any
 import yaml
 
 from benchmarks.figures import option_parser, publish
-from dpo_dist.config import ClaudeJudge as ClaudeConfig
+from dpo_dist.config import ClaudeConfig
 from dpo_dist.config.runfile import load_config
 from dpo_dist.judging.judge import BALLOTS, Comparison, build_judge
 from dpo_dist.judging.panel import Contest, judge_all

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from benchmarks.figures import option_parser, publish
-from dpo_dist.config import Metric as MetricConfig
+from dpo_dist.config import MetricConfig
 from dpo_dist.evaluation.scoring import score_answers
 from dpo_dist.metrics import build_metrics
 from dpo_dist.storage.records import Generation, Message, Prompt

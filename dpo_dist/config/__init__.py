@@ -12,10 +12,10 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from dpo_dist.config.base import DataSource, Section, required
-from dpo_dist.config.evaluation import Benchmarks, Evaluate, JudgeScore, Report
+from dpo_dist.config.evaluation import Benchmarks, Evaluate, JudgeScore, ReportSection
 from dpo_dist.config.generation import (
     VLLM_LORA_RANKS,
-    Engine,
+    EngineConfig,
     HfEngine,
     Sample,
     Sampling,
@@ -27,14 +27,14 @@ from dpo_dist.config.judging import (
     BALANCE_OF_TWO,
     Canaries,
     CanaryKind,
-    ClaudeJudge,
-    HumanJudge,
-    Judge,
-    JudgeKind,
-    MetricJudge,
-    OpenAiJudge,
-    RewardModelJudge,
-    ScorerKind,
+    ClaudeConfig,
+    HumanConfig,
+    JudgeConfig,
+    JudgeSection,
+    MetricJudgeConfig,
+    OpenAiConfig,
+    RewardModelConfig,
+    ScorerConfig,
 )
 from dpo_dist.config.metrics import (
     Better,
@@ -45,7 +45,7 @@ from dpo_dist.config.metrics import (
     JsonSchemaMetric,
     LabelMatchMetric,
     LengthMetric,
-    Metric,
+    MetricConfig,
     RefusalRateMetric,
     RegexMetric,
     RepetitionMetric,
@@ -79,46 +79,46 @@ __all__ = [
     "Canaries",
     "CanaryKind",
     "Checkpointing",
-    "ClaudeJudge",
+    "ClaudeConfig",
     "Config",
     "DataSource",
     "DistinctMetric",
-    "Engine",
+    "EngineConfig",
     "Evaluate",
     "ExactMatchMetric",
     "FaithfulQuotesMetric",
     "Full",
     "FunctionMetric",
     "HfEngine",
-    "HumanJudge",
+    "HumanConfig",
     "JsonSchemaMetric",
-    "Judge",
-    "JudgeKind",
+    "JudgeConfig",
     "JudgeScore",
+    "JudgeSection",
     "JudgedPreferences",
     "KlMonitor",
     "LabelMatchMetric",
     "LengthMetric",
     "Lora",
     "Method",
-    "Metric",
-    "MetricJudge",
+    "MetricConfig",
+    "MetricJudgeConfig",
     "Model",
-    "OpenAiJudge",
+    "OpenAiConfig",
     "Optimization",
     "PathPreferences",
     "Preferences",
     "RefusalRateMetric",
     "RegexMetric",
     "RepetitionMetric",
-    "Report",
-    "RewardModelJudge",
+    "ReportSection",
+    "RewardModelConfig",
     "RougeLMetric",
     "Rounds",
-    "Run",
+    "RunSection",
     "Sample",
     "Sampling",
-    "ScorerKind",
+    "ScorerConfig",
     "Section",
     "Sft",
     "Slot",
@@ -133,7 +133,7 @@ __all__ = [
 ]
 
 
-class Run(Section):
+class RunSection(Section):
     """Where the work goes. Phases write to `<output_dir>/<name>/<phase>/`.
 
     `point` names a point of a sweep, which `dpo-dist sweep` sets: its training and its evaluation
@@ -175,16 +175,16 @@ class Tracking(Section):
 class Config(Section):
     """A run file. Sections of phases that are not run may be absent."""
 
-    run: Run
+    run: RunSection
     model: Model
     sft: Sft | None = None
     sample: Sample | None = None
-    judge: Judge | None = None
+    judge: JudgeSection | None = None
     preferences: Preferences = JudgedPreferences()
     train: Train | None = None
     rounds: Rounds | None = None
     evaluate: Evaluate | None = None
-    report: Report = Report()
+    report: ReportSection = ReportSection()
     tracking: Tracking = Tracking()
     _round: int = PrivateAttr(0)
 
@@ -252,7 +252,7 @@ class Config(Section):
         return config
 
     @property
-    def evaluation_engine(self) -> Engine:
+    def evaluation_engine(self) -> EngineConfig:
         """What answers the held-out prompts: the evaluation's own engine, or the sampling's."""
         if self.evaluate is not None and self.evaluate.engine is not None:
             return self.evaluate.engine
@@ -260,7 +260,7 @@ class Config(Section):
         return self.sample.engine
 
     @property
-    def engines(self) -> tuple[Engine, ...]:
+    def engines(self) -> tuple[EngineConfig, ...]:
         """What answers prompts in the phases that are run."""
         judged = self.preferences.source == "judged"
         sampling = (self.sample.engine,) if self.sample is not None and judged else ()
@@ -268,10 +268,10 @@ class Config(Section):
         return tuple(dict.fromkeys((*sampling, *evaluation)))
 
     @property
-    def judges(self) -> tuple[JudgeKind, ...]:
+    def judges(self) -> tuple[JudgeConfig, ...]:
         """Everything that judges in the phases that are run: labels, comparisons of the
         evaluation, scores of single answers."""
-        found: list[JudgeKind] = []
+        found: list[JudgeConfig] = []
         if self.judge is not None and self.preferences.source == "judged":
             found.append(self.judge.judge)
         if self.evaluate is not None:
@@ -285,9 +285,9 @@ class Config(Section):
         lie on the Hub; a server of one's own may want no key."""
         found = {keys.HUB}
         for judge in self.judges:
-            if isinstance(judge, ClaudeJudge):
+            if isinstance(judge, ClaudeConfig):
                 found.add(keys.ANTHROPIC)
-            elif isinstance(judge, OpenAiJudge):
+            elif isinstance(judge, OpenAiConfig):
                 found.add(judge.api_key_variable)
         for engine in self.engines:
             if isinstance(engine, VllmServer) and engine.api_key_variable is not None:

@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from dpo_dist.config.base import DataSource, Section
-from dpo_dist.config.generation import Engine, Sampling
-from dpo_dist.config.judging import JudgeKind, ScorerKind
-from dpo_dist.config.metrics import Metric
+from dpo_dist.config.generation import EngineConfig, Sampling
+from dpo_dist.config.judging import JudgeConfig, ScorerConfig
+from dpo_dist.config.metrics import MetricConfig
 
 
 class JudgeScore(Section):
@@ -18,7 +18,7 @@ class JudgeScore(Section):
     that `judge` names: a rubric about one answer, not about two."""
 
     label: str = "Judge score (1-5)"
-    judge: ScorerKind
+    judge: ScorerConfig
 
 
 class Benchmarks(Section):
@@ -45,12 +45,12 @@ class Evaluate(Section):
     """
 
     prompts: DataSource
-    engine: Engine | None = None  # sample.engine when absent
+    engine: EngineConfig | None = None  # sample.engine when absent
     arms: tuple[Literal["base", "sft", "dpo"], ...] = Field(("base", "sft", "dpo"), min_length=1)
     decodings: tuple[Sampling, ...] = Field((Sampling(temperature=0.0),), min_length=1)
     max_new_tokens: PositiveInt = 160
-    metrics: tuple[Metric, ...] = Field(min_length=1)
-    judge: JudgeKind | None = None
+    metrics: tuple[MetricConfig, ...] = Field(min_length=1)
+    judge: JudgeConfig | None = None
     pairwise: Literal["all", "headline"] = "all"
     judge_scores: tuple[JudgeScore, ...] = ()
     benchmarks: Benchmarks | None = None
@@ -74,7 +74,7 @@ class Evaluate(Section):
         return self
 
 
-class Report(Section):
+class ReportSection(Section):
     """The report phase. The page shows the answers to `samples` prompts, evenly spread, and to
     the `regressions` that are worst."""
 

@@ -89,14 +89,14 @@ class VllmServer(Section):
         return roots
 
 
-Engine = Annotated[VllmEngine | VllmServer | HfEngine, Field(discriminator="type")]
+EngineConfig = Annotated[VllmEngine | VllmServer | HfEngine, Field(discriminator="type")]
 
 
 class Sample(Section):
     """The sample phase: every slot answers every prompt."""
 
     prompts: DataSource
-    engine: Engine
+    engine: EngineConfig
     slots: tuple[Slot, ...] = (Slot(temperature=0.7), Slot(temperature=1.2))
     max_new_tokens: PositiveInt = 160
 

@@ -8,35 +8,35 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from dpo_dist.config.base import Section
-from dpo_dist.config.metrics import Metric, why_no_judge
+from dpo_dist.config.metrics import MetricConfig, why_no_judge
 from dpo_dist.system import keys
 
 
-class MetricJudge(Section):
+class MetricJudgeConfig(Section):
     """Prefers the candidate with the better sum of weighted metrics; equal sums are a tie.
 
     A metric that is better when lower is subtracted.
     """
 
     type: Literal["metric"]
-    metrics: tuple[Metric, ...] = Field(min_length=1)
+    metrics: tuple[MetricConfig, ...] = Field(min_length=1)
     weights: tuple[PositiveFloat, ...] = ()
 
     @model_validator(mode="after")
-    def _a_weight_each(self) -> MetricJudge:
+    def _a_weight_each(self) -> MetricJudgeConfig:
         if self.weights and len(self.weights) != len(self.metrics):
             raise ValueError(f"{len(self.weights)} weights for {len(self.metrics)} metrics")
         return self
 
     @model_validator(mode="after")
-    def _metrics_that_can_judge(self) -> MetricJudge:
+    def _metrics_that_can_judge(self) -> MetricJudgeConfig:
         for metric in self.metrics:
             if reason := why_no_judge(metric):
                 raise ValueError(f"the metric {metric.type} {reason}")
         return self
 
 
-class ClaudeJudge(Section):
+class ClaudeConfig(Section):
     """Claude; the key comes from ANTHROPIC_API_KEY.
 
     `transport` is the Messages API (online) or Message Batches (batch: half the price, done
@@ -57,7 +57,7 @@ class ClaudeJudge(Section):
     max_hours: PositiveFloat | None = None
 
 
-class OpenAiJudge(Section):
+class OpenAiConfig(Section):
     """Any server of OpenAI's chat completions with structured output, such as `vllm serve`.
 
     `base_url` ends with /v1 as a rule. The key comes from the variable `api_key_variable`; a
@@ -76,7 +76,7 @@ class OpenAiJudge(Section):
     api_key_variable: str = keys.OPENAI
 
 
-class RewardModelJudge(Section):
+class RewardModelConfig(Section):
     """A sequence classifier with one label, in this process; `model` is a path or Hub id.
 
     It scores a conversation with its answer; scores no further apart than `tie_margin` are a tie.
@@ -92,16 +92,16 @@ class RewardModelJudge(Section):
     trust_remote_code: bool = False
 
 
-class HumanJudge(Section):
+class HumanConfig(Section):
     """People, who fill in a sheet (CSV) that is written where `sheet` says."""
 
     type: Literal["human"]
     sheet: Path
 
 
-ScorerKind = Annotated[ClaudeJudge | OpenAiJudge, Field(discriminator="type")]
-JudgeKind = Annotated[
-    MetricJudge | ClaudeJudge | OpenAiJudge | RewardModelJudge | HumanJudge,
+ScorerConfig = Annotated[ClaudeConfig | OpenAiConfig, Field(discriminator="type")]
+JudgeConfig = Annotated[
+    MetricJudgeConfig | ClaudeConfig | OpenAiConfig | RewardModelConfig | HumanConfig,
     Field(discriminator="type"),
 ]
 
@@ -125,10 +125,10 @@ class Canaries(Section):
     accept: tuple[CanaryKind, ...] = ()
 
 
-class Judge(Section):
+class JudgeSection(Section):
     """The judge phase. There is no default judge: the run file names it."""
 
-    judge: JudgeKind
+    judge: JudgeConfig
     both_orders: bool = True
     # the share of the contests that is asked about once more, to measure the judge's own noise
     repeat: float = Field(0.0, ge=0, le=1)

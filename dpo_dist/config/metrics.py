@@ -182,7 +182,7 @@ class FunctionMetric(MetricSection):
         return path
 
 
-Metric = Annotated[
+MetricConfig = Annotated[
     JsonSchemaMetric
     | LabelMatchMetric
     | FaithfulQuotesMetric
@@ -199,7 +199,7 @@ Metric = Annotated[
 ]
 
 
-def why_no_judge(metric: Metric) -> str | None:
+def why_no_judge(metric: MetricConfig) -> str | None:
     """Why a metric cannot tell which of two texts is better, or None."""
     if isinstance(metric, StopRateMetric) or (
         isinstance(metric, LengthMetric) and metric.unit == "tokens"

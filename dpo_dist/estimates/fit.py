@@ -10,7 +10,7 @@ from dpo_dist.config import Checkpointing, Method
 from dpo_dist.errors import ConfigError
 from dpo_dist.estimates.hardware import Cluster
 from dpo_dist.estimates.memory import ModelShape
-from dpo_dist.estimates.scaling import Setting, Step, accumulations, training_step
+from dpo_dist.estimates.scaling import Setting, StepTime, accumulations, training_step
 from dpo_dist.estimates.sharding import ZERO_STAGE, Strategy, planned_peak
 from dpo_dist.estimates.throughput import TRAINING_UTILIZATION, Pair
 from dpo_dist.system.console import counted
@@ -45,7 +45,7 @@ class Fit:
     setting: Setting
     parts: dict[str, int]
     fits: bool
-    step: Step
+    step: StepTime
 
     @property
     def total(self) -> int:

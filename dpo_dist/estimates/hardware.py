@@ -23,7 +23,7 @@ RUNTIME_BYTES = 2 * GIB
 _GPUS = re.compile(r"(?:(?P<count>\d+)x)?(?P<name>[A-Za-z].*)", re.ASCII)
 
 
-class Gpu(BaseModel):
+class GpuSpec(BaseModel):
     """A GPU as gpus.toml has it, in its units; the properties are in bytes and seconds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,7 +72,7 @@ class Cluster:
     one direction, for all of its GPUs together."""
 
     name: str
-    gpu: Gpu
+    gpu: GpuSpec
     per_node: int
     nodes: int = 1
     network: float = 400e9 / 8
@@ -88,9 +88,9 @@ class Cluster:
         return f"{boxes}{self.per_node} x {self.name}"
 
 
-def read_gpus() -> dict[str, Gpu]:
+def read_gpus() -> dict[str, GpuSpec]:
     """The catalogue, by name."""
-    return {name: Gpu(**values) for name, values in _table("gpus.toml")["gpus"].items()}
+    return {name: GpuSpec(**values) for name, values in _table("gpus.toml")["gpus"].items()}
 
 
 def find_cluster(gpus: str, *, nodes: int = 1, network_gbits: float = 400) -> Cluster:

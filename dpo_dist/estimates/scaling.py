@@ -55,7 +55,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepTime:
     """Seconds of a step and of its arithmetic alone; bytes that come to each GPU."""
 
     seconds: float
@@ -96,7 +96,7 @@ def training_step(
     setting: Setting,
     *,
     utilization: float = TRAINING_UTILIZATION,
-) -> Step:
+) -> StepTime:
     """A step on pairs of this mean size; `utilization` is the share of the peak that arithmetic
     reaches while nothing holds it up."""
     trained = trained_parameters(shape, method)
@@ -110,20 +110,20 @@ def training_step(
         seconds = _two_streams(micro * times, cluster, _ahead(shape), offload=offload)
         if offload:
             seconds += _offload_seconds(trained, cluster)
-        return Step(seconds, arithmetic, once * times * share)
+        return StepTime(seconds, arithmetic, once * times * share)
     if stage == 2:
         volume = times * 2.0 * trained + 2 * trained
         layers = shape.layers + 1
         reducing = layers * collective_seconds(2.0 * trained / layers, cluster)
         waiting = times * reducing + collective_seconds(2.0 * trained, cluster)
-        return Step(arithmetic + waiting, arithmetic, volume * share)
+        return StepTime(arithmetic + waiting, arithmetic, volume * share)
     reducing = 2 * collective_seconds(4.0 * trained, cluster)
     if stage == 1:
         gathering = collective_seconds(2.0 * trained, cluster)
-        return Step(arithmetic + reducing + gathering, arithmetic, 10.0 * trained * share)
+        return StepTime(arithmetic + reducing + gathering, arithmetic, 10.0 * trained * share)
     backward = sum(work.seconds for work in micro[len(micro) // 2 :])
     exposed = max(0.0, reducing - backward) if setting.strategy == "ddp" else 0.0
-    return Step(arithmetic + exposed, arithmetic, 8.0 * trained * share)
+    return StepTime(arithmetic + exposed, arithmetic, 8.0 * trained * share)
 
 
 def _micro_batch(

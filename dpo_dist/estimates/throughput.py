@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dpo_dist.config import Checkpointing, Lora, Method
-from dpo_dist.estimates.hardware import RUNTIME_BYTES, Gpu
+from dpo_dist.estimates.hardware import RUNTIME_BYTES, GpuSpec
 from dpo_dist.estimates.memory import ModelShape, trained_parameters
 
 # Where nothing was measured. The share of a GPU's peak that training's arithmetic reaches, what
@@ -96,7 +96,7 @@ def kv_bytes(shape: ModelShape) -> int:
 
 
 def concurrent_answers(
-    shape: ModelShape, gpu: Gpu, context: float, *, memory_share: float = 0.9, split: int = 1
+    shape: ModelShape, gpu: GpuSpec, context: float, *, memory_share: float = 0.9, split: int = 1
 ) -> float:
     """How many sequences of `context` tokens the KV cache holds beside the weights, on `split`
     GPUs that share one model. At most 0: the weights do not fit."""
@@ -105,7 +105,7 @@ def concurrent_answers(
 
 
 def decoding_rate(
-    shape: ModelShape, gpu: Gpu, context: float, concurrent: float, *, split: int = 1
+    shape: ModelShape, gpu: GpuSpec, context: float, concurrent: float, *, split: int = 1
 ) -> float:
     """Tokens per second that `split` GPUs write together, `concurrent` sequences at a time of
     `context` tokens in the mean: the slower of reading weights and cache once a step, and of the
@@ -117,7 +117,7 @@ def decoding_rate(
     return concurrent / max(reading, computing / PREFILL_UTILIZATION, ENGINE_STEP)
 
 
-def prefill_seconds(shape: ModelShape, gpu: Gpu, tokens: float) -> float:
+def prefill_seconds(shape: ModelShape, gpu: GpuSpec, tokens: float) -> float:
     """GPU seconds to read prompts of `tokens` in all."""
     return 2.0 * shape.body_parameters * tokens / (gpu.flops * PREFILL_UTILIZATION)
 

@@ -29,7 +29,7 @@ BLOCK = 1000  # resamples at a time, for the memory's sake
 
 
 @dataclass(frozen=True)
-class Figure:
+class LabelStatistic:
     """A figure of a table of labels. An `ordinal` one leaves out answers that have no place in the
     order; for the others they are wrong."""
 
@@ -64,8 +64,10 @@ def quadratic_weighted_kappa(table: Table) -> Table:
         return np.asarray(1 - observed / expected)
 
 
-MACRO_F1 = Figure("macro_f1", "macro-F1", "share", macro_f1, ordinal=False)
-KAPPA = Figure("kappa", "quadratic-weighted kappa", "kappa", quadratic_weighted_kappa, ordinal=True)
+MACRO_F1 = LabelStatistic("macro_f1", "macro-F1", "share", macro_f1, ordinal=False)
+KAPPA = LabelStatistic(
+    "kappa", "quadratic-weighted kappa", "kappa", quadratic_weighted_kappa, ordinal=True
+)
 
 
 def label_rows(
@@ -78,7 +80,7 @@ def label_rows(
         return []
     given = {arm: labelled.given.get((accuracy["decoding"], arm), {}) for arm in accuracy["arms"]}
 
-    def row(figure: Figure) -> dict[str, Any]:
+    def row(figure: LabelStatistic) -> dict[str, Any]:
         def estimate(*arms: str) -> dict[str, Any]:
             columns = [given[arm] for arm in arms]
             return asdict(bootstrap_labels(figure, classes, labelled.gold, columns, seed))
@@ -103,7 +105,7 @@ def label_rows(
 
 
 def bootstrap_labels(
-    figure: Figure,
+    figure: LabelStatistic,
     classes: Sequence[Hashable],
     gold: Mapping[str, Hashable],
     columns: Sequence[Given],

@@ -14,7 +14,7 @@ _STEPS = 50
 
 
 @dataclass(frozen=True)
-class Fit:
+class LogisticFit:
     """Maximum-likelihood coefficients (k,), their clustered covariance (k, k), and the degrees of
     freedom of Student's distribution that their intervals take."""
 
@@ -35,7 +35,7 @@ class Fit:
         return centre, centre - half, centre + half
 
 
-def fit(x: Floats, y: Floats, clusters: NDArray[np.int64]) -> Fit | None:
+def fit(x: Floats, y: Floats, clusters: NDArray[np.int64]) -> LogisticFit | None:
     """Fit E[y] = expit(x @ coefficients) for responses from 0 to 1, by Newton's method.
 
     x: (rows, k), y: (rows,), clusters: (rows,), numbers from 0 on; rows of one cluster may be
@@ -66,4 +66,4 @@ def fit(x: Floats, y: Floats, clusters: NDArray[np.int64]) -> Fit | None:
     np.add.at(scores, clusters, x * (y - mean)[:, None])
     bread = np.linalg.inv(information)
     correction = groups / (groups - 1) * (rows - 1) / (rows - k)
-    return Fit(coefficients, correction * bread @ (scores.T @ scores) @ bread, groups - k)
+    return LogisticFit(coefficients, correction * bread @ (scores.T @ scores) @ bread, groups - k)

@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dpo_dist.config import VLLM_LORA_RANKS, HfEngine, Sampling, VllmEngine, VllmServer
-from dpo_dist.config import Engine as EngineConfig
+from dpo_dist.config import (
+    VLLM_LORA_RANKS,
+    EngineConfig,
+    HfEngine,
+    Sampling,
+    VllmEngine,
+    VllmServer,
+)
 from dpo_dist.errors import ModelError
 from dpo_dist.storage.records import FinishReason
 from dpo_dist.system import ranks

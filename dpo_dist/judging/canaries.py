@@ -43,7 +43,7 @@ class Canary:
 
 
 @dataclass(frozen=True)
-class Mark:
+class CanaryResult:
     """How the `n` canaries of a kind went. `failed` are the ids of those that did not pass;
     `not_compared` of them have a ballot without a comparison (a refusal, say)."""
 
@@ -93,7 +93,7 @@ def own_canaries(path: Path) -> list[Canary]:
     return canaries
 
 
-def marks(canaries: Sequence[Canary], votes: Iterable[Vote]) -> list[Mark]:
+def marks(canaries: Sequence[Canary], votes: Iterable[Vote]) -> list[CanaryResult]:
     """A mark per kind. A canary passes when all its ballots, of both orders, are right.
 
     The ballots are read here, not their verdict: nobody is to be examined by what is examined.
@@ -107,12 +107,14 @@ def marks(canaries: Sequence[Canary], votes: Iterable[Vote]) -> list[Mark]:
     return [_mark(kind, ids, of_prompt) for kind, ids in kinds.items()]
 
 
-def _mark(kind: CanaryKind, ids: Sequence[str], of_prompt: Mapping[str, Sequence[Vote]]) -> Mark:
+def _mark(
+    kind: CanaryKind, ids: Sequence[str], of_prompt: Mapping[str, Sequence[Vote]]
+) -> CanaryResult:
     right = _PASSES.get(kind, (RIGHT,))
     silent = [i for i in ids if not all(vote.compares for vote in of_prompt[i])]
     wrong = [i for i in ids if not all(vote.preferred in right for vote in of_prompt[i])]
     failed = tuple(i for i in ids if i in silent or i in wrong)
-    return Mark(kind, len(ids), failed, len(silent))
+    return CanaryResult(kind, len(ids), failed, len(silent))
 
 
 def _wrong(

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.config import ClaudeJudge as ClaudeConfig
+from dpo_dist.config import ClaudeConfig
 from dpo_dist.judging.batch_record import BatchRecord, read_batches
 from dpo_dist.judging.batch_service import BatchService
 from dpo_dist.judging.claude_messages import Claude, Exchange

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dpo_dist.config import ClaudeJudge as ClaudeConfig
+from dpo_dist.config import ClaudeConfig
 from dpo_dist.errors import ConfigError
 from dpo_dist.judging.dialogue import Dialogue
 from dpo_dist.judging.judge import Comparison, Judge, rules_digest

@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dpo_dist.config import HumanJudge as HumanConfig
+from dpo_dist.config import HumanConfig
 from dpo_dist.errors import DataError, JudgeFailed
 from dpo_dist.judging.judge import Comparison, Judge
-from dpo_dist.judging.sheet import Row, append_to_sheet, read_sheet, row_key
+from dpo_dist.judging.sheet import SheetRow, append_to_sheet, read_sheet, row_key
 from dpo_dist.storage.artifacts import read_records
 from dpo_dist.storage.records import Ballot, BallotOutcome
 from dpo_dist.system.console import counted
@@ -69,7 +69,7 @@ class HumanJudge(Judge):
         return {row_key(b.key): b for b in ballots if b.judge == self.identity}
 
     def _ballots(
-        self, row: Row, asked: Mapping[str, Comparison], read: Mapping[str, Ballot]
+        self, row: SheetRow, asked: Mapping[str, Comparison], read: Mapping[str, Ballot]
     ) -> Iterator[Ballot]:
         """The ballot of an answered row, if it is a new one."""
         outcome = OUTCOMES[row.choice]

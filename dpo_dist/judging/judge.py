@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_dist.config import ClaudeJudge as ClaudeConfig
-from dpo_dist.config import HumanJudge as HumanConfig
-from dpo_dist.config import JudgeKind, ScorerKind
-from dpo_dist.config import MetricJudge as MetricConfig
-from dpo_dist.config import OpenAiJudge as OpenAiConfig
-from dpo_dist.config import RewardModelJudge as RewardModelConfig
+from dpo_dist.config import (
+    ClaudeConfig,
+    HumanConfig,
+    JudgeConfig,
+    MetricJudgeConfig,
+    OpenAiConfig,
+    RewardModelConfig,
+    ScorerConfig,
+)
 from dpo_dist.metrics import build_metrics
 from dpo_dist.storage.records import Ballot, BallotOutcome, Prompt
 
@@ -105,14 +108,14 @@ class Judge(ABC):
         )
 
 
-def build_scorer(config: ScorerKind, folder: Path) -> Judge:
+def build_scorer(config: ScorerConfig, folder: Path) -> Judge:
     """A language model that scores single answers (`alone`) instead of comparing two."""
     from dpo_dist.judging.rubric import SCORE
 
     return _language_model(config, folder, SCORE)
 
 
-def _language_model(config: ScorerKind, folder: Path, form: Form) -> Judge:
+def _language_model(config: ScorerConfig, folder: Path, form: Form) -> Judge:
     match config:
         case ClaudeConfig():
             if config.transport == "batch":
@@ -128,11 +131,11 @@ def _language_model(config: ScorerKind, folder: Path, form: Form) -> Judge:
             return OpenAiJudge(config, form)
 
 
-def build_judge(config: JudgeKind, folder: Path) -> Judge:
+def build_judge(config: JudgeConfig, folder: Path) -> Judge:
     """The judge that the run file names. `folder` is the phase's, for what a judge has to keep
     between an interrupted run and the next. Raises `ConfigError` for what it lacks."""
     match config:
-        case MetricConfig():
+        case MetricJudgeConfig():
             from dpo_dist.judging.metric_judge import MetricJudge
 
             metrics = build_metrics(config.metrics)

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpo_dist.config import Judge as JudgeSection
+from dpo_dist.config import JudgeSection
 from dpo_dist.data.hygiene import looks_like_refusal
 from dpo_dist.errors import DataError
 from dpo_dist.judging.audit import length_band

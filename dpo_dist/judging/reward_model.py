@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dpo_dist.config import RewardModelJudge as RewardModelConfig
+from dpo_dist.config import RewardModelConfig
 from dpo_dist.data.chat import conversation_ids, load_tokenizer
 from dpo_dist.data.models import check_model, model_identity
 from dpo_dist.errors import ConfigError, JudgeFailed, ModelError

@@ -20,7 +20,7 @@ CHARACTERS_A_TOKEN = 3.5
 VERDICT_TOKENS = 400
 
 
-class Verdict(BaseModel):
+class VerdictReply(BaseModel):
     """The judge's answer about two answers, held to the same schema on our side."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -29,7 +29,7 @@ class Verdict(BaseModel):
     verdict: Literal["first", "second", "tie"]
 
 
-class Score(BaseModel):
+class ScoreReply(BaseModel):
     """The judge's answer about one answer."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -45,7 +45,7 @@ class Form:
 
     task: str
     verdicts: tuple[str | int, ...]
-    answer: type[Verdict] | type[Score]
+    answer: type[VerdictReply] | type[ScoreReply]
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Form:
         data: dict[str, Any] = {
             "conversation": [message.model_dump() for message in comparison.prompt.messages],
         }
-        if self.answer is Score:
+        if self.answer is ScoreReply:
             data["answer"] = comparison.first_text
         else:
             data["answer_first"] = comparison.first_text
@@ -89,12 +89,12 @@ _FENCED = (
 COMPARE = Form(
     "Compare the two answers to the conversation by the rubric.",
     ("first", "second", "tie"),
-    Verdict,
+    VerdictReply,
 )
 SCORE = Form(
     "Score the answer to the conversation by the rubric, from 1 (worst) to 5 (best).",
     (1, 2, 3, 4, 5),
-    Score,
+    ScoreReply,
 )
 
 

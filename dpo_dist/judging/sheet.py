@@ -26,7 +26,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Row:
+class SheetRow:
     """A row that came back. `choice` is one of `CHOICES`, or empty: not answered yet."""
 
     key: str
@@ -36,13 +36,13 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class Sheet:
     """A sheet's text as it is, how it is to be gone on with, and its rows."""
 
     text: str = ""
     columns: tuple[str, ...] = COLUMNS
     delimiter: str = ","
-    rows: tuple[Row, ...] = ()
+    rows: tuple[SheetRow, ...] = ()
 
 
 def row_key(key: str) -> str:
@@ -50,7 +50,7 @@ def row_key(key: str) -> str:
     return "".join(chr(ord("a") + int(digit, 16)) for digit in key[:12])
 
 
-def read_sheet(path: Path) -> Table:
+def read_sheet(path: Path) -> Sheet:
     """The sheet as it stands, an empty one where there is none.
 
     Raises `DataError` naming file and line for a sheet that is no CSV in UTF-8, lacks a column,
@@ -59,7 +59,7 @@ def read_sheet(path: Path) -> Table:
     try:
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
-        return Table()
+        return Sheet()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -71,7 +71,7 @@ def read_sheet(path: Path) -> Table:
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     reader = csv.reader(io.StringIO(text.removeprefix(_BOM), newline=""), delimiter=delimiter)
     columns: tuple[str, ...] = ()
-    rows: dict[str, Row] = {}
+    rows: dict[str, SheetRow] = {}
     line = 1
     try:
         for cells in reader:
@@ -90,10 +90,10 @@ def read_sheet(path: Path) -> Table:
         raise DataError(f"{path}:{line}: not CSV: {error}") from None
     if not columns:
         raise DataError(f"{path}: the sheet is empty; move it away to get a new one")
-    return Table(text, columns, delimiter, tuple(rows.values()))
+    return Sheet(text, columns, delimiter, tuple(rows.values()))
 
 
-def append_to_sheet(path: Path, table: Table, rows: Sequence[tuple[str, Comparison]]) -> None:
+def append_to_sheet(path: Path, table: Sheet, rows: Sequence[tuple[str, Comparison]]) -> None:
     """Write the table's text, as it is, and a row behind it for each (row key, comparison)."""
     new = io.StringIO(newline="")
     writer = csv.DictWriter(
@@ -135,8 +135,8 @@ def _header(path: Path, cells: Sequence[str]) -> tuple[str, ...]:
     return columns
 
 
-def _row(where: str, line: int, cells: dict[str, str]) -> Row:
+def _row(where: str, line: int, cells: dict[str, str]) -> SheetRow:
     choice = cells.get("choice", "").strip().casefold()
     if choice and choice not in CHOICES:
         raise DataError(f"{where}: the choice `{choice}` is not one of {', '.join(CHOICES)}")
-    return Row(cells.get("key", "").strip(), choice, cells.get("comment", "").strip(), line)
+    return SheetRow(cells.get("key", "").strip(), choice, cells.get("comment", "").strip(), line)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError
 
-from dpo_dist.config import ClaudeJudge, JudgeKind
+from dpo_dist.config import ClaudeConfig, JudgeConfig
 from dpo_dist.errors import ConfigError
 from dpo_dist.system.console import counted
 
@@ -159,9 +159,9 @@ class Ledger:
         return {"usd": self.usd, "prices_as_of": self._as_of, "usage": dict(self._usage)}
 
 
-def open_ledger(config: JudgeKind) -> Ledger:
+def open_ledger(config: JudgeConfig) -> Ledger:
     """The ledger of a judge. Raises `ConfigError` for a limit that could not be kept."""
-    if not isinstance(config, ClaudeJudge):
+    if not isinstance(config, ClaudeConfig):
         return Ledger()
     table = read_prices(config.prices)
     price = table.models.get(config.model)

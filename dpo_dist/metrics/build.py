@@ -14,13 +14,13 @@ from dpo_dist.config import (
     JsonSchemaMetric,
     LabelMatchMetric,
     LengthMetric,
+    MetricConfig,
     RefusalRateMetric,
     RegexMetric,
     RepetitionMetric,
     RougeLMetric,
     StopRateMetric,
 )
-from dpo_dist.config import Metric as MetricConfig
 from dpo_dist.errors import ConfigError
 from dpo_dist.metrics import structured, text
 from dpo_dist.metrics.function import user_function

@@ -9,7 +9,7 @@ from typing import Any
 from dpo_dist.config import Canaries, Config
 from dpo_dist.errors import JudgeFailed
 from dpo_dist.intervals import wilson
-from dpo_dist.judging.canaries import DRAWN, LABELS, Canary, Mark, marks
+from dpo_dist.judging.canaries import DRAWN, LABELS, Canary, CanaryResult, marks
 from dpo_dist.judging.judge import Judge
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.phases.asking import ask
@@ -53,7 +53,7 @@ def examine(
     return card
 
 
-def _row(mark: Mark, settings: Canaries) -> dict[str, Any]:
+def _row(mark: CanaryResult, settings: Canaries) -> dict[str, Any]:
     if _enough(mark.passed, mark.n, settings):
         status = "passed"
     else:

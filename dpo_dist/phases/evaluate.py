@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from dpo_dist.config import Config, Engine, Evaluate, MetricJudge, required
+from dpo_dist.config import Config, EngineConfig, Evaluate, MetricJudgeConfig, required
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import check_disjoint, read_prompts
 from dpo_dist.data.rows import iterate_rows, source_identity
@@ -44,7 +44,7 @@ def inputs(config: Config) -> dict[str, Any]:
     }
 
 
-def engine(config: Config) -> Engine:
+def engine(config: Config) -> EngineConfig:
     """What answers."""
     return config.evaluation_engine
 
@@ -129,7 +129,7 @@ def _checked(evaluate: Evaluate, prompts: list[Prompt]) -> list[Metric]:
     """The metrics, once all that scores can be sure of what it needs: generating is dear."""
     metrics = build_metrics(evaluate.metrics)
     check_references(metrics, prompts)
-    if isinstance(evaluate.judge, MetricJudge):
+    if isinstance(evaluate.judge, MetricJudgeConfig):
         check_references(build_metrics(evaluate.judge.metrics), prompts)
     if evaluate.benchmarks is not None:
         check_tasks(evaluate.benchmarks)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_dist.config import Config, Engine, Sample, Slot, required
+from dpo_dist.config import Config, EngineConfig, Sample, Slot, required
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import disjoint
 from dpo_dist.data.rows import source_identity
@@ -50,7 +50,7 @@ def inputs(config: Config) -> dict[str, Any]:
     }
 
 
-def engine(config: Config) -> Engine:
+def engine(config: Config) -> EngineConfig:
     """What answers."""
     return required(config.sample).engine
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_dist.config import Engine, HfEngine, VllmEngine
+from dpo_dist.config import EngineConfig, HfEngine, VllmEngine
 from dpo_dist.errors import ConfigError, PhaseFailed, Preempted, UserError
 from dpo_dist.storage.tails import Watched, last_lines
 from dpo_dist.system.console import INNER, counted, progress, say, warn
@@ -36,7 +36,7 @@ class Place:
     cores: frozenset[int] = frozenset()
 
 
-def places(engine: Engine) -> list[Place]:
+def places(engine: EngineConfig) -> list[Place]:
     """One for each worker; a single one where the phase's own process does the work.
 
     Raises `ConfigError` where the GPUs do not suffice.

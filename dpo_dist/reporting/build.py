@@ -39,7 +39,7 @@ PHASES = ("sft", "sample", "judge", "train", "evaluate")
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportContents:
     """What the report shows: its figures (the content of report.json), plots as (title, SVG), and
     the answers side by side."""
 
@@ -57,7 +57,7 @@ def build(
     rounds: Sequence[Path] = (),
     ranking: Mapping[str, Any] | None = None,
     shared: Path | None = None,
-) -> Report:
+) -> ReportContents:
     """Read the phases' directories under `root` and write the report's files to `out`.
 
     With `rounds`, their directories in order, the phases of the last one are the run's, and each
@@ -70,7 +70,7 @@ def build(
     metrics = read_metrics(last / "train" / "metrics.jsonl")
     figures = _figures(config, root, rounds, scores, answers, metrics, shared)
     figures["ranking"] = ranking or scores["ranking"]
-    report = Report(
+    report = ReportContents(
         figures,
         training_plots(metrics, config.train.kl.budget if config.train else None),
         round_plots(figures["rounds"]),

@@ -19,7 +19,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Difference:
+class WordDiff:
     """Two texts in parts, and why nothing is marked where nothing is."""
 
     before: tuple[Part, ...]
@@ -27,24 +27,24 @@ class Difference:
     note: str = ""
 
 
-def word_difference(before: str, after: str) -> Difference:
+def word_diff(before: str, after: str) -> WordDiff:
     """The words that only one of two texts has at that place; white space does not count."""
     whole = (Part(before),), (Part(after),)
     if before == after:
-        return Difference(*whole, "same answer as SFT")
+        return WordDiff(*whole, "same answer as SFT")
     old, new = re.findall(r"\s*\S+|\s+$", before), re.findall(r"\s*\S+|\s+$", after)
     if max(len(old), len(new)) > MOST_WORDS:
-        return Difference(*whole, f"more than {MOST_WORDS:,} words: differences not marked")
+        return WordDiff(*whole, f"more than {MOST_WORDS:,} words: differences not marked")
     old_words, new_words = ([word.strip() for word in text] for text in (old, new))
     matcher = SequenceMatcher(None, old_words, new_words, autojunk=False)
     if matcher.ratio() < ALIKE:
-        return Difference(*whole, "little in common with SFT: differences not marked")
+        return WordDiff(*whole, "little in common with SFT: differences not marked")
     left: list[Part] = []
     right: list[Part] = []
     for kind, i, j, k, m in matcher.get_opcodes():
         left += _parts("".join(old[i:j]), kind != "equal")
         right += _parts("".join(new[k:m]), kind != "equal")
-    return Difference(tuple(left), tuple(right))
+    return WordDiff(tuple(left), tuple(right))
 
 
 def _parts(text: str, changed: bool) -> list[Part]:

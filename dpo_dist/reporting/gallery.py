@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dpo_dist.config import Report as ReportSection
+from dpo_dist.config import ReportSection
 from dpo_dist.reporting.answers import ARMS, Answers, Regression
-from dpo_dist.reporting.diff import Part, word_difference
+from dpo_dist.reporting.diff import Part, word_diff
 from dpo_dist.reporting.text import visible
 from dpo_dist.storage.artifacts import read_records
 from dpo_dist.storage.records import Generation, Prompt, Score, Verdict
@@ -31,7 +31,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Answer:
+class GalleryAnswer:
     """An arm's answer; `note` says why its differences from SFT's are not marked."""
 
     arm: str
@@ -42,7 +42,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Sample:
+class GalleryEntry:
     """A prompt with its answers. `tags` are what the page filters by; `rank` orders regressions,
     the worst 0, and is None where nothing got worse."""
 
@@ -53,14 +53,14 @@ class Sample:
     tags: tuple[str, ...]
     rank: int | None
     fell: tuple[str, ...]
-    answers: tuple[Answer, ...]
+    answers: tuple[GalleryAnswer, ...]
 
 
 @dataclass(frozen=True)
 class Gallery:
     """The samples, in the order of the held-out set, and of how many prompts they are."""
 
-    samples: tuple[Sample, ...]
+    samples: tuple[GalleryEntry, ...]
     prompts: int
     worst: int
 
@@ -121,14 +121,14 @@ def _sample(
     verdict: Verdict | None,
     rank: int | None,
     regressions: Sequence[Regression],
-) -> Sample:
+) -> GalleryEntry:
     fell = tuple(regressions[rank].fell) if rank is not None else ()
     cut_off = "dpo" in texts and texts["dpo"].finish_reason == "length"
     answers = {
-        arm: Answer(arm, bounded(answer.text), answer.finish_reason == "length", scores[arm])
+        arm: GalleryAnswer(arm, bounded(answer.text), answer.finish_reason == "length", scores[arm])
         for arm, answer in texts.items()
     }
-    return Sample(
+    return GalleryEntry(
         id=visible(prompt.id),
         prompt=bounded(_conversation(prompt)),
         reference=_reference(prompt),
@@ -157,12 +157,12 @@ def _reference(prompt: Prompt) -> str:
     return bounded(json.dumps(prompt.reference, ensure_ascii=False)).plain
 
 
-def _compared(answers: Mapping[str, Answer]) -> tuple[Answer, ...]:
+def _compared(answers: Mapping[str, GalleryAnswer]) -> tuple[GalleryAnswer, ...]:
     """The answers, with what tells dpo's from sft's marked in both."""
     if not set(ARMS) <= answers.keys():
         return tuple(answers.values())
     sft, dpo = (answers[arm] for arm in ARMS)
-    found = word_difference(sft.text.parts[0].text, dpo.text.parts[0].text)
+    found = word_diff(sft.text.parts[0].text, dpo.text.parts[0].text)
     marked = {
         "sft": replace(sft, text=replace(sft.text, parts=found.before)),
         "dpo": replace(dpo, text=replace(dpo.text, parts=found.after), note=found.note),

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.reporting.build import Report
-from dpo_dist.reporting.gallery import Sample
+from dpo_dist.reporting.build import ReportContents
+from dpo_dist.reporting.gallery import GalleryEntry
 from dpo_dist.reporting.tables import HEADERS, comparison_table, decoding_name
 
 FILES = ("report.html", "report.md", "report.json", "table.txt")
@@ -16,7 +16,7 @@ FILES = ("report.html", "report.md", "report.json", "table.txt")
 
 def log_report(
     run: Any,
-    report: Report,
+    report: ReportContents,
     folder: Path,
 ) -> None:
     """Log what the page shows to a `wandb.Run`, and the report's files in `folder` as an
@@ -71,7 +71,7 @@ def _figures(scores: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     return columns, rows
 
 
-def _samples(samples: Sequence[Sample]) -> tuple[list[str], list[list[str]]]:
+def _samples(samples: Sequence[GalleryEntry]) -> tuple[list[str], list[list[str]]]:
     arms = [answer.arm for answer in samples[0].answers] if samples else []
     columns = ["Id", "Prompt", *(HEADERS[arm] for arm in arms), "Verdict", "Reference"]
     rows = [

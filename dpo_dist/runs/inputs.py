@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dpo_dist.config import (
-    ClaudeJudge,
+    ClaudeConfig,
     FunctionMetric,
-    HumanJudge,
+    HumanConfig,
     JsonSchemaMetric,
-    JudgeKind,
-    Metric,
-    MetricJudge,
-    OpenAiJudge,
-    RewardModelJudge,
+    JudgeConfig,
+    MetricConfig,
+    MetricJudgeConfig,
+    OpenAiConfig,
+    RewardModelConfig,
 )
 from dpo_dist.data.models import check_model, model_identity
 from dpo_dist.errors import DataError
@@ -22,22 +22,22 @@ from dpo_dist.metrics.function import source_file
 from dpo_dist.storage.artifacts import file_digest
 
 
-def judge_files(judge: JudgeKind) -> dict[str, str]:
+def judge_files(judge: JudgeConfig) -> dict[str, str]:
     """Digests of what a judge's section names: a rubric, its metrics' files, or a model. A
     sheet is none: it is filled in while the phase waits."""
     match judge:
-        case ClaudeJudge() | OpenAiJudge():
+        case ClaudeConfig() | OpenAiConfig():
             return _digests([judge.rubric])
-        case MetricJudge():
+        case MetricJudgeConfig():
             return metric_files(judge.metrics)
-        case RewardModelJudge():
+        case RewardModelConfig():
             check_model(judge.model)
             return {"model": model_identity(judge.model)}
-        case HumanJudge():
+        case HumanConfig():
             return {}
 
 
-def metric_files(metrics: Iterable[Metric]) -> dict[str, str]:
+def metric_files(metrics: Iterable[MetricConfig]) -> dict[str, str]:
     """Digests of the schemas and of the modules that metrics name, by what they are named by."""
     named = list(metrics)
     functions = [metric for metric in named if isinstance(metric, FunctionMetric)]

@@ -11,11 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.config import ClaudeJudge as ClaudeConfig
-from dpo_dist.config import HumanJudge as HumanConfig
-from dpo_dist.config import OpenAiJudge as OpenAiConfig
-from dpo_dist.config import RewardModelJudge as RewardModelConfig
-from dpo_dist.config import ScorerKind
+from dpo_dist.config import ClaudeConfig, HumanConfig, OpenAiConfig, RewardModelConfig, ScorerConfig
 from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.claude import ClaudeJudge
 from dpo_dist.judging.claude_batches import ClaudeBatchJudge
@@ -191,7 +187,7 @@ def test_a_language_model_scores_single_answers(kind: str, tmp_path: Path, monke
     rubric = tmp_path / "rubric.md"
     rubric.write_text("5: GOOD.")
     with serve() as claude, openai_server.serve() as local:
-        config: ScorerKind
+        config: ScorerConfig
         if kind == "openai":
             config = OpenAiConfig(
                 type="openai_compatible",

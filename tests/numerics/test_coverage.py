@@ -20,7 +20,7 @@ from scipy.stats import binom
 from dpo_dist.evaluation import labels, statistics
 from dpo_dist.evaluation.comparison import HEADLINE
 from dpo_dist.evaluation.differences import paired_difference, points_difference
-from dpo_dist.evaluation.labels import KAPPA, MACRO_F1, Figure, bootstrap_labels
+from dpo_dist.evaluation.labels import KAPPA, MACRO_F1, LabelStatistic, bootstrap_labels
 from dpo_dist.evaluation.ranking import Game, rank
 from dpo_dist.evaluation.significance import detectable_effect, holm, sign_test
 from dpo_dist.evaluation.statistics import bootstrap_mean, mean_of
@@ -205,7 +205,7 @@ BETTER = (WEAK + np.eye(4)) / 2  # as the weak arm, but in half of the prompts r
 @pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("figure", [MACRO_F1, KAPPA])
 def test_figures_of_labels_cover(
-    figure: Figure, paired: bool, monkeypatch: pytest.MonkeyPatch
+    figure: LabelStatistic, paired: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(labels, "RESAMPLES", 3_000)
     n = 64  # the demo's: the rarest label is gold six times

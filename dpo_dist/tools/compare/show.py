@@ -39,7 +39,7 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Section:
+class TitledTable:
     """A heading, a table below it (None: nothing to show), and what has to be said about it."""
 
     title: str
@@ -70,15 +70,19 @@ def to_page(figures: Mapping[str, Any]) -> str:
     )
 
 
-def sections(figures: Mapping[str, Any]) -> list[Section]:
+def sections(figures: Mapping[str, Any]) -> list[TitledTable]:
     """Everything that is shown, in order."""
     return [
-        Section("Settings that differ", _values(figures, "settings"), _same(figures, "settings")),
+        TitledTable(
+            "Settings that differ", _values(figures, "settings"), _same(figures, "settings")
+        ),
         *_evaluations(figures),
         *(_paired(figures, pair) for pair in figures["paired"]),
-        Section("Training, at the end", _training(figures)),
-        Section("Judges", _judges(figures)),
-        Section("Versions that differ", _values(figures, "versions"), _same(figures, "versions")),
+        TitledTable("Training, at the end", _training(figures)),
+        TitledTable("Judges", _judges(figures)),
+        TitledTable(
+            "Versions that differ", _values(figures, "versions"), _same(figures, "versions")
+        ),
     ]
 
 
@@ -97,7 +101,7 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _evaluations(figures: Mapping[str, Any]) -> list[Section]:
+def _evaluations(figures: Mapping[str, Any]) -> list[TitledTable]:
     """A table for every decoding: what the runs' own tables say, the same metric in one row."""
     evaluations = figures["evaluations"]
     decodings: list[dict[str, Any]] = []
@@ -115,7 +119,7 @@ def _evaluations(figures: Mapping[str, Any]) -> list[Section]:
                 if any(cell.value != ABSENT for cell in row):
                     rows.append((f"{INDENT}{arm}", row))
         name = f"Held-out prompts, {decoding_name(decoding)}, up to {decoding['max_tokens']} tokens"
-        found.append(Section(name, Table(("Metric", *figures["runs"]), tuple(rows))))
+        found.append(TitledTable(name, Table(("Metric", *figures["runs"]), tuple(rows))))
     return found
 
 
@@ -133,11 +137,11 @@ def _cells(
     }
 
 
-def _paired(figures: Mapping[str, Any], pair: Mapping[str, Any]) -> Section:
+def _paired(figures: Mapping[str, Any], pair: Mapping[str, Any]) -> TitledTable:
     a, b = pair["a"], pair["b"]
     title = f"SFT+DPO of {a} minus SFT+DPO of {b}, paired by prompt"
     if pair["why_not"]:
-        return Section(title, None, f"cannot be paired: {pair['why_not']}")
+        return TitledTable(title, None, f"cannot be paired: {pair['why_not']}")
     decodings = figures["evaluations"][0]["decodings"]
     rows = [
         (f"{row['label']}, {decoding_name(decodings[row['decoding']])}", (difference_cell(row),))
@@ -145,7 +149,7 @@ def _paired(figures: Mapping[str, Any], pair: Mapping[str, Any]) -> Section:
     ]
     left_out = ", ".join(pair["left_out"])
     note = f"left out, measured differently: {left_out}" if left_out else ""
-    return Section(title, Table(("Metric", f"{a} − {b}"), tuple(rows)) if rows else None, note)
+    return TitledTable(title, Table(("Metric", f"{a} − {b}"), tuple(rows)) if rows else None, note)
 
 
 def _training(figures: Mapping[str, Any]) -> Table:

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpo_dist.config import ClaudeJudge, Config, OpenAiJudge, VllmServer
+from dpo_dist.config import ClaudeConfig, Config, OpenAiConfig, VllmServer
 from dpo_dist.data.models import check_model
 from dpo_dist.errors import UserError
 from dpo_dist.runs.directories import trainings
@@ -85,13 +85,13 @@ def _keys(config: Config) -> Iterator[tuple[str, Finding]]:
     """The keys that judges and servers of the run want and the environment lacks, each once."""
     missing: dict[tuple[str, str], Finding] = {}
     for judge in config.judges:
-        if isinstance(judge, ClaudeJudge) and not os.environ.get(keys.ANTHROPIC):
+        if isinstance(judge, ClaudeConfig) and not os.environ.get(keys.ANTHROPIC):
             missing["judge", keys.ANTHROPIC] = Finding(
                 "failed",
                 f"Claude judges, and {keys.ANTHROPIC} is not set",
                 "Set it where the phases that judge run",
             )
-        elif isinstance(judge, OpenAiJudge) and not os.environ.get(judge.api_key_variable):
+        elif isinstance(judge, OpenAiConfig) and not os.environ.get(judge.api_key_variable):
             missing["judge", judge.base_url] = Finding(
                 "warning",
                 f"{judge.base_url} judges, and {judge.api_key_variable} is not set",

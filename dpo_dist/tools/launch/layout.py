@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_dist.config import (
-    ClaudeJudge,
+    ClaudeConfig,
     Config,
-    Engine,
+    EngineConfig,
     HfEngine,
-    OpenAiJudge,
-    RewardModelJudge,
+    OpenAiConfig,
+    RewardModelConfig,
     VllmEngine,
 )
 from dpo_dist.errors import ConfigError, NotConfirmed
@@ -159,7 +159,7 @@ class Layout:
             case _:
                 return [Stage(step.phase, step)]
 
-    def _generation(self, step: Step, engine: Engine) -> Stage:
+    def _generation(self, step: Step, engine: EngineConfig) -> Stage:
         if engine.type == "vllm_server":  # the servers have the GPUs
             return Stage(step.phase, step)
         each = engine.tensor_parallel_size if isinstance(engine, VllmEngine) else 1
@@ -184,13 +184,13 @@ class Layout:
 
     def _gpus_to_judge(self) -> int:
         assert self.config.judge is not None
-        local = isinstance(self.config.judge.judge, RewardModelJudge)
+        local = isinstance(self.config.judge.judge, RewardModelConfig)
         return min(1, self.gpus_per_node) if local else 0
 
     def _gpus_to_score(self) -> int:
         evaluate = self.config.evaluate
         assert evaluate is not None
-        local = isinstance(evaluate.judge, RewardModelJudge) or evaluate.benchmarks is not None
+        local = isinstance(evaluate.judge, RewardModelConfig) or evaluate.benchmarks is not None
         return min(1, self.gpus_per_node) if local else 0
 
 
@@ -205,4 +205,4 @@ def accelerate_setting(phase: str, folder: Path) -> str:
 
 
 def _asks_for_money(config: Config) -> bool:
-    return any(isinstance(judge, ClaudeJudge | OpenAiJudge) for judge in config.judges)
+    return any(isinstance(judge, ClaudeConfig | OpenAiConfig) for judge in config.judges)

@@ -39,7 +39,7 @@ class Local:
 
 
 @dataclass(frozen=True)
-class Training:
+class LocalTraining:
     """A training whose accelerate configuration is still to be chosen. `own` is the run file's,
     where that one is for GPUs; `unit` is the least of the global `batch` that a process takes."""
 
@@ -50,14 +50,14 @@ class Training:
     unit: int
 
 
-def _trainings(layout: Layout) -> list[Training]:
+def _trainings(layout: Layout) -> list[LocalTraining]:
     chosen = []
     for phase, section in trainings(layout.config).items():
         key = f"{phase}.accelerate_config="
         if not any(override.startswith(key) for override in layout.overrides):
             own = section.accelerate_config
             micro = section.micro_batch_size
-            training = Training(
+            training = LocalTraining(
                 phase,
                 own=None if for_processors(own) else own,
                 batch=section.global_batch_size,

@@ -8,7 +8,7 @@ from math import ceil
 from dpo_dist.config import Config, Lora, Sft, VllmEngine
 from dpo_dist.estimates.hardware import Cluster
 from dpo_dist.estimates.memory import ModelShape
-from dpo_dist.estimates.scaling import Step
+from dpo_dist.estimates.scaling import StepTime
 from dpo_dist.estimates.throughput import (
     TRAINING_UTILIZATION,
     Pair,
@@ -51,7 +51,7 @@ def sft_time(
 def train_time(
     config: Config,
     pairs: Pairs,
-    step: Step,
+    step: StepTime,
     shape: ModelShape,
     cluster: Cluster,
     utilization: float,

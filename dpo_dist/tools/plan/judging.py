@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import comb
 from pathlib import Path
 
-from dpo_dist.config import ClaudeJudge, Config, JudgeKind, OpenAiJudge
+from dpo_dist.config import ClaudeConfig, Config, JudgeConfig, OpenAiConfig
 from dpo_dist.evaluation.comparison import pairs_of
 from dpo_dist.judging.canaries import own_canaries
 from dpo_dist.judging.claude_messages import expected_usage
@@ -29,7 +29,7 @@ class Asking:
     a request shows."""
 
     phase: str
-    judge: JudgeKind
+    judge: JudgeConfig
     form: Form
     requests: float
     prompt: float
@@ -82,7 +82,7 @@ def askings(
 def bill(asking: Asking, rates: Rates) -> Bill:
     """What it costs. Raises `ConfigError` for a rubric or price table that cannot be read."""
     judge = asking.judge
-    if not isinstance(judge, ClaudeJudge | OpenAiJudge):
+    if not isinstance(judge, ClaudeConfig | OpenAiConfig):
         return Bill(asking, 0.0, 0.0, 0.0, 0.0, 0.0)
     count = round(asking.requests)
     usage = _usage(asking, judge, count, rates)
@@ -90,7 +90,7 @@ def bill(asking: Asking, rates: Rates) -> Bill:
     read = sum(usage.values()) - written
     online = batch = None
     as_of = ""
-    if isinstance(judge, ClaudeJudge):
+    if isinstance(judge, ClaudeConfig):
         table = read_prices(judge.prices)
         price = table.models.get(judge.model)
         if price is not None:
@@ -98,18 +98,18 @@ def bill(asking: Asking, rates: Rates) -> Bill:
             as_of = table.as_of
     seconds = rates.seconds_a_request or SECONDS_A_REQUEST
     hours = count * seconds / judge.concurrency / 3600
-    if isinstance(judge, ClaudeJudge) and judge.transport == "batch":
+    if isinstance(judge, ClaudeConfig) and judge.transport == "batch":
         hours = BATCH_HOURS
     return Bill(asking, read / 1e6, written / 1e6, online, batch, hours, as_of)
 
 
-def name_of(judge: JudgeKind) -> str:
+def name_of(judge: JudgeConfig) -> str:
     """The judge's model, or its kind where it has none."""
     return Path(judge.model).name if hasattr(judge, "model") else judge.type
 
 
 def _usage(
-    asking: Asking, judge: ClaudeJudge | OpenAiJudge, count: int, rates: Rates
+    asking: Asking, judge: ClaudeConfig | OpenAiConfig, count: int, rates: Rates
 ) -> dict[str, int]:
     """Tokens by kind: those of a request that compares were measured, or follow from the texts."""
     shown = asking.prompt + asking.answers + _frame(asking.form) / CHARACTERS_A_TOKEN

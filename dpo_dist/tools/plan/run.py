@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from dpo_dist.config import Engine, VllmEngine
+from dpo_dist.config import EngineConfig, VllmEngine
 from dpo_dist.estimates.fit import Fit
 from dpo_dist.estimates.throughput import (
     concurrent_answers,
@@ -222,7 +222,7 @@ def _disk(subject: Subject) -> dict[str, float]:
     return disk_bytes(config, subject.shape, candidates=candidates, answers=answers, rows=rows)
 
 
-def _vllm(engine: Engine) -> VllmEngine:
+def _vllm(engine: EngineConfig) -> VllmEngine:
     """An engine's settings as vLLM's; other engines are reckoned as vLLM on these GPUs."""
     if isinstance(engine, VllmEngine):
         return engine

@@ -11,7 +11,7 @@ CHANCE = 0.5  # of a win rate, and of an accuracy on pairs
 
 
 @dataclass(frozen=True)
-class Mark:
+class FrontierPoint:
     """A point of the plot: a KL and a share, each with its interval.
 
     `ahead`: no other point has as much of the share for less KL, or more for as little.
@@ -26,7 +26,7 @@ class Mark:
     ahead: bool = False
 
 
-def frontier_plot(marks: Sequence[Mark], *, x_label: str, y_label: str) -> str:
+def frontier_plot(marks: Sequence[FrontierPoint], *, x_label: str, y_label: str) -> str:
     """The points with their intervals; those ahead of the others are joined by a line, and another
     one is where chance would be."""
     import matplotlib

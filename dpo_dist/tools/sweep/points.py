@@ -38,7 +38,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """What all points share, and the points. `swept` are the keys that differ."""
 
     base: Config
@@ -47,7 +47,7 @@ class Plan:
     points: tuple[Point, ...]
 
 
-def plan_sweep(run_file: Path, overrides: Sequence[str]) -> Plan:
+def plan_sweep(run_file: Path, overrides: Sequence[str]) -> SweepPlan:
     """The points of a sweep: the product of the overrides with several values, those with one
     value in all of them. Raises `ConfigError` for what cannot be swept."""
     fixed: list[str] = []
@@ -75,7 +75,7 @@ def plan_sweep(run_file: Path, overrides: Sequence[str]) -> Plan:
     names = [point.name for point in points]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"the point {sorted(twice)[0]} is listed twice")
-    return Plan(base, tuple(fixed), tuple(swept), points)
+    return SweepPlan(base, tuple(fixed), tuple(swept), points)
 
 
 def split_values(text: str) -> list[str]:
@@ -97,7 +97,7 @@ def split_values(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def sweep(plan: Plan, run_file: Path, *, force: bool) -> int:
+def sweep(plan: SweepPlan, run_file: Path, *, force: bool) -> int:
     """Do the phases that all points share, then every point, each phase in a process of its own;
     then the report. Returns the exit code.
 
@@ -137,7 +137,7 @@ def report_folder(config: Config) -> Path:
     return run_root(config) / SWEEP / "report"
 
 
-def figures(plan: Plan) -> dict[str, Any]:
+def figures(plan: SweepPlan) -> dict[str, Any]:
     """What the report shows, the content of sweep.json. A point that is not complete has no
     figures."""
     judged = plan.base.evaluate is not None and plan.base.evaluate.judge is not None
@@ -170,7 +170,7 @@ def _beside_the_sweep_s(report: Path) -> str:
     return f"../{report.parent.name}/report/"
 
 
-def _tried_before(plan: Plan) -> list[str]:
+def _tried_before(plan: SweepPlan) -> list[str]:
     """The complete points of earlier sweeps of this run, evaluated on the same prompts (or, where
     nothing is evaluated, on the same validation pairs): they were looks at the same data."""
     phase, what = ("evaluate", "prompts") if plan.base.evaluate is not None else ("train", "pairs")

@@ -28,7 +28,7 @@ from dpo_dist.reporting.tables import (
 )
 from dpo_dist.reporting.text import plain_markdown
 from dpo_dist.storage.artifacts import write_json, write_text
-from dpo_dist.tools.sweep.frontier import Mark, frontier_plot
+from dpo_dist.tools.sweep.frontier import FrontierPoint, frontier_plot
 
 MEASURES = {
     "preferred": "Preferred to SFT (judge, %, 95 % interval)",
@@ -105,7 +105,7 @@ def _cells(point: Mapping[str, Any]) -> dict[str, Cell]:
     return cells
 
 
-def frontier(figures: Mapping[str, Any]) -> list[Mark]:
+def frontier(figures: Mapping[str, Any]) -> list[FrontierPoint]:
     """The points that have both a KL and the measure, those marked that no other is ahead of."""
     marks = []
     for point in figures["points"]:
@@ -115,11 +115,11 @@ def frontier(figures: Mapping[str, Any]) -> list[Mark]:
         mean, kl = share["mean"], point["training"]["kl"]
         low, high = (mean if share[end] is None else share[end] for end in ("low", "high"))
         error = half_width(kl["se"] or 0.0)
-        marks.append(Mark(point["point"], kl["per_token"], error, mean, low, high))
+        marks.append(FrontierPoint(point["point"], kl["per_token"], error, mean, low, high))
     return [replace(mark, ahead=not any(_beats(o, mark) for o in marks)) for mark in marks]
 
 
-def _beats(a: Mark, b: Mark) -> bool:
+def _beats(a: FrontierPoint, b: FrontierPoint) -> bool:
     return a.kl <= b.kl and a.share >= b.share and (a.kl, a.share) != (b.kl, b.share)
 
 
@@ -186,7 +186,7 @@ def caveats(figures: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _plot(figures: Mapping[str, Any], marks: Sequence[Mark]) -> str:
+def _plot(figures: Mapping[str, Any], marks: Sequence[FrontierPoint]) -> str:
     if not marks:
         return ""
     return frontier_plot(

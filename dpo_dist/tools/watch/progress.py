@@ -43,25 +43,25 @@ def follow(folder: Path) -> Follower:
     """The follower of a phase's directory; its name says which phase it is."""
     match folder.name:
         case "sample":
-            return Sampling(folder)
+            return SamplingFollower(folder)
         case "judge":
-            return Judging(folder)
+            return JudgingFollower(folder)
         case "evaluate":
-            return Evaluating(folder)
+            return EvaluationFollower(folder)
         case "sft" | "train":
-            return Training(folder)
+            return TrainingFollower(folder)
         case _:
-            return Unmeasured()
+            return UnmeasuredFollower()
 
 
-class Unmeasured:
+class UnmeasuredFollower:
     """A phase that is over before anybody looks twice."""
 
     def look(self) -> Progress:
         return Progress(0, None, "")
 
 
-class Sampling:
+class SamplingFollower:
     """Candidates in the journals of all shards, of the prompts' number times the slots'.
 
     Prompts that turn out to be too long are counted in the total, too.
@@ -81,7 +81,7 @@ class Sampling:
         )
 
 
-class Judging:
+class JudgingFollower:
     """Ballots, of as many as there are at most: pairs of which nothing is asked, because an answer
     was cut off, say, are found out by the phase alone. Ballots on canaries are told beside."""
 
@@ -99,7 +99,7 @@ class Judging:
         return self._ballots.progress(ceil(pairs * each) or None)
 
 
-class Evaluating:
+class EvaluationFollower:
     """Answers of all arms at all decodings; once they are there, what the judges say of them."""
 
     def __init__(self, folder: Path) -> None:
@@ -207,7 +207,7 @@ class BallotBox:
         return self._batches[version]
 
 
-class Training:
+class TrainingFollower:
     """Steps, the last value of each metric, and the alarms."""
 
     SHOWN = (

@@ -23,7 +23,7 @@ from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import DataError
 from dpo_dist.runs.directories import PHASES, ROUND_PHASES, phases_of, round_folders, run_root
 from dpo_dist.storage.artifacts import FINGERPRINT, MANIFEST
-from dpo_dist.tools.watch.progress import Progress, Training, follow, read_object
+from dpo_dist.tools.watch.progress import Progress, TrainingFollower, follow, read_object
 
 STALE_SECONDS = 300.0
 RATE_SECONDS = 60.0
@@ -33,7 +33,7 @@ State = Literal["done", "running", "quiet", "waiting"]
 
 
 @dataclass(frozen=True)
-class Step:
+class PhaseStatus:
     """A phase as one look finds it.
 
     `rate` is units per second, `average` where it is not the last minute's but that since the
@@ -57,7 +57,7 @@ class Step:
         return max(0, total - self.progress.done) / self.rate
 
 
-class Pace:
+class RateMeter:
     """Units per second over the last minute, or since the last but one change where that is longer
     ago: a training step may take minutes."""
 
@@ -112,19 +112,19 @@ class WatchedPhase:
         self._name = name
         self._folder = root / name
         self._follower = follow(self._folder)
-        self._pace = Pace()
+        self._pace = RateMeter()
         self._signs = SignsOfLife(self._folder)
 
-    def look(self, now: float) -> Step:
+    def look(self, now: float) -> PhaseStatus:
         if not self._folder.is_dir():
-            return Step(self._name, "waiting", Progress(0, None, ""))
+            return PhaseStatus(self._name, "waiting", Progress(0, None, ""))
         if manifest := read_object(self._folder / MANIFEST):
-            return Step(self._name, "done", self._end(), manifest=manifest)
+            return PhaseStatus(self._name, "done", self._end(), manifest=manifest)
         progress = self._follower.look()
         self._pace.add(now, progress.done)
         rate = self._pace.rate(now)
         quiet = self._signs.quiet_seconds(now)
-        return Step(
+        return PhaseStatus(
             self._name,
             "running" if quiet < STALE_SECONDS else "quiet",
             progress,
@@ -136,7 +136,7 @@ class WatchedPhase:
 
     def _end(self) -> Progress:
         """Of a complete phase the manifest says all that a journal could, but for a training's."""
-        training = isinstance(self._follower, Training)
+        training = isinstance(self._follower, TrainingFollower)
         return self._follower.look() if training else Progress(0, None, "")
 
     def _average(self, done: int, until: float) -> float | None:
@@ -166,7 +166,7 @@ class WatchedRun:
         config = load_config(path, overrides)
         return cls(run_root(config), config)
 
-    def look(self, now: float | None = None) -> list[Step]:
+    def look(self, now: float | None = None) -> list[PhaseStatus]:
         """All phases in order as they are now (seconds since the epoch)."""
         now = time.time() if now is None else now
         names = self._names()

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from dpo_dist.reporting.text import visible
 from dpo_dist.tools.watch.progress import duration
-from dpo_dist.tools.watch.run import State, Step, WatchedRun
+from dpo_dist.tools.watch.run import PhaseStatus, State, WatchedRun
 
 LOOK_SECONDS = 2.0
 LINES_SECONDS = 15.0  # between two reports without news where there is no terminal
@@ -39,7 +39,7 @@ def watch(run: WatchedRun, *, once: bool = False, screen: TextIO | None = None) 
             time.sleep(LOOK_SECONDS)
 
 
-def describe(run: WatchedRun, steps: Sequence[Step]) -> list[str]:
+def describe(run: WatchedRun, steps: Sequence[PhaseStatus]) -> list[str]:
     """The run in lines of text."""
     lines = [f"{run.root.name}  {run.root}  {time.strftime('%H:%M:%S')}"]
     if all(step.state == "waiting" for step in steps):
@@ -52,7 +52,7 @@ def describe(run: WatchedRun, steps: Sequence[Step]) -> list[str]:
     return lines
 
 
-def _about(step: Step) -> list[str]:
+def _about(step: PhaseStatus) -> list[str]:
     progress = step.progress
     if step.state == "waiting":
         return ["-"]
@@ -69,7 +69,7 @@ def _about(step: Step) -> list[str]:
     ]
 
 
-def _outcome(step: Step) -> str:
+def _outcome(step: PhaseStatus) -> str:
     """What a complete phase's manifest says."""
     assert step.manifest is not None
     counts = step.manifest.get("counts", {})
@@ -82,7 +82,7 @@ def _outcome(step: Step) -> str:
     return ", ".join(words)
 
 
-def _measure(step: Step) -> str:
+def _measure(step: PhaseStatus) -> str:
     progress = step.progress
     if not progress.unit:
         return "no figures"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import TypeAdapter
 
-from dpo_dist.config import Metric as MetricConfig
+from dpo_dist.config import MetricConfig
 from dpo_dist.evaluation.comparison import summarise
 from dpo_dist.evaluation.scoring import score_answers
 from dpo_dist.metrics import Answer, Metric, build_metrics

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dpo_dist.config import ClaudeJudge as ClaudeConfig
+from dpo_dist.config import ClaudeConfig
 from dpo_dist.errors import ConfigError, JudgeFailed
 from dpo_dist.judging import claude_batches
 from dpo_dist.judging.batch_record import BatchRecord, read_batches

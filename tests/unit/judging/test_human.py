@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.config import HumanJudge as HumanConfig
+from dpo_dist.config import HumanConfig
 from dpo_dist.errors import DataError, JudgeFailed
 from dpo_dist.judging.human import HumanJudge, spread
 from dpo_dist.judging.panel import Contest, Judged, comparisons, judge_all

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import pytest
 
-from dpo_dist.config import Judge as JudgeSection
+from dpo_dist.config import JudgeSection
 from dpo_dist.errors import DataError
 from dpo_dist.judging.audit import length_band
 from dpo_dist.judging.labels import Label, balanced, best_vs_worst, fitting_smoothing, labels_of

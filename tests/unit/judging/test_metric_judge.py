@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dpo_dist.config import MetricJudge
+from dpo_dist.config import MetricJudgeConfig
 from dpo_dist.judging.judge import Comparison, build_judge
 from dpo_dist.storage.records import Ballot, Message, Prompt
 
@@ -30,7 +30,7 @@ def ballot(
     prompt: Prompt = PROMPT,
 ) -> Ballot:
     section = {"type": "metric", "metrics": metrics, "weights": weights}
-    judge = build_judge(MetricJudge.model_validate(section), tmp_path)
+    judge = build_judge(MetricJudgeConfig.model_validate(section), tmp_path)
     ((cast,),) = judge.compare([Comparison(prompt, "a", "b", first, second)])
     return cast
 
@@ -78,4 +78,4 @@ def test_what_cannot_be_scored_is_not_judged_and_named(tmp_path: Path, capsys) -
 )
 def test_a_metric_that_cannot_judge_is_refused_by_the_run_file(metric: dict, reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
-        MetricJudge.model_validate({"type": "metric", "metrics": [LABEL, metric]})
+        MetricJudgeConfig.model_validate({"type": "metric", "metrics": [LABEL, metric]})

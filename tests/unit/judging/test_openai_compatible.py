@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.config import OpenAiJudge as OpenAiConfig
+from dpo_dist.config import OpenAiConfig
 from dpo_dist.errors import ConfigError, JudgeFailed
 from dpo_dist.judging.openai_compatible import OpenAiJudge
 from dpo_dist.judging.spend import open_ledger

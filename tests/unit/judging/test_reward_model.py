@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from dpo_dist.config import RewardModelJudge as RewardModelConfig
+from dpo_dist.config import RewardModelConfig
 from dpo_dist.errors import ConfigError, JudgeFailed, ModelError
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.panel import comparisons

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.config import ClaudeJudge as ClaudeConfig
+from dpo_dist.config import ClaudeConfig
 from dpo_dist.errors import ConfigError, JudgeFailed
 from dpo_dist.judging.claude import ClaudeJudge
 from dpo_dist.judging.panel import judge_all

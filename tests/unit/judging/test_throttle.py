@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.config import ClaudeJudge as ClaudeConfig
+from dpo_dist.config import ClaudeConfig
 from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.claude import ClaudeJudge
 from dpo_dist.judging.throttle import Throttle

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from dpo_dist.config import Metric as MetricConfig
+from dpo_dist.config import MetricConfig
 from dpo_dist.errors import ConfigError, DataError
 from dpo_dist.metrics import build_metrics, check_references
 from dpo_dist.storage.records import Message, Prompt

@@ -7,7 +7,7 @@ import random
 import pytest
 from pydantic import TypeAdapter
 
-from dpo_dist.config import Metric as MetricConfig
+from dpo_dist.config import MetricConfig
 from dpo_dist.metrics import Answer, NotScored, build_metric
 from dpo_dist.metrics.text import longest_common_subsequence
 from dpo_dist.storage.records import Message, Prompt

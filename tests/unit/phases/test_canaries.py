@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.cli import main
-from dpo_dist.config import ClaudeJudge as ClaudeConfig
-from dpo_dist.config import Config
+from dpo_dist.config import ClaudeConfig, Config
 from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import JudgeFailed, NotConfirmed
 from dpo_dist.judging import panel

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dpo_dist.config import Evaluate, HfEngine, RewardModelJudge, VllmServer
+from dpo_dist.config import Evaluate, HfEngine, RewardModelConfig, VllmServer
 from dpo_dist.phases.pipeline import _fixed
 
 
 def test_batches_decide_what_an_engine_samples_and_not_what_a_reward_model_scores() -> None:
     engine = HfEngine(type="hf").model_dump(mode="json")
-    reward = RewardModelJudge(type="reward_model", model="m").model_dump(mode="json")
+    reward = RewardModelConfig(type="reward_model", model="m").model_dump(mode="json")
     assert "batch_size" in _fixed({"sample": {"engine": engine}})["sample"]["engine"]
     fixed = _fixed({"judge": {"judge": reward}})["judge"]["judge"]
     assert reward.keys() - fixed.keys() == {"batch_size"}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.config import Report
+from dpo_dist.config import ReportSection
 from dpo_dist.intervals import wilson
 from dpo_dist.reporting.answers import Answers, Regression, guarded_rows, read_answers
-from dpo_dist.reporting.diff import MOST_WORDS, Part, word_difference
+from dpo_dist.reporting.diff import MOST_WORDS, Part, word_diff
 from dpo_dist.reporting.evaluation import cut_off_shares, evaluation_figures
 from dpo_dist.reporting.gallery import MOST_CHARACTERS, bounded, chosen, gallery
 from dpo_dist.reporting.tables import Cell, pairwise_table
@@ -32,7 +32,7 @@ def read(evaluate: Path) -> Answers:
 
 
 def test_words_that_differ_are_marked_in_both_texts() -> None:
-    found = word_difference("the cat sat down", "the dog sat\n down today")
+    found = word_diff("the cat sat down", "the dog sat\n down today")
     assert found.before == (Part("the"), Part(" "), Part("cat", True), Part(" sat down"))
     assert "".join(part.text for part in found.after) == "the dog sat\n down today"
     assert [part.text for part in found.after if part.changed] == ["dog", "today"]
@@ -48,14 +48,14 @@ def test_words_that_differ_are_marked_in_both_texts() -> None:
     ],
 )
 def test_where_nothing_is_marked_the_page_says_why(before: str, after: str, note: str) -> None:
-    found = word_difference(before, after)
+    found = word_diff(before, after)
     assert note in found.note
     assert (found.before, found.after) == ((Part(before),), (Part(after),))
 
 
 @pytest.mark.parametrize(("before", "after"), [("", ""), ("", "a"), (" a ", "a"), ("a\n\n", "")])
 def test_no_character_is_lost(before: str, after: str) -> None:
-    found = word_difference(before, after)
+    found = word_diff(before, after)
     assert "".join(part.text for part in found.before) == before
     assert "".join(part.text for part in found.after) == after
 
@@ -70,13 +70,13 @@ def test_a_text_is_bounded_and_made_visible() -> None:
 def test_the_worst_and_an_even_spread_are_chosen() -> None:
     ids = [f"p{number}" for number in range(100)]
     worst = [Regression(f"p{number}", True, {}, 1.0) for number in (7, 50, 3)]
-    section = Report(samples=4, regressions=2)
+    section = ReportSection(samples=4, regressions=2)
     assert chosen(ids, worst, section) == {"p0", "p25", "p50", "p75", "p7"}
     assert chosen(ids[:3], [], section) == {"p0", "p1", "p2"}
 
 
 def test_samples_stand_in_the_set_s_order_with_their_tags(evaluate: Path) -> None:
-    found = gallery(evaluate, read(evaluate), Report(samples=6, regressions=2))
+    found = gallery(evaluate, read(evaluate), ReportSection(samples=6, regressions=2))
     assert [sample.id for sample in found.samples] == ["p0", "p4", "p8", "p12", "p16", "p20"]
     assert (found.prompts, found.worst) == (24, 2)
     first = found.samples[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.config import Report, Train
+from dpo_dist.config import ReportSection, Train
 from dpo_dist.config.runfile import load_config
 from dpo_dist.data.rows import write_parquet
 from dpo_dist.reporting.build import build, funnel, summary
@@ -501,7 +501,7 @@ def test_the_page_says_how_its_prompts_were_chosen(
     samples: int, regressions: int, shown: int, text: str, tmp_path: Path
 ) -> None:
     write_run_directory(tmp_path, 24)
-    section = Report(samples=samples, regressions=regressions)
+    section = ReportSection(samples=samples, regressions=regressions)
     config = CONFIG.model_copy(update={"report": section})
     report = build(config, tmp_path, tmp_path / "report").figures
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")

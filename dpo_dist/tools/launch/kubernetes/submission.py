@@ -40,7 +40,7 @@ LAUNCH_ID = "$(LAUNCH_ID)"
 
 
 @dataclass(frozen=True)
-class Cluster:
+class KubernetesOptions:
     """What is asked of a cluster, each as the option of its name says (target.py)."""
 
     image: str
@@ -57,7 +57,7 @@ class Cluster:
 class Submission:
     """A layout's objects, all named after the run and the digest of what is submitted."""
 
-    def __init__(self, cluster: Cluster, layout: Layout, digest: str) -> None:
+    def __init__(self, cluster: KubernetesOptions, layout: Layout, digest: str) -> None:
         run = dns_name(layout.name)
         self.name = f"{run[:LONGEST_RUN].rstrip('-')}-{digest}"
         self._cluster = cluster

@@ -10,14 +10,14 @@ from typing import ClassVar
 
 from dpo_dist.errors import ConfigError
 from dpo_dist.tools.launch.images import check_image
-from dpo_dist.tools.launch.kubernetes.submission import Cluster, Submission
+from dpo_dist.tools.launch.kubernetes.submission import KubernetesOptions, Submission
 from dpo_dist.tools.launch.layout import Layout
 from dpo_dist.tools.launch.manifests import to_yaml
 from dpo_dist.tools.launch.render import fill
 
 
 @dataclass(frozen=True)
-class Kubernetes(Cluster):
+class Kubernetes(KubernetesOptions):
     """A cluster. `trainer` runs a training on several nodes: Kubeflow's trainer, or a plain job
     that `submit.sh` starts again. Without a `pvc` one of `storage` is made, ReadWriteMany;
     `secret` holds the keys. `cpus` and `memory` (GiB) are for each GPU."""

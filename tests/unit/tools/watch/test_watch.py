@@ -17,7 +17,7 @@ from dpo_dist.data.rows import write_parquet
 from dpo_dist.storage.artifacts import write_json, write_records
 from dpo_dist.storage.records import Ballot, Candidate, Generation, Message, Prompt, Record
 from dpo_dist.tools.watch.progress import duration
-from dpo_dist.tools.watch.run import Pace, WatchedRun
+from dpo_dist.tools.watch.run import RateMeter, WatchedRun
 from dpo_dist.tools.watch.screen import describe, watch
 
 CLAUDE = "claude-opus-4-7"
@@ -316,7 +316,7 @@ def test_the_screen_is_redrawn_in_place(root: Path, config: Config, monkeypatch)
 
 
 def test_the_pace_is_that_of_the_last_minute() -> None:
-    pace = Pace()
+    pace = RateMeter()
     pace.add(0, 100)
     assert pace.rate(0) is None
     pace.add(0.1, 101)
@@ -329,7 +329,7 @@ def test_the_pace_is_that_of_the_last_minute() -> None:
 
 
 def test_the_pace_of_steps_that_take_minutes() -> None:
-    pace = Pace()
+    pace = RateMeter()
     for step in range(5):
         pace.add(90.0 * step, step)
     assert pace.rate(360) == pytest.approx(1 / 90)
