@@ -1,13 +1,13 @@
 # Two images from one file:
 #
-#   docker build --tag dpo-dist:0.1.0 .                       CUDA; the driver has to support 13.0
+#   docker build --tag dpo-dist:0.1.0 .                       CUDA; the driver must support 13.0
 #   docker build --target cpu --tag dpo-dist:0.1.0-cpu .      no GPU: the demo, CI
 #
-# What changes seldom comes first: a change of the source builds its wheel again and one small
-# layer on top of the packages, which stay in the cache. Keys are given to `docker run`, never
-# to the build: nothing of what is built knows one.
+# Stages that change rarely come first: after a change of the source, only its wheel and one small
+# layer on top of the cached packages are built again. API keys are passed to `docker run`, never to
+# the build: no layer contains a key.
 
-# The project itself, once for both images.
+# The project's wheel, for both images.
 FROM python:3.11.14-slim-bookworm AS project
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install "setuptools==81.0.0" "wheel==0.46.1"
@@ -15,15 +15,17 @@ COPY pyproject.toml README.md LICENSE NOTICE /src/
 COPY dpo_dist /src/dpo_dist
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels /src
 
-# What a run reads besides the package. `launch/` is not here: `dpo-dist launch` renders it.
+# The files that a run reads in addition to the package. `launch/` is not needed: `dpo-dist launch`
+# renders it.
 FROM scratch AS workspace
 COPY accelerate_configs /workspace/accelerate_configs
 COPY recipes /workspace/recipes
 
-# The locked packages for CUDA, where its compiler is: DeepSpeed's sdist looks for it.
+# The locked packages for CUDA. The image includes CUDA's compiler, because the build of DeepSpeed
+# looks for it.
 FROM nvidia/cuda:13.0.1-cudnn-devel-ubuntu24.04 AS cuda-packages
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# Unpinned, here and below: these archives keep no old versions.
+# Not pinned, here and below: these archives keep no old versions.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3 python3-dev python3-venv build-essential \
@@ -35,12 +37,12 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install "setuptools==81.0.0" "wheel==0.46.1" \
  && grep -v '^deepspeed==' /build/cuda.lock > /build/binary.txt \
  && pip install --no-deps --requirement /build/binary.txt
-# With torch in sight, which it is built against.
+# Without build isolation, because DeepSpeed is built against the installed torch.
 RUN --mount=type=cache,target=/root/.cache/pip \
     grep '^deepspeed==' /build/cuda.lock > /build/source.txt \
  && pip install --no-deps --no-build-isolation --requirement /build/source.txt
 
-# The locked packages for the CPU, those for development included, as `make setup` installs them.
+# The locked packages for the CPU, including those for development, as `make setup` installs them.
 FROM python:3.11.14-slim-bookworm AS cpu-packages
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
@@ -50,10 +52,10 @@ RUN apt-get update \
  && python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 COPY requirements/cpu.lock /build/
-# The index of torch's CPU build, where the default one has another: --build-arg
+# The index of torch's CPU build, if the default index has another build: --build-arg
 # TORCH_ARGS="--index-url ...", as for `make setup`.
 ARG TORCH_ARGS=""
-# Unquoted: several words. hadolint's shellcheck wants quotes.
+# TORCH_ARGS is not quoted, because it has several words; hadolint's shellcheck expects quotes.
 # hadolint ignore=SC2086
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install "setuptools==81.0.0" "wheel==0.46.1" \
@@ -66,7 +68,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
  && pip install --no-deps --no-build-isolation --requirement /build/source.txt
 
 FROM python:3.11.14-slim-bookworm AS cpu
-# A compiler for torch's and DeepSpeed's kernels; git and make for the tests, in a mounted checkout.
+# A compiler for torch's and DeepSpeed's kernels; git and make for the tests of a mounted checkout.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends build-essential git libnuma1 make tini \
@@ -83,8 +85,8 @@ WORKDIR /workspace
 ENTRYPOINT ["tini", "--", "dpo-dist"]
 CMD ["--help"]
 
-# The last one is the default target. CUDA's libraries come with torch; of the toolkit only what
-# FlashInfer and DeepSpeed need to build kernels when they run, for the GPU that they then see.
+# The last stage is the default target. CUDA's libraries come with torch. Of the toolkit, only the
+# parts are installed with which FlashInfer and DeepSpeed build kernels for the GPU at run time.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04 AS cuda
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -102,7 +104,7 @@ RUN --mount=type=bind,from=project,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-deps /wheels/*.whl
 USER 10001:10001
 WORKDIR /workspace
-# Not `tini -g`: SIGTERM is for `dpo-dist` alone, which tells its processes to save; an engine
-# that got it, too, would be gone before its worker.
+# Not `tini -g`: only `dpo-dist` should get SIGTERM; it tells its processes to save. If an engine also
+# got the signal, it would end before its worker.
 ENTRYPOINT ["tini", "--", "dpo-dist"]
 CMD ["--help"]

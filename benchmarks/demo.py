@@ -1,10 +1,10 @@
-"""Time the demo, phase by phase, from an empty directory.
+"""Times the phases of the demo, starting with an empty directory.
 
     python -m benchmarks.demo [--quick] [--json FILE]
 
-Seconds are wall time of a phase with the start of its processes. `sample` rates leave out the
-engine's start; `train` counts preference pairs over the time of the optimizer steps, validation
-included.
+Seconds are the wall-clock time of a phase, including the start of its processes. The rates of
+`sample` exclude the engine's start. The rate of `train` is preference pairs per second of the
+optimizer steps, including validation.
 """
 
 from __future__ import annotations

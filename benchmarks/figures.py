@@ -1,4 +1,4 @@
-"""Printing a benchmark's figures and writing them with the machine and versions they hold for."""
+"""Prints the figures of a benchmark, and writes them with the machine and the package versions."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def option_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a small part, to see that it works")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--quick", action="store_true", help="run a small part, as a smoke test")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures, as JSON")
     return parser
 
 
 def publish(figures: Mapping[str, float], target: Path | None) -> None:
-    """Print a table; write `{"figures", "machine", "versions"}` when a file is asked for."""
+    """Print a table, and write `{"figures", "machine", "versions"}` to `target` if it is given."""
     width = max(len(name) for name in figures)
     for name, value in figures.items():
         print(f"{name:<{width}}  {value:>12,.3f}")

@@ -1,15 +1,19 @@
-"""How fast a judge is asked, how much of the machine that takes, and what it costs.
+"""Request rate, memory, times and forecast costs of a judge.
 
     python -m benchmarks.judge [--quick] [--json FILE]
 
-The loopback server of the tests stands for the API, in a process of its own. `rate_fraction`: the
-rate of answers, from the first request to the last answer, at 2 s a request and 50 in flight, of
-the ideal 25 a second; `overbooked`: the same with 100 allowed to a client whose account takes 50.
-The judge phase on 60,000 pairs, both orders, through batches: its peak memory, the seconds from
-the first ended batch to the labels, those of a second start that finds all ballots in the journal
-but not the labels (`restart_seconds`), and of that what the journal takes (`resume_seconds`).
-`requests_paid_twice`: of a phase that was killed and started again,
-with 8 in flight. Costs are forecasts at the package's prices, for answers of 1,200 characters.
+The tests' loopback server replaces the API, in a separate process.
+
+- rate_fraction: the rate of answers from the first request to the last answer, with 2 s per
+  request and 50 requests in flight, as a share of the ideal 25 per second;
+  overbooked_rate_fraction: the same for a client with `concurrency: 100` and an account that
+  allows 50.
+- The judge phase on 60,000 pairs in both orders, through batches: its peak memory, the seconds from
+  the first finished batch to the labels, the seconds of a second start that finds all ballots in
+  the journal but no labels (restart_seconds), and the part of them for the journal
+  (resume_seconds).
+- requests_paid_twice: by a phase with 8 requests in flight that was killed and started again.
+- Costs are forecasts at the package's prices, for answers of 1,200 characters.
 """
 
 from __future__ import annotations
@@ -35,8 +39,9 @@ import yaml
 from benchmarks.figures import option_parser, publish
 from dpo_dist.config import ClaudeConfig
 from dpo_dist.config.runfile import load_config
-from dpo_dist.judging.judge import BALLOTS, Comparison, build_judge
-from dpo_dist.judging.panel import Contest, judge_all
+from dpo_dist.judging.build import build_judge
+from dpo_dist.judging.judge import BALLOTS, Comparison
+from dpo_dist.judging.panel import judge_all
 from dpo_dist.judging.spend import Ledger, read_prices
 from dpo_dist.storage.artifacts import Journal, read_records, write_json, write_records
 from dpo_dist.storage.records import Ballot, Candidate, Message, Prompt
@@ -45,7 +50,7 @@ from tests.anthropic_server import KEY, serve
 LATENCY, LIMIT = 2.0, 50
 MODELS = ("claude-opus-4-7", "claude-sonnet-5-5", "claude-haiku-5-5")
 RUBRIC = Path("recipes/incident_triage/rubric.md")
-# The share of pairs on which a strong judge says the same in both orders (MT-Bench: GPT-4 65 %).
+# The share of pairs on which both orders agree, for a strong judge (MT-Bench: GPT-4 65 %).
 CONSISTENT = 0.65
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
 
@@ -95,20 +100,20 @@ def large(folder: Path, pairs: int) -> dict[str, float]:
 
 
 def resume(run_file: Path, journal: Path) -> float:
-    """Seconds to find that a journal holds a ballot on everything that is to be asked."""
+    """The seconds in which all comparisons are found in a journal."""
     config = load_config(run_file)
     assert config.judge is not None
     read = read_records(run_file.parent / "runs" / "run" / "sample" / "candidates.jsonl", Candidate)
     prompts = {p.id: p for p in read_records(journal.parents[1] / "sample/prompts.jsonl", Prompt)}
-    contests = [
-        Contest(prompts[a.prompt_id], "slot-0", "slot-1", a.text, b.text)
+    comparisons = [
+        Comparison(prompts[a.prompt_id], "slot-0", "slot-1", a.text, b.text)
         for a, b in zip(read, read, strict=True)
     ]
     judge = build_judge(config.judge.judge, journal.parent)
     started = time.monotonic()
     with Journal(journal, Ballot) as ballots:
         judged = judge_all(
-            judge, contests, ballots, ledger=Ledger(), both_orders=True, seed=config.run.seed
+            judge, comparisons, ballots, ledger=Ledger(), both_orders=True, seed=config.run.seed
         )
     seconds = time.monotonic() - started
     assert {verdict.outcome for verdict in judged.verdicts} == {"preferred"}
@@ -143,7 +148,7 @@ def costs() -> dict[str, float]:
 
 
 def prepare(folder: Path, pairs: int, url: str, **judge: Any) -> Path:
-    """A run whose sample phase is complete, with answers of which one holds GOOD."""
+    """A run with a complete sample phase; one answer to each prompt contains GOOD."""
     folder.mkdir()
     (folder / "rubric.md").write_text("Prefer GOOD.")
     run_file = folder / "run.yaml"
@@ -152,7 +157,7 @@ def prepare(folder: Path, pairs: int, url: str, **judge: Any) -> Path:
         "run": {"name": "run", "output_dir": str(folder / "runs")},
         "model": {"base": "unused"},
         "sample": {"prompts": {"path": "unused.jsonl"}, "engine": {"type": "hf"}},
-        # The server's taste is one word: it would take an answer to another prompt.
+        # No canaries: the server only looks for GOOD, and would fail `other_prompt`.
         "judge": {"judge": settings | judge, "canaries": None},
     }
     run_file.write_text(yaml.safe_dump(sections))
@@ -183,7 +188,7 @@ def candidates(pairs: int) -> Iterator[Candidate]:
                 token_ids=tuple(range(1000, 1150)),
                 finish_reason="stop",
                 settings={},
-                engine="planted",
+                engine="simulated",
             )
 
 
@@ -192,7 +197,7 @@ def command(run_file: Path) -> list[str]:
 
 
 def phase(run_file: Path) -> dict[str, float]:
-    """Run the judge phase; its times (seconds, since the epoch) and its own peak memory."""
+    """Run the judge phase; returns its times (seconds since the epoch) and its peak memory."""
     started = time.time()
     pid = os.posix_spawn(sys.executable, command(run_file), os.environ)
     _, status, usage = os.wait4(pid, 0)
@@ -207,7 +212,7 @@ def phase(run_file: Path) -> dict[str, float]:
 
 
 class Api:
-    """The server's process, seen from here."""
+    """The server in another process."""
 
     def __init__(self, url: str, pipe: Connection) -> None:
         self.url = url

@@ -1,9 +1,9 @@
-"""How long the metrics take on the answers of three arms.
+"""The CPU time of the metrics on the answers of three arms.
 
     python -m benchmarks.metrics [--quick] [--json FILE]
 
-Seconds of CPU for 10,000 prompts, every metric on answers of about 100 words in JSON; by metric,
-then `all` as the evaluate phase scores them, records included.
+CPU seconds for 10,000 prompts and answers in JSON with about 100 words: for each metric alone, and
+for `all` metrics together as in the evaluate phase, including the records.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def answers(n: int) -> tuple[dict[str, Prompt], list[Generation]]:
             text=json.dumps(answer),
             token_ids=tuple(range(160)),
             finish_reason="stop",
-            engine="drawn",
+            engine="synthetic",
         )
 
     prompts = {

@@ -1,12 +1,12 @@
-"""The planned memory of training against what it takes, on this machine's CPU.
+"""Compares the planned memory of a training with the measured memory, on this machine's CPU.
 
     python -m benchmarks.plan_memory [--quick] [--model FOLDER] [--only WORDS] [--json FILE]
 
-The model is a random Llama of 50 M weights with SmolLM2's tokenizer, unless `--model` names
-another. Each line is a training of two steps in processes of its own
-(benchmarks/plan_memory_block.py): LoRA and all weights, every kind of checkpointing in one process
-under bfloat16, and ZeRO-2 and 3 on two processes, which train in float32 there. All are planned
-by `planning.sharding.planned_peak`, as `dpo-dist plan`, preflight and the trainer do.
+The model is a random Llama with 50 M weights and SmolLM2's tokenizer, unless `--model` names
+another. Each line is a training of two steps in separate processes
+(benchmarks/plan_memory_block.py): LoRA and full fine-tuning with every kind of checkpointing in one
+process in bfloat16, and with ZeRO-2 and ZeRO-3 on two processes in float32. The plan is
+`estimates.sharding.planned_peak`, which `dpo-dist plan`, preflight and the trainer also use.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from benchmarks.figures import MODEL, option_parser, publish
 from benchmarks.plan_memory_block import Block, MethodName, rows
 from dpo_dist.config import Checkpointing, Full, Lora
 from dpo_dist.estimates.memory import ModelShape
-from dpo_dist.estimates.sharding import planned_peak
+from dpo_dist.estimates.sharding import MemoryPart, planned_peak
 from dpo_dist.runs.resources import model_shape, strategy
 
 CONFIGS = Path("accelerate_configs")
-# Tensors of 128 KiB and more come from the kernel and go back to it.
+# Tensors of 128 KiB and more are allocated by the kernel, and returned to it when they are freed.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}
 
 
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def random_model(folder: Path, *, layers: int, hidden: int) -> Path:
-    """A model that is trained in seconds, large enough to stand out from what is around it."""
+    """A model that trains in seconds and needs more memory than the rest of the process."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
@@ -68,7 +68,7 @@ def random_model(folder: Path, *, layers: int, hidden: int) -> Path:
 
 
 def blocks(model: str, small: str, folder: Path) -> Iterator[tuple[str, Block]]:
-    """What is trained, by name."""
+    """(name, training)"""
     methods: tuple[MethodName, ...] = ("lora", "full")
     kinds: tuple[Checkpointing, ...] = ("none", "selective", "full")
     for method in methods:
@@ -84,7 +84,7 @@ def blocks(model: str, small: str, folder: Path) -> Iterator[tuple[str, Block]]:
 
 
 def compare(name: str, block: Block, shape: ModelShape) -> dict[str, float]:
-    """GiB planned and measured, and their ratio."""
+    """The planned and the measured GiB, and their ratio."""
     parts = planned(block, shape)
     expected, found = sum(parts.values()) / 2**30, measured(block) / 2**30
     shown = ", ".join(f"{part} {size / 2**30:.2f}" for part, size in parts.items() if size)
@@ -96,29 +96,31 @@ def compare(name: str, block: Block, shape: ModelShape) -> dict[str, float]:
     }
 
 
-def planned(block: Block, shape: ModelShape) -> dict[str, int]:
-    """Bytes by part."""
+def planned(block: Block, shape: ModelShape) -> dict[MemoryPart, int]:
+    """Planned bytes by part."""
     method = Lora() if block.method == "lora" else Full()
-    alone = block.processes == 1
     return planned_peak(
-        *(shape, method, strategy(Path(block.accelerate_config)), block.processes),
+        shape,
+        method,
+        strategy(Path(block.accelerate_config)),
+        block.processes,
         tokens=block.computed,
         scored=block.scored,
         checkpointing=block.checkpointing,
-        bf16=alone,
+        bf16=block.processes == 1,
         on_cpu=True,
     )
 
 
 def measured(block: Block) -> int:
-    """Bytes that the main process holds at most."""
+    """Peak bytes of the main process."""
     rows(block)
     words = [sys.executable]
     if block.processes > 1:
         launcher = ("-m", "dpo_dist.training.launcher", "--config_file", block.accelerate_config)
         words += launcher
     words += ["-m", "benchmarks.plan_memory_block", json.dumps(asdict(block))]
-    # Threads that wait for each other on a busy machine would take most of the time.
+    # Several threads would mostly wait for each other on a busy machine.
     environment = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     line = next(line for line in done.stdout.splitlines()[::-1] if line.startswith('{"peak'))

@@ -1,9 +1,9 @@
-"""One training of `benchmarks.plan_memory`, in processes of its own.
+"""One training of `benchmarks.plan_memory`, in its own processes.
 
-Trains two steps on random tokens and prints, as JSON, how much memory was alive at most, the
-weights included and what the process had before it loaded them left out. A first training of a
-small model makes it have what libraries take once. The allocator maps every larger tensor by itself
-(`MALLOC_MMAP_THRESHOLD_`), so that the resident pages are the live tensors.
+Trains two steps on random tokens and prints, as JSON, the peak of live memory. It includes the
+weights, and excludes the memory of the process before it loaded them. A first training of a small
+model makes libraries allocate the memory that they keep. The allocator maps every larger tensor
+separately (`MALLOC_MMAP_THRESHOLD_`), so that the resident pages are the live tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MethodName = Literal["lora", "full"]
 
 @dataclass(frozen=True)
 class Block:
-    """What is trained: `pairs` a process and step, of so many tokens."""
+    """The settings of a training: `pairs` per process and step, and their lengths in tokens."""
 
     model: str
     small_model: str
@@ -56,7 +56,7 @@ class Block:
 
 
 def rows(block: Block, vocabulary: int = 1000) -> Path:
-    """Pairs of random tokens, which take the memory that words take."""
+    """Write pairs of random tokens, which take as much memory as real texts."""
     draw = random.Random(0)
     made: list[dict[str, Any]] = []
     for number in range(block.steps * block.pairs * block.processes):
@@ -78,17 +78,17 @@ def rows(block: Block, vocabulary: int = 1000) -> Path:
 
 
 class NothingSaved(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """A checkpoint after the last step would take memory of its own."""
+    """Saves no checkpoint after the last step, because it would take memory."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_save = False
 
 
 def run(block: Block) -> int:
-    """Train, and return the bytes that were alive at most in this process.
+    """Train, and return the peak of live bytes in this process.
 
-    Several processes have no first training: DeepSpeed starts once. What they take once is in
-    the figure, the weights' own loading is not.
+    With several processes there is no first training, because DeepSpeed can start only once. Their
+    figure includes the memory that libraries keep, and excludes the loading of the weights.
     """
     alone = block.processes == 1
     if alone:
@@ -99,13 +99,13 @@ def run(block: Block) -> int:
         before = _settled() - _weight_bytes(trainer.model)
     else:
         _settled()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     trainer.train()
     return _memory("VmHWM") - before
 
 
 def build(block: Block) -> Any:
-    """What trains the block; the reference's log-probs are known when it is built."""
+    """The trainer of a block; building it also computes the reference's log-probs."""
     batch = block.pairs * block.processes
     settings = Train(
         method=Lora() if block.method == "lora" else Full(),
@@ -136,14 +136,14 @@ def build(block: Block) -> Any:
 
 
 def _settled() -> int:
-    """Resident bytes once what is free has been handed back."""
+    """Resident bytes after free memory was returned to the kernel."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     return _memory("VmRSS")
 
 
 def _weight_bytes(model: Any) -> int:
-    """Of the weights that lie in this process; under ZeRO-3 its share of them."""
+    """Bytes of the weights in this process; under ZeRO-3 of its shard."""
     tensors = [getattr(weight, "ds_tensor", weight) for weight in model.parameters()]
     return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 

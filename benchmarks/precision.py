@@ -1,10 +1,11 @@
-"""How far bfloat16 log-probs lie from float32's: ours, and TRL's.
+"""Errors of bfloat16 log-probs against float32, with our trainer and with TRL's.
 
     python -m benchmarks.precision --rows FILE [--json FILE]
 
-Eight real pairs through a LoRA model, as it trains in bfloat16 (packed, our head and LoRA layers;
-padded, TRL's), against the same model in float32. Nats, summed over an answer; a margin is the
-difference of a pair's two answers, which is what the loss sees.
+Computes the log-probs of eight real pairs with a LoRA model in bfloat16, as in training, and
+compares them with the same model in float32: packed, with our head and LoRA layers, and padded,
+with TRL's. Errors are in nats, summed over an answer; a margin is the difference between the two
+answers of a pair, on which the loss depends.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def log_probs(
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, lora)
     for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # a fresh adapter does nothing
+        if "lora_B" in name:  # a new adapter changes nothing
             torch.nn.init.normal_(parameter, std=0.002)
     add_fused_lm_head(model.get_base_model())
     if ours:

@@ -1,20 +1,20 @@
-"""Sixty thousand preference pairs on their way to the GPUs: time, memory, balance.
+"""Time, memory and load balance of sixty thousand preference pairs before the training.
 
     python -m benchmarks.preferences [--pairs N] [--rows FILE] [--quick] [--json FILE]
 
-A synthetic UltraFeedback-binarized (`synthetic_pairs.py`; with `--rows`, of the lengths of a
-file's rows) goes through the train phase of recipes/ultrafeedback/full.yaml, in a process of its
-own: loading, hygiene, leakage against the recipe's held-out prompts, tokenization, parquet. Only
-the launch of the training is left out. What was dropped has to be what was planted.
+A separate process runs the train phase of recipes/ultrafeedback/full.yaml on a synthetic
+UltraFeedback-binarized (`synthetic_pairs.py`; with `--rows`, with the lengths of a file's rows):
+loading, hygiene, leakage against the recipe's held-out prompts, tokenization, parquet. Only the
+launch of the training is omitted. The dropped rows must be exactly the faults of the dataset.
 
-A second process does for all of the recipe's ranks what their trainers do with the data of an
-epoch: the sampler deals out the rows, the collator packs every micro-batch. Each pair has to come
-exactly once, apart from those that fill up the last step.
+A second process handles the data of an epoch like the trainers of all ranks: the sampler
+distributes the rows, and the collator packs every micro-batch. Each pair must occur exactly once,
+except for those that complete the last step.
 
-Seconds are of the clock, and of the CPU (all threads), which other work on the machine does not
-lengthen as much. Memory is a process's peak, libraries included. The imbalance of ranks is how
-many tokens more than the average the one with the most has: in an optimizer step, and among
-micro-batches of the same moment.
+Seconds are wall-clock seconds and CPU seconds (of all threads), which depend less on other work on
+the machine. Memory is the peak of a process, including libraries. The imbalance is how many tokens
+more than the average the rank with the most tokens has: in an optimizer step, and in simultaneous
+micro-batches.
 """
 
 from __future__ import annotations
@@ -40,8 +40,14 @@ from benchmarks.synthetic_pairs import (
 from dpo_dist.config import Config, Train
 from dpo_dist.config.runfile import load_config
 from dpo_dist.data.chat import load_tokenizer
-from dpo_dist.storage.artifacts import read_json, write_json
-from dpo_dist.training.job import OUTCOME, TrainingJob, accumulation_steps, num_processes
+from dpo_dist.storage.figures import write_figures
+from dpo_dist.training.job import (
+    OUTCOME,
+    TrainingJob,
+    TrainingOutcome,
+    accumulation_steps,
+    num_processes,
+)
 
 RECIPE = Path("recipes/ultrafeedback/full.yaml")
 PAIRS = 61_000
@@ -50,8 +56,8 @@ PAIRS = 61_000
 def main() -> None:
     parser = option_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=PAIRS)
-    parser.add_argument("--rows", type=Path, help="preference rows, .jsonl: draw their lengths")
-    parser.add_argument("--model", type=Path, default=MODEL, help="whose tokenizer to use")
+    parser.add_argument("--rows", type=Path, help="draw lengths from preference rows, .jsonl")
+    parser.add_argument("--model", type=Path, default=MODEL, help="model with the tokenizer")
     options = parser.parse_args()
     pairs = 2_000 if options.quick else options.pairs
     publish(preference_figures(pairs, options.model, options.rows), options.json)
@@ -85,7 +91,7 @@ def preference_figures(pairs: int, model: Path, rows: Path | None = None) -> dic
 
 
 def recipe_on(dataset: Path, model: Path, output: Path) -> Config:
-    """The recipe with other weights, and the dataset in a folder in place of the Hub's."""
+    """The recipe with another model, and with a dataset in a folder instead of the Hub's."""
     places = {
         "run.output_dir": output,
         "model.base": model.resolve(),
@@ -106,8 +112,8 @@ def in_a_process(work: Callable[[Any], Any], argument: Any) -> Any:
 
 
 class Stopwatch:
-    """Seconds by the clock and by the CPU of what is done `with` it, all times together, and the
-    process's peak when it was last done."""
+    """The total wall-clock and CPU seconds of `with` blocks, and the process's peak memory after
+    the last one."""
 
     def __init__(self) -> None:
         self.seconds, self.cpu, self.peak = 0.0, 0.0, 0.0
@@ -136,16 +142,19 @@ class Stopwatch:
 
 
 def do_the_phase(config: Config) -> tuple[dict[str, float], TrainingJob, Counter[str]]:
-    """(figures, what the training would have been started with, what was dropped)"""
+    """Run the train phase without its training: (figures, the job, dropped rows by reason)"""
     from dpo_dist.phases import train
     from dpo_dist.phases.pipeline import run_phase
-    from dpo_dist.runs.directories import phase_dir
+    from dpo_dist.runs.manifests import read_manifest
+    from dpo_dist.runs.run import Run
 
+    run = Run(config)
     jobs: list[TrainingJob] = []
 
     def launch(job: TrainingJob, *_: object) -> None:
         jobs.append(job)
-        write_json(job.out / OUTCOME, {"steps": 0})
+        outcome = TrainingOutcome(steps=0, selected_step=0, peak_rss_bytes=0)
+        write_figures(job.out / OUTCOME, outcome)
 
     phase, loading, tokenizing = Stopwatch(), Stopwatch(), Stopwatch()
     module = vars(train)
@@ -155,18 +164,18 @@ def do_the_phase(config: Config) -> tuple[dict[str, float], TrainingJob, Counter
         write_token_rows=tokenizing.around(module["write_token_rows"]),
     )
     with phase:
-        run_phase("train", config)
-    manifest = read_json(phase_dir(config, "train") / "manifest.json")
+        run_phase("train", run)
+    manifest = read_manifest(run.directory("train"))
     figures = {
         **loading.figures("loading and hygiene"),
         **tokenizing.figures("tokenization to parquet"),
         **phase.figures("phase"),
     }
-    return figures, jobs[0], Counter(manifest["counts"]["dropped"])
+    return figures, jobs[0], Counter(manifest.counts.dropped)
 
 
 def deal_an_epoch(job: TrainingJob) -> dict[str, float]:
-    """What all ranks do with an epoch's data, one after the other."""
+    """Handle an epoch's data for all ranks, one after the other."""
     from datasets import Dataset
 
     from dpo_dist.training.preference_trainer import PairCollator
@@ -209,7 +218,7 @@ def deal_an_epoch(job: TrainingJob) -> dict[str, float]:
 
 
 def check_epoch(dealt: Sequence[Sequence[Sequence[int]]], pairs: int, global_batch: int) -> None:
-    """Every pair comes once, and the last step's first ones make it a whole one."""
+    """Every pair must occur once, and twice if it also completes the last step."""
     times = Counter(row for batches in dealt for batch in batches for row in batch)
     filled_up = -pairs % global_batch
     assert sorted(times) == list(range(pairs))
@@ -219,10 +228,10 @@ def check_epoch(dealt: Sequence[Sequence[Sequence[int]]], pairs: int, global_bat
 def imbalance(
     dealt: Sequence[Sequence[Sequence[int]]], lengths: Sequence[int], accumulation: int
 ) -> dict[str, float]:
-    """How much more than the average the rank with the most tokens has, in per cent.
+    """How many tokens more than the average the rank with the most tokens has, in percent.
 
-    `dealt` are every rank's micro-batches. Under ZeRO the ranks wait for each other in every
-    micro-batch: `waiting` is what all of these together add to an epoch of equal shares.
+    `dealt` are the micro-batches of every rank. Under ZeRO the ranks wait for each other in every
+    micro-batch: `waiting` is the time that this adds to an epoch with equal shares.
     """
     loads = [[sum(lengths[row] for row in batch) for batch in batches] for batches in dealt]
     moments = list(zip(*loads, strict=True))

@@ -1,14 +1,14 @@
-"""How large the report's page is, how fast it opens, and what a large evaluation's report takes.
+"""Size and loading time of the report's page, and the cost of reporting a large evaluation.
 
     python -m benchmarks.report [--quick] [--json FILE]
 
 Synthetic runs of three arms with answers of about 100 words and prompts of 120, two metrics and a
 length, and a judge:
 
-- page_mb_500: megabytes of the page of 500 prompts, every one of them shown side by side;
-- page_open_seconds_500: until Chromium's load event (the median of five), where it is installed;
+- page_mb_500: megabytes of a page that shows the answers to 500 prompts side by side;
+- page_open_seconds_500: seconds until Chromium's load event (median of five), if it is installed;
 - report_seconds_10k, report_peak_rss_mib_10k: building all formats for 10,000 prompts, in a
-  process of its own.
+  separate process.
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.figures import option_parser, publish
-from dpo_dist.config import Config
-from dpo_dist.evaluation.comparison import HEADLINE, summarise
+from dpo_dist.config import Config, Sampling
+from dpo_dist.evaluation.comparison import summarise
+from dpo_dist.evaluation.scores import HEADLINE
 from dpo_dist.metrics import build_metrics
-from dpo_dist.storage.artifacts import write_json, write_records
+from dpo_dist.runs.manifests import EvaluateManifest
+from dpo_dist.storage.artifacts import write_records
+from dpo_dist.storage.figures import write_figures
+from dpo_dist.storage.manifest import Counts
 from dpo_dist.storage.records import Generation, Message, Prompt, Score, Verdict
 
 ARMS = ("base", "sft", "dpo")
-DECODINGS = ({"temperature": 0.0, "top_p": 1.0},)
+DECODINGS = (Sampling(temperature=0.0),)
 SHARES = {"json_schema": (0.2, 0.8, 0.9), "label_match:severity": (0.2, 0.5, 0.6)}
 SECTIONS = (
     {"type": "json_schema", "schema_path": "recipes/incident_triage/answer.schema.json"},
@@ -61,7 +65,7 @@ def main() -> None:
 
 
 def write_run(root: Path, prompts: int) -> None:
-    """The records of an evaluation and a training, as far as the report reads them."""
+    """Write the records of an evaluation that the report reads."""
     draw = random.Random(0)
     config = _config(1)
     assert config.evaluate is not None
@@ -97,10 +101,22 @@ def write_run(root: Path, prompts: int) -> None:
     write_records(evaluate / "verdicts.jsonl", verdicts)
     compared = {HEADLINE: verdicts}
     summary = summarise(metrics, scores, compared, ARMS, DECODINGS, 17, lengths=lengths)
-    write_json(evaluate / "scores.json", summary)
-    manifest = {"counts": {"in": prompts, "kept": prompts, "dropped": {}}, "wall_seconds": 60}
-    manifest |= {"judge": "drawn", "versions": {}, "git": None}
-    write_json(evaluate / "manifest.json", manifest)
+    write_figures(evaluate / "scores.json", summary)
+    manifest = EvaluateManifest(
+        phase="evaluate",
+        counts=Counts(received=prompts, kept=prompts),
+        wall_seconds=60,
+        seed=17,
+        versions={},
+        git=None,
+        config=config.dump(),
+        generations=len(ARMS) * prompts,
+        engines=("synthetic",),
+        cut_off=0,
+        judge="synthetic",
+        judge_scores=(),
+    )
+    write_figures(evaluate / "manifest.json", manifest)
 
 
 def opening_seconds(chromium: str, page: Path) -> float:
@@ -130,7 +146,7 @@ def _options() -> argparse.Namespace:
 
 
 def _measured(root: Path, samples: int) -> tuple[float, float]:
-    """(seconds, peak RSS in MiB) of building the report in a new process, imports included."""
+    """(seconds, peak RSS in MiB) of building the report in a new process, including imports."""
     command = [sys.executable, "-m", "benchmarks.report", "--build", str(root)]
     done = subprocess.run(
         [*command, "--samples", str(samples)], check=True, capture_output=True, text=True
@@ -144,9 +160,12 @@ def _build(root: Path, samples: int) -> None:
     import time
 
     from dpo_dist.reporting.build import build
+    from dpo_dist.runs.run import Run
 
     started = time.monotonic()
-    build(_config(samples), root, root / "report")
+    config = _config(samples)
+    run = config.run.model_copy(update={"output_dir": root.parent, "name": root.name})
+    build(Run(config.model_copy(update={"run": run})), root / "report")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(time.monotonic() - started, peak)
 
@@ -174,7 +193,7 @@ def _text(draw: random.Random, words: int) -> str:
 def _answers(
     draw: random.Random, names: list[str], lengths: dict[str, dict[str, int]]
 ) -> Iterator[Generation]:
-    """dpo's answer is sft's with a fifth of its words changed. Fills in `lengths`."""
+    """Answers; a fifth of the words of sft's answer differ in dpo's. Fills `lengths`."""
     before: dict[str, list[str]] = {}
     for arm in ARMS:
         for name in names:
@@ -194,7 +213,7 @@ def _answers(
                 text=text,
                 token_ids=tuple(range(2 * len(words))),
                 finish_reason="length" if draw.random() < 0.05 else "stop",
-                engine="drawn",
+                engine="synthetic",
             )
 
 

@@ -1,16 +1,17 @@
-"""How much of an engine's speed reaches the candidates: our client beside simpler ones.
+"""Speed of the sampling client compared with simpler clients of the same engine.
 
     python -m benchmarks.sample --rows FILE [--max-tokens N] [--prompts N] [--quick]
                                 [--json FILE] [--plot FILE.png]
 
-256 prompts of real preference rows (.jsonl), two slots each (temperature 0.7 and 1.2), at most 128
-tokens, SmolLM2 in bfloat16. On one vLLM engine of 64 sequences: `loop` asks `LLM.generate` twice a
-prompt, one prompt after the other; `chunks` hands it 64 requests and waits for all; `ours` keeps
-the engine full. Then transformers in batches of 16 (`hf`). `loop` and `hf` answer a part of the
-prompts, for their time; `chunks` and `ours` take turns, twice, and medians count. Rates leave out
-the engine's start. `occupancy`: requests at work, of the 64 that the engine takes, over its steps
-until the last request is handed over; the plot shows them step by step. The client's memory and
-resume: `benchmarks.sample_client`.
+256 prompts of real preference rows (.jsonl), two slots (temperature 0.7 and 1.2), at most 128
+tokens, SmolLM2 in bfloat16. Clients of one vLLM engine with 64 sequences: `loop` calls
+`LLM.generate` twice per prompt, one prompt after the other; `chunks` passes it 64 requests and
+waits for all answers; `ours` keeps the engine full. Then transformers in batches of 16 (`hf`).
+`loop` and `hf` answer only a part of the prompts, because they are slow; `chunks` and `ours`
+alternate twice, and figures are medians. Rates exclude the engine's start. `occupancy` is the mean
+share of the 64 sequences that are running, until the last request has been passed to the engine;
+the plot shows it for every step. `benchmarks.sample_client` measures the client's memory and
+resume.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ from benchmarks.figures import MODEL, option_parser, publish
 from benchmarks.sample_client import PROMPTS, client_figures
 from dpo_dist.config import HfEngine, Sampling, VllmEngine
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
-from dpo_dist.generation.engine import Request, build_engine
+from dpo_dist.generation.build import build_engine
+from dpo_dist.generation.engine import Request
 from dpo_dist.storage.records import Message
 from dpo_dist.system.console import quiet_libraries
 
 SLOTS = (Sampling(temperature=0.7), Sampling(temperature=1.2))
-ROOM, CHUNK, SEQUENCES = 1024, 64, 64
+MAX_MODEL_LEN, CHUNK, SEQUENCES = 1024, 64, 64
 
 Answer = Callable[[Sequence[Request]], Iterable[Sequence[int]]]  # token ids of every answer
 
@@ -42,7 +44,7 @@ def main() -> None:
     parser = option_parser(__doc__)
     parser.add_argument("--rows", type=Path, required=True, help="preference rows, .jsonl")
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--plot", type=Path, help="where the occupancy goes, .png")
+    parser.add_argument("--plot", type=Path, help="write a plot of the occupancy, .png")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--prompts", type=int, default=256)
     options = parser.parse_args()
@@ -53,7 +55,7 @@ def main() -> None:
     few = requests[: 2 * (2 if options.quick else 8)]
     figures |= vllm_figures(str(options.model), requests, few, options.plot)
     hf = build_engine(
-        HfEngine(type="hf", max_model_len=ROOM, batch_size=16),
+        HfEngine(type="hf", max_model_len=MAX_MODEL_LEN, batch_size=16),
         str(options.model),
         dtype="bfloat16",
         seed=0,
@@ -74,11 +76,11 @@ def main() -> None:
 def vllm_figures(
     model: str, requests: Sequence[Request], few: Sequence[Request], plot: Path | None
 ) -> dict[str, float]:
-    config = VllmEngine(type="vllm", max_model_len=ROOM, max_num_seqs=SEQUENCES)
+    config = VllmEngine(type="vllm", max_model_len=MAX_MODEL_LEN, max_num_seqs=SEQUENCES)
     engine: Any = build_engine(config, model, dtype="bfloat16", seed=0)
     llm = engine._llm
-    llm_generate = textbook(llm)
-    list(llm_generate(few[:2]))  # what is done once: kernels, caches
+    llm_generate = plain_generate(llm)
+    list(llm_generate(few[:2]))  # warm-up: kernels, caches
 
     def loop(asked: Sequence[Request]) -> Iterable[Sequence[int]]:
         for request in asked:
@@ -97,20 +99,20 @@ def vllm_figures(
     curves: dict[str, list[int]] = {}
     for name, answer in (("chunks", chunks), ("ours", ours)) * 2:
         llm.llm_engine.reset_prefix_cache()
-        seen = watch(llm.llm_engine)
+        recorded = record_steps(llm.llm_engine)
         for key, value in rates(name, answer, requests).items():
             rounds[key].append(value)
-        llm.llm_engine.step = seen.pop("step")
-        rounds[f"{name}: occupancy"].append(occupancy(seen["running"], seen["unfinished"]))
-        curves[name] = seen["running"]
+        llm.llm_engine.step = recorded.pop("step")
+        rounds[f"{name}: occupancy"].append(occupancy(recorded["running"], recorded["unfinished"]))
+        curves[name] = recorded["running"]
     engine.close()
     if plot is not None:
-        draw(curves, plot)
+        plot_occupancy(curves, plot)
     return figures | {key: statistics.median(values) for key, values in rounds.items()}
 
 
-def textbook(llm: Any) -> Answer:
-    """`LLM.generate`, which takes requests and gives their answers once it has all."""
+def plain_generate(llm: Any) -> Answer:
+    """`LLM.generate`, which returns all answers at once."""
     from vllm import SamplingParams
 
     def generate(asked: Sequence[Request]) -> Iterable[Sequence[int]]:
@@ -129,25 +131,25 @@ def textbook(llm: Any) -> Answer:
     return generate
 
 
-def watch(core: Any) -> dict[str, Any]:
-    """Note, after every step of the engine, how many requests are at work and how many are in its
-    hands, at work or waiting."""
+def record_steps(core: Any) -> dict[str, Any]:
+    """Record, after every step of the engine, how many requests are running, and how many are
+    unfinished (running or waiting)."""
     scheduler = core.engine_core.engine_core.scheduler
-    seen: dict[str, Any] = {"step": core.step, "running": [], "unfinished": []}
+    recorded: dict[str, Any] = {"step": core.step, "running": [], "unfinished": []}
 
     def step() -> Any:
-        outputs = seen["step"]()
-        seen["running"].append(len(scheduler.running))
-        seen["unfinished"].append(len(scheduler.running) + len(scheduler.waiting))
+        outputs = recorded["step"]()
+        recorded["running"].append(len(scheduler.running))
+        recorded["unfinished"].append(len(scheduler.running) + len(scheduler.waiting))
         return outputs
 
     core.step = step
-    return seen
+    return recorded
 
 
 def occupancy(running: Sequence[int], unfinished: Sequence[int]) -> float:
-    """Up to the last step after which there was enough in the engine's hands to fill it again:
-    what follows is the last wave, which no client can fill."""
+    """The mean share of running sequences, up to the last step after which the engine had enough
+    unfinished requests to be full: no client can fill the steps after it."""
     last = max(n for n, left in enumerate(unfinished) if left >= SEQUENCES)
     return sum(running[: last + 1]) / (last + 1) / SEQUENCES
 
@@ -168,26 +170,26 @@ def rates(name: str, answer: Answer, asked: Sequence[Request]) -> dict[str, floa
     }
 
 
-def draw(curves: dict[str, list[int]], target: Path) -> None:
+def plot_occupancy(curves: dict[str, list[int]], target: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.add_subplot()
     for name, running in curves.items():
         axes.plot([100 * n / SEQUENCES for n in running], label=name, linewidth=1)
-    axes.set(xlabel="engine step", ylabel="requests at work (% of max)", ylim=(0, 105))
+    axes.set(xlabel="engine step", ylabel="running requests (% of max)", ylim=(0, 105))
     axes.legend(loc="lower left")
     figure.savefig(target, dpi=120)
 
 
 def read_requests(rows: Path, model: Path, prompts: int, max_tokens: int) -> list[Request]:
-    """Both slots of the first prompts that leave room for an answer, side by side."""
+    """Requests for both slots of the first prompts that leave room for an answer."""
     tokenizer = load_tokenizer(str(model))
     asked = dict.fromkeys(json.loads(line)["prompt"] for line in rows.open(encoding="utf-8"))
     requests: list[Request] = []
     for prompt in asked:
         ids = tuple(prompt_ids(tokenizer, [Message(role="user", content=prompt)]))
-        if len(ids) + max_tokens <= ROOM:
+        if len(ids) + max_tokens <= MAX_MODEL_LEN:
             requests += [
                 Request(f"{len(requests)}/{slot}", ids, sampling, max_tokens)
                 for slot, sampling in enumerate(SLOTS)

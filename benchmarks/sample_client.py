@@ -1,12 +1,12 @@
-"""The sample phase around an engine that costs nothing: its memory at 60,000 prompts, its resume.
+"""The sample phase with a simulated engine: memory with 60,000 prompts, and time of a resume.
 
     python -m benchmarks.sample_client --rows FILE [--quick] [--json FILE]
 
-The engine is planted in the phase's process and answers at once with texts of the rows; everything
-else is the phase: reading, tokenization, journals, the ordered result. `client_rss_mb_60k` is that
-process's peak, `of that imports` what it takes with its libraries and tokenizer before it begins.
-A second process starts the phase again with all answers and no manifest: `resume_seconds_120k` is
-what finding them in the journal takes, `restart seconds` the whole phase.
+The engine answers immediately with texts of the rows; everything else is the real phase: reading,
+tokenization, journals, the ordered result. `client_rss_mb_60k` is the peak of its process, and
+`of that imports` the memory of libraries and tokenizer before the phase starts. A second process
+starts the phase again with all answers and without a manifest: `resume_seconds_120k` is the time in
+which it finds them in the journal, `restart seconds` the time of the whole phase.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def client_figures(rows: Path, model: Path, prompts: int = PROMPTS) -> dict[str,
 
 
 def prepare(folder: Path, rows: Path, model: Path, prompts: int) -> Path:
-    """A run on the rows' prompts, repeated under other ids until there are enough."""
+    """A run on the rows' prompts, repeated under other ids up to the given number."""
     texts = [json.loads(line)["prompt"] for line in rows.open(encoding="utf-8")]
     with (folder / "prompts.jsonl").open("w", encoding="utf-8") as file:
         for number in range(prompts):
@@ -87,10 +87,10 @@ def in_a_process(run_file: Path, rows: Path) -> dict[str, float]:
     return figures
 
 
-class Planted:
-    """Answers at once: with a row's text, and as many token ids as a usual answer has."""
+class SimulatedEngine:
+    """Answers immediately, with a row's text and a usual number of token ids."""
 
-    identity, max_model_len = "planted", 1024
+    identity, max_model_len = "simulated", 1024
 
     def __init__(self, rows: Path) -> None:
         lines = rows.open(encoding="utf-8")
@@ -101,7 +101,7 @@ class Planted:
         for request in requests:
             text = self._texts[self.answered % len(self._texts)]
             self.answered += 1
-            # As engines do: a new int for every token.
+            # A new int for every token, as in real engines.
             tokens = tuple((7919 * n + self.answered) % 49_152 for n in range(ANSWER_TOKENS))
             yield Completion(request.id, text, tokens, "stop")
 
@@ -112,11 +112,12 @@ def do_the_phase(run_file: Path, rows: Path, answer: Connection) -> None:
     from dpo_dist.data.chat import load_tokenizer
     from dpo_dist.phases import sample
     from dpo_dist.phases.pipeline import run_phase
+    from dpo_dist.runs.run import Run
     from dpo_dist.storage import shards
 
     config = load_config(run_file)
     load_tokenizer(config.model.base)
-    before, planted = peak_mb(), Planted(rows)
+    before, engine = peak_mb(), SimulatedEngine(rows)
     scans: list[float] = []
 
     class Timed(shards.Journals[Any]):
@@ -125,19 +126,19 @@ def do_the_phase(run_file: Path, rows: Path, answer: Connection) -> None:
             super().refresh()
             scans.append(time.monotonic() - started)
 
-    def build(*_: Sequence[Any], **__: Any) -> Planted:
-        return planted
+    def build(*_: Sequence[Any], **__: Any) -> SimulatedEngine:
+        return engine
 
     vars(sample).update(Journals=Timed, build_engine=build)
     started = time.monotonic()
-    run_phase("sample", config)
+    run_phase("sample", Run(config))
     answer.send(
         {
             "peak_mb": peak_mb(),
             "before_mb": before,
             "seconds": time.monotonic() - started,
             "scan_seconds": scans[0],
-            "answered": planted.answered,
+            "answered": engine.answered,
         }
     )
 

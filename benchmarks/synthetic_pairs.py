@@ -1,9 +1,9 @@
-"""A synthetic UltraFeedback-binarized: its columns, splits and lengths, and stated faults.
+"""A synthetic UltraFeedback-binarized with its columns, splits and lengths, and with known faults.
 
-Texts are words drawn from a vocabulary. Lengths are log-normal, fitted
-to what is known of UltraFeedback-binarized: prompt and chosen answer have 409 tokens at the
-median, and prompts are 0.42 as long as answers; the spreads are ours, and so is how far the two
-answers of a prompt agree in length. Or they are those of the rows of a file.
+Texts are words drawn from a vocabulary. Lengths are drawn from the rows of a file, or are
+log-normal and fitted to known figures of UltraFeedback-binarized: prompt and chosen answer together
+have a median of 409 tokens, and prompts are 0.42 times as long as answers. The spreads, and the
+correlation between the lengths of a prompt's two answers, are assumptions.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dpo_dist.data.rows import write_parquet
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Tokens. Prompts are the more uneven ones: questions of a line, and pages to work on.
+# In tokens. Prompts vary more than answers: some are one line, others several pages.
 PROMPT_MEDIAN, PROMPT_SPREAD = 89, 1.0
 ANSWER_MEDIAN, ANSWER_SPREAD = 273, 0.7
-AGREEMENT = 0.8  # the correlation of the logarithms of a prompt's two answers
-SHORTEST = 8  # a prompt of fewer words has no 8-gram to be recognised by
+AGREEMENT = 0.8  # correlation of the logarithms of the lengths of a prompt's two answers
+SHORTEST = 8  # words; a shorter prompt has no 8-gram for the detection of duplicates
 
 TEST_PAIRS = 2_000
 FAULTS = ("identical", "empty", "control_token", "duplicate", "contradiction", "evaluation_overlap")
@@ -34,11 +34,11 @@ FAULT_SHARE = 0.005
 BATCH = 1_000
 
 Lengths = NDArray[np.int64]  # (pairs, 3): tokens of the prompt and of the two answers
-Measure = Callable[[int, np.random.Generator], Lengths]  # of so many pairs
+Measure = Callable[[int, np.random.Generator], Lengths]  # draws the lengths of that many pairs
 
 
 def log_normal_lengths(pairs: int, draw: np.random.Generator) -> Lengths:
-    """(pairs, 3) tokens by the constants above."""
+    """(pairs, 3) lengths in tokens, from the constants above."""
     prompt, chosen, other = draw.standard_normal((3, pairs))
     rejected = AGREEMENT * chosen + np.sqrt(1 - AGREEMENT**2) * other
     logarithms = np.stack(
@@ -54,7 +54,7 @@ def log_normal_lengths(pairs: int, draw: np.random.Generator) -> Lengths:
 
 
 def lengths_of(rows: Path, tokenizer: PreTrainedTokenizerBase) -> Measure:
-    """Draws from the lengths of a file's rows (.jsonl, UltraFeedback-binarized's columns)."""
+    """A function that draws from the lengths of a file's rows (.jsonl, the dataset's columns)."""
     texts = [
         (row["prompt"], row["chosen"][-1]["content"], row["rejected"][-1]["content"])
         for row in map(json.loads, rows.open(encoding="utf-8"))
@@ -76,10 +76,10 @@ def make_dataset(
     measure: Measure = log_normal_lengths,
     seed: int = 0,
 ) -> Counter[str]:
-    """Write the splits `train_prefs` and `test_prefs`; returns what the hygiene has to drop.
+    """Write the splits `train_prefs` and `test_prefs`; returns the expected drops by reason.
 
-    Each fault is in `FAULT_SHARE` of the training rows. They overlap with the first `held_out` rows
-    of `test_prefs`, which drop out of the validation, too.
+    `FAULT_SHARE` of the training rows have each fault. The faults `evaluation_overlap` overlap with
+    the first `held_out` rows of `test_prefs`, which are also dropped from the validation set.
     """
     draw = np.random.default_rng(seed)
     words = Words(vocabulary, draw)
@@ -94,14 +94,14 @@ def make_dataset(
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The words that are a token each, after a space."""
+    """The words that are a single token after a space."""
     start = tokenizer.tokenize(" a")[0].removesuffix("a")  # how a token begins with a space
     inside = (t.removeprefix(start) for t in tokenizer.get_vocab() if t.startswith(start))
     return sorted(w for w in inside if len(w) > 1 and w.isascii() and w.isalpha() and w.islower())
 
 
 class Words:
-    """Texts of words of a vocabulary, some of which are more frequent than others."""
+    """Makes texts from the words of a vocabulary, with different frequencies."""
 
     def __init__(self, vocabulary: Sequence[str], draw: np.random.Generator) -> None:
         self._words = np.array(vocabulary)
@@ -144,7 +144,7 @@ def _row(name: str, prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
 def _with_faults(
     rows: Iterator[dict[str, Any]], held_out: Sequence[dict[str, Any]], faults: int
 ) -> Iterator[dict[str, Any]]:
-    """The rows, among the first of which stand faulty ones, each beside a row it was made from."""
+    """The rows; each faulty row follows the row that it was made from, among the first rows."""
     for number in range(faults):
         for fault in FAULTS:
             row = next(rows)

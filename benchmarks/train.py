@@ -1,16 +1,15 @@
-"""Ours against TRL's `DPOTrainer`, side by side.
+"""Compares our trainer with TRL's `DPOTrainer`.
 
     python -m benchmarks.train --rows FILE [--quick] [--json FILE]
 
-Real preference rows (`--rows`, UltraFeedback-binarized's columns) through the same model, in the
-same order and batches. Every block is a process of its own; the two sides of a comparison
-alternate, round by round, each round on other rows; a figure is the median over rounds. The first
-step of a block is not counted. Where the reference is precomputed, that pass is not counted either
-(`*_reference_seconds_per_pair` is what it takes).
+Both trainers train the same model on real preference rows (`--rows`, UltraFeedback-binarized's
+columns), in the same order and batches. Every block is a separate process. The two trainers
+alternate in rounds, each round with other rows; a figure is the median over rounds. The first step
+of a block is not counted. The computation of a precomputed reference is not counted either.
 
-    lfl    the default recipe on both sides: live reference, activation checkpointing, which in
-           ours is `selective`; with `, full` every layer is computed twice, as it is in TRL's
-    best   each side at its best: precomputed reference, no checkpointing, its best batch
+    lfl    like for like, the default recipe with both trainers: live reference and activation
+           checkpointing, `selective` in ours; with `, full` ours recomputes every layer like TRL's
+    best   each trainer at its best: precomputed reference, no checkpointing, its best batch
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ from dpo_dist.training.reference import row_key
 from dpo_dist.training.sampler import GlobalBatchSampler
 
 MAX_LENGTH = 1024
-PAIRS_A_BLOCK = 8
+PAIRS_PER_BLOCK = 8
 COMPARISONS = ("lfl batch 2", "lfl batch 4", "lfl batch 2, full", "best")
-TRL_BEST_BATCH = 1  # padding costs TRL more than small batches do: see `--batches`
+TRL_BEST_BATCH = 1  # padding costs TRL more than small batches, see `Bench.batches`
 OURS_BEST_BATCH = 4
 
 
@@ -49,11 +48,11 @@ def main() -> None:
     parser = option_parser(__doc__)
     parser.add_argument("--rows", type=Path, required=True, help="preference rows, .jsonl")
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--rounds", type=int, default=4, help="blocks of 8 pairs a side")
+    parser.add_argument("--rounds", type=int, default=4, help="blocks of 8 pairs per trainer")
     parser.add_argument("--methods", nargs="+", default=["lora", "full"])
     parser.add_argument("--comparisons", nargs="+", default=COMPARISONS, choices=COMPARISONS)
-    parser.add_argument("--no-sweeps", action="store_true", help="leave out batches and prompts")
-    parser.add_argument("--profile", action="store_true", help="only: where a step of ours goes")
+    parser.add_argument("--no-sweeps", action="store_true", help="skip other batches and prompts")
+    parser.add_argument("--profile", action="store_true", help="only profile a step of our trainer")
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
     rows = tokenized(options.rows, options.model)
@@ -63,7 +62,7 @@ def main() -> None:
         bench = Bench(Path(folder), str(options.model), rounds)
         if options.profile:
             ours = sides(options.methods[0], "best")[0]
-            bench.block(rows[:PAIRS_A_BLOCK], trainer="ours", profile=True, **ours)
+            bench.block(rows[:PAIRS_PER_BLOCK], trainer="ours", profile=True, **ours)
             return
         for method in options.methods:
             for name in ("best",) if options.quick else options.comparisons:
@@ -75,7 +74,7 @@ def main() -> None:
 
 
 def sides(method: str, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(ours, TRL's) settings of a comparison."""
+    """The settings of a comparison: (ours, TRL's)."""
     if name == "best":
         best = {"method": method, "reference": "cached", "checkpointing": "none"}
         return best | {"batch": OURS_BEST_BATCH}, best | {"batch": TRL_BEST_BATCH}
@@ -86,7 +85,7 @@ def sides(method: str, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def headline(figures: dict[str, float]) -> dict[str, float]:
-    """The figures that the targets are about: LoRA, at the recipe's batch of 2."""
+    """The figures that have targets: LoRA, with the recipe's batch of 2."""
     names = {
         "pairs_per_second_ratio_like_for_like": "lora lfl batch 2: ratio",
         "pairs_per_second_ratio_best": "lora best: ratio",
@@ -98,7 +97,7 @@ def headline(figures: dict[str, float]) -> dict[str, float]:
 
 
 class Bench:
-    """Runs blocks in processes of their own and compares them."""
+    """Runs blocks in separate processes and compares them."""
 
     def __init__(self, folder: Path, model: str, rounds: int) -> None:
         self._folder = folder
@@ -109,11 +108,11 @@ class Bench:
     def compare(
         self, name: str, rows: list[dict[str, Any]], ours: dict[str, Any], theirs: dict[str, Any]
     ) -> dict[str, float]:
-        """Alternate the two sides over rounds of other rows."""
+        """Alternate the two trainers in rounds with different rows."""
         found: dict[str, list[dict[str, float]]] = defaultdict(list)
         losses: dict[str, list[list[float]]] = defaultdict(list)
         for number in range(self._rounds):
-            block_rows = rows[number * PAIRS_A_BLOCK : (number + 1) * PAIRS_A_BLOCK]
+            block_rows = rows[number * PAIRS_PER_BLOCK : (number + 1) * PAIRS_PER_BLOCK]
             order = [("trl", theirs), ("ours", ours)]
             for trainer, settings in order if number % 2 == 0 else reversed(order):
                 result = self.block(block_rows, trainer=trainer, **settings)
@@ -141,21 +140,21 @@ class Bench:
         return figures
 
     def batches(self, rows: list[dict[str, Any]]) -> dict[str, float]:
-        """As the batch grows: precomputed reference, no checkpointing, LoRA."""
+        """Different batch sizes: precomputed reference, no checkpointing, LoRA."""
         figures = {}
         for batch in (1, 2, 4, 8):
-            for trainer in ("ours", "trl") if batch < 8 else ("ours",):  # 30 GiB for TRL
+            for trainer in ("ours", "trl") if batch < 8 else ("ours",):  # TRL would need 30 GiB
                 settings = sides("lora", "best")[0] | {"batch": batch}
-                result = self.block(rows[:PAIRS_A_BLOCK], trainer=trainer, **settings)
+                result = self.block(rows[:PAIRS_PER_BLOCK], trainer=trainer, **settings)
                 for key in ("pairs per second", "peak GiB"):
                     figures[f"batch {batch}: {trainer} {key}"] = result["figures"][key]
         return figures
 
     def prompt_shares(self, rows: list[dict[str, Any]]) -> dict[str, float]:
-        """As the prompt's share grows: the same texts, cut to about 600 tokens a row."""
+        """Different shares of the prompt: the same texts, cut to about 600 tokens per row."""
         figures = {}
         for ratio in (0.25, 1.0, 4.0):
-            cut = with_prompt_share(rows, ratio)[:PAIRS_A_BLOCK]
+            cut = with_prompt_share(rows, ratio)[:PAIRS_PER_BLOCK]
             settings = sides("lora", "best")[0] | {"batch": 2}
             speeds = {
                 trainer: self.block(cut, trainer=trainer, **settings)["figures"]
@@ -166,7 +165,7 @@ class Bench:
         return figures
 
     def block(self, rows: list[dict[str, Any]], *, batch: int, **settings: Any) -> dict[str, Any]:
-        """Train on the rows after a first batch of the longest of them, which is not counted."""
+        """Train on the rows, after a first batch with the longest rows, which is not counted."""
         self._runs += 1
         out = self._folder / str(self._runs)
         longest = sorted(rows, key=lambda row: -row["tokens"])[:batch]
@@ -194,7 +193,7 @@ class Bench:
 
 
 def tokenized(path: Path, model: Path) -> list[dict[str, Any]]:
-    """The pairs of a preference file that fit `MAX_LENGTH`, as the trainers take them."""
+    """The tokenized pairs of a preference file that fit `MAX_LENGTH`."""
     source = PathPreferences(source="path", path=path, validation_fraction=0)
     tokenizer = load_tokenizer(str(model))
     rows = []
@@ -230,13 +229,13 @@ def with_prompt_share(rows: list[dict[str, Any]], ratio: float) -> list[dict[str
             continue
         chosen, rejected = (row[f"{name}_ids"][:completion] for name in ("chosen", "rejected"))
         made.append(as_row(row["id"], ids[start : start + width], chosen, rejected))
-        if len(made) == PAIRS_A_BLOCK:
+        if len(made) == PAIRS_PER_BLOCK:
             break
     return made
 
 
 def ordered(rows: list[dict[str, Any]], batch: int) -> list[dict[str, Any]]:
-    """Place the rows so that the trainers' sampler hands them out in the order given."""
+    """Arrange the rows so that the trainers' sampler yields them in the given order."""
     sampler = GlobalBatchSampler(
         lengths=[1] * len(rows),
         global_batch_size=batch,

@@ -1,7 +1,7 @@
-"""One block of `benchmarks.train`, in a process of its own.
+"""One block of `benchmarks.train`, in its own process.
 
-Trains on a few rows and prints, as JSON, the seconds of every step but the first (which touches
-the memory and warms the kernels), the losses, the peak memory and the machine's own speed.
+Trains on a few rows and prints, as JSON, the seconds of every step (the first one includes the
+warm-up), the losses, the peak memory, and the speed of a matrix product on the machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GEMM_SIZE = 2048
 
 @dataclass(frozen=True)
 class Block:
-    """What one process trains: `trainer` is "ours" or "trl"; `rows` a parquet file."""
+    """The settings of one process: `trainer` is "ours" or "trl", `rows` a parquet file."""
 
     trainer: str
     method: str
@@ -48,7 +48,7 @@ class Block:
 
 
 class StockTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
-    """TRL's trainer as it comes, on token ids, in the order of our sampler."""
+    """TRL's unmodified trainer on token ids, in the order of our sampler."""
 
     def __init__(self, *args: Any, settings: Train, **kwargs: Any) -> None:
         self._settings = settings
@@ -61,7 +61,7 @@ class StockTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
 
 
 class StepTimes(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Seconds of every optimizer step, the collation of its batch included."""
+    """Seconds of every optimizer step, including the collation of its batch."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -79,7 +79,7 @@ class StepTimes(TrainerCallback):  # type: ignore[misc]  # transformers is not t
 
 
 class StepProfile(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Prints where the second step's time went, by operation, to stderr."""
+    """Prints the time of the second step by operation, to stderr."""
 
     def __init__(self) -> None:
         self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
@@ -97,7 +97,7 @@ class StepProfile(TrainerCallback):  # type: ignore[misc]  # transformers is not
 
 
 def run(block: Block) -> dict[str, Any]:
-    """Train one epoch of the block's rows, a step a batch."""
+    """Train one epoch of the block's rows, with one step per batch."""
     method = Lora() if block.method == "lora" else Full()
     settings = Train(
         method=method,
@@ -181,7 +181,7 @@ def _peak_bytes() -> int:
 
 
 def gemm_flops(device: torch.device, repeats: int = 12) -> float:
-    """FLOP/s of a bfloat16 matrix product: the median of a dozen."""
+    """FLOP/s of a bfloat16 matrix product, the median of `repeats`."""
     a = torch.randn(GEMM_SIZE, GEMM_SIZE, device=device, dtype=torch.bfloat16)
     seconds = []
     for _ in range(repeats + 2):

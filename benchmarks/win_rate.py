@@ -1,10 +1,11 @@
-"""The evaluation's win rates on verdicts whose figures others have published.
+"""The evaluation's win rates on verdicts with published figures.
 
     python -m benchmarks.win_rate --verdicts FILE [--json FILE]
 
-FILE: a line `{"prompt_id", "preference", "len_model", "len_baseline"}` per prompt, preference from
-0 (the baseline) to 1 (the model), lengths in characters. The published figures are those of the 805
-verdicts of one model on AlpacaEval's leaderboard. All figures are in percent.
+FILE has a line `{"prompt_id", "preference", "len_model", "len_baseline"}` per prompt. The
+preference is from 0 (the baseline) to 1 (the model), lengths are in characters. The published
+figures are those of the 805 verdicts on one model of AlpacaEval's leaderboard. All figures are in
+percent.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import json
 from pathlib import Path
 
 from benchmarks.figures import option_parser, publish
-from dpo_dist.evaluation.length_control import length_controlled
 from dpo_dist.evaluation.statistics import points_mean, standard_error
+from dpo_dist.evaluation.win_rate import length_controlled
 
 PUBLISHED = {"win_rate": 29.92, "standard_error": 1.39, "length_controlled": 25.27}
 WHY_THE_LENGTH_CONTROLLED_RATES_DIFFER = """
-The published length-controlled rate has two parts more: the difficulty of each of AlpacaEval's 805
-prompts, fitted over all models of its leaderboard, and a penalty on the coefficients. The
-difficulties exist for no other prompts; here the lengths alone are controlled for.
+The model of the published length-controlled rate has two additional parts: the difficulty of each
+of AlpacaEval's 805 prompts, fitted over all models of its leaderboard, and a penalty on the
+coefficients. Difficulties are not available for other prompts; this model controls for length only.
 """
 
 
@@ -35,7 +36,7 @@ def main() -> None:
 
 
 def figures(path: Path) -> dict[str, float]:
-    """The rates of the verdicts in a file, with their intervals, in percent."""
+    """The win rates in a file of verdicts, with their intervals, in percent."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     worth = {row["prompt_id"]: row["preference"] for row in rows}
     longer = {row["prompt_id"]: row["len_model"] - row["len_baseline"] for row in rows}

@@ -1,3 +1,3 @@
-"""dpo_dist: an SFT model and prompts in; a DPO-aligned model and an honest proof out."""
+"""Trains a DPO-aligned model from an SFT model and prompts, and measures what changed."""
 
 __version__ = "0.1.0"

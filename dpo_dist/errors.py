@@ -1,26 +1,26 @@
-"""Every error that a user can meet.
+"""All errors that a user can see.
 
     DpoDistError                  exit code 1: the work failed
-    ├── PhaseFailed               a phase's process ended with an error
-    ├── NodeLost                  a machine of several is gone, or has never come
+    ├── PhaseFailed               the process of a phase ended with an error
+    ├── NodeLost                  a node stopped, or never joined
     ├── TrainingDiverged          the first loss is not ln 2, or a loss is not finite
-    ├── Preempted                 exit code 75: SIGTERM; what was done is saved
-    ├── EngineFailed              an engine cannot go on (no server is left, or one answers wrongly)
-    ├── JudgeFailed               the judge cannot go on (credentials, a spend limit, an open sheet)
-    ├── DirectoryLocked           another process owns the phase's directory
-    ├── NoFileLocks               the file system cannot keep two processes apart
-    ├── UploadFailed              the Hub has not taken what was made for it
-    └── UserError                 exit code 2: nothing was done; the input has to change
-        ├── ConfigError           run.yaml: what is wrong, at which key
-        ├── DataError             a data file: what is wrong, at which file:line
-        ├── ModelError            a model, tokenizer or adapter that cannot serve
-        ├── PreflightFailed       a machine is not as a training needs it
-        ├── NotConfirmed          what it would cost was not agreed to
-        ├── FingerprintMismatch   a phase's directory holds the work of other settings
-        └── MissingDependency     an optional package; carries the pip command
+    ├── Preempted                 exit code 75: SIGTERM; the finished work is saved
+    ├── EngineFailed              an engine cannot continue (no server is left, wrong answers)
+    ├── JudgeFailed               the judge cannot continue (API key, spend limit, unfinished sheet)
+    ├── DirectoryLocked           another process uses the phase's directory
+    ├── NoFileLocks               the file system does not support locks
+    ├── UploadFailed              the upload to the Hub failed
+    └── UserError                 exit code 2: nothing was done; the input must change
+        ├── ConfigError           run.yaml is wrong; names the key
+        ├── DataError             a data file is wrong; names file and line
+        ├── ModelError            a model, tokenizer or adapter cannot be used
+        ├── PreflightFailed       a node does not fit the training
+        ├── NotConfirmed          the user did not approve the cost
+        ├── FingerprintMismatch   a phase's directory was made with other settings
+        └── MissingDependency     an optional package is missing; gives the pip command
 
-Messages say what is wrong, where, and what to do about it. `dpo-dist evaluate --gate` fails with
-the exit codes 3 and 4 without an error: the work is done, and its outcome is `GATE`'s.
+Messages say what is wrong, where, and what to do. `dpo-dist evaluate --gate` ends without an error,
+with the exit code of the outcome in `GATE`.
 """
 
 
@@ -31,45 +31,45 @@ class DpoDistError(Exception):
 
 
 class PhaseFailed(DpoDistError):
-    """A phase's own process ended with an error; its message is already on the console."""
+    """The process of a phase ended with an error; its message is already on the console."""
 
 
 class NodeLost(DpoDistError):
-    """One of several machines does not answer, so that the others cannot go on."""
+    """A node does not answer, so that the others cannot continue."""
 
 
 class TrainingDiverged(DpoDistError):
-    """Training was stopped by a gate: the first loss, or a loss that is not finite."""
+    """Training was stopped because of the first loss, or because a loss is not finite."""
 
 
 class Preempted(DpoDistError):
-    """Training was asked to stop, saved a checkpoint and can go on from it."""
+    """Training was asked to stop and saved a checkpoint from which it can resume."""
 
     exit_code = 75
 
 
 class EngineFailed(DpoDistError):
-    """An engine cannot go on; what it has answered is kept."""
+    """An engine cannot continue; its finished answers are kept."""
 
 
 class JudgeFailed(DpoDistError):
-    """The judge cannot go on; what it has answered is kept."""
+    """The judge cannot continue; its finished answers are kept."""
 
 
 class DirectoryLocked(DpoDistError):
-    """Another process is at work in the phase's directory."""
+    """Another process uses the phase's directory."""
 
 
 class NoFileLocks(DpoDistError):
-    """The phase's directory lies on a file system without locks."""
+    """The phase's directory is on a file system without locks."""
 
 
 class UploadFailed(DpoDistError):
-    """The Hub has not taken the model; the folder that was made for it is kept."""
+    """The upload to the Hub failed; the prepared folder is kept."""
 
 
 class UserError(DpoDistError, ValueError):
-    """The input or the configuration has to change before any work makes sense."""
+    """The input or the configuration must change; nothing was done."""
 
     exit_code = 2
 
@@ -83,15 +83,15 @@ class DataError(UserError):
 
 
 class ModelError(UserError):
-    """A model, tokenizer or adapter cannot be used for what was asked."""
+    """A model, tokenizer or adapter cannot be used."""
 
 
 class PreflightFailed(UserError):
-    """A machine is not fit for the training; the message names it and what is wrong."""
+    """A node does not fit the training; the message names it and the problem."""
 
 
 class NotConfirmed(UserError):
-    """What the work would cost was not agreed to."""
+    """The user did not approve the cost of the work."""
 
 
 class FingerprintMismatch(UserError):
@@ -99,7 +99,7 @@ class FingerprintMismatch(UserError):
 
 
 class MissingDependency(UserError):
-    """An optional package is not installed; any one of the `extras` brings it."""
+    """An optional package is not installed; each of the `extras` installs it."""
 
     def __init__(self, package: str, *extras: str) -> None:
         commands = " or ".join(f"pip install 'dpo_dist[{extra}]'" for extra in extras)
@@ -107,5 +107,5 @@ class MissingDependency(UserError):
 
 
 PREEMPTED = Preempted.exit_code  # sysexits.h: EX_TEMPFAIL, "try again later"
-GATE = {"improved": 0, "no_evidence": 3, "regressed": 4}  # `evaluate --gate`, by the outcome
+GATE = {"improved": 0, "no_evidence": 3, "regressed": 4}  # of `evaluate --gate`, by outcome
 INTERRUPTED = 130  # the shell's convention for a program ended by Ctrl-C (128 + SIGINT)

@@ -1,22 +1,18 @@
-"""95 % intervals by arithmetic alone, of a share and of what has a standard error; the level of
-the tests beside them."""
+"""95 % intervals of shares and of values with a standard error, and the level of the tests."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-LEVEL = 0.05  # p at most this is significant
+LEVEL = 0.05  # a p-value up to this is significant
 Z = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` prompts and its 95 % interval.
-
-    `mean` is None for n = 0; the interval is None where the data gives no hold for one
-    (n < 2, or a bootstrap of equal values).
-    """
+    """A mean over `n` prompts and its 95 % interval. `mean` is None for n = 0; the interval is None
+    if the data does not allow one (n < 2, or a bootstrap of equal values)."""
 
     n: int
     mean: float | None
@@ -25,7 +21,7 @@ class Estimate:
 
 
 def wilson(successes: int, n: int) -> Estimate:
-    """A share with Wilson's score interval (Wilson 1927): sound also at 0 %, 100 % and small n."""
+    """A share with Wilson's score interval (Wilson 1927), valid also at 0 %, 100 % and small n."""
     if n < 2:
         return Estimate(n, successes / n if n else None)
     share = successes / n
@@ -35,5 +31,5 @@ def wilson(successes: int, n: int) -> Estimate:
 
 
 def half_width(standard_error: float) -> float:
-    """How far the interval reaches to either side, where the estimate is about normal."""
+    """Half the width of the interval of an approximately normal estimate."""
     return Z * standard_error

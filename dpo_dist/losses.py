@@ -1,8 +1,8 @@
-"""What is known of TRL's preference losses: which settings they use, and their value at the start.
+"""Properties of TRL's preference losses: the settings each one uses, and its value at the start.
 
-The losses themselves are TRL's (`DPOTrainer._compute_loss`). Before the first step policy and
-reference are one model, every log-ratio is 0, and each loss has a value that can be computed by
-hand; it is what tells a wrong reference from a right one.
+TRL computes the losses (`DPOTrainer._compute_loss`). Before the first step, policy and reference
+are the same model, so every log-ratio is 0 and the value of each loss is known. A different value
+reveals a wrong reference.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ LN2 = math.log(2)
 
 @dataclass(frozen=True)
 class Loss:
-    """One loss. `at_start(beta, label_smoothing)` is its value at log-ratios of 0.
+    """One loss. `at_start(beta, label_smoothing)` is its value when all log-ratios are 0.
 
-    - `smooths`: it reads `label_smoothing`.
-    - `differs`: it sees the log-ratios only through chosen - rejected, which is what an
-      f-divergence generalises (Wang et al. 2024, arXiv 2309.16240).
-    - `sums`: beta multiplies log-ratios summed over tokens, so that values above 1 saturate it.
-    - `sorts`: it compares sorted batches, so that it depends on the micro-batch.
+    - `uses_smoothing`: it uses `label_smoothing`.
+    - `margin_only`: it depends on the log-ratios only through chosen - rejected. f-divergences
+      generalise this difference (Wang et al. 2024, arXiv 2309.16240).
+    - `sums_tokens`: beta multiplies log-ratios summed over tokens; beta > 1 saturates the loss.
+    - `sorts_batch`: it compares sorted batches, so its value depends on the micro-batch.
     """
 
     at_start: Callable[[float, float], float]
-    smooths: bool = False
-    differs: bool = False
-    sums: bool = True
-    sorts: bool = False
+    uses_smoothing: bool = False
+    margin_only: bool = False
+    sums_tokens: bool = True
+    sorts_batch: bool = False
 
 
 def _exo(beta: float, smoothing: float) -> float:
@@ -57,22 +57,22 @@ def _exo(beta: float, smoothing: float) -> float:
 
 
 LOSSES: dict[str, Loss] = {
-    "sigmoid": Loss(lambda beta, eps: LN2, differs=True),
-    "sigmoid_norm": Loss(lambda beta, eps: LN2, differs=True, sums=False),
-    "hinge": Loss(lambda beta, eps: 1.0, differs=True),
-    "ipo": Loss(lambda beta, eps: (1 / (2 * beta)) ** 2, differs=True, sums=False),
-    "robust": Loss(lambda beta, eps: LN2, smooths=True, differs=True),
-    "exo_pair": Loss(_exo, smooths=True, differs=True),
+    "sigmoid": Loss(lambda beta, eps: LN2, margin_only=True),
+    "sigmoid_norm": Loss(lambda beta, eps: LN2, margin_only=True, sums_tokens=False),
+    "hinge": Loss(lambda beta, eps: 1.0, margin_only=True),
+    "ipo": Loss(lambda beta, eps: (1 / (2 * beta)) ** 2, margin_only=True, sums_tokens=False),
+    "robust": Loss(lambda beta, eps: LN2, uses_smoothing=True, margin_only=True),
+    "exo_pair": Loss(_exo, uses_smoothing=True, margin_only=True),
     "nca_pair": Loss(lambda beta, eps: 2 * LN2),
     "bco_pair": Loss(lambda beta, eps: 2 * LN2),
-    "sppo_hard": Loss(lambda beta, eps: 2 * (0.5 / beta) ** 2, sums=False),
-    "aot": Loss(lambda beta, eps: LN2, smooths=True, sorts=True),
-    "aot_unpaired": Loss(lambda beta, eps: LN2, smooths=True, sorts=True),
+    "sppo_hard": Loss(lambda beta, eps: 2 * (0.5 / beta) ** 2, sums_tokens=False),
+    "aot": Loss(lambda beta, eps: LN2, uses_smoothing=True, sorts_batch=True),
+    "aot_unpaired": Loss(lambda beta, eps: LN2, uses_smoothing=True, sorts_batch=True),
     "apo_zero": Loss(lambda beta, eps: 1.0),
     "apo_down": Loss(lambda beta, eps: 1.0),
-    "discopop": Loss(lambda beta, eps: 0.5 * LN2 + 0.5, differs=True),
-    # The likelihood of the chosen answers: no preference, and no value that is known beforehand.
-    "sft": Loss(lambda beta, eps: math.nan, differs=True, sums=False),
+    "discopop": Loss(lambda beta, eps: 0.5 * LN2 + 0.5, margin_only=True),
+    # The likelihood of the chosen answers: not a preference loss, and its first value is unknown.
+    "sft": Loss(lambda beta, eps: math.nan, margin_only=True, sums_tokens=False),
 }
 assert tuple(LOSSES) == get_args(LossName)
 
@@ -80,7 +80,7 @@ assert tuple(LOSSES) == get_args(LossName)
 def first_loss(
     weights: Mapping[LossName, float], beta: float, label_smoothing: float
 ) -> float | None:
-    """The value of a mixture before the first step; None when it contains `sft`."""
+    """The value of a mixture before the first step; None if it contains `sft`."""
     if "sft" in weights:
         return None
     return sum(
@@ -89,16 +89,15 @@ def first_loss(
 
 
 def sigmoid_loss(margins: Sequence[float], beta: float) -> float:
-    """The mean of -log sigma(beta * margin) over margins of log-ratios, in nats (Rafailov et al.
-    2023, eq. 7)."""
+    """The mean of -log sigma(beta * margin), in nats (Rafailov et al. 2023, eq. 7)."""
     scaled = [beta * margin for margin in margins]
     losses = [max(0.0, -x) + math.log1p(math.exp(-abs(x))) for x in scaled]
     return sum(losses) / len(losses)
 
 
-def sorts(weights: Iterable[LossName]) -> list[LossName]:
-    """Those of the losses that compare the pairs of a micro-batch with each other."""
-    return sorted(name for name in weights if LOSSES[name].sorts)
+def sorting_losses(weights: Iterable[LossName]) -> list[LossName]:
+    """The losses among `weights` that compare the pairs of a micro-batch with each other."""
+    return sorted(name for name in weights if LOSSES[name].sorts_batch)
 
 
 def wrong_combination(
@@ -110,29 +109,28 @@ def wrong_combination(
     wpo: bool,
     micro_batch_size: int,
 ) -> str | None:
-    """Why these settings do not belong together, or None when they do."""
-    chosen: dict[str, Loss] = {name: LOSSES[name] for name in weights}
-    if set(chosen) == {"sft"}:
+    """What is wrong with this combination of settings, or None if it is valid."""
+    names = sorted(weights)
+    if names == ["sft"]:
         return "`sft` alone is not a preference loss; mix it: {sigmoid: 1.0, sft: 0.2}"
-    summed = sorted(name for name, loss in chosen.items() if loss.sums)
+    summed = [name for name in names if LOSSES[name].sums_tokens]
     if beta > 1 and summed:
         return (
             f"beta {beta:g} saturates `{summed[0]}`, which sums log-ratios over the tokens of an "
-            "answer; above 1 belongs to a length-normalised loss (`sigmoid_norm`)"
+            "answer; use beta > 1 only with a length-normalised loss (`sigmoid_norm`)"
         )
-    smoothing = sorted(name for name, loss in chosen.items() if loss.smooths)
-    if label_smoothing and not smoothing:
+    if label_smoothing and not any(LOSSES[name].uses_smoothing for name in names):
         return (
-            f"label_smoothing {label_smoothing:g} is not used by any of {sorted(chosen)}; it "
-            "belongs to `robust`, `exo_pair`, `aot` and `aot_unpaired`"
+            f"label_smoothing {label_smoothing:g} is not used by any of {names}; only `robust`, "
+            "`exo_pair`, `aot` and `aot_unpaired` use it"
         )
-    if not label_smoothing and (needy := sorted({"robust", "exo_pair"} & set(chosen))):
-        return f"`{needy[0]}` needs label_smoothing > 0, the share of wrong labels it assumes"
-    if f_divergence != "reverse_kl":
-        others = sorted(name for name, loss in chosen.items() if not loss.differs)
-        if others:
-            return f"f_divergence {f_divergence} does not apply to `{others[0]}`"
-    sorting = sorts(weights)
+    unsmoothed = [name for name in names if name in ("exo_pair", "robust")]
+    if not label_smoothing and unsmoothed:
+        return f"`{unsmoothed[0]}` needs label_smoothing > 0, the share of wrong labels it assumes"
+    unsuited = [name for name in names if not LOSSES[name].margin_only]
+    if f_divergence != "reverse_kl" and unsuited:
+        return f"f_divergence {f_divergence} does not apply to `{unsuited[0]}`"
+    sorting = sorting_losses(names)
     if sorting and wpo:
         return f"`{sorting[0]}` sorts the batch, which would misalign wpo's weights"
     if sorting and micro_batch_size < 2:

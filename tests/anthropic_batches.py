@@ -1,4 +1,4 @@
-"""The Message Batches of the loopback stand-in: as strict, and with the faults of the real ones."""
+"""The Message Batches API of the loopback stand-in: as strict as the real one, with its faults."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MOST_REQUESTS = 100_000
 
 @dataclass
 class Batch:
-    """A batch that ends at the `polls`-th look at it."""
+    """A batch that ends after `polls` queries of its state."""
 
     id: str
     requests: list[dict[str, Any]]
     created: datetime
     polls: int
-    start: int  # the place of its first request among all that were ever made
-    foreign: bool = False  # somebody else's: its results are about other requests
+    start: int  # number of its first request, counted over all batches
+    foreign: bool = False  # of another client: its results are about other requests
 
     @property
     def ended(self) -> bool:
@@ -31,24 +31,25 @@ class Batch:
 
 @dataclass
 class Batches:
-    """`answer` makes a message of a request's params and a fault; `complaint` refuses params."""
+    """All batches. `answer` makes a message from a request's params and a fault; `complaint`
+    returns the reason why params are invalid."""
 
     answer: Callable[[dict[str, Any], Any], dict[str, Any]]
     complaint: Callable[[dict[str, Any]], str | None]
     made: list[Batch] = field(default_factory=list)
     polls: int = 2
-    # What becomes of an item: "errored", "expired", "canceled", "invalid", "too_long", "lost",
-    # "garbled" or "twice", or a fault of its message; by the place of its request among all.
+    # The outcome of a request by its number: "errored", "expired", "canceled", "invalid",
+    # "too_long", "lost", "garbled" or "twice", or a fault of its message.
     fates: dict[int, Any] = field(default_factory=dict)
-    torn: int = 0  # so many downloads end in the middle
+    torn: int = 0  # number of downloads that are cut off
     archived: bool = False
     results_host: str | None = None
     downloads: int = 0
-    first_download: float = 0.0  # when it began; seconds since the epoch
+    first_download: float = 0.0  # its start, in seconds since the epoch
     items: int = 0
 
     def create(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """(status, answer) of a POST."""
+        """The (status, answer) of a POST."""
         requests = body["requests"]
         names = [request["custom_id"] for request in requests]
         if not 0 < len(requests) <= MOST_REQUESTS:
@@ -76,7 +77,7 @@ class Batches:
         return next(batch for batch in self.made if batch.id == batch_id)
 
     def state(self, batch: Batch, url: str) -> dict[str, Any]:
-        """The batch as the API shows it; its counts stay 0 until it has ended."""
+        """The batch as the API returns it; its counts are 0 until it has ended."""
         count = len(batch.requests)
         counts = dict.fromkeys(("canceled", "errored", "expired", "processing", "succeeded"), 0)
         counts["succeeded" if batch.ended else "processing"] = count
@@ -96,7 +97,7 @@ class Batches:
         }
 
     def results(self, batch: Batch) -> list[str]:
-        """The lines, in an order of their own."""
+        """The lines of the results, in random order."""
         lines: list[str] = []
         for place, request in enumerate(batch.requests, start=batch.start):
             fate = self.fates.get(place, "succeeded")

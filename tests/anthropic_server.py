@@ -1,4 +1,4 @@
-"""A strict loopback stand-in for the Messages API. It proves our client, not the judge's taste."""
+"""A strict loopback stand-in for the Messages API. It tests the client, not the judge."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ KEY = "sk-ant-test-0123456789abcdef"
 
 @dataclass
 class Fault:
-    """What to answer instead of a verdict. `status` 0 cuts the connection."""
+    """An answer that replaces a verdict. `status` 0 closes the connection."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
     error_code: str | None = None
-    text: str | None = None  # the verdict's text, malformed on purpose
+    text: str | None = None  # a malformed text of the verdict
     stop_reason: str = "end_turn"
     category: str = "cyber"  # of a refusal
     error: str = "api_error"
     message: str = "planned fault"
-    delay: float = 0.0  # seconds before anything is said
-    after: bool = False
-    torn: bool = False  # the connection ends in the middle of the answer
+    delay: float = 0.0  # seconds before the answer
+    after: bool = False  # the fault occurs after the batch was created
+    torn: bool = False  # the connection is closed in the middle of the answer
 
 
 class Server:
-    """Prefers the answer that holds GOOD; serves `faults` first, one a request (`batch_faults`
-    for those about batches; a fault with `after` comes when the work is done)."""
+    """Prefers the answer that contains GOOD. First it serves `faults`, one per request, and
+    `batch_faults` for requests about batches."""
 
     def __init__(self) -> None:
         self.faults: deque[Fault] = deque()
@@ -47,21 +47,21 @@ class Server:
         self.lock = threading.Lock()
         self.numbers = itertools.count(1)
         self.url = ""
-        self.limit: int | None = None  # requests at a time; more are refused with 429
+        self.limit: int | None = None  # concurrent requests; more are refused with 429
         self.latency = 0.0  # seconds
         self.in_flight = 0
-        self.answered = 0  # messages, which are paid for
-        self.first_at = self.last_at = 0.0  # when they were asked; seconds since the epoch
+        self.answered = 0  # messages that are billed
+        self.first_at = self.last_at = 0.0  # times of requests, in seconds since the epoch
         self.batch_faults: deque[Fault] = deque()
         self.batches = Batches(
             lambda params, fault: self.message(params, fault or Fault()),
             lambda params: self.misfit(params),
         )
-        # What is known of the models; None: no such endpoint, as behind a gateway.
+        # The models endpoint; None: there is none, as behind a gateway.
         self.models: dict[str, dict[str, Any]] | None = None
 
     def complaint(self, headers: Any) -> str | None:
-        """What the real API would refuse in any request."""
+        """Why the real API would refuse the headers."""
         if headers.get("authorization") != f"Bearer {KEY}":
             return "authentication"
         if not headers.get("anthropic-version"):
@@ -69,7 +69,7 @@ class Server:
         return None
 
     def misfit(self, body: dict[str, Any]) -> str | None:
-        """What is wrong with a message's parameters."""
+        """Why the parameters of a message are invalid."""
         for name in ("temperature", "top_p", "top_k", "tool_choice"):
             if name in body:
                 return f"{name}: not supported"
@@ -87,7 +87,7 @@ class Server:
 
     def verdict(self, body: dict[str, Any]) -> str:
         lines = body["messages"][0]["content"].split("\n")
-        assert lines[1] == lines[3], "the data stands between two equal fences"
+        assert lines[1] == lines[3], "the data is between two equal fences"
         data = json.loads(lines[2])
         if "answer" in data:
             score = 5 if "GOOD" in data["answer"] else 2
@@ -190,7 +190,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             return self.answer(200, batches.state(batch, server.url))
 
         def send_results(self, batch: Batch) -> None:
-            """A stream without a length, in chunks; a torn one lacks its end."""
+            """Send a chunked stream without a length; a torn stream lacks its end."""
             with server.lock:
                 server.batches.downloads += 1
                 server.batches.first_download = server.batches.first_download or time.time()
@@ -210,7 +210,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(b"0\r\n\r\n")
 
         def admitted(self) -> bool:
-            """Whether the credentials are right; otherwise it has been answered."""
+            """Whether the credentials are valid; otherwise an error was sent."""
             complaint = server.complaint(self.headers)
             if complaint == "authentication":
                 self.answer(401, _error("authentication_error", "invalid bearer token"))
@@ -219,7 +219,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             return complaint is None
 
         def failed(self, fault: Fault) -> bool:
-            """Whether the fault has taken the place of an answer."""
+            """Whether the fault replaced the answer."""
             if fault.delay:
                 time.sleep(fault.delay)
             if fault.status == 0:

@@ -1,23 +1,28 @@
-"""Which keys of the run file the package reads: attributes of expressions whose section is known
-from annotations, assignments and loops. An expression of an unknown kind reads nothing."""
+"""Finds the keys of the run file that the package reads: attributes of expressions whose section is
+known from annotations, assignments and loops. An expression of unknown type reads nothing. Reading
+a property of a section also reads the keys that the property reads."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
+import textwrap
 import typing
 from collections.abc import Iterable
 from pathlib import Path
 
-from dpo_dist import config as schema
-from dpo_dist.config import Section
+from dpo_dist.config import Config, Section
 
 Kinds = frozenset[type[Section]]
 NOTHING: Kinds = frozenset()
 Known = dict[str, Kinds]
+Read = tuple[type[Section], str]
 
 
 def unread(package: Path) -> set[str]:
-    """`Section.key` of every key that nobody outside of the schema reads."""
+    """`Section.key` of every key that no code outside of the schema reads. A key with one possible
+    value selects the section's class, and needs no reader."""
     trees = [
         ast.parse(path.read_text(encoding="utf-8"))
         for path in package.rglob("*.py")
@@ -29,12 +34,44 @@ def unread(package: Path) -> set[str]:
     for module in modules:
         module.returned_anywhere, module.attributes = returned, attributes
         module.collect_attributes()
-    found = {read for module in modules for read in module.reads()}
+    found = _with_properties({read for module in modules for read in module.reads()})
     return {
         f"{section.__name__}.{key}"
-        for section in _sections()
-        for key in section.model_fields
+        for section in sections()
+        for key, field in section.model_fields.items()
+        if len(typing.get_args(field.annotation)) != 1
+        or typing.get_origin(field.annotation) is not typing.Literal
         if not any(key == name and _related(section, kind) for kind, name in found)
+    }
+
+
+def _with_properties(found: set[Read]) -> set[Read]:
+    """Add the reads of the properties that are read."""
+    every, new = sections(), found
+    while new:
+        new = {
+            (section, key)
+            for kind, name in new
+            for section in every
+            if _related(section, kind)
+            for key in _own_reads(section, name)
+        } - found
+        found |= new
+    return found
+
+
+def _own_reads(section: type[Section], name: str) -> set[str]:
+    """The attributes of `self` that a property reads; empty for a key."""
+    value = inspect.getattr_static(section, name, None)
+    if not isinstance(value, property) or value.fget is None:
+        return set()
+    tree = ast.parse(textwrap.dedent(inspect.getsource(value.fget)))
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
     }
 
 
@@ -42,49 +79,59 @@ def _related(one: type[Section], other: type[Section]) -> bool:
     return issubclass(one, other) or issubclass(other, one)
 
 
-def _sections() -> set[type[Section]]:
-    found = {value for value in vars(schema).values() if _is_section(value)}
-    return found | {k for kind in found for name in kind.model_fields for k in _under(kind, name)}
+def sections(kind: type[Section] = Config) -> set[type[Section]]:
+    """Every section that a run file may contain, at any depth."""
+    below = {found for f in kind.model_fields.values() for found in _sections_in(f.annotation)}
+    return {kind}.union(*map(sections, below))
 
 
 def _is_section(value: object) -> typing.TypeGuard[type[Section]]:
     return isinstance(value, type) and issubclass(value, Section)
 
 
-def _flat(annotation: object) -> Kinds:
+def _sections_in(annotation: object) -> Kinds:
     """The sections anywhere in an annotation."""
     if _is_section(annotation):
         return frozenset({annotation})
-    return NOTHING.union(*(_flat(part) for part in typing.get_args(annotation)))
+    return NOTHING.union(*(_sections_in(part) for part in typing.get_args(annotation)))
 
 
 def _under(kind: type[Section], name: str) -> Kinds:
-    """What lies under a key, or what a property or method of a section returns."""
+    """The sections of a key, or the sections that a property or method returns."""
     if name in kind.model_fields:
-        return _flat(kind.model_fields[name].annotation)
+        return _sections_in(kind.model_fields[name].annotation)
     value = getattr(kind, name, None)
     function = value.fget if isinstance(value, property) else value
-    return _flat(typing.get_type_hints(function).get("return")) if callable(function) else NOTHING
+    return (
+        _sections_in(typing.get_type_hints(function).get("return"))
+        if callable(function)
+        else NOTHING
+    )
+
+
+def _imported(module: str, name: str) -> object:
+    return getattr(importlib.import_module(module), name, None)
 
 
 class _Module:
-    """One file. Attributes of the package's own classes are known by their names alone."""
+    """A file. Attributes of the package's classes are identified by name only."""
 
     def __init__(self, tree: ast.Module) -> None:
         self._tree = tree
-        self._found: set[tuple[type[Section], str]] = set()
+        self._found: set[Read] = set()
         self.returned_anywhere: Known = {}
         self.attributes: Known = {}
-        self._names: Known = {  # the sections, as they are imported here
-            alias.asname or alias.name: _flat(getattr(schema, alias.name, None))
+        self._names: Known = {  # the sections that the file imports
+            alias.asname or alias.name: _sections_in(_imported(node.module, alias.name))
             for node in ast.walk(tree)
             if isinstance(node, ast.ImportFrom)
-            and (node.module or "").startswith("dpo_dist.config")
+            and node.module is not None
+            and node.module.startswith("dpo_dist.config")
             for alias in node.names
         }
 
     def returned(self) -> Known:
-        """The functions that return sections."""
+        """The functions that return sections, with these sections."""
         functions = (n for n in ast.walk(self._tree) if isinstance(n, ast.FunctionDef))
         return {f.name: kinds for f in functions if (kinds := self._annotated(f.returns))}
 
@@ -105,7 +152,7 @@ class _Module:
     def _attribute(self, name: str, kinds: Kinds) -> None:
         self.attributes[name] = self.attributes.get(name, NOTHING) | kinds
 
-    def reads(self) -> set[tuple[type[Section], str]]:
+    def reads(self) -> set[Read]:
         self._walk(self._tree, {})
         return self._found
 
@@ -131,7 +178,7 @@ class _Module:
             self._walk(child, local)
 
     def _kinds(self, node: ast.AST, local: Known) -> Kinds:
-        """The sections that an expression may be, or hold."""
+        """The sections that an expression may be or contain."""
         parts: Iterable[ast.AST] = ()
         match node:
             case ast.Name():

@@ -1,8 +1,8 @@
-"""A stand-in for the Hugging Face Hub's API on the loopback, for making a model repository and
-committing to it. Strict: an unknown path, a wrong token or a malformed commit is refused.
+"""A loopback stand-in for the Hugging Face Hub's API that creates a model repository and accepts
+commits. It is strict: it refuses unknown paths, wrong tokens and malformed commits.
 
 Endpoints and payloads are those of `huggingface_hub` 2.4's `HfApi.create_repo` and `create_commit`.
-Every file is taken inline (`uploadMode: regular`), which the Hub allows for small ones.
+Every file is uploaded inline (`uploadMode: regular`), which the Hub allows for small files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """What the server was given. `files` by path, `repos` with the body that made them."""
+    """What the server received: `files` by path, `repos` with the request that created them."""
 
     token: str
     url: str = ""

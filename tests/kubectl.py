@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""A `kubectl` for the tests of submit.sh: a cluster in one file, no more than the script may use.
+"""A stand-in for `kubectl` in tests of submit.sh. It keeps the cluster in a file, and accepts only
+the commands that the script may use.
 
-KUBECTL_CLUSTER     a JSON file: "plan", what becomes of the jobs of a stage, one start after the
-                    other (default: Complete); "away", how many questions find no API server;
-                    and what the cluster holds
-KUBECTL_CALLS       a line for each object that is applied or deleted, and for logs
+KUBECTL_CLUSTER     a JSON file: "plan", the outcomes of a stage's jobs, one per start (default:
+                    Complete); "away", the numbers of the queries that find no API server; and the
+                    objects of the cluster
+KUBECTL_CALLS       a file with a line for each object that is applied or deleted, and for logs
 """
 
 from __future__ import annotations
@@ -61,25 +62,25 @@ def apply(cluster: dict, document: dict) -> None:
         assert before["document"] == document, f"{name} cannot be changed"
         return
     stage = document["metadata"]["labels"].get("app.kubernetes.io/component")
-    state = "at work"
+    state = "running"
     if document["kind"] in JOBS:
-        running = [n for n, held in cluster["objects"].items() if held["state"] == "at work"]
+        running = [n for n, held in cluster["objects"].items() if held["state"] == "running"]
         assert not [n for n in running if n.startswith(("job/", "trainjob/"))], running
         number = cluster["starts"].get(stage, 0)
         cluster["starts"][stage] = number + 1
         plan = cluster["plan"].get(stage, [])
         state = plan[number] if number < len(plan) else "Complete=CompletionsReached"
-    cluster["objects"][name] = {"document": document, "ends": state, "state": "at work"}
+    cluster["objects"][name] = {"document": document, "ends": state, "state": "running"}
 
 
 def look(cluster: dict, name: str) -> str:
-    """What there is to see now; the next time the job has ended."""
+    """The state now; at the next query the job has ended."""
     held = cluster["objects"].get(name)
     if held is None:
         return ""
     seen, held["state"] = held["state"], held["ends"]
     kind = held["document"]["kind"]
-    return f"{kind} " + ("" if seen == "at work" else f"{seen} ")
+    return f"{kind} " + ("" if seen == "running" else f"{seen} ")
 
 
 def key(document: dict) -> str:

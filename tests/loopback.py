@@ -1,4 +1,4 @@
-"""What the loopback stand-ins of HTTP APIs share: answers in JSON, and a server in a thread."""
+"""Common parts of the loopback stand-ins for HTTP APIs: JSON answers, and a server in a thread."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class JsonHandler(BaseHTTPRequestHandler):
-    """Answers in JSON, each with a request id of its own."""
+    """Answers in JSON, each with its own request id."""
 
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # a wait of 40 ms for every answer
+    disable_nagle_algorithm = True  # it would delay every answer by 40 ms
     id_header = "request-id"
     ids: Iterator[int] = itertools.count(1)
 
@@ -37,7 +37,7 @@ class JsonHandler(BaseHTTPRequestHandler):
 
 @contextmanager
 def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """A server on a free port, in a thread of its own; yields its URL."""
+    """A server on a free port, in its own thread; yields its URL."""
     http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     http.daemon_threads = True
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})

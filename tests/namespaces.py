@@ -1,5 +1,5 @@
-"""Two "machines" on one: network namespaces with host names and addresses of their own, and a
-cable between them. Needs root and `ip` (Debian's iproute2)."""
+"""Two simulated machines: network namespaces with their own host names and addresses, connected by
+a virtual cable. Needs root and `ip` (Debian's iproute2)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ DEVICE = "cable0"
 
 @dataclass(frozen=True)
 class Machine:
-    """One of the two: everything that starts with `prefix` runs in it."""
+    """A machine. A command line that begins with `prefix` runs in it."""
 
     name: str
     address: str
-    variables: tuple[str, ...] = ()  # NAME=VALUE, besides those of whoever starts it
+    variables: tuple[str, ...] = ()  # NAME=VALUE, in addition to those of the parent process
 
     @property
     def prefix(self) -> list[str]:
@@ -31,12 +31,12 @@ class Machine:
         ]
 
     def unplug(self) -> None:
-        """Pull the cable: whoever waits for this machine is not told that it has gone."""
+        """Unplug the cable: other machines are not notified of it."""
         _ip("-n", self.name, "link", "set", DEVICE, "down")
 
 
 def why_not() -> str | None:
-    """Why there can be no namespaces here; None where there can."""
+    """The reason why namespaces are not available, or None."""
     for program in ("ip", "unshare"):
         if shutil.which(program) is None:
             return f"`{program}` is not installed"

@@ -1,4 +1,4 @@
-"""A strict loopback stand-in for a server of chat completions, such as `vllm serve`."""
+"""A strict loopback stand-in for a server with chat completions, such as `vllm serve`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _KNOWN = {"model", "messages", "max_completion_tokens", "temperature", "response
 
 
 class Server:
-    """Prefers the answer that holds GOOD; serves `faults` first, one a request.
+    """Prefers the answer that contains GOOD. First it serves `faults`, one per request.
 
-    A fault's `stop_reason` is the finish_reason; "refusal" is a message with a refusal.
+    A fault's `stop_reason` is the finish_reason; "refusal" sends a message with a refusal.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Server:
         self.url = ""
 
     def complaint(self, body: dict[str, Any]) -> str | None:
-        """What a careful server would refuse in this request."""
+        """Why a strict server would refuse the request."""
         if unknown := body.keys() - _KNOWN:
             return f"unknown keys: {unknown}"
         if body["model"] != MODEL:
@@ -79,7 +79,7 @@ class Server:
 
     def verdict(self, body: dict[str, Any]) -> str:
         lines = body["messages"][1]["content"].split("\n")
-        assert lines[1] == lines[3], "the data stands between two equal fences"
+        assert lines[1] == lines[3], "the data is between two equal fences"
         data = json.loads(lines[2])
         if "answer" in data:
             score = 5 if "GOOD" in data["answer"] else 2

@@ -1,15 +1,20 @@
-"""A run's directory, as much of it as the report reads, with texts that would like to act."""
+"""The part of a run's directory that the report reads, with texts that try to inject code."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from dpo_dist.config import Config
+from pydantic import JsonValue
+
+from dpo_dist.config import Config, Sampling
 from dpo_dist.data.rows import write_parquet
-from dpo_dist.evaluation.comparison import HEADLINE, summarise
+from dpo_dist.evaluation.comparison import summarise
+from dpo_dist.evaluation.scores import HEADLINE
 from dpo_dist.metrics import build_metrics
+from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import write_json, write_records
+from dpo_dist.storage.figures import write_figures
 from dpo_dist.storage.records import Generation, Message, Prompt, Score, Verdict
 
 HOSTILE = (
@@ -37,10 +42,45 @@ CONFIG = Config.model_validate(
 )
 
 
+# The fields that only the manifest of this phase has.
+OF_PHASE: dict[str, dict[str, JsonValue]] = {
+    "sft": {},
+    "sample": {"candidates": 0, "cut_off": 0, "engines": ["e"]},
+    "judge": {"judge": "claude x", "spend": None, "refusals": {}, "audit": [], "canaries": []},
+    "train": {
+        **{"steps": 20, "selected_step": 20, "reference": "base", "processes": 1},
+        **{"pairs": {"train": 90, "validation": 8}, "peak_rss_bytes": 2**30},
+    },
+    "evaluate": {
+        **{"generations": 0, "engines": ["e"], "cut_off": 0, "judge": "claude x"},
+        "judge_scores": [],
+    },
+    "report": {},
+}
+
+
+def manifest(phase: str, config: Config, **changes: JsonValue) -> dict[str, JsonValue]:
+    """The manifest of a complete phase."""
+    return {
+        "phase": phase,
+        "counts": {"in": 20, "kept": 20, "dropped": {}},
+        "wall_seconds": 12.3,
+        **OF_PHASE[phase],
+        **{"seed": 17, "versions": {"torch": "2.13.0"}, "git": "abc", "config": config.dump()},
+        **changes,
+    }
+
+
+def run_at(root: Path, config: Config = CONFIG) -> Run:
+    """The run whose directory is `root`."""
+    section = config.run.model_copy(update={"output_dir": root.parent, "name": root.name})
+    return Run(config.model_copy(update={"run": section}))
+
+
 def write_run_directory(root: Path, prompts: int, *, long: int = 0) -> None:
-    """Prompt i is lost, won, tied or without a verdict by i mod 4; SFT+DPO is cut off on every
-    fifth, and names no severity, which SFT does, on every third. `long`: characters that the
-    first answer has more than the others."""
+    """Write a run. Prompt i is lost, won, tied or without a verdict by i mod 4. SFT+DPO is cut off
+    on every fifth prompt, and names no severity on every third, where SFT does. `long` is the
+    number of additional characters of the first answer."""
     ids = [f"p{number}" for number in range(prompts)]
     asked, answers, scores, verdicts = [], [], [], []
     for number, name in enumerate(ids):
@@ -74,19 +114,13 @@ def write_run_directory(root: Path, prompts: int, *, long: int = 0) -> None:
         lengths.setdefault(given.arm, {})[given.prompt_id] = len(given.text)
     assert CONFIG.evaluate is not None
     metrics = build_metrics(CONFIG.evaluate.metrics)
-    decodings = [{"temperature": 0.0, "top_p": 1.0}]
+    decodings = [Sampling(temperature=0.0)]
     arms = ("base", "sft", "dpo")
     summary = summarise(metrics, scores, {HEADLINE: verdicts}, arms, decodings, 17, lengths=lengths)
-    write_json(root / "evaluate" / "scores.json", summary)
-    manifest = {
-        "counts": {"in": prompts, "kept": prompts, "dropped": {}},
-        **{"wall_seconds": 12.3, "judge": "claude x", "versions": {"torch": "2.13.0"}},
-        **{"git": "abc", "seed": 17, "config": CONFIG.model_dump(mode="json")},
-    }
-    trained = {"steps": 20, "selected_step": 20, "reference": "base", "peak_rss_bytes": 2**30}
-    trained |= {"pairs": {"train": 90, "validation": 8}}
-    for phase, more in (("train", trained), ("evaluate", {"judge_scores": []})):
-        write_json(root / phase / "manifest.json", {**manifest, **more})
+    write_figures(root / "evaluate" / "scores.json", summary)
+    counts = {"in": prompts, "kept": prompts, "dropped": {}}
+    for phase in ("train", "evaluate"):
+        write_json(root / phase / "manifest.json", manifest(phase, CONFIG, counts=counts))
         write_json(root / phase / "fingerprint.json", {"inputs": {"metric_files": {}}})
     validation = [{"id": f"v{number}"} for number in range(8)]
     write_parquet(root / "train" / "tokens" / "validation.parquet", validation)

@@ -1,8 +1,8 @@
-"""A real SLURM on this machine: its own munged, slurmctld and two slurmd, all in one folder.
+"""A real SLURM cluster on this machine: munged, slurmctld and two slurmd, all in one folder.
 
-Two nodes with eight GPUs each, as far as the scheduler knows, which only counts them, in the
-partitions `main` and `urgent`: jobs of the second take the nodes of the first one's away. It needs
-root and Debian's packages (`make slurm`), touches no file of the system and leaves nothing behind.
+It has two nodes, each with eight GPUs that the scheduler only counts, in the partitions `main` and
+`urgent`; jobs in `urgent` preempt jobs in `main`. It needs root and Debian's packages
+(`make slurm`), changes no system files and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "ip")
-# slurmctld refuses to be reached at a loopback address. Another test process has another one.
+# slurmctld refuses loopback addresses. Every test process has a different address.
 LINK = tuple(f"dpo{os.getpid() % 1_000_000}{end}" for end in "ab")
 ADDRESS = f"10.231.{os.getpid() % 250}.1"
 
@@ -59,14 +59,13 @@ PreemptMode=REQUEUE
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP GraceTime={grace}
 PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
-GRACE_SECONDS = (
-    120  # what a job of the partition main has to save, when one of urgent wants its nodes
-)
+# The time in which a job in `main` can save when a job in `urgent` preempts it.
+GRACE_SECONDS = 120
 NODE = "CPUs=64 RealMemory=100000 Gres=gpu:8 State=UNKNOWN"
 
 
 def why_not() -> str | None:
-    """What is missing here for a cluster; None where nothing is."""
+    """The reason why no cluster can be started, or None."""
     if os.geteuid() != 0:
         return "the daemons of SLURM need root"
     missing = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
@@ -75,13 +74,13 @@ def why_not() -> str | None:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running cluster. `environment` is what its commands need."""
+    """A running cluster. Its commands need `environment`."""
 
     folder: Path
     environment: dict[str, str]
 
     def call(self, *words: str) -> str:
-        """What a command says; it has to end well."""
+        """The output of a command, which must succeed."""
         done = self.run(*words)
         assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
         return done.stdout.strip()
@@ -92,7 +91,7 @@ class Cluster:
         )
 
     def states(self) -> dict[str, str]:
-        """Every job's state by its name; of an array's tasks the one that is furthest from done."""
+        """The state of every job by name; for an array, of an incomplete task if there is one."""
         listed = self.call("squeue", "--all", "--noheader", "--states=all", "--format=%j %T")
         states: dict[str, str] = {}
         for name, state in (line.split() for line in listed.splitlines()):
@@ -101,7 +100,7 @@ class Cluster:
         return states
 
     def logs(self) -> str:
-        """The last words of the controller, for a test that fails."""
+        """The end of the controller's log, for a test that fails."""
         return (self.folder / "slurmctld.log").read_text(errors="replace")[-3000:]
 
 
@@ -132,7 +131,7 @@ def _configure(folder: Path) -> Path:
     gpus = folder / "gpus"
     gpus.mkdir()
     for number in range(8):
-        (gpus / f"gpu{number}").touch()  # it only looks whether there is a file
+        (gpus / f"gpu{number}").touch()  # SLURM only checks that the file exists
     (folder / "gres.conf").write_text(f"Name=gpu File={gpus}/gpu[0-7]\n", encoding="utf-8")
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o400)
@@ -154,7 +153,7 @@ def _configure(folder: Path) -> Path:
 def _munge_options(folder: Path) -> list[str]:
     names = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
     files = [f"--{option}={folder}/munge.{name}" for option, name in names.items()]
-    # --force: pytest's folders are not as private as munge would have them.
+    # --force: munge requires stricter permissions than pytest's folders have.
     return ["--foreground", "--force", f"--key-file={folder}/munge.key", *files]
 
 
@@ -178,7 +177,7 @@ def _daemon(folder: Path, environment: dict[str, str], *words: str) -> Iterator[
 
 @contextmanager
 def _network() -> Iterator[None]:
-    """An address that is this machine's own and no loopback's."""
+    """An address of this machine that is not a loopback address."""
     commands = (
         ["ip", "link", "add", LINK[0], "type", "veth", "peer", "name", LINK[1]],
         ["ip", "address", "add", f"{ADDRESS}/24", "dev", LINK[0]],
@@ -194,7 +193,7 @@ def _network() -> Iterator[None]:
 
 
 def _end_jobs(running: Cluster) -> None:
-    """Nothing of a failed test goes on when its daemons have ended."""
+    """Cancel all jobs, so that none of a failed test outlives the daemons."""
     running.run("scancel", f"--user={os.geteuid()}")
     deadline = time.monotonic() + 40
     while running.run("squeue", "--noheader").stdout.strip() and time.monotonic() < deadline:

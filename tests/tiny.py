@@ -1,4 +1,4 @@
-"""A tiny model with a real tokenizer and chat template, made in a second, for fast tests."""
+"""Tiny models with a real tokenizer and chat template, created in a second, for fast tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
 
 
 def make_tokenizer():
-    """Byte-level: every text has tokens, one a byte."""
+    """A byte-level tokenizer: one token per byte, for any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -58,7 +58,7 @@ def make_model(folder: Path, seed: int = 0) -> Path:
 
 def make_reward_model(folder: Path, seed: int = 0, *, pad: bool = True, **config: object) -> Path:
     """Save a random two-layer Llama with one score, and its tokenizer. Without `pad` the model
-    knows no pad token; `config` overrides its settings."""
+    has no pad token; `config` overrides its settings."""
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
@@ -82,10 +82,10 @@ def make_reward_model(folder: Path, seed: int = 0, *, pad: bool = True, **config
 
 
 def make_judge_of_good(folder: Path) -> Path:
-    """Save a reward model that scores above 0 what has GOOD in it, and 0 what has not.
+    """Save a reward model whose score is above 0 for a text with GOOD, and 0 for any other text.
 
-    GOOD is a token of its own; its embedding is the only one with the second number, which the
-    attention, uniform over all tokens, copies into the third, which is the score.
+    GOOD is a single token. Only its embedding has a second component, which the attention, uniform
+    over all tokens, copies to the third component; that is the score.
     """
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification

@@ -1,6 +1,6 @@
-"""A strict loopback stand-in for `vllm serve`: what the engine uses of vLLM 0.32, and its faults.
+"""A strict loopback stand-in for `vllm serve`, with the part of vLLM 0.32 that the engine uses.
 
-tests/unit/generation/test_vllm_protocol.py holds it and the engine against vLLM's own classes.
+tests/unit/generation/test_vllm_protocol.py compares it and the engine with vLLM's own classes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ BODY = {
 
 @dataclass
 class Fault:
-    """What to do instead of answering. `status` 0 cuts the connection; `choice` is put over the
-    answer's own fields; `seconds` pass before anything is said."""
+    """A faulty answer. `status` 0 closes the connection; `choice` overrides fields of the answer;
+    `seconds` pass before the answer."""
 
     status: int = 200
     body: bytes | None = None
@@ -46,7 +46,7 @@ class Answer:
 
 
 def numbers(name: str, body: dict[str, Any]) -> Answer:
-    """Depends on the model, the prompt and the temperature; odd prompts are cut off."""
+    """Depends on the model, the prompt and the temperature; answers to odd prompts are cut off."""
     seed = sum(body["prompt"]) + len(name) + round(10 * body["temperature"])
     whole = body["prompt"][-1] % 2 == 0
     tokens = [10 + (seed + n) % 50 for n in range(body["max_tokens"] - whole)]
@@ -55,7 +55,7 @@ def numbers(name: str, body: dict[str, Any]) -> Answer:
 
 
 class Server:
-    """One replica; serves `faults` first, one a completion. `die` and `revive` keep its port."""
+    """A replica. First it serves `faults`, one per completion. `die` and `revive` keep its port."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Server:
         self.latency = self.probe_seconds = 0.0
         self.dies_after: int | None = None  # completions
         self.faults: deque[Fault] = deque()
-        self.requests: list[dict[str, Any]] = []  # without the ones that look who is there
+        self.requests: list[dict[str, Any]] = []  # without probes
         self.answered = self.in_flight = self.peak = self.abandoned = 0
         self.lock = threading.Lock()
         self.numbers = itertools.count(1)
@@ -107,14 +107,14 @@ class Server:
         self.thread.start()
 
     def die(self) -> None:
-        """As `kill -9` would: open connections are cut, new ones refused."""
+        """Like `kill -9`: open connections are closed, new ones are refused."""
         http = self.http
         http.shutdown()
         http.server_close()
         http.cut()
 
     def complaint(self, body: dict[str, Any]) -> tuple[int, str] | None:
-        """What vLLM would refuse, and what it would ignore without a word."""
+        """Why the request is invalid: vLLM would refuse it, or silently ignore a part of it."""
         if body.keys() - {"seed"} != BODY:
             return 400, f"unknown or missing keys: {sorted(body.keys() ^ BODY)}"
         if body["model"] not in {self.model, *self.adapters}:
@@ -187,13 +187,13 @@ class _Http(ThreadingHTTPServer):
                 continue
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # a client that has gone, or this server dying
+        pass  # a client that disconnected, or this server is dying
 
 
 def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # head and body are two writes
+        disable_nagle_algorithm = True  # headers and body are two writes
 
         def log_message(self, *arguments: object) -> None:
             pass
@@ -249,10 +249,10 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                         threading.Thread(target=server.die, daemon=True).start()
                         return
                     server.answered += 1
-                    self.answer(200, payload)  # what is counted is sent before anything is cut
+                    self.answer(200, payload)  # sent before `die` closes the connection
 
         def wait(self, seconds: float) -> bool:
-            """Whether the client is still there after that time."""
+            """Wait; whether the client is still connected then."""
             end = time.monotonic() + seconds
             while (left := end - time.monotonic()) > 0:
                 readable, _, _ = select.select([self.connection], [], [], min(left, 0.05))
@@ -283,7 +283,7 @@ def _error(message: str) -> dict[str, Any]:
 
 @contextmanager
 def serve(count: int = 1, **settings: Any) -> Iterator[list[Server]]:
-    """That many replicas of the same model."""
+    """`count` replicas of the same model."""
     servers = [Server(**settings) for _ in range(count)]
     try:
         yield servers

@@ -1,8 +1,8 @@
-"""Reading what wandb has kept offline: a `.wandb` file is a log in LevelDB's format of protobufs.
+"""Reads a `.wandb` file, which wandb writes offline: protobufs in LevelDB's log format.
 
-The layout is LevelDB's (doc/log_format.md), with a header of 7 bytes: blocks of 32 KiB; each
-fragment has a checksum (4 bytes), its length (2) and its kind (1: whole, 2: first, 3: middle,
-4: last).
+The layout is that of LevelDB (doc/log_format.md) with a header of 7 bytes. The log has blocks of
+32 KiB; each fragment has a checksum (4 bytes), its length (2 bytes) and its kind (1: whole,
+2: first, 3: middle, 4: last).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def read_records(path: Path) -> Iterator[Any]:
 
 
 def history(path: Path) -> dict[str, Any]:
-    """The last value of everything that was logged."""
+    """The last value of every logged metric."""
     values: dict[str, Any] = {}
     for record in read_records(path):
         if record.WhichOneof("record_type") == "history":

@@ -1,17 +1,18 @@
-"""The schema of run.yaml, whole. `runfile.py` reads the file and words the errors.
+"""The schema of run.yaml; `runfile.py` reads the file and formats the errors.
 
-Paths of data, rubrics and schemas are relative to the run file, so that a recipe can be moved;
-`run.output_dir`, model paths and `train.accelerate_config` are relative to the working directory.
+A `RecipePath` is relative to the run file; other paths (`run.output_dir`, models,
+`accelerate_config`) are relative to the working directory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, JsonValue, model_validator
 
-from dpo_dist.config.base import DataSource, Section, required
+from dpo_dist.config.base import DataSource, Resource, Section, required
 from dpo_dist.config.evaluation import Benchmarks, Evaluate, JudgeScore, ReportSection
 from dpo_dist.config.generation import (
     VLLM_LORA_RANKS,
@@ -25,9 +26,11 @@ from dpo_dist.config.generation import (
 )
 from dpo_dist.config.judging import (
     BALANCE_OF_TWO,
+    BilledJudge,
     Canaries,
     CanaryKind,
     ClaudeConfig,
+    FunctionJudgeConfig,
     HumanConfig,
     JudgeConfig,
     JudgeSection,
@@ -36,157 +39,99 @@ from dpo_dist.config.judging import (
     RewardModelConfig,
     ScorerConfig,
 )
-from dpo_dist.config.metrics import (
-    Better,
-    DistinctMetric,
-    ExactMatchMetric,
-    FaithfulQuotesMetric,
-    FunctionMetric,
-    JsonSchemaMetric,
-    LabelMatchMetric,
-    LengthMetric,
-    MetricConfig,
-    RefusalRateMetric,
-    RegexMetric,
-    RepetitionMetric,
-    RougeLMetric,
-    StopRateMetric,
-)
-from dpo_dist.config.preferences import (
-    JudgedPreferences,
-    PathPreferences,
-    Preferences,
-    UltraFeedbackPreferences,
-)
-from dpo_dist.config.rounds import Rounds
+from dpo_dist.config.metrics import Better, FunctionMetric, MetricConfig
 from dpo_dist.config.training import (
     Checkpointing,
     Full,
+    JudgedPreferences,
     KlMonitor,
     Lora,
     Method,
     Optimization,
+    PathPreferences,
+    Preferences,
+    Rounds,
     Sft,
     Train,
+    UltraFeedbackPreferences,
 )
-from dpo_dist.system import keys
-
-__all__ = [
-    "BALANCE_OF_TWO",
-    "VLLM_LORA_RANKS",
-    "Benchmarks",
-    "Better",
-    "Canaries",
-    "CanaryKind",
-    "Checkpointing",
-    "ClaudeConfig",
-    "Config",
-    "DataSource",
-    "DistinctMetric",
-    "EngineConfig",
-    "Evaluate",
-    "ExactMatchMetric",
-    "FaithfulQuotesMetric",
-    "Full",
-    "FunctionMetric",
-    "HfEngine",
-    "HumanConfig",
-    "JsonSchemaMetric",
-    "JudgeConfig",
-    "JudgeScore",
-    "JudgeSection",
-    "JudgedPreferences",
-    "KlMonitor",
-    "LabelMatchMetric",
-    "LengthMetric",
-    "Lora",
-    "Method",
-    "MetricConfig",
-    "MetricJudgeConfig",
-    "Model",
-    "OpenAiConfig",
-    "Optimization",
-    "PathPreferences",
-    "Preferences",
-    "RefusalRateMetric",
-    "RegexMetric",
-    "RepetitionMetric",
-    "ReportSection",
-    "RewardModelConfig",
-    "RougeLMetric",
-    "Rounds",
-    "RunSection",
-    "Sample",
-    "Sampling",
-    "ScorerConfig",
-    "Section",
-    "Sft",
-    "Slot",
-    "StopRateMetric",
-    "Tracking",
-    "Train",
-    "UltraFeedbackPreferences",
-    "VllmEngine",
-    "VllmServer",
-    "Wandb",
-    "required",
-]
+from dpo_dist.system.console import HUB_KEY, WANDB_KEY
 
 
 class RunSection(Section):
-    """Where the work goes. Phases write to `<output_dir>/<name>/<phase>/`.
-
-    `point` names a point of a sweep, which `dpo-dist sweep` sets: its training and its evaluation
-    go to `<output_dir>/<name>/sweep/<point>/<phase>/` and read the run's other phases.
-    """
+    """Name, directory and seed. Phases write to `<output_dir>/<name>/<phase>/`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run and of its directory."""
     output_dir: Path = Path("runs")
+    """Directory of all runs."""
     seed: int = 17
-    point: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$",
-        max_length=200,  # a file system's names hold 255 bytes
-    )
+    """Seed of all random numbers."""
 
 
 class Model(Section):
-    """The models. `sft` is "phase" (what the sft phase trains), a path or Hub id, or null."""
+    """The models."""
 
     base: str
+    """Path or Hub id of the base model, with safetensors weights."""
     sft: str | None = None
+    """The SFT model: "phase" (the sft phase trains it), or the path or Hub id of an adapter or
+    whole model. null: DPO starts from `base`."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the models for generation, and of frozen weights in training."""
     trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
 
 
-class Wandb(Section):
+class Wandb(Resource):
     """Weights & Biases: one run for the trainings and the report."""
 
     project: str = "dpo-dist"
+    """Name of the project."""
     mode: Literal["online", "offline"] = "offline"
+    """offline: log to the run's directory for a later upload."""
+
+    @property
+    def noun(self) -> str:
+        return "Weights & Biases"
+
+    @property
+    def key_variables(self) -> Mapping[str, bool]:
+        return {WANDB_KEY: False} if self.mode == "online" else {}
 
 
 class Tracking(Section):
-    """Where else the metrics go, besides metrics.jsonl and the console."""
+    """Experiment trackers that log the metrics, in addition to metrics.jsonl and the console."""
 
     wandb: Wandb | None = None
+    """Weights & Biases; null: not used."""
 
 
 class Config(Section):
-    """A run file. Sections of phases that are not run may be absent."""
+    """A run file. Sections of phases that do not run may be absent."""
 
     run: RunSection
+    """Name, directory and seed."""
     model: Model
+    """The models."""
     sft: Sft | None = None
+    """The sft phase."""
     sample: Sample | None = None
+    """The sample phase."""
     judge: JudgeSection | None = None
+    """The judge phase."""
     preferences: Preferences = JudgedPreferences()
+    """The source of the preference pairs."""
     train: Train | None = None
+    """The train phase."""
     rounds: Rounds | None = None
+    """Iterative DPO; null: one round."""
     evaluate: Evaluate | None = None
+    """The evaluate phase."""
     report: ReportSection = ReportSection()
+    """The report phase."""
     tracking: Tracking = Tracking()
-    _round: int = PrivateAttr(0)
+    """Experiment trackers."""
 
     @model_validator(mode="after")
     def _phases_agree(self) -> Config:
@@ -198,10 +143,10 @@ class Config(Section):
         if self.train is not None and judged and (self.sample is None or self.judge is None):
             raise ValueError(
                 "training on judged preferences needs the sections `sample` and `judge`; "
-                "or name another preferences.source"
+                "or set another preferences.source"
             )
         if self.evaluate is not None and self.evaluate.engine is None and self.sample is None:
-            raise ValueError("evaluate.engine is missing, and there is no sample.engine to use")
+            raise ValueError("evaluate.engine is missing, and there is no sample.engine instead")
         balanced = self.judge is not None and self.judge.balance is not None
         if balanced and self.sample is not None and len(self.sample.slots) > 2:
             raise ValueError(BALANCE_OF_TWO.format(len(self.sample.slots)))
@@ -222,13 +167,13 @@ class Config(Section):
         initial = self.rounds.reference == "initial" and self.rounds.count > 1
         if initial and self.train.reference == "live":
             raise ValueError(
-                "train.reference: live means the policy that a round starts from; "
-                "rounds.reference: initial needs `cached`"
+                "rounds.reference: initial needs train.reference: cached; with live, the "
+                "reference is the policy that the round starts from"
             )
         return self
 
     @model_validator(mode="after")
-    def _adapters_that_vllm_serves(self) -> Config:
+    def _ranks_fit_vllm(self) -> Config:
         most = VLLM_LORA_RANKS[-1]
         if all(isinstance(engine, HfEngine) for engine in self.engines):
             return self
@@ -241,19 +186,8 @@ class Config(Section):
         return self
 
     @property
-    def round(self) -> int:
-        """Which of its `rounds` is at work, counted from 1; 0 where none is."""
-        return self._round
-
-    def at_round(self, number: int) -> Config:
-        """The same run file at a round of it."""
-        config = self.model_copy()
-        config._round = number
-        return config
-
-    @property
     def evaluation_engine(self) -> EngineConfig:
-        """What answers the held-out prompts: the evaluation's own engine, or the sampling's."""
+        """The engine that answers the held-out prompts."""
         if self.evaluate is not None and self.evaluate.engine is not None:
             return self.evaluate.engine
         assert self.sample is not None
@@ -261,7 +195,7 @@ class Config(Section):
 
     @property
     def engines(self) -> tuple[EngineConfig, ...]:
-        """What answers prompts in the phases that are run."""
+        """The engines of the phases that run."""
         judged = self.preferences.source == "judged"
         sampling = (self.sample.engine,) if self.sample is not None and judged else ()
         evaluation = (self.evaluation_engine,) if self.evaluate is not None else ()
@@ -269,33 +203,31 @@ class Config(Section):
 
     @property
     def judges(self) -> tuple[JudgeConfig, ...]:
-        """Everything that judges in the phases that are run: labels, comparisons of the
-        evaluation, scores of single answers."""
-        found: list[JudgeConfig] = []
+        """The judges of the phases that run: for labels, for the comparisons of the evaluation and
+        for scores of single answers."""
+        judges: list[JudgeConfig] = []
         if self.judge is not None and self.preferences.source == "judged":
-            found.append(self.judge.judge)
+            judges.append(self.judge.judge)
         if self.evaluate is not None:
-            found += [self.evaluate.judge] if self.evaluate.judge is not None else []
-            found += [score.judge for score in self.evaluate.judge_scores]
-        return tuple(found)
+            judges += [self.evaluate.judge] if self.evaluate.judge is not None else []
+            judges += [score.judge for score in self.evaluate.judge_scores]
+        return tuple(judges)
 
     @property
     def key_variables(self) -> tuple[str, ...]:
-        """The environment's variables whose keys the run uses, sorted. Models and data sets may
-        lie on the Hub; a server of one's own may want no key."""
-        found = {keys.HUB}
-        for judge in self.judges:
-            if isinstance(judge, ClaudeConfig):
-                found.add(keys.ANTHROPIC)
-            elif isinstance(judge, OpenAiConfig):
-                found.add(judge.api_key_variable)
-        for engine in self.engines:
-            if isinstance(engine, VllmServer) and engine.api_key_variable is not None:
-                found.add(engine.api_key_variable)
-        if self.tracking.wandb is not None and self.tracking.wandb.mode == "online":
-            found.add(keys.WANDB)
-        return tuple(sorted(found))
+        """The environment variables with the API keys that the run uses, sorted. The Hub's is
+        always one of them, since models and data sets may be on the Hub."""
+        resources: list[Resource] = [*self.judges, *self.engines]
+        if self.tracking.wandb is not None:
+            resources.append(self.tracking.wandb)
+        return tuple(sorted({HUB_KEY, *(name for r in resources for name in r.key_variables)}))
 
-    def dump(self, *sections: str) -> dict[str, Any]:
-        """The named sections as plain JSON values, defaults filled in."""
-        return self.model_dump(mode="json", include=set(sections))
+    def fixed_sections(self, names: Collection[str]) -> dict[str, JsonValue]:
+        """The named sections for a fingerprint, without the keys marked `Runtime`."""
+        sections = {name: getattr(self, name) for name in type(self).model_fields if name in names}
+        return {name: section and section.fixed() for name, section in sections.items()}
+
+    def dump(self) -> dict[str, JsonValue]:
+        """The run file as JSON values, with all defaults."""
+        values: dict[str, JsonValue] = self.model_dump(mode="json")
+        return values

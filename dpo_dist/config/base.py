@@ -1,35 +1,144 @@
-"""What the sections of run.yaml are made of."""
+"""Base classes of the sections of run.yaml, and markers for their fields.
+
+The docstring below a field describes its key; docs/reference.md is generated from these docstrings.
+A field that overrides another one inherits its docstring.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, ClassVar, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    JsonValue,
+    PositiveInt,
+    ValidationInfo,
+    model_validator,
+)
+
+from dpo_dist.system.functions import FUNCTION_PATH
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Marks a key that affects how the work is done, but not its result. It may change between an
+    interrupted phase and the command that resumes it."""
+
+
+RUNTIME = Runtime()
+
+
+def _anchored(path: Path, info: ValidationInfo) -> Path:
+    folder: Path | None = (info.context or {}).get("folder")
+    return path if folder is None else folder / path
+
+
+def _names_a_function(path: Path) -> Path:
+    if not re.fullmatch(FUNCTION_PATH, path.name):
+        raise ValueError(f"{path.name!r} is not of the form module:function, such as my_code:score")
+    return path
+
+
+# A path relative to the run file, so that a recipe can be moved. Keys of the plain type `Path` are
+# relative to the working directory.
+RecipePath: TypeAlias = Annotated[Path, AfterValidator(_anchored)]
+# module:function, in the run file's folder or in the working directory.
+FunctionPath: TypeAlias = Annotated[RecipePath, AfterValidator(_names_a_function)]
+
+# Keys that select one section among several, with their descriptions.
+TAGS = {"type": "Selects this type.", "source": "Selects this source."}
 
 
 class Section(BaseModel):
     """A part of the run file: immutable, and strict about its keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def fixed(self) -> dict[str, JsonValue]:
+        """The section as JSON values, without the keys marked `Runtime`."""
+        return {
+            name: _fixed(getattr(self, name), value)
+            for name, value in self.model_dump(mode="json").items()
+            if RUNTIME not in type(self).model_fields[name].metadata
+        }
+
+    @classmethod
+    def describe(cls, key: str) -> str:
+        """The docstring of the key's field, or of the field that it overrides."""
+        if key in TAGS:
+            return TAGS[key]
+        fields = (kind.model_fields.get(key) for kind in cls.__mro__ if issubclass(kind, Section))
+        return next(found.description for found in fields if found and found.description)
+
+
+def _fixed(field: object, value: JsonValue) -> JsonValue:
+    """The JSON `value` of a field; sections in it are reduced to their fixed keys."""
+    if isinstance(field, Section):
+        return field.fixed()
+    if isinstance(field, tuple) and isinstance(value, list):
+        return [_fixed(item, json) for item, json in zip(field, value, strict=True)]
+    return value
 
 
 S = TypeVar("S", bound=Section)
 
 
 def required(section: S | None) -> S:
-    """A section that its phase is not run without."""
+    """The section of a phase that only runs if its section is present."""
     assert section is not None
     return section
+
+
+class Resource(Section):
+    """A section that describes an engine, judge, metric or service, and what it needs besides the
+    run file.
+
+    `noun`: its name in messages. `paid`: its requests cost money. `needs_gpu`: it runs on this
+    machine's GPUs, if there are any. `key_variables`: the environment variables that hold its API
+    keys, and whether each key is required. `files`: the files that its results depend on, by name.
+    `model_path`: the model that its results depend on.
+    """
+
+    needs_gpu: ClassVar[bool] = False
+
+    @property
+    def noun(self) -> str:
+        return f"`{type(self).__name__}`"
+
+    @property
+    def paid(self) -> bool:
+        return False
+
+    @property
+    def key_variables(self) -> Mapping[str, bool]:
+        return {}
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        return {}
+
+    @property
+    def model_path(self) -> str | None:
+        return None
 
 
 class DataSource(Section):
     """Rows from a local .jsonl or .parquet file, or from a Hub dataset with its split."""
 
-    path: Path | None = None
+    path: RecipePath | None = None
+    """A local .jsonl or .parquet file."""
     dataset: str | None = None
+    """A dataset on the Hub; needs `split`."""
     split: str | None = None
-    limit: PositiveInt | None = None  # the first n rows only
+    """The split of `dataset`."""
+    limit: PositiveInt | None = None
+    """Use only the first n rows."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSource:

@@ -2,82 +2,93 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from dpo_dist.config.base import DataSource, Section
+from dpo_dist.config.base import RUNTIME, DataSource, RecipePath, Resource, Section
 from dpo_dist.config.generation import EngineConfig, Sampling
 from dpo_dist.config.judging import JudgeConfig, ScorerConfig
 from dpo_dist.config.metrics import MetricConfig
 
 
 class JudgeScore(Section):
-    """A score of every answer at the first decoding, from 1 (worst) to 5 (best), by the rubric
-    that `judge` names: a rubric about one answer, not about two."""
+    """A judge's score of every answer at the first decoding, from 1 (worst) to 5 (best)."""
 
     label: str = "Judge score (1-5)"
+    """Name in tables and in `guard`."""
     judge: ScorerConfig
+    """The judge. Its rubric rates one answer; it does not compare two."""
 
 
-class Benchmarks(Section):
-    """Tasks of lm-evaluation-harness (the extra `benchmarks`), to see what got worse elsewhere.
+class Benchmarks(Resource):
+    """Tasks of lm-evaluation-harness (extra `benchmarks`), to find regressions on other tasks."""
 
-    `limit` takes the first documents of each task only. `include_path` is a folder with tasks of
-    one's own.
-    """
+    needs_gpu: ClassVar[bool] = True
 
     tasks: tuple[str, ...] = Field(min_length=1)
+    """Names of the tasks in the harness."""
     limit: PositiveInt | None = None
-    include_path: Path | None = None
+    """Use only the first n documents of each task."""
+    include_path: RecipePath | None = None
+    """A folder with your own tasks."""
     chat_template: bool = False
+    """Apply the model's chat template."""
     batch_size: PositiveInt = 8
+    """Documents per batch."""
 
 
 class Evaluate(Section):
-    """The evaluate phase: every arm answers the held-out prompts at every decoding.
-
-    The first decoding is the headline of the table. There `judge` compares all pairs of arms, or
-    the `headline` alone, dpo with sft, for a third of the money. `guard`
-    names, by their labels, the metrics and judge scores there that may not get worse (null: all
-    metrics, []: none); it decides the outcome, and may be changed afterwards.
-    """
+    """The evaluate phase: every arm answers the held-out prompts at every decoding. The first
+    decoding is the headline of the table."""
 
     prompts: DataSource
-    engine: EngineConfig | None = None  # sample.engine when absent
+    """The held-out prompts; rows as in `sample.prompts`."""
+    engine: EngineConfig | None = None
+    """The engine that generates the answers; null: `sample.engine`."""
     arms: tuple[Literal["base", "sft", "dpo"], ...] = Field(("base", "sft", "dpo"), min_length=1)
+    """The models that are compared."""
     decodings: tuple[Sampling, ...] = Field((Sampling(temperature=0.0),), min_length=1)
+    """Sampling settings of the answers."""
     max_new_tokens: PositiveInt = 160
+    """Maximum length of an answer, in tokens."""
     metrics: tuple[MetricConfig, ...] = Field(min_length=1)
+    """Metrics that need no judge."""
     judge: JudgeConfig | None = None
+    """The judge that compares the arms at the first decoding; null: no comparison."""
     pairwise: Literal["all", "headline"] = "all"
+    """Which arms `judge` compares. all: all pairs. headline: only dpo with sft, at a third of the
+    cost."""
     judge_scores: tuple[JudgeScore, ...] = ()
+    """Scores of single answers at the first decoding."""
     benchmarks: Benchmarks | None = None
-    guard: tuple[str, ...] | None = None
+    """Benchmarks that every arm runs."""
+    guard: Annotated[tuple[str, ...] | None, RUNTIME] = None
+    """Labels of the metrics and judge scores that must not get worse; they decide the outcome.
+    null: all metrics; []: none."""
 
     @field_validator("arms")
     @classmethod
     def _each_arm_once(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(arms)) < len(arms):
-            raise ValueError(f"an arm is named twice: {', '.join(arms)}")
+            raise ValueError(f"an arm is listed twice: {', '.join(arms)}")
         return arms
 
     @model_validator(mode="after")
     def _guarded_rows_exist(self) -> Evaluate:
         labels = {row.label for row in (*self.metrics, *self.judge_scores)}
         if unknown := set(self.guard or ()) - labels:
-            raise ValueError(
-                f"guard: no metric is labelled {', '.join(sorted(map(repr, unknown)))}; available: "
-                + ", ".join(sorted(labels))
-            )
+            names, known = ", ".join(sorted(map(repr, unknown))), ", ".join(sorted(labels))
+            raise ValueError(f"guard: no metric is labelled {names}; available: {known}")
         return self
 
 
 class ReportSection(Section):
-    """The report phase. The page shows the answers to `samples` prompts, evenly spread, and to
-    the `regressions` that are worst."""
+    """The report phase."""
 
     formats: tuple[Literal["html", "md", "json"], ...] = ("html", "md", "json")
+    """Formats of the report files."""
     samples: PositiveInt = 12
+    """Number of evenly spread prompts whose answers the page shows."""
     regressions: int = Field(24, ge=0)
+    """Number of the worst regressions that the page shows."""

@@ -1,46 +1,38 @@
-"""Reading run.yaml: overrides, paths, and errors that name the key and the nearest right one."""
+"""Reads run.yaml and applies overrides. Errors name the key and suggest the nearest valid one."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic_core import ErrorDetails
 
-from dpo_dist import config
+from dpo_dist import config as schema
 from dpo_dist.config import Config
 from dpo_dist.errors import ConfigError
 from dpo_dist.system.console import hide
 
-# Fields whose relative paths are meant relative to the run file.
-_RECIPE_PATHS = frozenset(
-    {"path", "validation_path", "rubric", "prices", "schema_path", "sheet", "include_path"}
-)
-
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a run file and apply overrides such as "train.beta=0.3".
-
-    Raises `ConfigError` naming the key; an unknown key comes with the nearest right one.
-    """
+    """Read a run file and apply overrides such as "train.beta=0.3". Raises `ConfigError` naming the
+    key; for an unknown key it suggests the nearest valid one."""
     values = _read_yaml(path)
     for override in overrides:
         _set(values, override)
-    _anchor_paths(values, path.resolve().parent)
     try:
-        found = Config.model_validate(values)
+        config = Config.model_validate(values, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        lines = [_describe(dict(problem), values) for problem in error.errors()]
+        lines = [_describe(problem, values) for problem in error.errors()]
         raise ConfigError(f"{path}:\n" + "\n".join(f"  {line}" for line in lines)) from None
-    for variable in found.key_variables:
+    for variable in config.key_variables:
         hide(variable)
-    return found
+    return config
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, JsonValue]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -56,70 +48,54 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _set(values: dict[str, Any], override: str) -> None:
+def _set(values: dict[str, JsonValue], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator:
         raise ConfigError(f"--set {override}: expected KEY=VALUE, such as train.beta=0.3")
     *parents, last = key.split(".")
     for parent in parents:
-        if values.get(parent) is None:
-            values[parent] = {}
-        values = values[parent]
-        if not isinstance(values, dict):
+        section = values.get(parent)
+        if section is None:
+            section = values[parent] = {}
+        if not isinstance(section, dict):
             raise ConfigError(f"--set {override}: {parent} is not a section")
+        values = section
     try:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        said = " ".join(str(error).split())
-        raise ConfigError(f"--set {override}: {text} is not valid YAML: {said}") from None
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--set {override}: {text} is not valid YAML: {reason}") from None
 
 
-def _anchor_paths(values: Any, folder: Path) -> None:
-    if isinstance(values, list):
-        for value in values:
-            _anchor_paths(value, folder)
-    elif isinstance(values, dict):
-        for key, value in values.items():
-            if key in _RECIPE_PATHS and isinstance(value, str):
-                values[key] = str(folder / value)
-            else:
-                _anchor_paths(value, folder)
-
-
-def _describe(problem: dict[str, Any], values: dict[str, Any]) -> str:
-    where = [str(part) for part in problem["loc"] if not _is_tag(part, problem, values)]
-    key = ".".join(where) or "the run file"
+def _describe(problem: ErrorDetails, values: dict[str, JsonValue]) -> str:
+    parts = [str(part) for part in problem["loc"] if not _is_tag(part, problem, values)]
+    key = ".".join(parts) or "the run file"
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where[-1], _all_keys(), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(parts[-1], _all_keys(), n=1, cutoff=0.5)
         return f"{key}: unknown key" + (f"; did you mean `{near[0]}`?" if near else "")
     if problem["type"] == "missing":
         return f"{key}: missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}"
+    return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
 
 
-def _is_tag(part: str | int, problem: dict[str, Any], values: dict[str, Any]) -> bool:
-    """Pydantic puts the tag of a union (`lora`, `vllm`) into the location; the file has no
-    such key."""
-    node: Any = values
+def _is_tag(part: str | int, problem: ErrorDetails, values: dict[str, JsonValue]) -> bool:
+    """Whether `part` of an error's location is the tag of a union (`lora`, `vllm`), which pydantic
+    inserts, and not a key of the file."""
+    node: JsonValue = values
     for step in problem["loc"]:
-        inside = (
-            step in node
-            if isinstance(node, dict)
-            else isinstance(node, list) and isinstance(step, int) and step < len(node)
-        )
-        if step == part and not inside:
-            return bool(problem["loc"][-1] != part)
-        if inside:
+        if isinstance(node, dict) and isinstance(step, str) and step in node:  # noqa: SIM114
             node = node[step]
+        elif isinstance(node, list) and isinstance(step, int) and step < len(node):
+            node = node[step]
+        elif step == part:
+            return problem["loc"][-1] != part
     return False
 
 
 def _all_keys() -> list[str]:
-    return sorted(set(_keys()))
-
-
-def _keys() -> Iterator[str]:
-    for value in vars(config).values():
-        if isinstance(value, type) and issubclass(value, BaseModel):
-            yield from value.model_fields
+    sections = (
+        value
+        for value in vars(schema).values()
+        if isinstance(value, type) and issubclass(value, BaseModel)
+    )
+    return sorted({key for section in sections for key in section.model_fields})

@@ -1,60 +1,114 @@
-"""The sections `sft` and `train`."""
+"""The sections `preferences`, `sft`, `train` and `rounds`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from dpo_dist.config.base import DataSource, Section
+from dpo_dist.config.base import RUNTIME, DataSource, RecipePath, Section
 from dpo_dist.losses import FDivergence, LossName, wrong_combination
 
 
+class JudgedPreferences(Section):
+    """The pairs that the judge phase writes."""
+
+    source: Literal["judged"] = "judged"
+    validation_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the prompts whose pairs are used for validation."""
+
+
+class UltraFeedbackPreferences(Section):
+    """HuggingFaceH4/ultrafeedback_binarized; its split `test_prefs` is used for validation."""
+
+    source: Literal["ultrafeedback"]
+    dataset: str = "HuggingFaceH4/ultrafeedback_binarized"
+    """Hub id of a dataset with the same columns and splits."""
+    limit: PositiveInt | None = None
+    """Use only the first n pairs of `train_prefs`."""
+    validation_limit: PositiveInt = 500
+    """Use only the first n pairs of `test_prefs`."""
+
+
+class PathPreferences(Section):
+    """A local file with the columns prompt, chosen and rejected."""
+
+    source: Literal["path"]
+    path: RecipePath
+    """A .jsonl or .parquet file."""
+    validation_path: RecipePath | None = None
+    """A file with the validation pairs; null: see `validation_fraction`."""
+    validation_fraction: float = Field(0.1, ge=0, lt=1)
+    """Without `validation_path`: share of the prompts whose pairs are used for validation."""
+    limit: PositiveInt | None = None
+    """Use only the first n pairs."""
+
+
+Preferences: TypeAlias = Annotated[
+    JudgedPreferences | UltraFeedbackPreferences | PathPreferences, Field(discriminator="source")
+]
+
+
 class Lora(Section):
-    """Low-rank adapters on every linear layer but the LM head."""
+    """Low-rank adapters on every linear layer except the LM head."""
 
     type: Literal["lora"] = "lora"
     r: PositiveInt = 16
+    """Rank."""
     alpha: PositiveInt = 32
+    """Scale: updates are multiplied by alpha / r."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapters' inputs."""
 
 
 class Full(Section):
-    """All weights."""
+    """Full fine-tuning of all weights."""
 
     type: Literal["full"] = "full"
 
 
-Method = Annotated[Lora | Full, Field(discriminator="type")]
+Method: TypeAlias = Annotated[Lora | Full, Field(discriminator="type")]
 Checkpointing = Literal["none", "selective", "full"]
 
 
 class Optimization(Section):
-    """What the two training phases have in common.
-
-    The global batch is what is fixed: accumulation follows from it, the micro-batch and the
-    number of processes, so that the same file trains the same way on any number of devices.
-    """
+    """The common keys of the two training phases. The global batch is fixed. Gradient accumulation
+    follows from it, the micro-batch and the number of processes, so the same file trains the same
+    way on any number of devices."""
 
     method: Method = Lora()
+    """Train adapters or all weights."""
     learning_rate: PositiveFloat
+    """Peak learning rate of AdamW."""
     num_epochs: PositiveFloat = 1
+    """Passes over the data."""
     global_batch_size: PositiveInt = 16
-    micro_batch_size: PositiveInt = 2
+    """Pairs (or rows) per optimizer step, over all processes."""
+    micro_batch_size: Annotated[PositiveInt, RUNTIME] = 2
+    """Pairs (or rows) per forward pass of a process."""
     max_length: PositiveInt = 1024
+    """Maximum length of a prompt with its answer, in tokens; longer ones are dropped, never
+    truncated."""
     max_grad_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this norm."""
     warmup_steps: int = Field(0, ge=0)
+    """Steps in which the learning rate rises to its peak."""
     bf16: bool = True
-    # "auto": the first whose planned peak fits into the memory (training/activations.py)
-    gradient_checkpointing: Checkpointing | Literal["auto"] = "auto"
-    logging_steps: PositiveInt = 1
-    save_steps: PositiveInt = 50
-    keep_checkpoints: PositiveInt = 2  # the newest ones, while training; besides the best
-    accelerate_config: Path = Path("accelerate_configs/cpu.yaml")
+    """Train in bfloat16; false: in float32."""
+    gradient_checkpointing: Annotated[Checkpointing | Literal["auto"], RUNTIME] = "auto"
+    """Which activations are recomputed; auto: as few as the memory allows."""
+    logging_steps: Annotated[PositiveInt, RUNTIME] = 1
+    """Steps between two lines of metrics.jsonl."""
+    save_steps: Annotated[PositiveInt, RUNTIME] = 50
+    """Steps between two checkpoints."""
+    keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
+    """Number of newest checkpoints to keep during training, in addition to the best."""
+    accelerate_config: Annotated[Path, RUNTIME] = Path("accelerate_configs/cpu.yaml")
+    """Configuration of `accelerate launch`: processes, sharding, precision."""
 
     @model_validator(mode="after")
-    def _whole_batches(self) -> Optimization:
+    def _check_batch_sizes(self) -> Optimization:
         if self.global_batch_size % self.micro_batch_size:
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} is not a multiple of "
@@ -64,26 +118,28 @@ class Optimization(Section):
 
 
 class Sft(Optimization):
-    """The optional sft phase: rows of `{"prompt", "completion"}`."""
+    """The optional sft phase."""
 
     data: DataSource
+    """Rows `{"prompt", "completion"}`."""
     learning_rate: PositiveFloat = 5.0e-4
 
 
 class KlMonitor(Section):
-    """KL of the policy from the reference, on answers that the policy gives while it trains.
-
-    Measured at every evaluation on the prompts of `prompts` validation pairs (0: not at all). A
-    `budget` is in nats per token; with `stop` the training ends where it is exceeded.
-    """
+    """KL of the policy from the reference, on answers that the policy generates during training. It
+    is measured at every validation."""
 
     prompts: int = Field(16, ge=0)
+    """Number of validation prompts that the policy answers; 0: do not measure the KL."""
     max_new_tokens: PositiveInt = 64
+    """Maximum length of an answer, in tokens."""
     budget: PositiveFloat | None = None
+    """Warn if the KL exceeds this, in nats per token; null: no budget."""
     stop: bool = False
+    """Stop the training when the KL exceeds the budget."""
 
     @model_validator(mode="after")
-    def _something_to_stop_at(self) -> KlMonitor:
+    def _check_budget(self) -> KlMonitor:
         if self.stop and self.budget is None:
             raise ValueError("`stop` needs a `budget` (nats per token)")
         if self.budget is not None and self.prompts == 0:
@@ -92,47 +148,55 @@ class KlMonitor(Section):
 
 
 class Train(Optimization):
-    """The train phase: DPO against the frozen SFT model.
-
-    `loss` is a name or a mixture `{sigmoid: 1.0, sft: 0.2}` of TRL's losses; combinations that
-    mean nothing are refused (`losses.py`).
-    """
+    """The train phase: DPO against the frozen SFT model."""
 
     loss: dict[LossName, PositiveFloat] = Field({"sigmoid": 1.0}, min_length=1)
+    """A loss of TRL, or a weighted sum such as {sigmoid: 1.0, sft: 0.2}. Combinations without a
+    meaning are refused."""
     beta: PositiveFloat = 0.1
+    """Strength of the constraint to stay close to the reference."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Assumed share of wrong labels."""
     f_divergence: FDivergence = "reverse_kl"
-    f_alpha: float = 0.5  # of f_divergence alpha_divergence
-    # LD-DPO: the weight of what the longer answer has more than the shorter one
+    """Divergence from the reference in the loss."""
+    f_alpha: float = 0.5
+    """Alpha of f_divergence `alpha_divergence`."""
     ld_alpha: float | None = Field(None, ge=0, le=1)
-    wpo: bool = False  # WPO: weigh pairs by how likely the policy is to sample them
+    """LD-DPO: weight of the tokens by which the longer answer exceeds the shorter; null: off."""
+    wpo: bool = False
+    """WPO: weight each pair by the policy's probability of sampling it."""
     discopop_tau: PositiveFloat = 0.05
+    """Temperature of the loss discopop."""
     learning_rate: PositiveFloat = 5.0e-6
     eval_per_epoch: PositiveInt = 5
+    """Validations per epoch, on the validation pairs."""
     kl: KlMonitor = KlMonitor()
-    # packed: prompts once, no padding (layout.py); padded: TRL's own batches
+    """Measures the KL from the reference during training."""
     layout: Literal["auto", "packed", "padded"] = "auto"
-    # cached: the reference's log-probs are computed once per row and kept; live: in every step
+    """packed: each prompt once, without padding. padded: batches of TRL. auto: packed if the model
+    supports it."""
     reference: Literal["cached", "live"] = "cached"
-    # the step that becomes `model/`; best: the evaluated step with the highest validation
-    # accuracy, the earliest of equals. A step that is the best so far is saved at once
+    """cached: compute the reference's log-probs once per row. live: compute them in every step."""
     select: Literal["last", "best"] = "last"
-    merge: bool = False  # LoRA: write the merged model, too
+    """The step that becomes the model. best: the validated step with the highest validation
+    accuracy; of equal ones the earliest."""
+    merge: bool = False
+    """With LoRA: also write the merged model."""
 
     def has_second_model(self, *, validates: bool) -> bool:
-        """Whether the reference's weights stay beside the policy's: they are needed in every step
-        (`reference: live`), or to measure the KL on validation prompts. An adapter's reference is
-        in the policy."""
+        """Whether training holds the reference's weights in addition to the policy's: in full
+        fine-tuning, if `reference` is `live` or the KL is measured (`validates`: there are
+        validation pairs). With LoRA, the base weights of the policy are the reference."""
         measures_kl = validates and self.kl.prompts > 0
         return isinstance(self.method, Full) and (self.reference == "live" or measures_kl)
 
     @field_validator("loss", mode="before")
     @classmethod
-    def _one_name(cls, value: Any) -> Any:
+    def _accept_one_name(cls, value: object) -> object:
         return {value: 1.0} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _a_loss_that_means_something(self) -> Train:
+    def _check_loss(self) -> Train:
         problem = wrong_combination(
             self.loss,
             beta=self.beta,
@@ -144,3 +208,22 @@ class Train(Optimization):
         if problem is not None:
             raise ValueError(problem)
         return self
+
+
+class Rounds(Section):
+    """Iterative DPO: each round samples from the current policy, judges, trains and evaluates.
+    Short form: `rounds: 3`. The first round starts from the SFT model, every other round from the
+    previous round's policy."""
+
+    count: PositiveInt
+    """Number of rounds."""
+    reference: Literal["previous", "initial"] = "previous"
+    """The reference of a round: the policy that it starts from, or the initial SFT model."""
+    prompts: Literal["all", "split"] = "all"
+    """all: every round uses all prompts. split: each round uses a different part."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_a_number(cls, value: object) -> object:
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        return {"count": value} if is_number else value

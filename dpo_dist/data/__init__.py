@@ -1,1 +1,1 @@
-"""Reading prompts and preferences, and the one place where messages become tokens."""
+"""Reads prompts and preferences, and converts messages to tokens."""

@@ -1,4 +1,4 @@
-"""The only place where messages become tokens."""
+"""Converts messages to tokens; no other module does this."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dpo_dist.errors import ModelError
 from dpo_dist.storage.records import Message
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The model's tokenizer. Raises `ModelError` without a chat template, pad or end token."""
+    """Load a model's tokenizer. Raises `ModelError` if it has no chat template, pad token or end
+    token."""
     from transformers import AutoTokenizer
 
     try:
@@ -41,76 +42,71 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation, up to where the assistant begins to speak."""
-    ids = tokenizer.apply_chat_template(
-        [message.model_dump() for message in prompt],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
-    )
-    return [int(token) for token in ids]
+    """The token ids of a conversation, including the start of the assistant's turn."""
+    (rendered,) = _rendered(tokenizer, [_turns(prompt)], add_generation_prompt=True)
+    return rendered.ids
 
 
 def conversation_ids(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: str
 ) -> list[int]:
-    """Token ids of a conversation with its answer, as the template renders them as a whole."""
-    turns = [message.model_dump() for message in prompt]
-    turns.append({"role": "assistant", "content": answer})
-    ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-    return [int(token) for token in ids]
+    """The token ids of a conversation with its answer, rendered by the template as a whole."""
+    (rendered,) = _rendered(tokenizer, [_turns(prompt, answer)])
+    return rendered.ids
 
 
 def completion_ids(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: str
 ) -> tuple[list[int], list[int]]:
-    """(prompt ids, completion ids) of a finished answer: `answers_ids` of a single one."""
+    """(prompt ids, completion ids) of one answer; see `answers_ids`."""
     ((start, (completion,)),) = answers_ids(tokenizer, [(prompt, [answer])])
     return start, completion
 
 
 def answers_ids(
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[tuple[Sequence[Message], Sequence[str]]],
+    examples: Sequence[tuple[Sequence[Message], Sequence[str]]],
 ) -> list[tuple[list[int], list[list[int]]]]:
-    """(prompt ids, the completion ids of each answer) of prompts with their finished answers.
+    """(prompt ids, completion ids of each answer) of prompts with their answers.
 
-    A completion ends with its end token. What the template writes behind that (a line break, say)
-    is left out: at inference the model stops there. Raises `ModelError` for a template that
-    renders a prompt differently once an answer follows, since training would then see another
-    prompt than sampling did.
+    A completion ends with its end token; text that the template adds after it, such as a line
+    break, is removed, since the model stops at the end token during inference. Raises `ModelError`
+    if the template renders a prompt differently when an answer follows, since the prompt would then
+    differ between sampling and training.
     """
-    prompts = [[message.model_dump() for message in prompt] for prompt, _ in asked]
-    conversations = [
-        [*turns, {"role": "assistant", "content": answer}]
-        for turns, (_, answers) in zip(prompts, asked, strict=True)
-        for answer in answers
-    ]
+    prompts = [_turns(prompt) for prompt, _ in examples]
+    conversations = [_turns(prompt, answer) for prompt, answers in examples for answer in answers]
     starts = _rendered(tokenizer, prompts, add_generation_prompt=True)
     wholes = iter(_rendered(tokenizer, conversations))
     return [
         (start.ids, [_completion(tokenizer, start, w) for w in islice(wholes, len(answers))])
-        for start, (_, answers) in zip(starts, asked, strict=True)
+        for start, (_, answers) in zip(starts, examples, strict=True)
     ]
+
+
+def _turns(prompt: Sequence[Message], answer: str | None = None) -> list[dict[str, str]]:
+    turns = [message.model_dump() for message in prompt]
+    return turns if answer is None else [*turns, {"role": "assistant", "content": answer}]
 
 
 @dataclass(frozen=True)
 class _Rendered:
-    """What a chat template makes of a conversation."""
+    """A conversation as rendered by the chat template."""
 
     text: str
     ids: list[int]
 
 
 def _rendered(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Any], **options: Any
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[object], **options: object
 ) -> list[_Rendered]:
     texts = tokenizer.apply_chat_template(conversations, tokenize=False, **options)
-    return [_Rendered(*each) for each in zip(texts, _ids(tokenizer, texts), strict=True)]
+    ids = _ids(tokenizer, texts)
+    return [_Rendered(text, tokens) for text, tokens in zip(texts, ids, strict=True)]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Of rendered texts: the template has written the special tokens."""
+    """The token ids of rendered texts, which already contain the special tokens."""
     tokenized = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
     ids: list[list[int]] = tokenized["input_ids"]
     return ids
@@ -122,12 +118,12 @@ def _completion(
     if whole.ids[: len(start.ids)] == start.ids:
         completion = whole.ids[len(start.ids) :]
     elif whole.text.startswith(start.text):
-        # A token reaches across the border: the answer begins with a line break, say. At inference
-        # the prompt's tokens stand before the answer is written.
+        # A token spans the end of the prompt and the start of the answer, for example if the answer
+        # starts with a line break. During inference, the prompt is tokenized without the answer.
         (completion,) = _ids(tokenizer, [whole.text.removeprefix(start.text)])
     else:
         raise ModelError(
-            "the chat template renders a prompt differently once an answer follows it; DPO would "
+            "the chat template renders a prompt differently when an answer follows it; DPO would "
             "train on a different prompt than the one used for sampling"
         )
     ends = end_token_ids(tokenizer)
@@ -145,8 +141,8 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 def left_padded(
     prompts: Sequence[Sequence[int]], pad: int
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """(ids, attention mask) of a batch of prompts, each (prompts, longest). Padding goes left, so
-    that every row's last token is the end of its prompt."""
+    """(ids, attention mask) of a batch of prompts, each of shape (prompts, longest prompt). Padding
+    is on the left, so that the last token of every row is the last token of its prompt."""
     width = max(len(prompt) for prompt in prompts)
     ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -154,8 +150,8 @@ def left_padded(
 
 
 def until_end(tokens: Sequence[int], ends: Collection[int]) -> tuple[tuple[int, ...], bool]:
-    """(an answer up to its first end token, that one included, whether it has been cut off): a
-    batch generates on until all of its answers have ended."""
+    """(the answer up to and including its first end token, whether it was cut off). A batch
+    continues to generate tokens until all its answers have ended."""
     for length, token in enumerate(tokens, start=1):
         if token in ends:
             return tuple(tokens[:length]), False
@@ -163,7 +159,7 @@ def until_end(tokens: Sequence[int], ends: Collection[int]) -> tuple[tuple[int, 
 
 
 def check_adapter(adapter: Path, base: str) -> None:
-    """Refuse a LoRA adapter that was trained on another base model."""
+    """Raise `ModelError` for a LoRA adapter of another base model."""
     path = adapter / "adapter_config.json"
     try:
         trained_on = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
@@ -172,10 +168,10 @@ def check_adapter(adapter: Path, base: str) -> None:
     if _identity(trained_on) != _identity(base):
         raise ModelError(
             f"{adapter} is an adapter for {trained_on}, but model.base is {base}. An adapter only "
-            "works with the weights it was trained on."
+            "works with the weights that it was trained on."
         )
 
 
 def _identity(model: str) -> str:
-    """A Hub id as it is; a path by its last part, so that a moved model stays the same."""
+    """The last part of a Hub id or path, so that a moved model keeps its identity."""
     return Path(model).name if Path(model).exists() else str(model).split("/")[-1]

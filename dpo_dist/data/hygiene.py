@@ -1,4 +1,4 @@
-"""What is wrong with a pair of answers before anybody is asked about it."""
+"""Finds pairs of answers that are not worth judging."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import re
 from collections import Counter
 from difflib import SequenceMatcher
 
-# Tokens by which chat templates tell the turns apart (ChatML, Llama 2 and 3, Gemma, Mistral, ...).
-# In an answer's text they mean that the model ran on past its own turn; as `chosen` they would be
-# tokenized as the control tokens that they imitate.
+# Tokens that separate turns in chat templates (ChatML, Llama 2 and 3, Gemma, Mistral, ...). In an
+# answer, they mean that the model continued after its own turn. In training, they would be
+# tokenized as control tokens.
 CONTROL_TOKEN = re.compile(
     r"<\|[A-Za-z0-9_]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<[bp]os>|<eos>"
 )
 
-# Pairs this much alike pull the likelihood of both answers down (Razin et al. 2024, arXiv
-# 2410.08847); the number is ours.
+# Training on pairs this similar lowers the likelihood of both answers (Razin et al. 2024, arXiv
+# 2410.08847); the threshold is our choice.
 NEAR_IDENTICAL = 0.95
 
 _UNABLE = (
@@ -28,9 +28,8 @@ _HELP = (
     rf"|write) {_REQUEST}"
     r"|(?:give|offer|provide) (?:advice|assistance|guidance|help|information|instructions)\b)"
 )
-# After an apology or a self-introduction, being unable to do anything at all is a refusal, apart
-# from what people are sorry for in letters and from "I can't ..., but I can"; without one, only
-# being unable to help is.
+# After an apology or "As an AI", every "I can't" is a refusal, except phrases of letters ("I can't
+# attend") and "I can't ..., but I can". Otherwise, only "I can't" with a verb of helping is one.
 _REFUSAL = re.compile(
     r"[\W_]*(?:"
     r"(?:i(?:'m| am) (?:\w+ )?sorry|sorry|my apologies|i apologi[sz]e)[,.:;!]? (?:but )?"
@@ -43,13 +42,10 @@ _REFUSAL = re.compile(
 )
 
 
-def why_not_judged(a: str, b: str) -> str | None:
-    """The reason why two answers are not worth a judgement, or None.
-
-    `empty`; `identical`; `near_identical`: the same words, apart from case, white space and a few
-    edits (`similar`); `control_token`: one holds a token of a chat template; `unencodable`: one
-    holds what a file of preferences may not.
-    """
+def drop_reason(a: str, b: str) -> str | None:
+    """The reason why a pair of answers is dropped before judging, or None. `empty`; `identical`;
+    `near_identical`: see `similar`; `control_token`: an answer contains a token of a chat template;
+    `unencodable`: see `encodable`."""
     if not a.strip() or not b.strip():
         return "empty"
     if a.strip() == b.strip():
@@ -64,37 +60,30 @@ def why_not_judged(a: str, b: str) -> str | None:
 
 
 def similar(a: str, b: str) -> bool:
-    """Whether at least `NEAR_IDENTICAL` of the words of both texts match, in order.
-
-    In answers of fewer than 20 words no word may differ: it may be all that the pair is about.
-    """
-    # The order decides between equally long matches; sorted, the result is symmetric.
-    first, second = sorted((_words(a), _words(b)))
+    """Whether at least `NEAR_IDENTICAL` of the words of both texts match, in order. Case and white
+    space are ignored. In answers of fewer than 20 words, a single differing word makes the texts
+    different."""
+    # `SequenceMatcher` depends on the order of its arguments; sorting makes the result symmetric.
+    first, second = sorted((a.casefold().split(), b.casefold().split()))
     needed = NEAR_IDENTICAL * (len(first) + len(second)) / 2
-    # The number of words in common, whatever their order, cannot be exceeded by the matches.
+    # The number of common words, in any order, is an upper bound of the number of matches.
     if min(len(first), len(second)) < needed or (Counter(first) & Counter(second)).total() < needed:
         return False
     return SequenceMatcher(None, first, second, autojunk=False).ratio() >= NEAR_IDENTICAL
 
 
 def looks_like_refusal(text: str) -> bool:
-    """Whether an answer begins like one that declines to help, in English.
-
-    "I'm sorry, but I can't ...", "As an AI language model, I cannot ...", "I'm unable to assist
-    with that". Only the beginning counts: an answer may well go on to say what it cannot do.
-    """
-    beginning = " ".join(text[:400].replace("\u2019", "'").split())
-    return _REFUSAL.match(beginning) is not None
+    """Whether an answer starts like an English refusal. Examples: "I'm sorry, but I can't ...", "As
+    an AI language model, I cannot ...", "I'm unable to assist with that". Only the start counts,
+    since a helpful answer may also say what it cannot do."""
+    start = " ".join(text[:400].replace("\u2019", "'").split())
+    return _REFUSAL.match(start) is not None
 
 
 def encodable(text: str) -> bool:
-    """Whether tokenizers and APIs can carry a text: no NUL, no unpaired surrogate."""
+    """Whether tokenizers and APIs accept a text: it has no NUL and no unpaired surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
     return "\0" not in text
-
-
-def _words(text: str) -> list[str]:
-    return text.casefold().split()

@@ -1,4 +1,4 @@
-"""Training prompts that a held-out prompt gives away, whole or in long passages."""
+"""Finds training prompts that contain a held-out prompt, or large parts of one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dpo_dist.data.prompts import content_digest
 from dpo_dist.storage.records import Message
 
-# After the decontamination of Tülu 3 (Lambert et al. 2024, arXiv 2411.15124).
+# As in the decontamination of Tülu 3 (Lambert et al. 2024, arXiv 2411.15124).
 WORDS = 8
 OVERLAP = 0.5
 # An 8-gram in more than this share of the training prompts, and in more than one held-out prompt,
-# belongs to a template that all of them share.
+# is part of a template that the prompts share.
 BOILERPLATE = 0.1
 
 Conversation = tuple[Message, ...]
@@ -22,9 +22,9 @@ Gram = tuple[str, ...]  # WORDS words
 def overlaps(training: Sequence[Conversation], held_out: Sequence[Conversation]) -> list[bool]:
     """Whether each training prompt overlaps with the held-out prompts.
 
-    It does when it is one of them, or when at least half of its 8-grams (of the users' words,
-    case aside) occur in any of them. 8-grams of a template count for nothing, on either side of
-    the fraction. A prompt of fewer than 8 words has none: only equality counts.
+    It does if it equals one of them, or if at least half of its 8-grams occur in any of them.
+    8-grams consist of words of the user's turns, without case. 8-grams of a template are ignored in
+    both numerator and denominator. A prompt of fewer than 8 words only overlaps if it is equal.
     """
     exact = {content_digest(messages) for messages in held_out}
     holders = Counter(gram for messages in held_out for gram in set(_grams(_words(messages))))
@@ -40,11 +40,11 @@ def overlaps(training: Sequence[Conversation], held_out: Sequence[Conversation])
     result = []
     for messages, size, grams in zip(training, sizes, found, strict=True):
         shared = sum(gram not in template for gram in grams)
-        telling = size - (len(grams) - shared)
-        copied = shared > 0 and shared >= OVERLAP * telling
-        # Only a prompt whose 8-grams are all held out can be a held-out one.
-        same = len(grams) == size and content_digest(messages) in exact
-        result.append(copied or same)
+        counted = size - (len(grams) - shared)
+        copied = shared > 0 and shared >= OVERLAP * counted
+        # Equality requires that all 8-grams are held out; checking this first saves digests.
+        equal = len(grams) == size and content_digest(messages) in exact
+        result.append(copied or equal)
     return result
 
 

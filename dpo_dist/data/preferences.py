@@ -1,4 +1,4 @@
-"""Preference pairs: judged ones, local files, and UltraFeedback-binarized."""
+"""Preference pairs from the judge phase, from local files or from UltraFeedback-binarized."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from dpo_dist.config import (
     DataSource,
@@ -22,8 +23,8 @@ from dpo_dist.data.prompts import content_digest, seeded_share
 from dpo_dist.data.rows import (
     Row,
     check_text,
-    iterate_rows,
     messages_of,
+    read_rows,
     source_identity,
     turns_of,
     write_parquet,
@@ -36,7 +37,7 @@ JUDGED_FILE = Path("preferences") / "pairs.parquet"
 
 @dataclass(frozen=True)
 class PreferenceSet:
-    """Pairs to train on and to validate on; `dropped` counts the rows left out, by reason."""
+    """Training and validation pairs; `dropped` counts the dropped rows by reason."""
 
     train: list[PreferencePair]
     validation: list[PreferencePair]
@@ -44,22 +45,20 @@ class PreferenceSet:
 
 
 def preference_sources(config: Preferences, judge_dir: Path) -> list[DataSource]:
-    """The data sources that a preferences section reads: training first, then validation."""
+    """The data sources of a preferences section: training first, then validation if separate."""
     match config:
         case JudgedPreferences():
             return [DataSource(path=judge_dir / JUDGED_FILE)]
         case UltraFeedbackPreferences():
+            splits = {"train_prefs": config.limit, "test_prefs": config.validation_limit}
             return [
-                DataSource(dataset=config.dataset, split="train_prefs", limit=config.limit),
-                DataSource(
-                    dataset=config.dataset, split="test_prefs", limit=config.validation_limit
-                ),
+                DataSource(dataset=config.dataset, split=split, limit=limit)
+                for split, limit in splits.items()
             ]
         case PathPreferences():
-            sources = [DataSource(path=config.path, limit=config.limit)]
-            if config.validation_path is not None:
-                sources.append(DataSource(path=config.validation_path))
-            return sources
+            validation = config.validation_path
+            separate = [DataSource(path=validation)] if validation is not None else []
+            return [DataSource(path=config.path, limit=config.limit), *separate]
 
 
 def load_preferences(
@@ -70,71 +69,76 @@ def load_preferences(
     *,
     same_in_every_round: bool = False,
 ) -> PreferenceSet:
-    """Read and check the pairs that `config` names.
+    """Read and check the pairs of `config`.
 
-    A validation split of its own is kept apart; otherwise `validation_fraction` of the prompts
-    (not of the rows: pairs of one prompt stay together) is held out, by a seeded draw. With
-    `same_in_every_round` each prompt is drawn by itself: one that is held out in a round is
-    trained on in none, whatever pairs there are, and the fraction is met on average only.
-    Pairs whose prompt overlaps with the evaluation's, `held_out`, are dropped.
-    Raises `DataError` for damaged rows and when nothing is left to train on.
+    Without separate validation data, a seeded `validation_fraction` of the prompts is used for
+    validation, with all their pairs. With `same_in_every_round`, each prompt is drawn by its
+    content only, so that it has the same role in every round; the fraction then holds on average.
+    Pairs whose prompt overlaps with the evaluation's prompts, `held_out`, are dropped. Raises
+    `DataError` for damaged rows, and if no training pairs are left.
     """
     sources = preference_sources(config, judge_dir)
     dropped: Counter[str] = Counter()
     pairs, *others = (_read_pairs(source, held_out, dropped) for source in sources)
     if others:
         train, (validation,) = pairs, others
-        _forget_leaks(train, validation, dropped)
+        trained = {content_digest(pair.prompt) for pair in train}
+        kept = [pair for pair in validation if content_digest(pair.prompt) not in trained]
+        dropped["validation_leak"], validation = len(validation) - len(kept), kept
     else:
         assert not isinstance(config, UltraFeedbackPreferences)
-        draw = _split_by_content if same_in_every_round else _split
-        train, validation = draw(pairs, config.validation_fraction, seed)
-    dropped = +dropped  # without the reasons that dropped nothing
+        prompts = _validation_prompts(
+            pairs, config.validation_fraction, seed, independent=same_in_every_round
+        )
+        train = [pair for pair in pairs if content_digest(pair.prompt) not in prompts]
+        validation = [pair for pair in pairs if content_digest(pair.prompt) in prompts]
+    dropped = +dropped  # removes counts of 0
     if not train:
         raise DataError(f"no preference pairs are left to train on (dropped: {dict(dropped)})")
     return PreferenceSet(train, validation, dropped)
 
 
-def preferences_identity(config: Preferences, judge_dir: Path) -> list[dict[str, Any]]:
-    """What identifies the pairs in a fingerprint."""
+def preferences_identity(config: Preferences, judge_dir: Path) -> list[dict[str, JsonValue]]:
+    """The identity of the pairs in a fingerprint."""
     return [source_identity(source) for source in preference_sources(config, judge_dir)]
 
 
 def write_pairs(path: Path, pairs: Iterable[PreferencePair]) -> None:
     """Write pairs as parquet in TRL's conversational preference format."""
-
-    def turns(messages: Sequence[Message]) -> list[dict[str, str]]:
-        return [message.model_dump() for message in messages]
-
-    write_parquet(
-        path,
-        (
-            {
-                "prompt_id": pair.prompt_id,
-                "prompt": turns(pair.prompt),
-                "chosen": turns([Message(role="assistant", content=pair.chosen)]),
-                "rejected": turns([Message(role="assistant", content=pair.rejected)]),
-            }
-            for pair in pairs
-        ),
+    rows = (
+        {
+            "prompt_id": pair.prompt_id,
+            "prompt": [message.model_dump() for message in pair.prompt],
+            "chosen": [{"role": "assistant", "content": pair.chosen}],
+            "rejected": [{"role": "assistant", "content": pair.rejected}],
+        }
+        for pair in pairs
     )
+    write_parquet(path, rows)
 
 
 def _read_pairs(
     source: DataSource, held_out: Sequence[Prompt], dropped: Counter[str]
 ) -> list[PreferencePair]:
     pairs: list[PreferencePair] = []
-    for row in iterate_rows(source):
+    for row in read_rows(source):
         pair = _pair(row)
-        if reason := _why_not_trained_on(pair):
+        if reason := _drop_reason(pair):
             dropped[reason] += 1
         else:
             pairs.append(pair)
     pairs = _without_contradictions(pairs, dropped)
-    return _without_overlaps(pairs, held_out, dropped) if held_out else pairs
+    if not held_out:
+        return pairs
+    prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
+    found = overlaps(prompts, [prompt.messages for prompt in held_out])
+    leaks = {prompt for prompt, overlap in zip(prompts, found, strict=True) if overlap}
+    kept = [pair for pair in pairs if pair.prompt not in leaks]
+    dropped["evaluation_overlap"] += len(pairs) - len(kept)
+    return kept
 
 
-def _why_not_trained_on(pair: PreferencePair) -> str | None:
+def _drop_reason(pair: PreferencePair) -> str | None:
     if pair.chosen == pair.rejected:
         return "identical"
     if not pair.chosen.strip() or not pair.rejected.strip():
@@ -147,34 +151,23 @@ def _why_not_trained_on(pair: PreferencePair) -> str | None:
 def _without_contradictions(
     pairs: list[PreferencePair], dropped: Counter[str]
 ) -> list[PreferencePair]:
-    """One of the rows that say the same; none of those that prefer A to B and B to A."""
-    said: dict[tuple[str, str, str], PreferencePair] = {}
+    """The pairs without duplicates, and without those that prefer A to B and also B to A."""
+    distinct: dict[tuple[str, str, str], PreferencePair] = {}
     for pair in pairs:
-        said.setdefault((content_digest(pair.prompt), pair.chosen, pair.rejected), pair)
+        distinct.setdefault((content_digest(pair.prompt), pair.chosen, pair.rejected), pair)
     kept = [
         pair
-        for (prompt, chosen, rejected), pair in said.items()
-        if (prompt, rejected, chosen) not in said
+        for (prompt, chosen, rejected), pair in distinct.items()
+        if (prompt, rejected, chosen) not in distinct
     ]
-    dropped["duplicate"] += len(pairs) - len(said)
-    dropped["contradiction"] += len(said) - len(kept)
-    return kept
-
-
-def _without_overlaps(
-    pairs: list[PreferencePair], held_out: Sequence[Prompt], dropped: Counter[str]
-) -> list[PreferencePair]:
-    prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
-    given_away = overlaps(prompts, [prompt.messages for prompt in held_out])
-    leaks = {prompt for prompt, leak in zip(prompts, given_away, strict=True) if leak}
-    kept = [pair for pair in pairs if pair.prompt not in leaks]
-    dropped["evaluation_overlap"] += len(pairs) - len(kept)
+    dropped["duplicate"] += len(pairs) - len(distinct)
+    dropped["contradiction"] += len(distinct) - len(kept)
     return kept
 
 
 def _pair(row: Row) -> PreferencePair:
-    """A row whose chosen and rejected are answers, or, as in UltraFeedback-binarized, whole
-    conversations that begin with the prompt."""
+    """The pair of a row. `chosen` and `rejected` are answers, or, as in UltraFeedback-binarized,
+    whole conversations that start with the prompt."""
     prompt = messages_of(row, "prompt", "user")
     chosen, rejected = (_answer(row, key, prompt) for key in ("chosen", "rejected"))
     if chosen[0] != rejected[0]:
@@ -188,52 +181,31 @@ def _pair(row: Row) -> PreferencePair:
 
 
 def _answer(row: Row, key: str, prompt: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:
-    """(the turns before the answer, the answer)."""
+    """(the turns before the answer, the answer) of a column."""
     value = row.values.get(key)
     if isinstance(value, str):
         check_text(row, key, value)
         return (), value
     if not isinstance(value, list) or not value or not isinstance(value[-1], dict):
         raise row.error(f"`{key}` is missing or empty")
-    # Only an empty answer is allowed to be empty: it is dropped and counted, not an error.
+    # An empty answer is not an error: the pair is dropped and counted.
     answer = value[-1].get("content")
     if value[-1].get("role") != "assistant" or not isinstance(answer, str):
         raise row.error(f"`{key}` must end with an assistant turn")
     check_text(row, key, answer)
     before = turns_of(row, key, value[:-1])
     if before and before[-len(prompt) :] != prompt and before[-1].content != prompt[-1].content:
-        raise row.error(f"`{key}` does not begin with the row's prompt")
+        raise row.error(f"`{key}` does not start with the row's prompt")
     return before, answer
 
 
-def _forget_leaks(
-    train: list[PreferencePair], validation: list[PreferencePair], dropped: Counter[str]
-) -> None:
-    """Drop validation pairs whose prompt is trained on."""
-    trained = {content_digest(pair.prompt) for pair in train}
-    kept = [pair for pair in validation if content_digest(pair.prompt) not in trained]
-    dropped["validation_leak"] += len(validation) - len(kept)
-    validation[:] = kept
-
-
-def _split(
-    pairs: list[PreferencePair], fraction: float, seed: int
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
+def _validation_prompts(
+    pairs: list[PreferencePair], fraction: float, seed: int, *, independent: bool
+) -> set[str]:
+    """The content digests of the validation prompts, a fraction of all prompts. `independent`: each
+    prompt is drawn by its content only."""
     prompts = list(dict.fromkeys(content_digest(pair.prompt) for pair in pairs))
+    if independent:
+        return {prompt for prompt in prompts if seeded_share(prompt, seed) < fraction}
     random.Random(seed).shuffle(prompts)
-    return _without(pairs, set(prompts[: round(fraction * len(prompts))]))
-
-
-def _split_by_content(
-    pairs: list[PreferencePair], fraction: float, seed: int
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    prompts = {content_digest(pair.prompt) for pair in pairs}
-    return _without(pairs, {p for p in prompts if seeded_share(p, seed) < fraction})
-
-
-def _without(
-    pairs: list[PreferencePair], held_out: set[str]
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """(the other pairs, those of the held-out prompts)"""
-    train = [pair for pair in pairs if content_digest(pair.prompt) not in held_out]
-    return train, [pair for pair in pairs if content_digest(pair.prompt) in held_out]
+    return set(prompts[: round(fraction * len(prompts))])

@@ -1,4 +1,4 @@
-"""Rows of a local JSONL or parquet file or of a Hub dataset, each with a place to blame."""
+"""Reads rows of a local JSONL or parquet file or of a Hub dataset, each with its place."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from dpo_dist.config import DataSource
 from dpo_dist.data.hygiene import encodable
 from dpo_dist.errors import DataError
 from dpo_dist.storage.artifacts import file_digest
 from dpo_dist.storage.records import Message
 
-ROW_GROUP = 2_000  # rows that are in memory together while they are read or written
+ROW_GROUP = 2_000  # number of rows in memory while a parquet file is read or written
 
 
 @dataclass(frozen=True)
 class Row:
-    """A raw row and where it stands: `data/prompts.jsonl:17`."""
+    """A raw row and its place, such as `data/prompts.jsonl:17`."""
 
     place: str
     values: dict[str, Any]
@@ -29,13 +31,9 @@ class Row:
         return DataError(f"{self.place}: {message}")
 
 
-def read_rows(source: DataSource) -> list[Row]:
-    """All rows of a source, at most `limit`. Raises `DataError` naming file and line."""
-    return list(iterate_rows(source))
-
-
-def iterate_rows(source: DataSource) -> Iterator[Row]:
-    """`read_rows`, one by one; the errors come as the rows do."""
+def read_rows(source: DataSource) -> Iterator[Row]:
+    """Read the rows of a source one by one, at most `limit`. Raises `DataError` naming file and
+    line, and if there are no rows."""
     row = None
     for row in islice(_iterate(source), source.limit):
         yield row
@@ -43,8 +41,8 @@ def iterate_rows(source: DataSource) -> Iterator[Row]:
         raise DataError(f"{source.path or source.dataset}: no rows")
 
 
-def source_identity(source: DataSource) -> dict[str, Any]:
-    """What identifies a source's content in a fingerprint."""
+def source_identity(source: DataSource) -> dict[str, JsonValue]:
+    """The identity of a source's content in a fingerprint."""
     if source.path is None:
         return {"dataset": source.dataset, "split": source.split, "limit": source.limit}
     if not source.path.is_file():
@@ -106,7 +104,7 @@ def _from_hub(dataset: str, split: str) -> Iterator[Row]:
 
 
 def messages_of(row: Row, key: str, role: str) -> tuple[Message, ...]:
-    """The conversation under `key`: a list of messages, or a string said by `role`."""
+    """The conversation under `key`: a list of messages, or a text as one message of `role`."""
     value = row.values.get(key)
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
@@ -119,7 +117,7 @@ def messages_of(row: Row, key: str, role: str) -> tuple[Message, ...]:
 
 
 def turns_of(row: Row, key: str, values: Iterable[Any]) -> tuple[Message, ...]:
-    """Turns that stand under `key`, each checked."""
+    """Check the turns under `key` and convert them to messages."""
     try:
         messages = tuple(Message(role=turn["role"], content=turn["content"]) for turn in values)
     except (KeyError, TypeError, ValueError):
@@ -132,13 +130,13 @@ def turns_of(row: Row, key: str, values: Iterable[Any]) -> tuple[Message, ...]:
 
 
 def check_text(row: Row, key: str, text: str) -> None:
-    """Refuse what no tokenizer or API can carry: NUL and unpaired surrogates."""
+    """Raise `DataError` for NUL and unpaired surrogates, which tokenizers and APIs refuse."""
     if not encodable(text):
         raise row.error(f"`{key}` holds a NUL character or an unpaired surrogate")
 
 
-def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write rows of one form as parquet, all or nothing, and return the path."""
+def write_parquet(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
+    """Write rows with the same columns as parquet, atomically, and return the path."""
     import pyarrow
     import pyarrow.parquet
 

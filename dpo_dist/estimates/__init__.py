@@ -1,1 +1,1 @@
-"""What a training will take, before it is started."""
+"""Memory and time of a training, calculated from sizes alone."""

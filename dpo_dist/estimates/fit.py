@@ -1,4 +1,4 @@
-"""Which ways to train fit into the GPUs' memory, and which of them is the fastest."""
+"""Finds the ways to train that fit into the GPUs' memory, and the fastest of them."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from dpo_dist.config import Checkpointing, Method
 from dpo_dist.errors import ConfigError
 from dpo_dist.estimates.hardware import Cluster
 from dpo_dist.estimates.memory import ModelShape
-from dpo_dist.estimates.scaling import Setting, StepTime, accumulations, training_step
-from dpo_dist.estimates.sharding import ZERO_STAGE, Strategy, planned_peak
+from dpo_dist.estimates.scaling import Setting, accumulations, training_step
+from dpo_dist.estimates.sharding import ZERO_STAGE, MemoryPart, Strategy, planned_peak
 from dpo_dist.estimates.throughput import TRAINING_UTILIZATION, Pair
 from dpo_dist.system.console import counted
 
-LARGEST_MICRO_BATCH = 16  # pairs: a packed row of a few thousand tokens fills a GPU as it is
+LARGEST_MICRO_BATCH = 16  # pairs; a packed row of a few thousand tokens already fills a GPU
 MOST_NODES = 64
-KINDS: tuple[Checkpointing, ...] = ("none", "selective", "full")
-SAME_TIME = 1.02  # what is slower by less is as fast: then the simpler way is taken
+SAME_TIME = 1.02  # step times within this factor of the shortest one count as equal
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained: the mean pair tells the time, the longest one the memory.
+    """A training to plan. Its time follows from the mean `pair`, its memory from the `longest` one.
 
-    `second_model` counts the weights of a reference that stays on the GPU beside the policy, of
-    `second_model_size` bytes each.
+    `second_model` is the number of weights of a reference that stays on the GPU in addition to the
+    policy; each weight takes `second_model_size` bytes.
     """
 
     shape: ModelShape
@@ -40,25 +39,29 @@ class Workload:
 
 @dataclass(frozen=True)
 class Fit:
-    """A way to train, the bytes that it takes of a GPU, part by part, and how fast it is."""
+    """A way to train. `parts` and `total` are in bytes per GPU; `efficiency` is the share of
+    `step_seconds` in which a GPU computes."""
 
-    setting: Setting
-    parts: dict[str, int]
+    method: str
+    strategy: Strategy
+    micro_batch_size: int
+    gradient_checkpointing: Checkpointing
+    parts: dict[MemoryPart, int]
+    total: int
     fits: bool
-    step: StepTime
+    recommended: bool
+    step_seconds: float
+    efficiency: float
 
     @property
-    def total(self) -> int:
-        return sum(self.parts.values())
-
-    @property
-    def largest(self) -> str:
-        """The part that takes most."""
+    def largest(self) -> MemoryPart:
+        """The part that takes the most memory."""
         return max(self.parts, key=lambda part: self.parts[part])
 
 
 def check_shares(global_batch: int, processes: int) -> None:
-    """Refuse a global batch that the GPUs cannot share evenly, and say what they could."""
+    """Raise `ConfigError` if the GPUs cannot share the global batch evenly. The message names batch
+    sizes and a number of GPUs that are possible."""
     if global_batch % processes == 0:
         return
     below, above = global_batch // processes * processes, -(-global_batch // processes) * processes
@@ -66,49 +69,45 @@ def check_shares(global_batch: int, processes: int) -> None:
     fewer = max(n for n in range(1, processes + 1) if global_batch % n == 0)
     raise ConfigError(
         f"train.global_batch_size {global_batch} cannot be shared evenly by "
-        f"{counted(processes, 'GPU')}: take {batches}, or {fewer} of the GPUs"
+        f"{counted(processes, 'GPU')}: set it to {batches}, or use {fewer} of the GPUs"
     )
 
 
 def ways_to_train(
     work: Workload, cluster: Cluster, utilization: float = TRAINING_UTILIZATION
 ) -> list[Fit]:
-    """For every strategy the fastest setting that fits; where none does, the smallest."""
-    return [
-        _best(
-            [
-                measure(work, cluster, setting, utilization)
-                for setting in _settings(work, cluster, name)
-            ]
-        )
-        for name in strategies(cluster)
-    ]
+    """For each strategy, the fastest setting that fits, or else the one with the least memory. The
+    fastest strategy that fits is `recommended`; of equally fast ones, the simplest."""
+    found: list[Fit] = []
+    for name in strategies(cluster):
+        settings = _settings(work, cluster, name)
+        fits = [measure(work, cluster, setting, utilization) for setting in settings]
+        # Of equally fast settings, the one with the least memory.
+        found.append(min(_fastest(fits) or fits, key=lambda fit: fit.total))
+    best = next(iter(_fastest(found)), None)
+    return [replace(way, recommended=way is best) for way in found]
 
 
 def strategies(cluster: Cluster) -> tuple[Strategy, ...]:
-    """Those that make sense on so many GPUs, the simplest first."""
+    """The strategies that are useful on this number of GPUs, simplest first."""
     if cluster.size == 1:
         return "single_gpu", "zero3_offload"
     return "ddp", "zero1", "zero2", "zero3", "zero3_offload"
 
 
 def recommended(ways: Sequence[Fit]) -> Fit | None:
-    """The fastest that fits, the simplest of those that are as fast; None where none fits."""
-    fitting = [way for way in ways if way.fits]
-    if not fitting:
-        return None
-    fastest = min(way.step.seconds for way in fitting)
-    return next(way for way in fitting if way.step.seconds <= SAME_TIME * fastest)
+    """The recommended way; None if no way fits."""
+    return next((way for way in ways if way.recommended), None)
 
 
 def next_cheaper(ways: Sequence[Fit], chosen: Fit) -> Fit | None:
-    """The way that needs the next less memory."""
+    """The way with the most memory of those that need less than `chosen`; None if there is none."""
     smaller = [way for way in ways if way.total < chosen.total]
     return max(smaller, key=lambda way: way.total, default=None)
 
 
 def nodes_that_fit(work: Workload, cluster: Cluster) -> int | None:
-    """The smallest number of such nodes on which the work fits; None: not on `MOST_NODES`."""
+    """The smallest number of nodes on which the work fits; None if `MOST_NODES` are too few."""
     for nodes in range(1, MOST_NODES + 1):
         more = replace(cluster, nodes=nodes)
         if work.global_batch % more.size == 0 and recommended(ways_to_train(work, more)):
@@ -116,14 +115,15 @@ def nodes_that_fit(work: Workload, cluster: Cluster) -> int | None:
     return None
 
 
+def kinds(strategy: Strategy) -> tuple[Checkpointing, ...]:
+    """The kinds of checkpointing, fastest first. The trainer refuses `selective` under ZeRO-3."""
+    return ("none", "full") if ZERO_STAGE[strategy] == 3 else ("none", "selective", "full")
+
+
 def _settings(work: Workload, cluster: Cluster, strategy: Strategy) -> Iterator[Setting]:
     for micro, times in accumulations(work.global_batch, cluster.size):
-        if micro > LARGEST_MICRO_BATCH:
-            continue
-        for kind in KINDS:
-            if kind == "selective" and ZERO_STAGE[strategy] == 3:
-                continue  # the trainer refuses it
-            yield Setting(strategy, micro, times, kind)
+        if micro <= LARGEST_MICRO_BATCH:
+            yield from (Setting(strategy, micro, times, kind) for kind in kinds(strategy))
 
 
 def measure(
@@ -132,10 +132,13 @@ def measure(
     setting: Setting,
     utilization: float = TRAINING_UTILIZATION,
 ) -> Fit:
-    """What a setting takes, for a micro-batch of the longest pairs, and how long its steps are."""
+    """The memory of a setting for a micro-batch of the longest pairs, and the time per step."""
     shape, method = work.shape, work.method
     parts = planned_peak(
-        *(shape, method, setting.strategy, cluster.size),
+        shape,
+        method,
+        setting.strategy,
+        cluster.size,
         tokens=round(setting.micro_batch * work.longest.computed),
         scored=round(setting.micro_batch * work.longest.scored),
         checkpointing=setting.checkpointing,
@@ -143,14 +146,23 @@ def measure(
         reference_size=work.second_model_size,
     )
     step = training_step(shape, method, work.pair, cluster, setting, utilization=utilization)
-    return Fit(setting, parts, sum(parts.values()) <= cluster.gpu.usable, step)
+    total = sum(parts.values())
+    return Fit(
+        method=method.type,
+        strategy=setting.strategy,
+        micro_batch_size=setting.micro_batch,
+        gradient_checkpointing=setting.checkpointing,
+        parts=parts,
+        total=total,
+        fits=total <= cluster.gpu.usable,
+        recommended=False,
+        step_seconds=step.seconds,
+        efficiency=step.efficiency,
+    )
 
 
-def _best(settings: list[Fit]) -> Fit:
-    """The fastest that fits, of those as fast the one that needs least; else the smallest."""
-    fitting = [fit for fit in settings if fit.fits]
-    if not fitting:
-        return min(settings, key=lambda fit: fit.total)
-    fastest = min(fit.step.seconds for fit in fitting)
-    as_fast = [fit for fit in fitting if fit.step.seconds <= SAME_TIME * fastest]
-    return min(as_fast, key=lambda fit: fit.total)
+def _fastest(ways: Sequence[Fit]) -> list[Fit]:
+    """The ways that fit and are as fast as the fastest one that fits."""
+    fitting = [way for way in ways if way.fits]
+    fastest = min((way.step_seconds for way in fitting), default=0.0)
+    return [way for way in fitting if way.step_seconds <= SAME_TIME * fastest]

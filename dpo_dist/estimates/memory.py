@@ -1,4 +1,4 @@
-"""A model's sizes, and what one micro-batch of it takes of a training process's memory, in bytes.
+"""A model's sizes, and the memory and disk that a training process needs, in bytes.
 
 The activation formula counts the tensors that autograd keeps for a Llama-type layer in bfloat16;
 it was within 0.2 % of the measured saved tensors (docs/scaling.md).
@@ -7,11 +7,14 @@ it was within 0.2 % of the measured saved tensors (docs/scaling.md).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-from dpo_dist.config import Checkpointing, Full, Lora, Method
+from dpo_dist.config import Checkpointing, Full, Lora, Method, Model, Optimization, Train
 
-# TRL's kernel for the log-probs on a GPU: rows and columns of the logits that exist at a time.
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# On a GPU, TRL's kernel for the log-probs holds this many rows and columns of the logits at a time.
 LOGIT_TILE = (4096, 32768)
 
 
@@ -29,8 +32,8 @@ class ModelShape:
     tied: bool
 
     @classmethod
-    def of(cls, config: Any) -> ModelShape:
-        """From a transformers configuration; a model without attention counts as one head."""
+    def of(cls, config: PretrainedConfig) -> ModelShape:
+        """The sizes in a transformers configuration. A model without attention gets one head."""
         heads = getattr(config, "num_attention_heads", None) or 1
         return cls(
             layers=config.num_hidden_layers,
@@ -52,7 +55,7 @@ class ModelShape:
 
     @property
     def body_parameters(self) -> int:
-        """Weights that every token is multiplied by, the embedding and the head left out."""
+        """Weights by which every token is multiplied, without the embedding and the head."""
         return self.layers * sum(a * b for a, b in self.linear)
 
     @property
@@ -66,15 +69,15 @@ class ModelShape:
 
 
 def trained_parameters(shape: ModelShape, method: Method) -> int:
-    """How many weights have a gradient."""
+    """The number of weights with a gradient."""
     return shape.lora_parameters(method.r) if isinstance(method, Lora) else shape.parameters
 
 
 def activation_bytes(
     shape: ModelShape, method: Method, *, tokens: int, bf16: bool, checkpointing: Checkpointing
 ) -> int:
-    """What autograd holds at most for `tokens` computed positions: everything of the layer whose
-    backward runs, and of every other layer what the checkpointing keeps."""
+    """Maximum bytes that autograd keeps for `tokens` computed positions: all tensors of the layer
+    in its backward pass, and for every other layer the tensors that checkpointing keeps."""
     half = 2 if bf16 else 4
     layer, once = _layer_bytes(shape, method, half)
     kept = _kept_bytes(shape, method, half, checkpointing)
@@ -82,7 +85,7 @@ def activation_bytes(
 
 
 def _layer_bytes(shape: ModelShape, method: Method, half: int) -> tuple[int, int]:
-    """(bytes a token and layer, bytes a token): what autograd keeps."""
+    """(bytes per token and layer, bytes per token) that autograd keeps."""
     h, f, a = shape.hidden, shape.ffn, shape.heads
     per_layer = 20 * h + 4 * h * shape.key_heads // a + 8 * f + 4 * a + 8
     if isinstance(method, Lora):
@@ -91,7 +94,7 @@ def _layer_bytes(shape: ModelShape, method: Method, half: int) -> tuple[int, int
 
 
 def _kept_bytes(shape: ModelShape, method: Method, half: int, kind: Checkpointing) -> int:
-    """Bytes a token that one of the other layers keeps."""
+    """Bytes per token that autograd keeps of each layer that is not in its backward pass."""
     if kind == "none":
         return _layer_bytes(shape, method, half)[0]
     width = shape.hidden  # the layer's input
@@ -99,15 +102,15 @@ def _kept_bytes(shape: ModelShape, method: Method, half: int, kind: Checkpointin
         width += sum(outputs for _, outputs in shape.linear) + shape.heads * shape.head_dim
         if isinstance(method, Lora):
             width += method.r * len(shape.linear)
-        return half * width + 4 * shape.heads  # and the scores' log-sum-exp
+        return half * width + 4 * shape.heads  # plus the log-sum-exp of the scores
     return half * width
 
 
 def head_bytes(
     shape: ModelShape, method: Method, scored: int, *, bf16: bool = True, on_cpu: bool = False
 ) -> int:
-    """Of the log-probs, for `scored` predicted positions: a tile of logits, hidden states and their
-    gradients; a trained head also has its own gradient, in float32."""
+    """Bytes for the log-probs of `scored` predicted positions: a tile of logits, the hidden states
+    and their gradients. A trained head also has a gradient of its own, in float32."""
     half = 2 if bf16 else 4
     own = 4 * shape.vocabulary * shape.hidden if isinstance(method, Full) else 0
     if not on_cpu:
@@ -118,3 +121,21 @@ def head_bytes(
     if isinstance(method, Full):  # the logits' gradients of 1,024 rows
         tiles += min(scored, 1024) * shape.vocabulary * half
     return tiles + 2 * scored * shape.hidden * half + own
+
+
+def training_disk(shape: ModelShape, section: Optimization, model: Model) -> dict[str, int]:
+    """Maximum bytes on disk, by kind.
+
+    A checkpoint has at most 16 bytes per trained weight: 2 in safetensors, 2 in DeepSpeed's file,
+    and 12 of master weights and moments (without DeepSpeed: 4 and 8). While the newest
+    checkpoint is written, one more than `keep_checkpoints` exists. The final model may be in
+    float32.
+    """
+    trained = trained_parameters(shape, section.method)
+    best = isinstance(section, Train) and section.select == "best"
+    merged = isinstance(section, Train) and section.merge
+    return {
+        "checkpoints while training": 16 * trained * (section.keep_checkpoints + 1 + best),
+        "the model at its end": 4 * trained,
+        "the merged model": merged * shape.parameters * (2 if model.dtype == "bfloat16" else 4),
+    }

@@ -1,17 +1,17 @@
-"""One optimizer step on many GPUs: its arithmetic, what goes over the wires, and how much of that
-the arithmetic does not hide.
+"""Simulates one optimizer step on many GPUs: its computation, its communication, and the part of
+the communication that does not overlap with computation.
 
-A collective of M bytes brings M(n-1)/n to each of n GPUs (Patarasuk and Yuan 2009,
-https://doi.org/10.1016/j.jpdc.2008.09.002); across boxes, M(b-1)/b goes into each of b boxes. It
-takes the longer of the two. With T trained and W working weights, k micro-batches a step:
+In a collective of M bytes, each of n GPUs receives M(n-1)/n (Patarasuk and Yuan 2009,
+https://doi.org/10.1016/j.jpdc.2008.09.002), and each of b nodes M(b-1)/b. Its time is the longer
+of the two times. With T trained and W working weights and k micro-batches per step, the bytes are:
 
-    DDP      all-reduce of float32 gradients, 8T, beside the last backward
-    ZeRO-1   the same, 8T, and 2T to gather the new weights, after the last backward
-    ZeRO-2   2T of bfloat16 gradients in each of k backwards, and 2T
-    ZeRO-3   2W before each of k forwards and again before each backward, and k times 2T;
-             gathering runs ahead of the layers as far as `MAX_LIVE_PARAMETERS` allow
+    DDP      all-reduce of float32 gradients, 8T, during the last backward pass
+    ZeRO-1   the same, 8T, and 2T to gather the new weights, after the last backward pass
+    ZeRO-2   2T of bfloat16 gradients in each of k backward passes, and 2T for the new weights
+    ZeRO-3   2W before each of k forward passes and again before each backward pass, and k times
+             2T of gradients; layers are gathered early, up to `MAX_LIVE_PARAMETERS` weights
 
-An all-reduce counts twice. Only DDP and ZeRO-3 work while they communicate: DeepSpeed's
+An all-reduce counts twice. Only DDP and ZeRO-3 compute while they communicate: DeepSpeed's
 `overlap_comm` is off by default below stage 3.
 """
 
@@ -23,11 +23,7 @@ from dataclasses import dataclass
 from dpo_dist.config import Checkpointing, Lora, Method
 from dpo_dist.estimates.hardware import Cluster
 from dpo_dist.estimates.memory import ModelShape, trained_parameters
-from dpo_dist.estimates.sharding import (
-    MAX_LIVE_PARAMETERS,
-    ZERO_STAGE,
-    Strategy,
-)
+from dpo_dist.estimates.sharding import MAX_LIVE_PARAMETERS, ZERO_STAGE, Strategy
 from dpo_dist.estimates.throughput import (
     LAYER_LAUNCH,
     TRAINING_UTILIZATION,
@@ -36,17 +32,18 @@ from dpo_dist.estimates.throughput import (
     training_flops,
 )
 
-LINK_EFFICIENCY = 0.8  # of the bandwidths that are stated
-LATENCY = 30e-6  # seconds a collective
-# Bytes per second from a node's CPU memory, and what CPU Adam reads and writes of it for a weight:
-# master weight and moments both ways, the gradient, and the working weight.
+LINK_EFFICIENCY = 0.8  # share of the stated bandwidths
+LATENCY = 30e-6  # seconds per collective
+# Bandwidth of a node's CPU memory in bytes per second, and the bytes that CPU Adam reads and writes
+# per weight: master weight and moments (read and written), gradient and working weight.
 CPU_MEMORY = 100e9
 CPU_ADAM_BYTES = 12 * 2 + 4 + 2
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a training is spread out: pairs a GPU takes at a time, and how often a step does so."""
+    """How a training is distributed: `micro_batch` pairs per GPU at a time, `accumulation` times
+    per step."""
 
     strategy: Strategy
     micro_batch: int
@@ -56,7 +53,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step and of its arithmetic alone; bytes that come to each GPU."""
+    """Seconds of a step and of its computation alone, and the bytes that each GPU receives."""
 
     seconds: float
     arithmetic: float
@@ -64,13 +61,13 @@ class StepTime:
 
     @property
     def efficiency(self) -> float:
-        """The share of the time in which something is computed."""
+        """The share of the time in which a GPU computes."""
         return self.arithmetic / self.seconds
 
 
 @dataclass(frozen=True)
 class _Work:
-    """A layer's turn: bytes to gather before it, seconds of arithmetic, bytes to reduce after."""
+    """A layer's work: bytes to gather before it, seconds to compute, bytes to reduce after it."""
 
     gather: float
     seconds: float
@@ -78,7 +75,7 @@ class _Work:
 
 
 def collective_seconds(size: float, cluster: Cluster) -> float:
-    """A gathering or a reduce-scatter of `size` bytes among all GPUs."""
+    """Seconds of an all-gather or a reduce-scatter of `size` bytes among all GPUs."""
     if cluster.size == 1 or size == 0:
         return 0.0
     inside = size * (cluster.size - 1) / cluster.size / cluster.gpu.link
@@ -97,17 +94,20 @@ def training_step(
     *,
     utilization: float = TRAINING_UTILIZATION,
 ) -> StepTime:
-    """A step on pairs of this mean size; `utilization` is the share of the peak that arithmetic
-    reaches while nothing holds it up."""
+    """The time of a step on pairs of this mean size. `utilization` is the share of the GPU's peak
+    that computation reaches while it is not waiting."""
     trained = trained_parameters(shape, method)
-    micro = _micro_batch(shape, method, pair, cluster, setting, utilization)
+    rate = cluster.gpu.flops * utilization / setting.micro_batch
+    micro = _micro_batch(shape, method, pair, setting.checkpointing, rate)
     arithmetic = setting.accumulation * sum(work.seconds for work in micro)
     share = (cluster.size - 1) / cluster.size
     stage, times = ZERO_STAGE[setting.strategy], setting.accumulation
     if stage == 3:
         once = sum(work.gather + work.reduce for work in micro)
         offload = setting.strategy == "zero3_offload"
-        seconds = _two_streams(micro * times, cluster, _ahead(shape), offload=offload)
+        # The number of layers whose weights are gathered at a time.
+        ahead = max(1, MAX_LIVE_PARAMETERS * shape.layers // shape.body_parameters)
+        seconds = _two_streams(micro * times, cluster, ahead, offload=offload)
         if offload:
             seconds += _offload_seconds(trained, cluster)
         return StepTime(seconds, arithmetic, once * times * share)
@@ -127,33 +127,26 @@ def training_step(
 
 
 def _micro_batch(
-    shape: ModelShape,
-    method: Method,
-    pair: Pair,
-    cluster: Cluster,
-    setting: Setting,
-    utilization: float,
+    shape: ModelShape, method: Method, pair: Pair, kind: Checkpointing, rate: float
 ) -> list[_Work]:
-    """The turns of embedding, layers and head, forward and back."""
-    rate = cluster.gpu.flops * utilization / setting.micro_batch  # pairs' FLOP/s
+    """The work of embedding, layers and head, in the forward and backward pass. `rate` is in FLOP/s
+    per pair of the micro-batch."""
     once = forward(shape, pair)
     head = (2 if isinstance(method, Lora) else 3) * once.head
-    there = once.layers + once.attention
-    back = training_flops(shape, method, pair, setting.checkpointing) - head - there
+    layers_forward = once.layers + once.attention
+    layers_backward = training_flops(shape, method, pair, kind) - head - layers_forward
     table = 2.0 * shape.vocabulary * shape.hidden
     layer = 2.0 * shape.body_parameters / shape.layers
-    trained = trained_parameters(shape, method)
+    layers, reduced, reduced_table = shape.layers, layer, table
     if isinstance(method, Lora):
-        reduced, reduced_table = 2.0 * trained / shape.layers, 0.0
-    else:
-        reduced, reduced_table = layer, table
-    layers = shape.layers
-    forth = max(there / layers / rate, LAYER_LAUNCH)
+        reduced, reduced_table = 2.0 * trained_parameters(shape, method) / layers, 0.0
+    forward_seconds = max(layers_forward / layers / rate, LAYER_LAUNCH)
+    backward_seconds = max(layers_backward / layers / rate, 2 * LAYER_LAUNCH)
     return [
         _Work(table, 0.0),
-        *[_Work(layer, forth)] * layers,
+        *[_Work(layer, forward_seconds)] * layers,
         _Work(0.0 if shape.tied else table, head / rate, 0.0 if shape.tied else reduced_table),
-        *[_Work(layer, max(back / layers / rate, 2 * LAYER_LAUNCH), reduced)] * layers,
+        *[_Work(layer, backward_seconds, reduced)] * layers,
         _Work(0.0, 0.0, reduced_table),
     ]
 
@@ -161,18 +154,19 @@ def _micro_batch(
 def _two_streams(
     works: list[_Work], cluster: Cluster, ahead: int, *, offload: bool = False
 ) -> float:
-    """Seconds until all is done, where one stream computes and one communicates.
+    """Seconds of all `works`, if one stream computes while another one communicates.
 
-    The wire takes turns: a layer's weights, then the gradients of the layer before. Weights are
-    fetched `ahead` layers early at most; with `offload` each GPU's share comes from the CPU first.
+    The communication stream transfers a layer's weights, then the previous layer's gradients.
+    Weights are gathered at most `ahead` layers early; with `offload`, each GPU's share first comes
+    from the CPU.
     """
     from_host = 1 / (cluster.size * cluster.gpu.host) if offload else 0.0
     wire = clock = 0.0
     done: list[float] = []
     waiting = 0.0
     for number, work in enumerate(works):
-        room = done[number - ahead] if number >= ahead else 0.0
-        wire = max(wire, room) + collective_seconds(work.gather, cluster)
+        earliest = done[number - ahead] if number >= ahead else 0.0
+        wire = max(wire, earliest) + collective_seconds(work.gather, cluster)
         wire += work.gather * from_host
         if waiting:
             wire = max(wire, done[-1]) + collective_seconds(waiting, cluster)
@@ -183,20 +177,15 @@ def _two_streams(
     return max(clock, max(wire, clock) + collective_seconds(waiting, cluster))
 
 
-def _ahead(shape: ModelShape) -> int:
-    """How many layers' weights are alive at a time."""
-    return max(1, MAX_LIVE_PARAMETERS * shape.layers // shape.body_parameters)
-
-
 def _offload_seconds(trained: int, cluster: Cluster) -> float:
-    """Gradients to the CPU, its AdamW, and the weights back; a node's share of each."""
+    """Seconds for a node's share: gradients to the CPU, AdamW on the CPU, weights to the GPUs."""
     share = trained * cluster.per_node / cluster.size
     moved = 6.0 * share / (cluster.per_node * cluster.gpu.host)
     return moved + CPU_ADAM_BYTES * share / CPU_MEMORY
 
 
 def accumulations(global_batch: int, processes: int) -> Iterator[tuple[int, int]]:
-    """(pairs a GPU takes at a time, times a step), for every way to share the global batch."""
+    """Every way to share the global batch: (pairs per GPU at a time, times per step)."""
     own = global_batch // processes
     for micro in range(1, own + 1):
         if own % micro == 0:

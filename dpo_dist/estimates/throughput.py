@@ -1,7 +1,7 @@
-"""How much arithmetic DPO, SFT and sampling take, and how long that is on a GPU.
+"""The number of operations of DPO, SFT and sampling, and the time that a GPU takes for them.
 
-The counts are those of docs/scaling.md: a product of n by m by k takes 2nmk operations, prompts
-are computed once, and only completions pass through the head.
+The counts are those of docs/scaling.md: the product of an n x m and an m x k matrix takes 2nmk
+operations, each prompt is computed once, and only completions pass through the head.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dpo_dist.config import Checkpointing, Lora, Method
 from dpo_dist.estimates.hardware import RUNTIME_BYTES, GpuSpec
 from dpo_dist.estimates.memory import ModelShape, trained_parameters
 
-# Where nothing was measured. The share of a GPU's peak that training's arithmetic reaches, what
-# is computed twice included; that of reading prompts; and the share of its memory bandwidth that
-# decoding reaches.
+# Assumed if nothing was measured: the share of a GPU's peak that training reaches (including
+# operations that checkpointing repeats), the share of it that prefill reaches, and the share of the
+# memory bandwidth that decoding reaches.
 TRAINING_UTILIZATION = 0.35
 PREFILL_UTILIZATION = 0.5
 DECODING_UTILIZATION = 0.5
-# Seconds that an engine's step and a layer's forward take at least, however little there is to
-# compute: scheduling, and launching the kernels one after the other.
+# The minimum seconds of an engine's step (scheduling), and of a layer's forward pass (launching its
+# kernels one after the other).
 ENGINE_STEP = 5e-3
 LAYER_LAUNCH = 3e-4
 
@@ -34,7 +34,7 @@ class Pair:
 
     @property
     def computed(self) -> float:
-        """Positions of the packed row; the prompt's last token opens both branches."""
+        """Positions of the packed row; both completions begin at the prompt's last token."""
         return self.prompt - 1 + self.scored
 
     @property
@@ -44,14 +44,14 @@ class Pair:
 
     @property
     def attended(self) -> float:
-        """Pairs of a query and a key."""
+        """Query-key pairs."""
         branches = (self.chosen, self.rejected)
         return self.prompt**2 / 2 + sum(n * (self.prompt + n / 2) for n in branches)
 
 
 @dataclass(frozen=True)
 class Forward:
-    """Floating-point operations of a forward: by the layers' weights, in attention, in the head."""
+    """Operations of a forward pass: in the layers' linear modules, in attention, in the head."""
 
     layers: float
     attention: float
@@ -66,7 +66,7 @@ class Forward:
 
 
 def forward(shape: ModelShape, pair: Pair) -> Forward:
-    """A forward of one pair, in floating-point operations."""
+    """The floating-point operations of a forward pass of one pair."""
     return Forward(
         layers=2.0 * shape.body_parameters * pair.computed,
         attention=4.0 * shape.heads * shape.head_dim * shape.layers * pair.attended,
@@ -77,10 +77,10 @@ def forward(shape: ModelShape, pair: Pair) -> Forward:
 def training_flops(
     shape: ModelShape, method: Method, pair: Pair, checkpointing: Checkpointing = "none"
 ) -> float:
-    """Forward and backward of one pair, the reference left out.
+    """Floating-point operations of one pair's forward and backward pass, without the reference.
 
-    LoRA needs no gradient by the frozen weights. Full checkpointing computes the layers twice;
-    what selective checkpointing repeats is not counted.
+    LoRA computes no gradients of the frozen weights. Full checkpointing computes the layers twice;
+    the few operations that selective checkpointing repeats are not counted.
     """
     once = forward(shape, pair)
     again = once.layers + once.attention if checkpointing == "full" else 0.0
@@ -91,15 +91,15 @@ def training_flops(
 
 
 def kv_bytes(shape: ModelShape) -> int:
-    """The KV cache of a token, bfloat16: 4 bytes a layer and unit of the key heads."""
+    """Bytes of KV cache per token in bfloat16: 4 per layer and dimension of the key heads."""
     return 4 * shape.layers * shape.key_heads * shape.head_dim
 
 
 def concurrent_answers(
     shape: ModelShape, gpu: GpuSpec, context: float, *, memory_share: float = 0.9, split: int = 1
 ) -> float:
-    """How many sequences of `context` tokens the KV cache holds beside the weights, on `split`
-    GPUs that share one model. At most 0: the weights do not fit."""
+    """The number of sequences of `context` tokens that the KV cache can hold in addition to the
+    weights, on `split` GPUs that share one model. Not above 0 if the weights do not fit."""
     room = split * (memory_share * gpu.memory - RUNTIME_BYTES) - weights(shape)
     return room / (kv_bytes(shape) * context)
 
@@ -107,9 +107,9 @@ def concurrent_answers(
 def decoding_rate(
     shape: ModelShape, gpu: GpuSpec, context: float, concurrent: float, *, split: int = 1
 ) -> float:
-    """Tokens per second that `split` GPUs write together, `concurrent` sequences at a time of
-    `context` tokens in the mean: the slower of reading weights and cache once a step, and of the
-    step's arithmetic."""
+    """Tokens per second that `split` GPUs generate together, for `concurrent` sequences with
+    `context` tokens on average. A step reads the weights and the cache once; its time is the
+    longest of that, its computation and `ENGINE_STEP`."""
     read = weights(shape) + concurrent * kv_bytes(shape) * context
     reading = read / (split * gpu.bandwidth * DECODING_UTILIZATION)
     head = shape.vocabulary * shape.hidden
@@ -118,7 +118,7 @@ def decoding_rate(
 
 
 def prefill_seconds(shape: ModelShape, gpu: GpuSpec, tokens: float) -> float:
-    """GPU seconds to read prompts of `tokens` in all."""
+    """GPU seconds to prefill prompts with `tokens` tokens in total."""
     return 2.0 * shape.body_parameters * tokens / (gpu.flops * PREFILL_UTILIZATION)
 
 

@@ -1,1 +1,1 @@
-"""Comparing the arms: statistics, and the table that they fill."""
+"""The comparison of the arms and its statistics."""

@@ -1,6 +1,6 @@
-"""Standard benchmarks by lm-evaluation-harness: what the training may have cost elsewhere.
+"""Standard benchmarks by lm-evaluation-harness, to detect what the training made worse.
 
-A document of a task is what a prompt is elsewhere: the arms are compared on the same documents.
+A task's documents take the place of prompts: the arms are compared on the same documents.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
 
 from dpo_dist.config import Benchmarks, Better
 from dpo_dist.errors import ConfigError, MissingDependency
@@ -20,10 +21,13 @@ from dpo_dist.evaluation.comparison import Points
 from dpo_dist.storage.records import Score
 from dpo_dist.system.console import warn
 
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """A metric of a task: its value for each document, by the document's number."""
+    """A metric of a task: its value for each document, by document id."""
 
     name: str
     better: Better | None
@@ -31,11 +35,9 @@ class BenchmarkResult:
 
 
 def check_tasks(section: Benchmarks) -> None:
-    """Load the tasks with their data, which the harness fetches where it has to.
-
-    Raises `MissingDependency` without the harness, and `ConfigError` for a task that it does not
-    know, whose data cannot be had, or that executes what the model writes.
-    """
+    """Load the tasks and download their data if necessary. Raises `MissingDependency` without the
+    harness, and `ConfigError` for a task that is unknown, cannot be loaded, or executes code
+    written by the model."""
     manager = _task_manager(section.include_path)
     where = "evaluate.benchmarks.tasks"
     if unknown := [task for task in section.tasks if task not in manager.task_index]:
@@ -45,7 +47,7 @@ def check_tasks(section: Benchmarks) -> None:
         )
     try:
         loaded = manager.load(list(section.tasks))["tasks"]
-    except Exception as error:  # of the hub, the network, a file or a task's template
+    except Exception as error:  # from the hub, the network, a file or a task's template
         raise ConfigError(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
     if unsafe := [name for name, task in loaded.items() if getattr(task, "UNSAFE_CODE", False)]:
         raise ConfigError(f"{where}: {', '.join(unsafe)} would execute code written by the model")
@@ -60,7 +62,7 @@ def run_benchmarks(
     seed: int,
     trust_remote_code: bool,
 ) -> list[BenchmarkResult]:
-    """All tasks on one model, by transformers in this process."""
+    """Run all tasks on one model, with transformers in this process."""
     import lm_eval
     import torch
 
@@ -76,7 +78,7 @@ def run_benchmarks(
         device="cuda" if torch.cuda.is_available() else "cpu",
         apply_chat_template=section.chat_template,
         task_manager=_task_manager(section.include_path),
-        bootstrap_iters=0,  # the intervals are ours
+        bootstrap_iters=0,  # intervals are computed here
         random_seed=seed,
         numpy_random_seed=seed,
         torch_random_seed=seed,
@@ -87,32 +89,47 @@ def run_benchmarks(
     return read_results(found)
 
 
-def read_results(found: Mapping[str, Any]) -> list[BenchmarkResult]:
-    """The values by document from what `lm_eval.simple_evaluate` returns.
+class HarnessSample(BaseModel, extra="allow"):
+    """A document of a task; each metric's value is a field with the metric's name."""
 
-    A metric that is no mean over documents (a perplexity, a corpus's BLEU) is left out and warned
-    of: it has no value by document to compare.
-    """
+    doc_id: int | str
+    filter: str
+    metrics: list[str]
+
+
+class HarnessResults(BaseModel):
+    """The part of `lm_eval.simple_evaluate`'s result that is read."""
+
+    samples: dict[str, list[HarnessSample]]
+    results: dict[str, dict[str, object]]
+    higher_is_better: dict[str, dict[str, bool | None]]
+
+
+def read_results(found: Mapping[str, object]) -> list[BenchmarkResult]:
+    """The values by document, from the result of `lm_eval.simple_evaluate`. A metric that is not a
+    mean over documents, such as perplexity or corpus BLEU, has no values to compare; it is left out
+    with a warning."""
     results = []
-    for task, samples in found["samples"].items():
-        columns: dict[tuple[str, str], dict[str, Any]] = {}
+    harness = HarnessResults.model_validate(found)
+    for task, samples in harness.samples.items():
+        columns: dict[tuple[str, str], dict[str, object]] = {}
         for sample in samples:
-            for metric in sample["metrics"]:
-                column = columns.setdefault((metric, sample["filter"]), {})
-                column[str(sample["doc_id"])] = sample[metric]
+            for metric in sample.metrics:
+                column = columns.setdefault((metric, sample.filter), {})
+                column[str(sample.doc_id)] = getattr(sample, metric)
         for (metric, filtered), values in columns.items():
             name = f"{task}, {metric}" + ("" if filtered == "none" else f" ({filtered})")
             numbers = {doc: float(v) for doc, v in values.items() if isinstance(v, int | float)}
-            whole = found["results"][task].get(f"{metric},{filtered}")
+            reported = harness.results[task].get(f"{metric},{filtered}")
             mean = math.fsum(numbers.values()) / max(1, len(numbers))
             if (
                 len(numbers) < len(values)
-                or not isinstance(whole, int | float)
-                or not math.isclose(whole, mean, abs_tol=1e-9)
+                or not isinstance(reported, int | float)
+                or not math.isclose(reported, mean, abs_tol=1e-9)
             ):
                 warn(f"benchmark {name} is not a mean over documents and is left out")
                 continue
-            higher = found["higher_is_better"][task].get(metric)
+            higher = harness.higher_is_better[task].get(metric)
             better: Better | None = None if higher is None else "higher" if higher else "lower"
             results.append(BenchmarkResult(name, better, numbers))
     return results
@@ -121,31 +138,26 @@ def read_results(found: Mapping[str, Any]) -> list[BenchmarkResult]:
 def benchmark_rows(
     arms: Mapping[str, Sequence[BenchmarkResult]],
 ) -> tuple[list[Points], list[Score]]:
-    """The figures to compare, and their values as scores of the documents."""
-    values: dict[str, list[float]] = {}
-    for result in chain(*arms.values()):
-        values.setdefault(result.name, []).extend(result.values.values())
-    figures = {
-        result.name: Points(
-            key=f"benchmark:{result.name}",
-            label=f"Benchmark {result.name}",
-            unit="share" if all(0 <= value <= 1 for value in values[result.name]) else "points",
-            better=result.better,
-            judged=False,
-        )
-        for result in chain(*arms.values())
-    }
-    scores = [
-        Score(prompt_id=document, arm=arm, decoding=0, metric=figures[result.name].key, value=value)
-        for arm, results in arms.items()
-        for result in results
-        for document, value in result.values.items()
-    ]
-    return list(figures.values()), scores
+    """The benchmark metrics of all arms, and their values as scores of the documents."""
+    metrics: dict[str, Points] = {}
+    scores: list[Score] = []
+    for arm, results in arms.items():
+        for result in results:
+            key, values = f"benchmark:{result.name}", result.values
+            share = all(0 <= value <= 1 for value in values.values())
+            if key in metrics:
+                share = share and metrics[key].unit == "share"
+            unit = "share" if share else "points"
+            metrics[key] = Points(key, f"Benchmark {result.name}", unit, result.better, False)
+            scores += [
+                Score(prompt_id=document, arm=arm, decoding=0, metric=key, value=value)
+                for document, value in values.items()
+            ]
+    return list(metrics.values()), scores
 
 
-@cache  # its index of some 15,000 tasks takes seconds
-def _task_manager(folder: Path | None) -> Any:
+@cache  # indexing about 15,000 tasks takes seconds
+def _task_manager(folder: Path | None) -> TaskManager:
     try:
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""Every metric on every answer: the scores, and what has none."""
+"""Scores all answers with all metrics."""
 
 from __future__ import annotations
 
@@ -6,30 +6,23 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dpo_dist.metrics import Answer, Labels, Metric, NotScored, attempt
+from dpo_dist.metrics import Answer, Metric, NotScored, attempt
 from dpo_dist.storage.records import Generation, Prompt, Score, Unscored
 from dpo_dist.system.console import warn
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """The labels of a metric: of the prompts by id, and of each arm's answers by the prompt's id.
-
-    Only what the metric could score is here. An answer's label may be None.
-    """
+    """The labels of a metric: gold labels by prompt id, and given labels by (decoding, arm) and
+    prompt id. Only scored answers are here; their label may be None."""
 
     gold: dict[str, Hashable] = field(default_factory=dict)
     given: dict[tuple[int, str], dict[str, Hashable | None]] = field(default_factory=dict)
 
-    def add(self, labels: Labels, prompt: Prompt, generation: Generation, answer: Answer) -> None:
-        self.gold[prompt.id] = labels.gold(prompt)
-        given = self.given.setdefault((generation.decoding, generation.arm), {})
-        given[prompt.id] = labels.given(answer)
-
 
 @dataclass(frozen=True)
 class Scored:
-    """`labelled` is by the metric's key."""
+    """The scores, the answers without a score, and the labels by metric key."""
 
     scores: list[Score]
     unscored: list[Unscored]
@@ -39,8 +32,8 @@ class Scored:
 def score_answers(
     metrics: Sequence[Metric], prompts: Mapping[str, Prompt], generations: Iterable[Generation]
 ) -> Scored:
-    """Score all answers. What a metric cannot score is kept with its reason, and the first of
-    each metric is warned of."""
+    """Score all answers. An answer without a score is kept with the reason; the first one of each
+    metric is printed as a warning."""
     scored = Scored([], [], {metric.key: Labelled() for metric in metrics if metric.labels})
     for generation in generations:
         prompt = prompts[generation.prompt_id]
@@ -60,18 +53,14 @@ def score_answers(
                 continue
             scored.scores.append(Score.model_validate({**row, "value": value}))
             if metric.labels:
-                scored.labelled[metric.key].add(metric.labels, prompt, generation, answer)
-    _warn(scored.unscored)
-    return scored
-
-
-def _warn(unscored: Sequence[Unscored]) -> None:
-    counts = Counter(row.metric for row in unscored)
-    first: dict[str, Unscored] = {}
-    for row in unscored:
-        first.setdefault(row.metric, row)
-    for metric, row in first.items():
+                labelled = scored.labelled[metric.key]
+                labelled.gold[prompt.id] = metric.labels.gold(prompt)
+                given = labelled.given.setdefault((generation.decoding, generation.arm), {})
+                given[prompt.id] = metric.labels.given(answer)
+    for key, count in Counter(row.metric for row in scored.unscored).items():
+        first = next(row for row in scored.unscored if row.metric == key)
         warn(
-            f"answers without a score: {counts[metric]}, such as the answer of arm `{row.arm}` to "
-            f"{row.prompt_id!r}: {row.message} (all are listed in unscored.jsonl)"
+            f"answers without a score: {count}, such as the answer of arm `{first.arm}` to "
+            f"{first.prompt_id!r}: {first.message} (all are listed in unscored.jsonl)"
         )
+    return scored

@@ -1,5 +1,5 @@
-"""Means with their uncertainty. The prompt is the unit: what shares a prompt is resampled
-together, since rows of one prompt are not independent."""
+"""Means and their uncertainty. Values of one prompt are not independent, so prompts are resampled
+as clusters."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ K = TypeVar("K", bound=Hashable)
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-# What the bootstrap draws at a time: 2^22 indices take 32 MiB.
-_BLOCK = 2**22
-# Drawing how often each of k distinct clusters occurs takes as long as drawing 16 k indices.
+_BLOCK = 2**22  # indices that the bootstrap draws at a time, 32 MiB
+# Drawing the counts of k distinct clusters takes as long as drawing 16 k indices.
 _MULTINOMIAL_COST = 16
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """The sum and the number of the values of each of n prompts. Shapes: (n,)."""
+    """The sum and the number of values of each of n prompts. Shapes: (n,)."""
 
     sums: Floats
     sizes: Floats
@@ -48,36 +47,33 @@ class Clusters:
 
     @property
     def spread(self) -> bool:
-        """Whether resampling the prompts changes the mean at all."""
+        """Whether resampling the prompts can change the mean."""
         return self.n > 1 and bool(np.ptp(self.sums / self.sizes) > 0)
 
 
 def bootstrap_mean(values: Mapping[K, Sequence[float]], seed: int) -> Estimate:
-    """The mean of all values, with a percentile bootstrap over clusters (prompts).
-
-    `values` maps a prompt to its values. `RESAMPLES` draws of as many prompts as there are,
-    with replacement; seeded. The percentiles are those of `percentile_tail`.
-    """
+    """The mean of all values, with a percentile bootstrap over clusters (prompts). `values` maps a
+    prompt to its values. See `resampled_means` and `percentile_tail`."""
     clusters = Clusters.of(values)
     if not clusters.spread:
-        # Resampling equal values has no spread; an interval of width zero would claim certainty.
+        # Resampled means would all be equal; an interval of width zero would claim certainty.
         return Estimate(clusters.n, clusters.mean)
     return interval_of(clusters, resampled_means(clusters, seed))
 
 
 def interval_of(clusters: Clusters, means: Floats) -> Estimate:
-    """The mean with the percentile interval of its resampled `means`, (RESAMPLES,)."""
+    """The mean with the percentile interval of its resampled `means`. Shape: (RESAMPLES,)."""
     tail = percentile_tail(clusters.n)
     low, high = np.quantile(means, [tail, 1 - tail])
     return Estimate(clusters.n, clusters.mean, float(low), float(high))
 
 
 def percentile_tail(n: int) -> float:
-    """The share of the resamples beyond each end of the interval: 2.5 % for many prompts.
+    """The share of the resamples beyond each end of the interval; 2.5 % for large n.
 
-    The percentiles of a resampled mean lie too close together by sqrt((n - 1) / n) and by the
-    normal in place of Student's distribution; the tails are expanded to make up for both
-    (Hesterberg 2015, "What teachers should know about the bootstrap": expanded percentiles).
+    The plain percentile interval is too narrow, by sqrt((n - 1) / n) and because the bootstrap
+    corresponds to the normal instead of Student's distribution. Expanded percentiles correct both
+    (Hesterberg 2015, "What teachers should know about the bootstrap").
     """
     from scipy.special import ndtr, stdtrit
 
@@ -88,12 +84,12 @@ def percentile_tail(n: int) -> float:
 def bca_tails(
     resampled: Floats, value: float, one_less: Floats, counts: NDArray[np.int64]
 ) -> tuple[float, float]:
-    """Which quantiles of the `resampled` figures are the ends of the interval, where the figure is
-    no mean: the tails of `percentile_tail`, bias-corrected and accelerated (Efron 1987, BCa).
+    """The quantiles of the `resampled` statistic at the ends of the interval, for a statistic that
+    is not a mean: the tails of `percentile_tail`, bias-corrected and accelerated (Efron 1987, BCa).
 
-    Without bias, half of the resamples would lie below `value`; at least one is taken to lie on
-    either side. `one_less` has the figure without one prompt, for prompts that `counts` are like
-    it; those without a figure (NaN) count as the mean of the others.
+    Without bias, half of the resamples would lie below `value`; at least one is assumed on either
+    side. `one_less` has the statistic without one prompt of each kind, `counts` the number of
+    prompts of that kind; NaN counts as the mean of the others. Shapes: (kinds,).
     """
     from scipy.special import ndtr, ndtri
 
@@ -106,17 +102,15 @@ def bca_tails(
     skew = (counts[known] * influence**3).sum() / (6 * squares**1.5) if squares else 0.0
     tail = ndtri(percentile_tail(int(counts.sum())))
     low, high = (bias + z for z in (tail, -tail))
-    # Where nearly all resamples lie on one side the acceleration has no meaning any more.
+    # The acceleration is meaningless if nearly all resamples lie on one side, so it is bounded.
     ends = [bias + moved / max(1 - skew * moved, 0.1) for moved in (low, high)]
     return float(ndtr(ends[0])), float(ndtr(ends[1]))
 
 
 def resampled_means(clusters: Clusters, seed: int) -> Floats:
-    """`RESAMPLES` bootstrap means of n prompts drawn with replacement. Shape: (RESAMPLES,).
-
-    Few distinct clusters (outcomes of 0, 1/2 and 1) are drawn by how often each occurs, which
-    has the same distribution and takes milliseconds at any n.
-    """
+    """`RESAMPLES` bootstrap means of n prompts drawn with replacement. Shape: (RESAMPLES,). If
+    there are few distinct clusters (such as outcomes of 0, 1/2 and 1), their counts are drawn. This
+    has the same distribution and takes milliseconds at any n."""
     random, n = np.random.default_rng(seed), clusters.n
     equal_sizes = np.ptp(clusters.sizes) == 0
     distinct, times = np.unique(
@@ -139,10 +133,8 @@ def resampled_means(clusters: Clusters, seed: int) -> Floats:
 
 def standard_error(values: Mapping[K, Sequence[float]]) -> float | None:
     """The clustered standard error of the mean of all values (Miller 2024, "Adding error bars to
-    evals", with n - 1 in place of n); s / sqrt(n) where every prompt has one value.
-
-    None for n < 2 and for equal values.
-    """
+    evals", with n - 1 in place of n); s / sqrt(n) if every prompt has one value. None for n < 2 and
+    for equal values."""
     clusters = Clusters.of(values)
     if not clusters.spread:
         return None
@@ -152,12 +144,12 @@ def standard_error(values: Mapping[K, Sequence[float]]) -> float | None:
 
 
 def mean_of(values: Mapping[str, float], seed: int) -> Estimate:
-    """One value per prompt: Wilson where all are 0 or 1, the bootstrap otherwise."""
+    """The mean of one value per prompt: Wilson if all are 0 or 1, the bootstrap otherwise."""
     if all(value in (0.0, 1.0) for value in values.values()):
         return wilson(int(sum(values.values())), len(values))
     return points_mean(values, seed)
 
 
 def points_mean(values: Mapping[str, float], seed: int) -> Estimate:
-    """One value per prompt on any scale: the bootstrap."""
+    """The mean of one value per prompt on any scale, with the bootstrap."""
     return bootstrap_mean({prompt: [value] for prompt, value in values.items()}, seed)

@@ -1,4 +1,13 @@
-"""How often a judge prefers one arm to another, and how far that can be trusted."""
+"""The win rate of one arm over another, and the length-controlled win rate.
+
+Judges tend to prefer longer answers. The length-controlled rate is the rate at equal lengths. Its
+model is AlpacaEval's (Dubois et al. 2024) without the difficulty of each prompt, which is known
+only for AlpacaEval's prompts:
+
+    logit P(a preferred) = alpha + phi * tanh((len_a - len_b) / sd),    the rate = expit(alpha)
+
+sd is the standard deviation of the differences in length over the prompts.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +16,67 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dpo_dist.evaluation.length_control import LengthControlled, length_controlled
+import numpy as np
+
+from dpo_dist.evaluation.logistic import fit
 from dpo_dist.evaluation.significance import detectable_effect, sign_test
 from dpo_dist.evaluation.statistics import mean_of
 from dpo_dist.intervals import Estimate
 from dpo_dist.storage.records import Verdict
 
-# A judge that contradicts itself is counted half for each, and reported apart from the ties.
-_HALF = ("tie", "inconsistent")
+
+@dataclass(frozen=True)
+class LengthControlled(Estimate):
+    """The rate at equal lengths; its interval is computed on the logit scale.
+
+    `slope` is phi: above 0, longer answers are preferred. If there is no rate, `note` is the
+    reason: "too_few" prompts, "all_equal" verdicts, "equal_lengths" (all differences are equal) or
+    "separated" (the lengths explain all verdicts: the coefficients are infinite).
+    """
+
+    slope: float | None = None
+    note: str = ""
+
+
+def length_controlled(worth: Mapping[str, float], longer: Mapping[str, float]) -> LengthControlled:
+    """`worth` maps a prompt to the worth of its verdict for a, from 0 to 1; `longer` to the
+    difference in length, a's minus b's, in any unit. Prompts missing in `longer` are left out."""
+    from scipy.special import expit
+
+    shared = [prompt for prompt in worth if prompt in longer]
+    n = len(shared)
+    if n < 3:
+        return LengthControlled(n, None, note="too_few")
+    lengths = np.array([longer[prompt] for prompt in shared], dtype=float)
+    y = np.array([worth[prompt] for prompt in shared], dtype=float)
+    if np.ptp(y) == 0:
+        return LengthControlled(n, None, note="all_equal")
+    spread = lengths.std(ddof=1)
+    if spread == 0:
+        return LengthControlled(n, None, note="equal_lengths")
+    x = np.column_stack([np.ones(n), np.tanh(lengths / spread)])
+    fitted = fit(x, y, np.arange(n))
+    if fitted is None:
+        return LengthControlled(n, None, note="separated")
+    rate, low, high = (
+        None if end is None else float(expit(end)) for end in fitted.interval(np.array([1.0, 0.0]))
+    )
+    return LengthControlled(n, rate, low, high, slope=float(fitted.coefficients[1]))
+
+
+_HALF = ("tie", "inconsistent")  # outcomes that are worth 1/2 to both arms
 
 
 @dataclass(frozen=True, kw_only=True)
 class WinRate(Estimate):
     """The win rate of one arm over another: wins count 1, ties and inconsistent verdicts 1/2.
 
-    `n` counts the verdicts. `missing` has what the judge did not decide, by reason: it is in no
-    figure but the bounds `worst` and `best`, the rate if all of it had been losses or wins.
-    `p` is the exact sign test's on wins and losses. `detectable`: the smallest distance from 1/2
-    that n verdicts, as many of them halves as here, find with 80 % power. `note` says why there is
-    no rate or no interval: "no_verdict", "one_prompt", or only halves: "all_ties",
-    "all_inconsistent", "no_preference" (both).
+    `n` counts the decided verdicts. `missing` counts the others by reason; they affect only the
+    bounds `worst` and `best`, the rate if all of them were losses or wins. `p` is that of the exact
+    sign test on wins and losses. `detectable` is the smallest distance from 1/2 that n verdicts
+    with this share of halves detect with 80 % power. `note` is the reason if there is no rate or no
+    interval: "no_verdict", "one_prompt", or only halves: "all_ties", "all_inconsistent",
+    "no_preference" (both).
     """
 
     wins: int
@@ -43,7 +93,7 @@ class WinRate(Estimate):
 
 
 def worth(verdicts: Sequence[Verdict], arm: str) -> dict[str, float]:
-    """What each verdict is worth to `arm`, by prompt: 1, 1/2 or 0. Missing ones are left out."""
+    """The worth of each verdict for `arm`, by prompt: 1, 1/2 or 0, without missing verdicts."""
     decided = {v.prompt_id: float(v.preferred == arm) for v in verdicts if v.outcome == "preferred"}
     return decided | {v.prompt_id: 0.5 for v in verdicts if v.outcome in _HALF}
 
@@ -51,12 +101,9 @@ def worth(verdicts: Sequence[Verdict], arm: str) -> dict[str, float]:
 def win_rate(
     verdicts: Sequence[Verdict], arm: str, seed: int, longer: Mapping[str, float] | None = None
 ) -> WinRate:
-    """The win rate of `arm`, from one verdict per prompt.
-
-    The interval is Wilson's where all verdicts are wins or losses, the bootstrap's over prompts
-    otherwise. `longer` says by how much the arm's answer to each prompt is the longer one; without
-    it there is no length-controlled rate.
-    """
+    """The win rate of `arm`, from one verdict per prompt. The interval is Wilson's if all verdicts
+    are wins or losses, otherwise the bootstrap's over prompts. `longer` is that of
+    `length_controlled`; without it there is no such rate."""
     values = worth(verdicts, arm)
     outcomes = Counter(verdict.outcome for verdict in verdicts)
     wins = sum(value == 1 for value in values.values())
@@ -64,10 +111,7 @@ def win_rate(
     estimate = mean_of(values, seed)
     total, asked = sum(values.values()), len(verdicts)
     return WinRate(
-        n=estimate.n,
-        mean=estimate.mean,
-        low=estimate.low,
-        high=estimate.high,
+        **vars(estimate),
         wins=wins,
         losses=losses,
         ties=outcomes["tie"],
@@ -83,10 +127,10 @@ def win_rate(
 
 
 def _detectable(decided: int, n: int) -> float | None:
-    """From the spread that equal arms would have, which the rate that was seen does not narrow."""
+    """Uses the variance of equal arms, which does not depend on the observed rate."""
     if not decided or n < 2:
         return None
-    variance = decided / n / 4  # a win or loss lies 1/2 from the mean of equal arms, a half on it
+    variance = decided / n / 4  # a win or loss lies 1/2 from the mean of equal arms, a tie 0
     return detectable_effect(math.sqrt(variance / n))
 
 

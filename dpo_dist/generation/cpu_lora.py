@@ -1,10 +1,9 @@
-"""LoRA on vLLM's CPU engine, an adapter at a time instead of a token at a time.
+"""LoRA operators for vLLM's CPU engine: one matrix product per adapter, not per token.
 
-vLLM's CPU operators gather a copy of the adapter's weights for every token (about 20 MB a token
-and forward pass at rank 16 on a 135M model), which makes an adapter several times as expensive
-as the model under it. They also read the index -1, a token without an adapter, as the last
-adapter. Here the tokens of one adapter are multiplied together, and a token without one is left
-alone.
+vLLM's CPU operators copy the adapter's weights for every token (about 20 MB per token and forward
+pass at rank 16 on a 135M model), so the adapter costs several times as much as the model. They also
+read the index -1 (a token without an adapter) as the last adapter. These operators multiply all
+tokens of an adapter at once, and skip tokens without one.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def register() -> None:
-    """Put the operators below in the place of vLLM's, in this process."""
+    """Replace vLLM's operators by those below, in this process."""
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
 
@@ -51,20 +50,13 @@ def bgmv_expand(
     lora_indices_tensor: Tensor,
     add_inputs: bool = True,
 ) -> None:
-    """output[t] += B[index[t]] @ inputs[t]; without `add_inputs`, = instead of +=.
+    """output[t] += B[index[t]] @ inputs[t]; `=` instead of `+=` without `add_inputs`.
 
     inputs (T, rank), weights (adapters, 1, out, rank), output (T, >= out), indices (T,).
     """
     width = min(lora_b_weights.shape[-2], output_tensor.shape[1])
-    bgmv_expand_slice(
-        inputs,
-        lora_b_weights[..., :width, :],
-        output_tensor,
-        lora_indices_tensor,
-        0,
-        width,
-        add_inputs,
-    )
+    weights = lora_b_weights[..., :width, :]
+    bgmv_expand_slice(inputs, weights, output_tensor, lora_indices_tensor, 0, width, add_inputs)
 
 
 def bgmv_expand_slice(
@@ -86,17 +78,16 @@ def bgmv_expand_slice(
 
 
 def _groups(indices: Tensor) -> Iterator[tuple[int, Tensor | slice]]:
-    """(adapter, the rows of its tokens); all rows as a slice when one adapter has them all."""
+    """(adapter, the rows of its tokens); a slice if all tokens have the same adapter."""
     adapters = sorted(set(indices.tolist()))
+    if len(adapters) == 1 and adapters[0] >= 0:
+        yield adapters[0], slice(len(indices))
+        return
     for adapter in adapters:
         if adapter >= 0:
-            rows = (
-                slice(len(indices)) if len(adapters) == 1 else (indices == adapter).nonzero()[:, 0]
-            )
-            yield adapter, rows
+            yield adapter, (indices == adapter).nonzero()[:, 0]
 
 
 def _matrix(weights: Tensor, adapter: int) -> Tensor:
-    """An adapter's weights as a matrix; vLLM keeps an axis of length 1 in some of them."""
-    matrix = weights[adapter]
-    return matrix.squeeze(0) if matrix.dim() == 3 else matrix
+    """An adapter's weights as a matrix: some of vLLM's have an extra axis of length 1."""
+    return weights[adapter].reshape(weights.shape[-2:])

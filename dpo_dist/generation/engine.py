@@ -1,4 +1,4 @@
-"""What an engine is asked and what it answers, and the choice of the engine."""
+"""The interface of an engine: requests, completions and the protocol."""
 
 from __future__ import annotations
 
@@ -8,27 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dpo_dist.config import (
-    VLLM_LORA_RANKS,
-    EngineConfig,
-    HfEngine,
-    Sampling,
-    VllmEngine,
-    VllmServer,
-)
+from dpo_dist.config import VLLM_LORA_RANKS, Sampling
 from dpo_dist.errors import ModelError
 from dpo_dist.storage.records import FinishReason
-from dpo_dist.system import ranks
 
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to draw. `prompt_ids` already carry the template and its single BOS, if any.
-
-    `adapter` is the directory of a LoRA adapter on the engine's model, or None for the model
-    as it is. `seed` fixes the noise of this answer, whatever else is drawn beside it; None takes
-    the engine's.
-    """
+    """One answer to generate. `prompt_ids` include the chat template and its BOS token, if any.
+    `adapter` is a LoRA adapter's directory; None: the engine's model without one. `seed` makes
+    this answer independent of the other requests; None: the engine's seed."""
 
     id: str
     prompt_ids: tuple[int, ...]
@@ -40,7 +29,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to the request of that id; `text` leaves out special tokens."""
+    """The answer to the request with the same id; `text` leaves out special tokens."""
 
     id: str
     text: str
@@ -49,8 +38,7 @@ class Completion:
 
 
 def lora_rank(adapters: Sequence[Path]) -> int:
-    """The smallest rank that vLLM offers and that holds every adapter. Raises `ModelError` for one
-    that is too large."""
+    """The smallest rank of vLLM that fits all adapters. Raises `ModelError` if one is too large."""
     adapter_of = {
         int(json.loads((adapter / "adapter_config.json").read_text())["r"]): adapter
         for adapter in adapters
@@ -58,71 +46,22 @@ def lora_rank(adapters: Sequence[Path]) -> int:
     needed = max(adapter_of)
     if needed > VLLM_LORA_RANKS[-1]:
         raise ModelError(
-            f"{adapter_of[needed]}: an adapter of rank {needed}, and vLLM serves no more than "
-            f"{VLLM_LORA_RANKS[-1]}. Use the engine `hf`, or merge it into its model."
+            f"{adapter_of[needed]}: the adapter has rank {needed}, but vLLM supports at most "
+            f"{VLLM_LORA_RANKS[-1]}. Use the engine `hf`, or merge the adapter into its model."
         )
     return next(rank for rank in VLLM_LORA_RANKS if rank >= needed)
 
 
 class Engine(Protocol):
-    """Answers requests; `identity` names what has to be the same for the same answers."""
+    """Answers requests. `identity` names everything that the answers depend on."""
 
     identity: str
     max_model_len: int
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Yield one completion per request, in the order in which they finish. Requests are drawn
-        as there is room for them, so that a generator need not hold them all.
-
-        A request whose prompt leaves no room for `max_tokens` within `max_model_len` is the
-        caller's mistake (an assertion): callers count and skip it before.
-        """
-        ...
+        """Yield one completion per request, in the order in which they finish. Requests are
+        consumed lazily. Raises `AssertionError` if prompt and `max_tokens` exceed `max_model_len`:
+        callers must skip and count such requests."""
 
     def close(self) -> None:
-        """Give back the memory and the processes."""
-        ...
-
-
-def build_engine(
-    config: EngineConfig,
-    model: str,
-    *,
-    dtype: str,
-    seed: int,
-    adapters: Sequence[Path] = (),
-    seeded: bool = False,
-    trust_remote_code: bool = False,
-) -> Engine:
-    """Start an engine on `model`, able to serve the LoRA `adapters` on top of it, for requests of
-    which all or none have a seed of their own (`seeded`); servers were started with their own
-    dtype, seed and trust."""
-    ranks.strip_launcher_variables()
-    match config:
-        case VllmEngine():
-            from dpo_dist.generation.vllm_engine import VllmInProcess
-
-            return VllmInProcess(
-                config,
-                model,
-                dtype=dtype,
-                seed=seed,
-                adapters=adapters,
-                seeded=seeded,
-                trust_remote_code=trust_remote_code,
-            )
-        case VllmServer():
-            from dpo_dist.generation.vllm_server import VllmServers
-
-            return VllmServers(config, model, adapters=adapters)
-        case HfEngine():
-            from dpo_dist.generation.hf_engine import HfInProcess
-
-            return HfInProcess(
-                config,
-                model,
-                dtype=dtype,
-                seed=seed,
-                adapters=adapters,
-                trust_remote_code=trust_remote_code,
-            )
+        """Release memory and end the engine's processes."""

@@ -1,9 +1,10 @@
-"""transformers' `generate`, for machines without vLLM: batches of one sampling setting."""
+"""An engine on transformers' `generate`, for machines without vLLM."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,16 @@ from dpo_dist.generation.engine import Completion, Request
 
 
 class HfInProcess:
-    """One model with its LoRA adapters, answering in batches of similar length."""
+    """One model with its LoRA adapters. Batches have similar lengths and the same settings."""
 
     def __init__(
         self,
         config: HfEngine,
         model: str,
-        *,
         dtype: str,
         seed: int,
-        adapters: Sequence[Path] = (),
-        trust_remote_code: bool = False,
+        adapters: Sequence[Path],
+        trust_remote_code: bool,
     ) -> None:
         import torch
         from transformers import AutoModelForCausalLM, GenerationConfig
@@ -38,8 +38,8 @@ class HfInProcess:
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
         ).to(device)
-        # `generate` fills what it is not told from the model's own generation_config.json, such as
-        # a repetition penalty, which the other engines leave out.
+        # `generate` takes missing settings, such as a repetition penalty, from the model's
+        # generation_config.json; the other engines ignore that file.
         loaded.generation_config = GenerationConfig()
         self._adapters = {adapter: f"adapter-{n}" for n, adapter in enumerate(adapters)}
         if adapters:
@@ -58,14 +58,14 @@ class HfInProcess:
         )
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        ordered = sorted(requests, key=lambda request: (_kind(request), len(request.prompt_ids)))
-        for _, group in itertools.groupby(ordered, key=_kind):
+        ordered = sorted(requests, key=lambda r: (_batch_key(r), len(r.prompt_ids)))
+        for _, group in itertools.groupby(ordered, key=_batch_key):
             members = list(group)
             for start in range(0, len(members), self._batch_size):
                 yield from self._answer(members[start : start + self._batch_size])
 
     def _answer(self, batch: Sequence[Request]) -> list[Completion]:
-        """Answer requests that share sampling, length limit and adapter."""
+        """Answer requests with the same `_batch_key`."""
         import torch
 
         first = batch[0]
@@ -85,9 +85,7 @@ class HfInProcess:
         return [self._completion(r, a) for r, a in zip(batch, answers, strict=True)]
 
     def _adapter(self, adapter: Path | None) -> Any:
-        """The context in which the model answers with this adapter, or with none."""
-        from contextlib import nullcontext
-
+        """A context in which the model uses this adapter, or none."""
         if adapter is not None:
             self._model.set_adapter(self._adapters[adapter])
             return nullcontext()
@@ -95,26 +93,21 @@ class HfInProcess:
 
     def _completion(self, request: Request, answer: list[int]) -> Completion:
         tokens, cut_off = until_end(answer, end_token_ids(self._tokenizer))
-        return Completion(
-            id=request.id,
-            text=str(self._tokenizer.decode(tokens, skip_special_tokens=True)),
-            token_ids=tokens,
-            finish_reason="length" if cut_off else "stop",
-        )
+        text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        return Completion(request.id, text, tokens, "length" if cut_off else "stop")
 
     def close(self) -> None:
         del self._model
 
 
-def _kind(request: Request) -> tuple[str, int, str]:
+def _batch_key(request: Request) -> tuple[str, int, str]:
     return request.sampling.model_dump_json(), request.max_tokens, str(request.adapter)
 
 
-def _sampling_options(sampling: Sampling) -> dict[str, Any]:
+def _sampling_options(sampling: Sampling) -> dict[str, object]:
     if sampling.temperature == 0:
-        off = dict.fromkeys(("temperature", "top_p", "top_k", "min_p"))
-        return {"do_sample": False, **off}
-    # top_k=0 switches off the top-50 cut that `generate` makes by default and vLLM does not.
+        return {"do_sample": False} | dict.fromkeys(("temperature", "top_p", "top_k", "min_p"))
+    # top_k=0 disables the default of `generate`, 50; vLLM's default is no limit.
     return {
         "do_sample": True,
         "temperature": sampling.temperature,

@@ -1,4 +1,4 @@
-"""Answering prompts with an engine into a journal: what every generating phase does."""
+"""Generates answers with an engine and writes them to a journal, for every generating phase."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from dpo_dist.system.ranks import Shard
 
 R = TypeVar("R", bound=Record)
 
-# A record is on disk at the latest this many seconds, or records, after it was generated: an fsync
-# for each would cost more than a small model's tokens.
+# Records are flushed to disk at the latest after this many seconds or records. An fsync for each
+# record would take longer than a small model needs to generate it.
 FLUSH_SECONDS, FLUSH_RECORDS = 1.0, 1000
-SHARD_STRIDE = 1_000_003  # between the seeds of shards; no shard has that many requests
+SHARD_STRIDE = 1_000_003  # distance between the seeds of shards, above any number of requests
 
 
 def engine_seed(seed: int, done: int, shard: Shard) -> int:
-    """The seed of an engine that goes on after `done` answers: neither a resumed run nor another
-    shard may draw the noise again that was drawn before."""
+    """The seed of an engine that starts after `done` answers, so that no random numbers repeat."""
     return seed + done + SHARD_STRIDE * shard.index
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How many tokens were generated, and the seconds until the first answer was there."""
+    """How many tokens were generated, and how many seconds the first answer took."""
 
     tokens: int
     first_seconds: float
@@ -45,17 +44,14 @@ def answer_all(
     done: int,
     total: int,
 ) -> Pace:
-    """Generate every request and journal `record(completion)` as answers finish.
-
-    Of `total` answers an interrupted run had finished `done` before. The share of answers that
-    were cut off stands behind the progress bar.
-    """
+    """Answer every request and append `record(completion)` to the journal as answers finish. The
+    progress bar starts at `done` of `total` and shows the share of answers that were cut off."""
     tokens = cut_off = 0
     first_seconds = 0.0
     pending: list[R] = []
 
     def flush() -> None:
-        # Taken out first: an interrupt while they are written must not write them twice.
+        # Cleared first: after an interrupt during the write, `finally` must not write them again.
         nonlocal pending
         records, pending = pending, []
         journal.append(records)
@@ -63,13 +59,13 @@ def answer_all(
     started = flushed = time.monotonic()
     with progress(name, total, done) as advance:
         try:
-            for answered, completion in enumerate(engine.generate(requests), start=1):
+            for answers, completion in enumerate(engine.generate(requests), start=1):
                 pending.append(record(completion))
                 tokens += len(completion.token_ids)
                 cut_off += completion.finish_reason == "length"
-                if answered == 1:
+                if answers == 1:
                     first_seconds = time.monotonic() - started
-                advance(1, f"{100 * cut_off / answered:.0f} % cut off")
+                advance(1, f"{100 * cut_off / answers:.0f} % cut off")
                 late = time.monotonic() - flushed > FLUSH_SECONDS
                 if late or len(pending) >= FLUSH_RECORDS:
                     flush()

@@ -1,7 +1,8 @@
-"""vLLM behind the engine protocol: continuous submission, no chunk barrier."""
+"""vLLM in this process, as an engine: requests are submitted continuously, not in chunks."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
@@ -13,25 +14,24 @@ from dpo_dist.errors import EngineFailed, MissingDependency
 from dpo_dist.generation import cpu_lora
 from dpo_dist.generation.engine import Completion, Request, lora_rank
 
-# vLLM shares the cache between prompts in whole blocks. The CPU's default block of 128 tokens
-# is longer than many prompts, so that the two slots of a prompt would share nothing.
+# vLLM's prefix cache shares whole blocks. The CPU's default block of 128 tokens is longer than many
+# prompts, so the two slots of a prompt would share nothing.
 CPU_BLOCK_SIZE = 32
-CPU_BATCHED_TOKENS = 2048  # of a step; vLLM's own default on a CPU is no smaller
+CPU_BATCHED_TOKENS = 2048  # per step; vLLM's default on a CPU is at least as large
 
 
 class VllmInProcess:
-    """One engine; base model and any of its LoRA adapters answer side by side."""
+    """One engine that serves the base model and its LoRA adapters side by side."""
 
     def __init__(
         self,
         config: VllmEngine,
         model: str,
-        *,
         dtype: str,
         seed: int,
-        adapters: Sequence[Path] = (),
-        seeded: bool = False,
-        trust_remote_code: bool = False,
+        adapters: Sequence[Path],
+        seeded: bool,
+        trust_remote_code: bool,
     ) -> None:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         try:
@@ -41,19 +41,17 @@ class VllmInProcess:
         from vllm.platforms import current_platform
 
         on_cpu = current_platform.is_cpu()
-        options: dict[str, Any] = {}
+        options: dict[str, object] = {"gpu_memory_utilization": config.gpu_memory_utilization}
         if on_cpu:
             _prepare_cpu(config)
-            options |= {"block_size": CPU_BLOCK_SIZE, "enforce_eager": True}
+            options = {"block_size": CPU_BLOCK_SIZE, "enforce_eager": True}
             if seeded:
-                # A prompt in pieces draws tokens that are thrown away, and the CPU's generator
-                # cannot be wound back.
+                # A chunked prompt samples tokens that are discarded, and the CPU's random
+                # generator cannot be rewound.
                 options |= {
                     "enable_chunked_prefill": False,
                     "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, config.max_model_len),
                 }
-        else:
-            options |= {"gpu_memory_utilization": config.gpu_memory_utilization}
         if adapters:
             options |= {
                 "enable_lora": True,
@@ -80,16 +78,15 @@ class VllmInProcess:
         self.identity = f"{package} {metadata.version(package)} {dtype} seed={seed}"
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        core = self._llm.llm_engine
         waiting = iter(requests)
         in_flight = 0
         while True:
-            while in_flight < self._window and (request := next(waiting, None)) is not None:
+            for request in itertools.islice(waiting, self._window - in_flight):
                 self._submit(request)
                 in_flight += 1
             if in_flight == 0:
                 return
-            for output in core.step():
+            for output in self._llm.llm_engine.step():
                 if output.finished:
                     in_flight -= 1
                     yield _completion(output)
@@ -116,11 +113,9 @@ class VllmInProcess:
 
 
 def _prepare_cpu(config: VllmEngine) -> None:
-    """Settings of vLLM on a CPU; it reads them when the engine starts.
-
-    Its core runs in this process, on every thread. In processes of its own it would import
-    everything twice more (30 s), and leave one core to the process that only submits.
-    """
+    """Set the environment variables that vLLM reads on a CPU when the engine starts. Its core runs
+    in this process, on all threads: separate processes would import everything twice more (30 s),
+    and would reserve one CPU core for this process, which only submits requests."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.kv_cache_gib))
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -137,21 +132,16 @@ def _sampling_params(request: Request) -> Any:
         top_k=sampling.top_k or 0,
         min_p=sampling.min_p,
         max_tokens=request.max_tokens,
-        seed=request.seed,  # costs speed: vLLM then draws row by row
+        seed=request.seed,  # slower: vLLM then samples row by row
     )
 
 
 def _completion(output: Any) -> Completion:
-    """Raises `EngineFailed` for an answer that neither ended by itself nor reached its limit."""
+    """Raises `EngineFailed` for an answer that neither stopped nor reached its length limit."""
     answer = output.outputs[0]
     if answer.finish_reason not in ("stop", "length"):
         raise EngineFailed(
-            f"vLLM ended the answer to {output.request_id} with `{answer.finish_reason}`. What "
-            "was generated is kept; run the same command again."
+            f"vLLM ended the answer to {output.request_id} with `{answer.finish_reason}`. Finished "
+            "answers are kept; run the same command again."
         )
-    return Completion(
-        id=output.request_id,
-        text=answer.text,
-        token_ids=tuple(answer.token_ids),
-        finish_reason=answer.finish_reason,
-    )
+    return Completion(output.request_id, answer.text, tuple(answer.token_ids), answer.finish_reason)

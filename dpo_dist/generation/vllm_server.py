@@ -1,10 +1,10 @@
-"""`vllm serve` behind the engine protocol: one or more servers, on this machine or on others."""
+"""One or more `vllm serve` processes, on any machine, as an engine."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,19 +13,19 @@ from dpo_dist.config import VllmServer as VllmServerConfig
 from dpo_dist.errors import ConfigError, EngineFailed, ModelError
 from dpo_dist.generation.dispatch import Dispatch, Work
 from dpo_dist.generation.engine import Completion, Request, lora_rank
-from dpo_dist.generation.replica import Replica, ReplicaLost, Unwell, Wanted
+from dpo_dist.generation.replica import Replica, ReplicaLost, ServerError, ServerSpec
 from dpo_dist.system.background import Put, stream
 from dpo_dist.system.console import hide, warn
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient
 
-ANSWER_SECONDS = 600.0  # without a byte from a server: it sends an answer once it is complete
+ANSWER_SECONDS = 600.0  # read timeout; a server sends nothing until an answer is complete
 CONNECT_SECONDS = 10.0
 
 
 class VllmServers:
-    """Replicas of one model; base model and any of its LoRA adapters answer side by side."""
+    """Replicas of one model, each serving the base model and its LoRA adapters."""
 
     def __init__(
         self,
@@ -41,31 +41,31 @@ class VllmServers:
         self._patience = patience
         self._key = _read_key(config.api_key_variable)
         rank = lora_rank(adapters) if adapters else 0
-        self._wanted = Wanted(model, tuple(adapters), config.max_model_len, rank)
+        self._spec = ServerSpec(model, tuple(adapters), config.max_model_len, rank)
         self._replicas = [Replica(url) for url in config.urls]
-        asyncio.run(self._look())
-        self._fingerprints = frozenset(r.fingerprint for r in self._replicas if not r.looks)
+        asyncio.run(self._identify_all())
+        self._fingerprints = frozenset(r.fingerprint for r in self._replicas if not r.failed_checks)
         self.max_model_len = config.max_model_len
         self.identity = f"vllm serve: {', '.join(sorted(self._fingerprints))}"
 
-    async def _look(self) -> None:
-        """Refuse what serves something else; go on without what is not there, unless it is all."""
+    async def _identify_all(self) -> None:
+        """Raises `ModelError` if a replica serves something else, or if none is reachable."""
         async with self._client() as client:
-            await asyncio.gather(*(self._look_at(client, r) for r in self._replicas))
-        absent = [replica for replica in self._replicas if replica.looks]
-        said = "; ".join(f"{replica.url} ({replica.reason})" for replica in absent)
-        if len(absent) == len(self._replicas):
-            raise ModelError(f"no server answers at {said}. Start one: {self._wanted.command()}")
-        if absent:
-            warn(f"no server answers at {said}; continuing without it")
+            await asyncio.gather(*(self._identify(client, r) for r in self._replicas))
+        unreachable = [replica for replica in self._replicas if replica.failed_checks]
+        listed = "; ".join(f"{replica.url} ({replica.reason})" for replica in unreachable)
+        if len(unreachable) == len(self._replicas):
+            raise ModelError(f"no server answers at {listed}. Start one: {self._spec.command()}")
+        if unreachable:
+            warn(f"no server answers at {listed}; continuing without it")
 
-    async def _look_at(self, client: AsyncClient, replica: Replica) -> None:
+    async def _identify(self, client: AsyncClient, replica: Replica) -> None:
         import httpx2
 
         try:
-            await replica.look(client, self._wanted)
-        except (httpx2.RequestError, Unwell, ReplicaLost) as error:
-            replica.looks, replica.reason = 1, f"{type(error).__name__}: {error}"
+            await replica.identify(client, self._spec)
+        except (httpx2.RequestError, ServerError, ReplicaLost) as error:
+            replica.failed_checks, replica.reason = 1, f"{type(error).__name__}: {error}"
         except EngineFailed as error:
             raise ModelError(str(error)) from None
 
@@ -74,7 +74,7 @@ class VllmServers:
             async with self._client() as client:
                 await Dispatch(
                     self._replicas,
-                    self._wanted,
+                    self._spec,
                     self._fingerprints,
                     in_flight=self._config.in_flight,
                     max_attempts=self._config.max_attempts,
@@ -84,7 +84,9 @@ class VllmServers:
                     put=put,
                 ).run()
 
-        return _one_by_one(stream(answer))
+        with closing(stream(answer)) as groups:  # cancels `answer` if the consumer stops early
+            for group in groups:
+                yield from group
 
     def _fitting(self, requests: Iterable[Request]) -> Iterator[Request]:
         for request in requests:
@@ -97,26 +99,18 @@ class VllmServers:
         return httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx2.Timeout(self._patience, connect=CONNECT_SECONDS),
-            # The workers bound what is in flight; a limit here would be a second, hidden one.
+            # `in_flight` limits the connections.
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         )
 
     def close(self) -> None:
-        """The servers are not ours: they go on."""
+        """Does nothing: this process did not start the servers."""
 
 
 def _read_key(variable: str | None) -> str | None:
     if variable is None:
         return None
     hide(variable)
-    key = os.environ.get(variable)
-    if not key:
+    if not (key := os.environ.get(variable)):
         raise ConfigError(f"api_key_variable: {variable} is not set")
     return key
-
-
-def _one_by_one(groups: Generator[list[Completion], None, None]) -> Iterator[Completion]:
-    """The groups' completions. A consumer that stops ends what is behind the groups, too."""
-    with closing(groups):
-        for group in groups:
-            yield from group

@@ -1,1 +1,1 @@
-"""Who prefers which answer: judges, and the panel that asks them in both orders."""
+"""Judges, and the panel that asks a judge about every comparison in both orders."""

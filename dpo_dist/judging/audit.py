@@ -1,7 +1,7 @@
-"""What a set of labels says about itself: shares that show a judge's or a sampler's bias.
+"""The label audit: shares that show a bias of the judge or of the sampling.
 
-None of them proves that a label is right. Each has a range in which nothing is wrong with it and
-a remedy for what lies outside; the whole interval has to lie outside before anyone is warned.
+No share proves that a label is right. Each share has a healthy range and a remedy. The report warns
+only if the whole interval of a share lies outside its healthy range.
 """
 
 from __future__ import annotations
@@ -11,25 +11,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from dpo_dist.judging.ballots import Vote
-from dpo_dist.judging.panel import Contest
-from dpo_dist.storage.records import ContestId, Verdict
+from dpo_dist.intervals import Estimate, wilson
+from dpo_dist.judging.judge import Comparison
+from dpo_dist.judging.panel import BallotSummary
+from dpo_dist.storage.records import ComparisonId, Verdict
 
 _SLOT_RANGE = (0.1, 0.9)
 _SLOT_REMEDY = (
-    "the label nearly equals the slot: DPO would learn a temperature, not a preference. Bring the "
-    "slots' temperatures closer together"
+    "the label almost depends on the slot alone: DPO would learn a temperature, not a preference. "
+    "Bring the slots' temperatures closer together"
 )
-SIMILAR = 1.25  # answers whose lengths differ by no more than this factor are of a length
+SIMILAR = 1.25  # two lengths are similar if they differ by at most this factor
+
+_Values = Sequence[tuple[str, bool]]  # (prompt id, whether the value counts as a hit)
 
 
 @dataclass(frozen=True)
 class Share:
-    """`hits` of `n`; outside `healthy` (low, high) the `remedy` applies.
-
-    The values of one prompt are not independent: `design_effect` of them are worth one that is
-    (Kish 1965). It is 1 where every prompt has one value.
-    """
+    """`hits` of `n` values; the `remedy` applies outside the range `healthy` (low, high). Values of
+    one prompt are not independent: the effective sample size is n / `design_effect` (Kish 1965).
+    The design effect is 1 if every prompt has one value."""
 
     name: str
     label: str
@@ -39,88 +40,113 @@ class Share:
     healthy: tuple[float, float]
     remedy: str
 
+    @classmethod
+    def of(
+        cls, name: str, label: str, values: _Values, healthy: tuple[float, float], remedy: str
+    ) -> Share:
+        hits = sum(hit for _, hit in values)
+        return cls(name, label, hits, len(values), _design_effect(values), healthy, remedy)
 
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """One that a share is taken of, and the prompt that it is about."""
+    def measured(self) -> AuditShare:
+        """The share of all values, with the interval of the effective sample size."""
+        effect = self.design_effect
+        interval = wilson(round(self.hits / effect), round(self.n / effect))
+        low, high = interval.low, interval.high
+        suspicious = (high is not None and high < self.healthy[0]) or (
+            low is not None and low > self.healthy[1]
+        )
+        mean = self.hits / self.n if self.n else None
+        remedy = self.remedy if suspicious else ""
+        return AuditShare(self.name, self.label, self.n, mean, low, high, remedy)
 
-    prompt_id: str
-    hit: bool
+
+@dataclass(frozen=True)
+class _Named:
+    name: str
+    label: str
+
+
+@dataclass(frozen=True)
+class AuditShare(Estimate, _Named):
+    """A share in the manifest and the report; `remedy` is empty if the interval overlaps the
+    healthy range."""
+
+    remedy: str = ""
 
 
 def audit(
-    contests: Sequence[Contest], verdicts: Sequence[Verdict], votes: Iterable[Vote]
+    comparisons: Sequence[Comparison], verdicts: Sequence[Verdict], ballots: Iterable[BallotSummary]
 ) -> list[Share]:
-    """The shares of one judged set. `contests` and `verdicts` belong together in order; of two
-    slots, `a` is the first in every contest. Lengths are in characters."""
+    """The shares of all comparisons, each of which has the verdict at the same index. With two
+    slots, every comparison names slot 0 first. Lengths are in characters."""
     decided = [
-        (contest, verdict.preferred == contest.a)
-        for contest, verdict in zip(contests, verdicts, strict=True)
+        (comparison, verdict.preferred == comparison.first)
+        for comparison, verdict in zip(comparisons, verdicts, strict=True)
         if verdict.outcome == "preferred"
     ]
-    if any(contest.number for contest in contests):
-        slots = [*_slots_of_a_length(decided), _transitive(decided)]
+    if any(comparison.number for comparison in comparisons):
+        slots = [*_slots_at_similar_lengths(decided), _transitive(decided)]
     else:
         slots = _first_slot_by_length(decided)
-    return [_longer(decided), *slots, *_positions(list(votes))]
+    return [_longer(decided), *slots, *_positions(list(ballots))]
 
 
-def length_band(contest: Contest) -> str:
-    """The first slot's answer is `shorter` than the other, `similar` or `longer`."""
-    ratio = len(contest.a_text) / len(contest.b_text)
+def length_band(comparison: Comparison) -> str:
+    """The length of the first answer compared to the second: "shorter", "similar" or "longer"."""
+    ratio = len(comparison.first_text) / len(comparison.second_text)
     return "shorter" if ratio < 1 / SIMILAR else "longer" if ratio > SIMILAR else "similar"
 
 
-def _longer(decided: Sequence[tuple[Contest, bool]]) -> Share:
+def _longer(decided: Sequence[tuple[Comparison, bool]]) -> Share:
     unequal = [
-        _Value(contest.prompt.id, (len(contest.a_text) > len(contest.b_text)) == a_is_chosen)
-        for contest, a_is_chosen in decided
-        if len(contest.a_text) != len(contest.b_text)
+        (comparison.prompt.id, (first > second) == first_is_chosen)
+        for comparison, first_is_chosen in decided
+        if (first := len(comparison.first_text)) != (second := len(comparison.second_text))
     ]
-    return _share(
+    return Share.of(
         "chosen_is_longer",
         "The chosen answer is the longer one",
         unequal,
         (0.25, 0.75),
-        "the labels teach length: state in the rubric that length is not a merit, or drop pairs "
-        "of very different lengths",
+        "the labels reward or penalise length: state in the rubric that length is not a merit, or "
+        "drop pairs of very different lengths",
     )
 
 
-def _first_slot_by_length(decided: Sequence[tuple[Contest, bool]]) -> list[Share]:
-    """The slots differ by temperature, and temperature by length: at equal lengths what is left
-    is the temperature itself."""
-    bands: dict[str, list[_Value]] = {"shorter": [], "similar": [], "longer": []}
-    for contest, a_is_chosen in decided:
-        bands[length_band(contest)].append(_Value(contest.prompt.id, a_is_chosen))
-    labels = {
-        "shorter": "The first slot is chosen where its answer is shorter",
-        "similar": "The first slot is chosen where lengths are similar",
-        "longer": "The first slot is chosen where its answer is longer",
-    }
+def _first_slot_by_length(decided: Sequence[tuple[Comparison, bool]]) -> list[Share]:
+    """How often the first slot is chosen, by length band. The slots' temperatures affect the
+    lengths of their answers. At similar lengths, only the direct effect of the temperature
+    remains."""
+    bands: dict[str, list[tuple[str, bool]]] = defaultdict(list)
+    for comparison, first_is_chosen in decided:
+        bands[length_band(comparison)].append((comparison.prompt.id, first_is_chosen))
     return [
-        _share(
+        Share.of(
             f"first_slot_where_{band}",
-            labels[band],
-            chosen,
-            _SLOT_RANGE if band == "similar" else (0.0, 1.0),
+            f"The first slot is chosen when {condition}",
+            bands[band],
+            healthy,
             _SLOT_REMEDY,
         )
-        for band, chosen in bands.items()
+        for band, condition, healthy in (
+            ("shorter", "its answer is shorter", (0.0, 1.0)),
+            ("similar", "the lengths are similar", _SLOT_RANGE),
+            ("longer", "its answer is longer", (0.0, 1.0)),
+        )
     ]
 
 
-def _slots_of_a_length(decided: Sequence[tuple[Contest, bool]]) -> list[Share]:
-    """Every slot's share of its own comparisons with answers of a length."""
-    slots: dict[str, list[_Value]] = defaultdict(list)
-    for contest, a_is_chosen in decided:
-        if length_band(contest) == "similar":
-            slots[contest.a].append(_Value(contest.prompt.id, a_is_chosen))
-            slots[contest.b].append(_Value(contest.prompt.id, not a_is_chosen))
+def _slots_at_similar_lengths(decided: Sequence[tuple[Comparison, bool]]) -> list[Share]:
+    """How often each slot is chosen in its comparisons of similar lengths."""
+    slots: dict[str, list[tuple[str, bool]]] = defaultdict(list)
+    for comparison, first_is_chosen in decided:
+        if length_band(comparison) == "similar":
+            slots[comparison.first].append((comparison.prompt.id, first_is_chosen))
+            slots[comparison.second].append((comparison.prompt.id, not first_is_chosen))
     return [
-        _share(
+        Share.of(
             f"{slot}_where_similar",
-            f"Of two answers of similar lengths, {slot}'s is chosen",
+            f"{slot} is chosen when the lengths are similar",
             slots[slot],
             _SLOT_RANGE,
             _SLOT_REMEDY,
@@ -129,84 +155,76 @@ def _slots_of_a_length(decided: Sequence[tuple[Contest, bool]]) -> list[Share]:
     ]
 
 
-def _transitive(decided: Sequence[tuple[Contest, bool]]) -> Share:
-    """Whether three answers, each pair of which is decided, stand in an order; otherwise they
-    are a cycle, of which every answer is preferred once."""
+def _transitive(decided: Sequence[tuple[Comparison, bool]]) -> Share:
+    """How often the verdicts on three answers are transitive, if all three pairs are decided. In a
+    cycle each answer is preferred once."""
     by_prompt: dict[str, dict[frozenset[str], str]] = defaultdict(dict)
-    for contest, a_is_chosen in decided:
-        preferred = contest.a if a_is_chosen else contest.b
-        by_prompt[contest.prompt.id][contest.id.names] = preferred
+    for comparison, first_is_chosen in decided:
+        preferred = comparison.first if first_is_chosen else comparison.second
+        by_prompt[comparison.prompt.id][comparison.id.names] = preferred
     values = []
     for prompt_id, preferred_of in by_prompt.items():
         for three in combinations(sorted(set().union(*preferred_of)), 3):
             pairs = [frozenset(pair) for pair in combinations(three, 2)]
             if all(pair in preferred_of for pair in pairs):
-                in_order = len({preferred_of[pair] for pair in pairs}) < 3
-                values.append(_Value(prompt_id, in_order))
-    return _share(
+                values.append((prompt_id, len({preferred_of[pair] for pair in pairs}) < 3))
+    return Share.of(
         "transitive",
         "The three verdicts on three answers are transitive",
         values,
         (0.9, 1.0),
         "the judge's verdicts are cyclic (by chance alone, a quarter are): use a stronger judge, "
-        "or make the rubric more definite",
+        "or make the rubric more specific",
     )
 
 
-def _positions(votes: Sequence[Vote]) -> list[Share]:
-    """What the judge makes of the order in which it is shown the answers."""
-    compared = [vote for vote in votes if vote.compares]
+def _positions(ballots: Sequence[BallotSummary]) -> list[Share]:
+    """How the judge reacts to the order of the answers, and to the same question asked again."""
+    compared = [ballot for ballot in ballots if ballot.compares]
     first = [
-        _Value(vote.prompt_id, vote.outcome == "first")
-        for vote in compared
-        if vote.repeat == 0 and vote.outcome != "tie"
+        (ballot.prompt_id, ballot.outcome == "first")
+        for ballot in compared
+        if ballot.repeat == 0 and ballot.outcome != "tie"
     ]
-    orders: dict[ContestId, list[Vote]] = defaultdict(list)
-    repeats: dict[tuple[ContestId, str], list[Vote]] = defaultdict(list)
-    for vote in compared:
-        if vote.repeat == 0:
-            orders[vote.contest_id].append(vote)
-        repeats[vote.contest_id, vote.first].append(vote)
+    orders: dict[ComparisonId, list[BallotSummary]] = defaultdict(list)
+    repeats: dict[tuple[ComparisonId, str], list[BallotSummary]] = defaultdict(list)
+    for ballot in compared:
+        if ballot.repeat == 0:
+            orders[ballot.comparison_id].append(ballot)
+        repeats[ballot.comparison_id, ballot.first].append(ballot)
     agree, stable = (
         [
-            _Value(group[0].prompt_id, len({vote.preferred for vote in group}) == 1)
+            (group[0].prompt_id, len({ballot.preferred for ballot in group}) == 1)
             for group in groups.values()
             if len(group) > 1
         ]
         for groups in (orders, repeats)
     )
-    remedy = "the judge decides by position: use a stronger judge, or make the rubric more definite"
+    remedy = "the judge decides by position: use a stronger judge, or make the rubric more specific"
     return [
-        _share(
+        Share.of(
             "first_position", "The answer shown first is preferred", first, (0.35, 0.65), remedy
         ),
-        _share("swap_consistency", "Both orders yield the same verdict", agree, (0.6, 1.0), remedy),
-        _share(
+        Share.of(
+            "swap_consistency", "Both orders yield the same verdict", agree, (0.6, 1.0), remedy
+        ),
+        Share.of(
             "repeat_stability",
             "Asked again, the judge gives the same verdict",
             stable,
             (0.8, 1.0),
-            "the judge decides at random: use a stronger judge, or make the rubric more definite",
+            "the judge decides at random: use a stronger judge, or make the rubric more specific",
         ),
     ]
 
 
-def _share(
-    name: str, label: str, values: Sequence[_Value], healthy: tuple[float, float], remedy: str
-) -> Share:
-    hits, effect = sum(value.hit for value in values), _design_effect(values)
-    return Share(name, label, hits, len(values), effect, healthy, remedy)
-
-
-def _design_effect(values: Sequence[_Value]) -> float:
-    """The variance of the share over prompts by that over independent values, at least 1.
-
-    Where all values are equal there is neither; then a prompt counts once.
-    """
+def _design_effect(values: _Values) -> float:
+    """The variance of the share clustered by prompt, divided by the variance of independent values;
+    at least 1. If all values are equal, both are 0, and each prompt counts once."""
     if not values:
         return 1.0
-    sizes = Counter(value.prompt_id for value in values)
-    hits = Counter(value.prompt_id for value in values if value.hit)
+    sizes = Counter(prompt for prompt, _ in values)
+    hits = Counter(prompt for prompt, hit in values if hit)
     n = len(values)
     share = hits.total() / n
     if share in (0.0, 1.0):

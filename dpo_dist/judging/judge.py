@@ -1,4 +1,4 @@
-"""What a judge is asked and what it answers, and the choice of the judge."""
+"""The interface of a judge, and the comparison that it decides."""
 
 from __future__ import annotations
 
@@ -6,35 +6,33 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from dpo_dist.config import (
-    ClaudeConfig,
-    HumanConfig,
-    JudgeConfig,
-    MetricJudgeConfig,
-    OpenAiConfig,
-    RewardModelConfig,
-    ScorerConfig,
-)
-from dpo_dist.metrics import build_metrics
-from dpo_dist.storage.records import Ballot, BallotOutcome, Prompt
+from pydantic import JsonValue
 
-if TYPE_CHECKING:
-    from dpo_dist.judging.rubric import Form
+from dpo_dist.storage.records import Ballot, BallotOutcome, ComparisonId, Prompt
 
 BALLOTS = "ballots.jsonl"  # the journal in a phase's folder
-GROUP = 500  # ballots that are put on disk together
+GROUP = 500  # ballots that are written to disk together
+
+Preference = Literal["first", "second", "tie"]
+
+
+def higher(first: float, second: float, margin: float = 0.0) -> Preference:
+    """Which of two scores is higher; a tie if they differ by at most `margin`."""
+    if abs(first - second) <= margin:
+        return "tie"
+    return "first" if first > second else "second"
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two answers to one prompt, in the order in which the judge sees them.
+    """Two answers to one prompt, in the order shown to the judge.
 
-    `first` and `second` are names that the judge never sees. `repeat` counts how often the same
-    was asked before.
+    `first` and `second` name the answers (slots, arms); no judge sees these names. `number`
+    distinguishes the comparisons of one prompt in `drawn`. `repeat` counts earlier, identical
+    questions.
     """
 
     prompt: Prompt
@@ -42,60 +40,78 @@ class Comparison:
     second: str
     first_text: str
     second_text: str
+    number: int = 0
     repeat: int = 0
 
+    @property
+    def id(self) -> ComparisonId:
+        """The same in both orders."""
+        return ComparisonId(self.prompt.id, frozenset((self.first, self.second)))
 
-def alone(prompt: Prompt, name: str, text: str) -> Comparison:
-    """One answer, to be scored."""
+    def swap(self) -> Comparison:
+        """The same answers in the other order."""
+        return replace(
+            self,
+            first=self.second,
+            second=self.first,
+            first_text=self.second_text,
+            second_text=self.first_text,
+        )
+
+    def drawn(self, seed: int, *what: str) -> bytes:
+        """32 random bytes that depend only on the seed, the purpose `what`, the prompt's id and
+        `number`; other comparisons and their order do not change them."""
+        parts = [str(seed), *what, self.prompt.id, str(self.number)]
+        return hashlib.sha256("\0".join(parts).encode()).digest()
+
+
+def single_answer(prompt: Prompt, name: str, text: str) -> Comparison:
+    """One answer to score, as a comparison without a second one."""
     return Comparison(prompt, name, "", text, "")
 
 
-def rules_digest(rules: Sequence[Any]) -> str:
-    """What stands in an identity for the rules by which a judge goes: 12 hexadecimal digits."""
+def rules_digest(rules: Sequence[JsonValue]) -> str:
+    """First 12 hex digits of the SHA-256 of the judge's rules."""
     return hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:12]
 
 
 class Judge(ABC):
-    """Compares answers. `identity` names who judges by which rules, down to their digest."""
+    """Compares answers. `identity` names the judge and the digest of its rules; `uses_reference`
+    says whether its ballots depend on the prompt's reference."""
 
     identity: str
+    uses_reference = False
 
     @abstractmethod
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Sequence[Ballot]]:
-        """Yield one ballot per comparison, in the order in which they are decided; ballots that
-        are decided together come together.
-
-        A comparison is taken from the iterable when it is about to be asked.
-        Raises `JudgeFailed` when it cannot go on; ballots yielded before stay valid.
-        """
+        """Yield one ballot per comparison, in groups that were decided together, in any order. A
+        comparison is taken from the iterable just before it is asked. Raises `JudgeFailed` if the
+        judge cannot continue; ballots that were yielded before stay valid."""
 
     def check(self) -> None:
-        """Find out, before anything is paid for, whether the judge can do what is wanted.
-
-        Raises `ConfigError` where it cannot, refused credentials included."""
+        """Raise `ConfigError` if the judge cannot work, for example with refused credentials. This
+        is called before anything is paid for."""
         return
 
     def why_not_asked(self, comparison: Comparison) -> BallotOutcome | None:
-        """The outcome of a comparison that would be asked in vain, or None."""
+        """The outcome of a comparison that is known without asking, or None."""
         return None
 
     def expected_usage(self, comparisons: Sequence[Comparison]) -> dict[str, int]:
-        """The tokens that asking will take, about; empty when it costs nothing."""
+        """The usage that asking is estimated to take; empty if it is free."""
         return {}
 
     def key(self, comparison: Comparison) -> str:
-        """The digest of all that a ballot depends on; equal keys need to be asked once."""
-        return self._digest(comparison)
-
-    def _digest(self, comparison: Comparison, more: Any = None) -> str:
-        """SHA-256, in hexadecimal, of what the judge is shown and of `more`."""
+        """The SHA-256, in hexadecimal, of everything that a ballot depends on; equal keys are asked
+        once."""
         turns = [(message.role, message.content) for message in comparison.prompt.messages]
         texts = (comparison.first_text, comparison.second_text)
-        shown = json.dumps([self.identity, turns, texts, comparison.repeat, more], sort_keys=True)
-        return hashlib.sha256(shown.encode()).hexdigest()
+        reference = comparison.prompt.reference if self.uses_reference else None
+        parts = [self.identity, turns, texts, comparison.repeat, reference]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def ballot(self, comparison: Comparison, outcome: BallotOutcome, **more: Any) -> Ballot:
-        """This judge's answer to a comparison."""
+        """This judge's ballot on a comparison."""
         return Ballot(
             key=self.key(comparison),
             prompt_id=comparison.prompt.id,
@@ -106,49 +122,3 @@ class Judge(ABC):
             judge=self.identity,
             **more,
         )
-
-
-def build_scorer(config: ScorerConfig, folder: Path) -> Judge:
-    """A language model that scores single answers (`alone`) instead of comparing two."""
-    from dpo_dist.judging.rubric import SCORE
-
-    return _language_model(config, folder, SCORE)
-
-
-def _language_model(config: ScorerConfig, folder: Path, form: Form) -> Judge:
-    match config:
-        case ClaudeConfig():
-            if config.transport == "batch":
-                from dpo_dist.judging.claude_batches import ClaudeBatchJudge
-
-                return ClaudeBatchJudge(config, folder, form)
-            from dpo_dist.judging.claude import ClaudeJudge
-
-            return ClaudeJudge(config, form)
-        case OpenAiConfig():
-            from dpo_dist.judging.openai_compatible import OpenAiJudge
-
-            return OpenAiJudge(config, form)
-
-
-def build_judge(config: JudgeConfig, folder: Path) -> Judge:
-    """The judge that the run file names. `folder` is the phase's, for what a judge has to keep
-    between an interrupted run and the next. Raises `ConfigError` for what it lacks."""
-    match config:
-        case MetricJudgeConfig():
-            from dpo_dist.judging.metric_judge import MetricJudge
-
-            metrics = build_metrics(config.metrics)
-            return MetricJudge(metrics, config.weights or (1.0,) * len(metrics))
-        case ClaudeConfig() | OpenAiConfig():
-            from dpo_dist.judging.rubric import COMPARE
-
-            return _language_model(config, folder, COMPARE)
-        case RewardModelConfig():
-            from dpo_dist.judging.reward_model import RewardModelJudge
-
-            return RewardModelJudge(config)
-        case HumanConfig():
-            from dpo_dist.judging.human import HumanJudge
-
-            return HumanJudge(config, folder / BALLOTS)

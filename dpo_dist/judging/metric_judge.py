@@ -1,21 +1,24 @@
-"""A judge without a model: the better score on the task's own checks wins."""
+"""A judge without a model, which compares the answers' metrics."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-from dpo_dist.judging.judge import GROUP, Comparison, Judge
+from dpo_dist.judging.judge import GROUP, Comparison, Judge, higher
 from dpo_dist.metrics import Answer, Metric, NotScored, attempt
-from dpo_dist.storage.records import Ballot, BallotOutcome, Prompt
+from dpo_dist.storage.records import Ballot, Prompt
 from dpo_dist.system.console import warn
 
-EQUAL = 1e-9  # scores are means of a few fractions; anything smaller is rounding
+EQUAL = 1e-9  # a smaller difference between two scores is rounding
 
 
 class MetricJudge(Judge):
-    """Prefers the higher weighted mean of its metrics, where those that are better when lower
-    count negative; equal means are a tie. What a metric cannot score is not judged."""
+    """Prefers the answer with the higher weighted mean of the metrics; metrics for which lower is
+    better count negative. Equal means are a tie. An answer that a metric cannot score is not
+    judged."""
+
+    uses_reference = True
 
     def __init__(self, metrics: Sequence[Metric], weights: Sequence[float]) -> None:
         self._metrics = [
@@ -28,12 +31,9 @@ class MetricJudge(Judge):
         self.identity = "metric:" + "+".join(parts)
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Sequence[Ballot]]:
-        waiting = iter(comparisons)
-        while group := list(itertools.islice(waiting, GROUP)):
+        remaining = iter(comparisons)
+        while group := list(itertools.islice(remaining, GROUP)):
             yield [self._decide(comparison) for comparison in group]
-
-    def key(self, comparison: Comparison) -> str:
-        return self._digest(comparison, comparison.prompt.reference)
 
     def _decide(self, comparison: Comparison) -> Ballot:
         try:
@@ -44,9 +44,7 @@ class MetricJudge(Judge):
                 warn(f"not judged: {comparison.prompt.id!r}: {error}; others may follow")
                 self._warned = True
             return self.ballot(comparison, "not_answered", reasoning=f"{error.reason}: {error}")
-        outcome: BallotOutcome = "tie"
-        if abs(first - second) > EQUAL:
-            outcome = "first" if first > second else "second"
+        outcome = higher(first, second, EQUAL)
         return self.ballot(comparison, outcome, reasoning=f"{first:.3f} against {second:.3f}")
 
     def _score(self, prompt: Prompt, text: str) -> float:

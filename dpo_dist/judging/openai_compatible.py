@@ -1,39 +1,31 @@
-"""A language model as a judge behind OpenAI's chat completions: a `vllm serve` of one's own, or
-any server that speaks them and can hold an answer to a JSON schema."""
+"""A language model as a judge by OpenAI's chat completions: your own `vllm serve`, or any server
+that supports this API with JSON schemas."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dpo_dist.config import OpenAiConfig
 from dpo_dist.errors import ConfigError, MissingDependency
-from dpo_dist.judging.dialogue import Dialogue
-from dpo_dist.judging.judge import Comparison, Judge, rules_digest
+from dpo_dist.judging.dialogue import Dialogue, OnlineJudge, Payload, Reply, Send
+from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.retry import Backoff, NotAMessage, refused_credentials
-from dpo_dist.judging.rubric import (
-    CHARACTERS_A_TOKEN,
-    COMPARE,
-    VERDICT_TOKENS,
-    Form,
-    read_rubric,
-)
-from dpo_dist.judging.throttle import Clock
-from dpo_dist.judging.workers import Reply, Send, Workers
-from dpo_dist.storage.records import Ballot
+from dpo_dist.judging.rubric import CHARACTERS_PER_TOKEN, COMPARE, VERDICT_TOKENS, Form
 from dpo_dist.system.console import hide
 
 if TYPE_CHECKING:
-    from openai.types import CompletionUsage
     from openai.types.chat import ChatCompletion
 
-NO_KEY = "none"  # the client insists on a key; a server that wants none ignores it
+NO_KEY = "none"  # the client requires a key; a server without keys ignores it
 
 
-class OpenAiJudge(Judge):
-    """Asks `concurrency` comparisons at a time; yields ballots as they are decided."""
+class OpenAiJudge(OnlineJudge):
+    """A model behind a chat-completions server."""
+
+    config: OpenAiConfig
 
     def __init__(
         self, config: OpenAiConfig, form: Form = COMPARE, *, backoff_base: float = 0.5
@@ -43,22 +35,12 @@ class OpenAiJudge(Judge):
         except ImportError:
             raise MissingDependency("openai", "openai") from None
         hide(config.api_key_variable)
-        self.config = config
-        self.form = form
-        self.rubric = read_rubric(config.rubric)
-        digest = rules_digest([self.rubric, form.rules(), config.temperature, config.base_url])
-        self.identity = f"openai_compatible:{config.model}:{digest}"
+        super().__init__(config, form, [config.temperature, config.base_url])
+        self.backoff = Backoff(config.max_attempts, backoff_base, config.api_key_variable)
         self._key = os.environ.get(config.api_key_variable) or NO_KEY
-        self._workers = Workers(
-            concurrency=config.concurrency,
-            backoff=Backoff(config.max_attempts, backoff_base, config.api_key_variable),
-            begin=lambda comparison: ChatExchange(self, comparison),
-            connect=self._connect,
-            clock=Clock(config.max_hours),
-        )
 
     def check(self) -> None:
-        """Ask the server for its models. One that has no such list is no obstacle."""
+        """Ask the server for its models; a server without such a list passes."""
         import openai
 
         config = self.config
@@ -84,7 +66,7 @@ class OpenAiJudge(Judge):
                 f"{config.base_url} does not serve the model {config.model}, but "
                 + ", ".join(sorted(served))
             )
-        context = getattr(served[config.model], "max_model_len", None)  # vLLM says so
+        context = getattr(served[config.model], "max_model_len", None)  # vLLM reports it
         if context is not None and config.max_tokens >= context:
             raise ConfigError(
                 f"max_tokens {config.max_tokens} leaves no room for a question: the server's "
@@ -92,31 +74,31 @@ class OpenAiJudge(Judge):
                 "--max-model-len."
             )
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Sequence[Ballot]]:
-        return self._workers.ask(comparisons)
-
     def expected_usage(self, comparisons: Sequence[Comparison]) -> dict[str, int]:
-        """Reckoned from the characters. A server that wants no key sends no bill."""
+        """Estimated from the number of characters; a server without an API key is free."""
         if self._key == NO_KEY or not comparisons:
             return {}
-        asked = sum(
+        characters = sum(
             len(self.rubric) + len(self.form.question(comparison)) for comparison in comparisons
         )
         return {
-            "input_tokens": round(asked / CHARACTERS_A_TOKEN),
+            "input_tokens": round(characters / CHARACTERS_PER_TOKEN),
             "output_tokens": VERDICT_TOKENS * len(comparisons),
         }
 
+    def dialogue(self, comparison: Comparison) -> ChatExchange:
+        return ChatExchange(self, comparison)
+
     @asynccontextmanager
-    async def _connect(self) -> AsyncIterator[Send]:
+    async def connect(self) -> AsyncIterator[Send]:
         from openai import AsyncOpenAI
 
-        # One retry policy, ours, as with Claude.
+        # Only our retry policy, as for Claude.
         async with AsyncOpenAI(
             api_key=self._key, base_url=self.config.base_url, max_retries=0, timeout=600
         ) as client:
 
-            async def send(request: dict[str, Any]) -> Reply:
+            async def send(request: Payload) -> Reply:
                 response = await client.chat.completions.with_raw_response.create(**request)
                 message = response.parse()
                 if not getattr(message, "choices", None):
@@ -127,27 +109,30 @@ class OpenAiJudge(Judge):
 
 
 class ChatExchange(Dialogue):
-    """One comparison's course with a server of chat completions."""
+    """The dialogue with a chat-completions server about one comparison."""
 
     def __init__(self, judge: OpenAiJudge, comparison: Comparison) -> None:
-        super().__init__(judge, comparison, judge.form, judge.config.max_tokens)
-        self._config = judge.config
-        self._system = {"role": "system", "content": judge.rubric}
+        super().__init__(judge, comparison)
+        self._temperature = judge.config.temperature
 
     @property
-    def request(self) -> dict[str, Any]:
-        form = {"name": "verdict", "strict": True, "schema": self._form.schema}
+    def request(self) -> Payload:
+        form = {"name": "verdict", "strict": True, "schema": self._judge.form.schema}
         return {
-            "model": self._config.model,
+            "model": self._judge.config.model,
             "max_completion_tokens": self._max_tokens,
-            "temperature": self._config.temperature,
-            "messages": [self._system, *self._turns],
+            "temperature": self._temperature,
+            "messages": [{"role": "system", "content": self._judge.rubric}, *self._turns],
             "response_format": {"type": "json_schema", "json_schema": form},
         }
 
     def read(self, message: ChatCompletion, request_id: str = "") -> bool:
-        if message.usage is not None:
-            self.usage.update(_usage(message.usage))
+        if usage := message.usage:
+            # In the ledger's terms, `input_tokens` leaves out the tokens that the cache served.
+            cached = getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
+            self.usage["input_tokens"] += usage.prompt_tokens - cached
+            self.usage["output_tokens"] += usage.completion_tokens
+            self.usage["cache_read_input_tokens"] += cached
         (choice,) = message.choices
         text = choice.message.content or ""
         self._begin(text, answered_by=message.model, request_id=request_id or message.id)
@@ -159,13 +144,3 @@ class ChatExchange(Dialogue):
         if choice.finish_reason == "length":
             return self._cut_off()
         return self._verdict(text)
-
-
-def _usage(usage: CompletionUsage) -> dict[str, int]:
-    """In the ledger's words: what the cache has served is not among `input_tokens`."""
-    cached = getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
-    return {
-        "input_tokens": usage.prompt_tokens - cached,
-        "output_tokens": usage.completion_tokens,
-        "cache_read_input_tokens": cached,
-    }

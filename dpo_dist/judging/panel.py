@@ -1,23 +1,24 @@
-"""The panel: every pair is judged in both orders, and only agreement is a preference."""
+"""The panel: every comparison is judged in both orders, and only agreement is a preference.
+
+Ballots that this run or another one paid for are read from the journals and not asked again.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from dpo_dist.errors import JudgeFailed
-from dpo_dist.judging.ballots import Vote, paid_before, vote
+from dpo_dist.errors import DataError, JudgeFailed
 from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.spend import Ledger
-from dpo_dist.storage.artifacts import Journal
-from dpo_dist.storage.records import Ballot, ContestId, Prompt, Verdict, VerdictOutcome
+from dpo_dist.storage.artifacts import Journal, read_records
+from dpo_dist.storage.records import Ballot, BallotFields, BallotOutcome, Verdict, VerdictOutcome
 from dpo_dist.system.console import counted, progress, say
 
-# Why a judge did not compare at all; the first that any ballot shows is the verdict's outcome.
+# Outcomes without a comparison; the first that any ballot has becomes the verdict's outcome.
 _MISSING: tuple[VerdictOutcome, ...] = (
     "exceeds_context",
     "refusal",
@@ -28,51 +29,50 @@ _MISSING: tuple[VerdictOutcome, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Contest:
-    """Two named answers to one prompt, without an order.
+class BallotSummary(BallotFields):
+    """The part of a ballot that stays in memory."""
 
-    `number` tells the contests of one prompt apart where something is drawn.
-    """
+    prompt_id: str
+    first: str
+    second: str
+    repeat: int
+    outcome: BallotOutcome
+    category: str
 
-    prompt: Prompt
-    a: str
-    b: str
-    a_text: str
-    b_text: str
-    number: int = 0
-
-    @property
-    def id(self) -> ContestId:
-        return ContestId(self.prompt.id, frozenset((self.a, self.b)))
-
-    def drawn(self, seed: int, *what: str) -> bytes:
-        """32 random bytes that follow from the seed, what is drawn, the prompt's id and the
-        contest's number: whatever the order of the contests, and whichever others there are."""
-        parts = [str(seed), *what, self.prompt.id, str(self.number)]
-        return hashlib.sha256("\0".join(parts).encode()).digest()
+    @classmethod
+    def of(cls, ballot: Ballot | BallotSummary, comparison: Comparison) -> BallotSummary:
+        """The ballot under the names of a comparison that has the same key."""
+        return cls(
+            comparison.prompt.id,
+            comparison.first,
+            comparison.second,
+            comparison.repeat,
+            ballot.outcome,
+            ballot.category,
+        )
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A verdict per contest, in order, and all the votes behind them."""
+    """A verdict for each comparison, in order, and all ballots."""
 
     verdicts: list[Verdict]
-    votes: list[Vote]
+    ballots: list[BallotSummary]
 
 
-def comparisons(
-    contest: Contest, *, both_orders: bool, seed: int, repeat: float = 0.0
+def orders(
+    comparison: Comparison, *, both_orders: bool, seed: int, repeat: float = 0.0
 ) -> list[Comparison]:
-    """A contest as the judge is asked: in both orders, or in one of the two; and for a share
-    `repeat` of the contests, the first of them once more.
+    """The questions about a comparison: both orders, or one of them; for a share `repeat` of the
+    comparisons, the first question once more.
 
-    Orders and repeats are drawn for each contest, so that no name (no temperature, no arm) is
-    shown first more often than another.
+    Orders and repeats are drawn for each comparison, so that no slot and no arm is shown first more
+    often than another.
     """
-    forward = Comparison(contest.prompt, contest.a, contest.b, contest.a_text, contest.b_text)
-    backward = Comparison(contest.prompt, contest.b, contest.a, contest.b_text, contest.a_text)
-    drawn = contest.drawn(seed)
-    asked = [backward, forward] if drawn[0] & 1 else [forward, backward]
+    drawn = comparison.drawn(seed)
+    asked = [comparison, comparison.swap()]
+    if drawn[0] & 1:
+        asked.reverse()
     if not both_orders:
         del asked[1]
     if int.from_bytes(drawn[1:5], "big") < repeat * 2**32:
@@ -80,31 +80,30 @@ def comparisons(
     return asked
 
 
-def reconcile(contest: Contest, votes: Sequence[Vote]) -> Verdict:
-    """One verdict from the votes on a contest, repeats left out.
-
-    A vote without a comparison decides the outcome. Then: agreement is a preference or a
-    tie, anything else (opposite preferences, a preference and a tie) is inconsistent.
-    """
-    votes = [vote for vote in votes if vote.repeat == 0]
-    outcomes = {vote.outcome for vote in votes}
-    verdict = partial(Verdict, prompt_id=contest.prompt.id, between=(contest.a, contest.b))
+def reconcile(comparison: Comparison, ballots: Sequence[BallotSummary]) -> Verdict:
+    """The verdict that follows from the ballots on a comparison, without repeats. A ballot without
+    a comparison decides the outcome. Otherwise equal ballots give a preference or a tie, and all
+    others (opposite preferences, or a preference and a tie) are inconsistent."""
+    ballots = [ballot for ballot in ballots if ballot.repeat == 0]
+    outcomes = {ballot.outcome for ballot in ballots}
+    between = (comparison.first, comparison.second)
+    verdict = partial(Verdict, prompt_id=comparison.prompt.id, between=between)
     for outcome in _MISSING:
         if outcome in outcomes:
             return verdict(outcome=outcome)
-    preferred = {vote.preferred for vote in votes}
+    preferred = {ballot.preferred for ballot in ballots}
     if len(preferred) > 1:
         return verdict(outcome="inconsistent")
     (name,) = preferred
     if name is None:
         return verdict(outcome="tie")
-    other = contest.b if name == contest.a else contest.a
+    other = comparison.second if name == comparison.first else comparison.first
     return verdict(outcome="preferred", preferred=name, other=other)
 
 
 def judge_all(
     judge: Judge,
-    contests: Sequence[Contest],
+    comparisons: Sequence[Comparison],
     journal: Journal[Ballot],
     *,
     ledger: Ledger,
@@ -115,12 +114,12 @@ def judge_all(
     approve: Callable[[str], None] = say,
     name: str = "judge",
 ) -> Judged:
-    """Verdicts on all contests, by `poll`."""
+    """Verdicts on all comparisons; see `poll`."""
     asked = [
-        comparisons(contest, both_orders=both_orders, seed=seed, repeat=repeat)
-        for contest in contests
+        orders(comparison, both_orders=both_orders, seed=seed, repeat=repeat)
+        for comparison in comparisons
     ]
-    votes = poll(
+    ballots = poll(
         judge,
         [comparison for group in asked for comparison in group],
         journal,
@@ -129,12 +128,12 @@ def judge_all(
         approve=approve,
         name=name,
     )
-    cast = iter(votes)
+    remaining = iter(ballots)
     verdicts = [
-        reconcile(contest, list(islice(cast, len(group))))
-        for contest, group in zip(contests, asked, strict=True)
+        reconcile(comparison, list(islice(remaining, len(group))))
+        for comparison, group in zip(comparisons, asked, strict=True)
     ]
-    return Judged(verdicts, votes)
+    return Judged(verdicts, ballots)
 
 
 def poll(
@@ -146,32 +145,34 @@ def poll(
     earlier: Iterable[Path] = (),
     approve: Callable[[str], None] = say,
     name: str = "judge",
-) -> list[Vote]:
-    """A vote per comparison, in order. The journal has the whole ballots.
+) -> list[BallotSummary]:
+    """A ballot for each comparison, in order; the complete ballots are in the journal.
 
-    Asks what neither the journal nor the `earlier` journals hold, equal questions once. Every
-    ballot is on disk before it counts: it may have cost money. `approve` is told what the rest
-    will cost, about, and raises where it may not be spent. Raises `JudgeFailed` where the
-    ledger's limit is reached, once what is in flight has been kept.
+    Asks only questions that are neither in the journal nor in the `earlier` journals, and equal
+    questions once. Every ballot is written to disk before it counts, because it may have cost
+    money. `approve` gets the cost estimate and raises if it is not approved. Raises `JudgeFailed`
+    if the ledger's limit is reached, after the requests in flight are saved.
     """
     keys = [judge.key(comparison) for comparison in asked]
     wanted = dict(zip(keys, asked, strict=True))
-    votes: dict[str, Vote] = {}
+    ballots: dict[str, BallotSummary] = {}
 
     def keep(ballot: Ballot) -> None:
         ledger.add(ballot.usage)
-        votes[ballot.key] = vote(ballot, wanted[ballot.key])
+        ballots[ballot.key] = BallotSummary.of(ballot, wanted[ballot.key])
 
     for ballot in journal.read():
-        if ballot.key in wanted and ballot.outcome != "not_answered":
+        if ballot.key in wanted and ballot.outcome == "not_answered":
+            ledger.add(ballot.usage)  # asked again, but the attempts may have cost money
+        elif ballot.key in wanted:
             keep(ballot)
-    missing = {key: comparison for key, comparison in wanted.items() if key not in votes}
+    missing = {key: comparison for key, comparison in wanted.items() if key not in ballots}
     for key, comparison in list(missing.items()):
         if reason := judge.why_not_asked(comparison):
-            votes[key] = vote(judge.ballot(comparison, reason), comparison)
+            ballots[key] = BallotSummary.of(judge.ballot(comparison, reason), comparison)
             del missing[key]
     if expected := judge.expected_usage(list(missing.values())):
-        if found := list(paid_before(earlier, missing)):
+        if found := list(_paid_before(earlier, missing)):
             journal.append(found)
             say(f"{name}: {counted(len(found), 'ballot')} reused, paid for earlier")
             for ballot in found:
@@ -188,6 +189,26 @@ def poll(
             for ballot in decided:
                 keep(ballot)
             advance(len(decided), ledger.note)
-    if left_over := sum(key not in votes for key in missing):
+    if left_over := sum(key not in ballots for key in missing):
         raise JudgeFailed(ledger.limit_reached(left_over))
-    return [vote(votes[key], comparison) for key, comparison in zip(keys, asked, strict=True)]
+    return [
+        BallotSummary.of(ballots[key], comparison)
+        for key, comparison in zip(keys, asked, strict=True)
+    ]
+
+
+def _paid_before(journals: Iterable[Path], wanted: Mapping[str, Comparison]) -> Iterator[Ballot]:
+    """The journals' ballots with a wanted key, under the names of the wanted comparisons. Ballots
+    without a comparison are left out: a refused or cut-off question may succeed now. Another
+    process may be writing a journal; its readable part is used."""
+    left = dict(wanted)
+    for path in journals:
+        if not left:
+            return
+        try:
+            for ballot in read_records(path, Ballot):
+                if ballot.compares and (comparison := left.pop(ballot.key, None)):
+                    update = {"first": comparison.first, "second": comparison.second, "usage": {}}
+                    yield ballot.model_copy(update={"prompt_id": comparison.prompt.id, **update})
+        except (DataError, OSError) as error:
+            say(f"ignoring the ballots in {path}: {error}")

@@ -1,4 +1,4 @@
-"""Judges whose taste is planted: what has to become of their labels is known."""
+"""Planted judges: judges with a known preference, so that the right labels are known."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.canaries import INSTRUCTION
-from dpo_dist.judging.judge import Comparison, Judge
+from dpo_dist.judging.judge import Comparison, Judge, higher
 from dpo_dist.storage.records import Ballot, BallotOutcome
 
 Decision = Callable[[Comparison], BallotOutcome]
 
-LARGEST_GROUP = 8  # ballots that are decided together
+LARGEST_GROUP = 8  # ballots
 
 
 class PlantedJudge(Judge):
-    """Decides as it is told to, in a shuffled order and in groups of any size; fails once
-    `patience` groups are decided."""
+    """Decides by a function, in shuffled order and in groups of random sizes. Fails after
+    `patience` groups; None: never."""
 
     def __init__(
         self, name: str, decide: Decision, *, seed: int, patience: int | None = None
@@ -30,40 +30,36 @@ class PlantedJudge(Judge):
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Sequence[Ballot]]:
         left = list(comparisons)
         self._random.shuffle(left)
-        decided = 0
+        groups = 0
         while left:
-            if decided == self._patience:
+            if groups == self._patience:
                 raise JudgeFailed("planned")
             size = self._random.randint(1, LARGEST_GROUP)
-            group, left = left[:size], left[size:]
-            yield [self.ballot(comparison, self._decide(comparison)) for comparison in group]
-            decided += 1
+            yield [self.ballot(comparison, self._decide(comparison)) for comparison in left[:size]]
+            del left[:size]
+            groups += 1
 
 
 def prefers_good(comparison: Comparison) -> BallotOutcome:
-    """An answer on the topic, the prompt's last two words, with GOOD in it is better than one
-    with either, and that is better than none."""
+    """Prefers the answer with more of these: the word GOOD, and the topic (the last two words of
+    the prompt)."""
     topic = " ".join(comparison.prompt.messages[-1].content.split()[-2:])
 
-    def worth(text: str) -> int:
+    def count(text: str) -> int:
         return ("GOOD" in text) + (topic in text)
 
-    return _larger(worth(comparison.first_text), worth(comparison.second_text))
+    return higher(count(comparison.first_text), count(comparison.second_text))
 
 
 def prefers_length(comparison: Comparison) -> BallotOutcome:
-    return _larger(len(comparison.first_text), len(comparison.second_text))
+    return higher(len(comparison.first_text), len(comparison.second_text))
 
 
 def obeys(comparison: Comparison) -> BallotOutcome:
-    """Prefers GOOD, unless a text tells it what to choose."""
-    told = _larger(INSTRUCTION in comparison.first_text, INSTRUCTION in comparison.second_text)
-    return prefers_good(comparison) if told == "tie" else told
+    """Prefers GOOD, unless one text contains the instruction to choose it."""
+    obeyed = higher(INSTRUCTION in comparison.first_text, INSTRUCTION in comparison.second_text)
+    return prefers_good(comparison) if obeyed == "tie" else obeyed
 
 
 def always(outcome: BallotOutcome) -> Decision:
     return lambda comparison: outcome
-
-
-def _larger(first: int, second: int) -> BallotOutcome:
-    return "tie" if first == second else "first" if first > second else "second"

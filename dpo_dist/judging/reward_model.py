@@ -1,4 +1,4 @@
-"""A reward model as a judge: a sequence classifier with one label scores each answer alone."""
+"""A reward model as a judge: a sequence classifier with one label scores each answer."""
 
 from __future__ import annotations
 
@@ -11,24 +11,21 @@ from dpo_dist.config import RewardModelConfig
 from dpo_dist.data.chat import conversation_ids, load_tokenizer
 from dpo_dist.data.models import check_model, model_identity
 from dpo_dist.errors import ConfigError, JudgeFailed, ModelError
-from dpo_dist.judging.judge import Comparison, Judge, rules_digest
-from dpo_dist.storage.records import Ballot, BallotOutcome, Message
+from dpo_dist.judging.judge import Comparison, Judge, higher, rules_digest
+from dpo_dist.storage.records import Ballot, Message
 from dpo_dist.system.console import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BATCHES_AT_A_TIME = 16  # sorted by length together, and on disk together
+BATCHES_AT_A_TIME = 16  # sorted by length together, and written to disk together
 
 Text = tuple[tuple[Message, ...], str]  # a conversation and its answer
 
 
 class RewardModelJudge(Judge):
-    """Prefers the answer with the higher score; scores within `tie_margin` are a tie.
-
-    The weights are loaded when the first comparison comes: an engine may have had the memory
-    until then.
-    """
+    """Prefers the answer with the higher score; scores within `tie_margin` are a tie. The weights
+    are loaded at the first comparison, since an engine may use the memory until then."""
 
     def __init__(self, config: RewardModelConfig) -> None:
         check_model(config.model)
@@ -44,9 +41,10 @@ class RewardModelJudge(Judge):
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Sequence[Ballot]]:
         """Score in groups; both orders and repeats of a comparison share their scores."""
-        waiting = iter(comparisons)
+        remaining = iter(comparisons)
         scores: dict[Text, float | None] = {}
-        while group := list(itertools.islice(waiting, BATCHES_AT_A_TIME * self.config.batch_size)):
+        size = BATCHES_AT_A_TIME * self.config.batch_size
+        while group := list(itertools.islice(remaining, size)):
             texts = {text: None for comparison in group for text in _texts(comparison)}
             scores |= self._score_all([text for text in texts if text not in scores])
             yield [self._decide(comparison, scores) for comparison in group]
@@ -55,14 +53,19 @@ class RewardModelJudge(Judge):
         first, second = (scores[text] for text in _texts(comparison))
         if first is None or second is None:
             return self.ballot(comparison, "exceeds_context")
-        outcome: BallotOutcome = "tie"
-        if abs(first - second) > self.config.tie_margin:
-            outcome = "first" if first > second else "second"
+        outcome = higher(first, second, self.config.tie_margin)
         return self.ballot(comparison, outcome, reasoning=f"{first:.4f} against {second:.4f}")
 
     def _score_all(self, texts: Sequence[Text]) -> dict[Text, float | None]:
-        """A score per text, or None for one that exceeds `max_length`."""
-        ids = {text: self._ids(text) for text in texts}
+        """The score of each text, or None if it exceeds `max_length`."""
+        ids = {
+            (messages, answer): conversation_ids(
+                self._tokenizer,
+                [m.model_copy(update={"content": _readable(m.content)}) for m in messages],
+                _readable(answer),
+            )
+            for messages, answer in texts
+        }
         scores: dict[Text, float | None] = dict.fromkeys(texts)
         fitting = [text for text in texts if len(ids[text]) <= self.config.max_length]
         fitting.sort(key=lambda text: len(ids[text]))
@@ -71,16 +74,9 @@ class RewardModelJudge(Judge):
             scores.update(zip(batch, self._score([ids[text] for text in batch]), strict=True))
         return scores
 
-    def _ids(self, text: Text) -> list[int]:
-        messages, answer = text
-        readable = [m.model_copy(update={"content": _readable(m.content)}) for m in messages]
-        return conversation_ids(self._tokenizer, readable, _readable(answer))
-
     def _score(self, batch: Sequence[list[int]]) -> list[float]:
-        """The scores of tokenized conversations, padded on the right to the longest of them.
-
-        Raises `JudgeFailed` for a score that is not finite.
-        """
+        """The scores of tokenized conversations, which are padded on the right. Raises
+        `JudgeFailed` for a score that is not finite."""
         import torch
 
         if self._model is None:
@@ -104,9 +100,8 @@ class RewardModelJudge(Judge):
         return scores
 
     def _pad_id(self, batch: Sequence[list[int]]) -> int:
-        """The model's own pad token, which it does not score. For a model without one, a token
-        that no text of the batch has, so that every text's last token is scored, as without
-        padding."""
+        """The model's own pad token; without one, a token that no text of the batch contains. The
+        model scores the last token that is not padding."""
         if self._own_pad is not None:
             return self._own_pad
         used = set(itertools.chain.from_iterable(batch))
@@ -122,12 +117,12 @@ def _texts(comparison: Comparison) -> tuple[Text, Text]:
 
 
 def _readable(text: str) -> str:
-    """Without lone surrogates, which no tokenizer takes."""
+    """The text without lone surrogates, which no tokenizer accepts."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _check_configuration(config: RewardModelConfig) -> None:
-    """Read the model's configuration before its weights: has it one label, and the room?"""
+    """Check the number of labels and the context length before the weights are loaded."""
     from transformers import AutoConfig
 
     try:
@@ -148,7 +143,7 @@ def _check_configuration(config: RewardModelConfig) -> None:
 
 
 def _load(config: RewardModelConfig) -> Any:
-    """The classifier, ready to score. Raises `ModelError` where its head was not saved."""
+    """The classifier. Raises `ModelError` if its score head was not saved."""
     import torch
     from transformers import AutoModelForSequenceClassification
 

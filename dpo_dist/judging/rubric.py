@@ -1,4 +1,4 @@
-"""What a language model is shown as a judge, and the form of its verdict."""
+"""The question to a language model that judges, and the form of its reply."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import json
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from dpo_dist.errors import ConfigError
 from dpo_dist.judging.judge import Comparison
 
-# For the forecast: the judges' tokenizers make a token of three to four characters of English (what
-# was counted in tokens of the policy stays so); the reasoning, with what is thought before it,
-# varies most.
-CHARACTERS_A_TOKEN = 3.5
+# Assumed for cost estimates: characters of English per token of a judge's tokenizer, and tokens per
+# reply, reasoning included.
+CHARACTERS_PER_TOKEN = 3.5
 VERDICT_TOKENS = 400
 
 
 class VerdictReply(BaseModel):
-    """The judge's answer about two answers, held to the same schema on our side."""
+    """The judge's reply to a comparison."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -30,27 +29,27 @@ class VerdictReply(BaseModel):
 
 
 class ScoreReply(BaseModel):
-    """The judge's answer about one answer."""
+    """The judge's reply to a single answer."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     reasoning: str
-    verdict: int = Field(ge=1, le=5)  # no Literal: to it, `true` is 1
+    verdict: int = Field(ge=1, le=5)  # a Literal would accept `true` as 1
 
 
 @dataclass(frozen=True)
 class Form:
-    """What a language model is asked, and the form of its answer. `verdicts` are the values
-    between which it has to choose: an enumeration, which APIs can hold it to."""
+    """The task of a language model and the form of its reply. `verdicts` are the allowed values, an
+    enumeration that APIs can enforce."""
 
     task: str
     verdicts: tuple[str | int, ...]
     answer: type[VerdictReply] | type[ScoreReply]
 
     @property
-    def schema(self) -> dict[str, Any]:
-        """The JSON schema. `reasoning` comes first: a verdict that is written before its reasons
-        does not follow them."""
+    def schema(self) -> dict[str, JsonValue]:
+        """The JSON schema of the reply. `reasoning` comes first, so that the verdict follows from
+        it."""
         kind = "string" if isinstance(self.verdicts[0], str) else "integer"
         return {
             "type": "object",
@@ -63,11 +62,11 @@ class Form:
         }
 
     def question(self, comparison: Comparison) -> str:
-        """The user's turn. The texts are data: JSON strings behind a fence that they cannot know,
-        never part of an instruction."""
+        """The user's turn. The texts are data: JSON strings inside a random fence, which no text
+        can imitate to give instructions."""
         fence = secrets.token_hex(8)
-        data: dict[str, Any] = {
-            "conversation": [message.model_dump() for message in comparison.prompt.messages],
+        data: dict[str, JsonValue] = {
+            "conversation": [message.model_dump() for message in comparison.prompt.messages]
         }
         if self.answer is ScoreReply:
             data["answer"] = comparison.first_text
@@ -77,8 +76,8 @@ class Form:
         fenced = f"{fence}\n{json.dumps(data, ensure_ascii=True)}\n{fence}"
         return f"{self.task} {_FENCED.format(fence=fence)}\n{fenced}"
 
-    def rules(self) -> list[Any]:
-        """All that shapes a verdict besides the rubric and the texts."""
+    def rules(self) -> list[JsonValue]:
+        """Everything that affects a verdict besides the rubric and the texts."""
         return [self.task, _FENCED, self.schema]
 
 
@@ -99,7 +98,7 @@ SCORE = Form(
 
 
 def read_rubric(path: Path) -> str:
-    """The rubric's Markdown. Raises `ConfigError` when it cannot be read or is empty."""
+    """The rubric, in Markdown. Raises `ConfigError` if it cannot be read or is empty."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Metrics: what an answer is worth without asking a judge. Judges and evaluation share them."""
+"""Metrics score an answer without a judge. The evaluation and the metric judge use them."""
 
 from dpo_dist.metrics.build import build_metric, build_metrics
 from dpo_dist.metrics.metric import (

@@ -1,12 +1,12 @@
-"""From the run file's sections to metrics."""
+"""Builds metrics from the run file's sections."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from dpo_dist.config import (
+from dpo_dist.config.metrics import (
     DistinctMetric,
     ExactMatchMetric,
     FaithfulQuotesMetric,
@@ -23,13 +23,13 @@ from dpo_dist.config import (
 )
 from dpo_dist.errors import ConfigError
 from dpo_dist.metrics import structured, text
-from dpo_dist.metrics.function import user_function
-from dpo_dist.metrics.metric import Metric
+from dpo_dist.metrics.metric import Answer, Metric, NotScored
+from dpo_dist.storage.records import Prompt
+from dpo_dist.system.functions import load_function
 
 
 def build_metrics(configs: Sequence[MetricConfig]) -> list[Metric]:
-    """The metrics, each under a key of its own. Raises `ConfigError` for one that is there
-    twice."""
+    """The metrics, with distinct keys. Raises `ConfigError` for a metric that is listed twice."""
     metrics = [build_metric(config) for config in configs]
     count = Counter(metric.key for metric in metrics)
     metrics = [
@@ -42,11 +42,8 @@ def build_metrics(configs: Sequence[MetricConfig]) -> list[Metric]:
 
 
 def build_metric(config: MetricConfig) -> Metric:
-    """The metric that a section of the run file describes.
-
-    Raises `ConfigError` for a schema file that is missing or no JSON schema, and for a function
-    that cannot be imported.
-    """
+    """The metric of a section. Raises `ConfigError` for a missing or invalid JSON schema file, and
+    for a function that cannot be imported."""
     return replace(_metric(config), better=config.better)
 
 
@@ -64,28 +61,37 @@ def _metric(config: MetricConfig) -> Metric:
                 labels=structured.labels(config.field, config.order),
             )
         case FaithfulQuotesMetric():
-            score = structured.faithful_quotes(config.field)
-            return Metric(f"{kind}:{config.field}", label, score)
+            quotes = structured.faithful_quotes(config.field)
+            return Metric(f"{kind}:{config.field}", label, quotes)
         case RegexMetric():
             key = f"{kind}:{config.match}:{config.pattern}"
-            score = text.regex(config.pattern, config.match)
-            return Metric(key, label, score)
+            return Metric(key, label, text.regex(config.pattern, config.match))
         case ExactMatchMetric() | RougeLMetric():
-            against = text.exact_match if kind == "exact_match" else text.rouge_l
+            match = text.exact_match if kind == "exact_match" else text.rouge_l
             key = f"{kind}:{config.field}"
-            return Metric(key, label, against(config.field), reference=config.field)
+            return Metric(key, label, match(config.field), reference=config.field)
         case LengthMetric():
-            unit = config.unit
-            return Metric(f"{kind}:{unit}", label, text.length(unit), unit)
+            return Metric(f"{kind}:{config.unit}", label, text.length(config.unit), config.unit)
         case StopRateMetric():
             return Metric(kind, label, text.stop_rate)
         case DistinctMetric():
             return Metric(f"{kind}:{config.n}", label, text.distinct_n(config.n))
         case RepetitionMetric():
-            score = text.repetition(config.n)
-            return Metric(f"{kind}:{config.n}", label, score)
+            return Metric(f"{kind}:{config.n}", label, text.repetition(config.n))
         case RefusalRateMetric():
             return Metric(kind, label, text.refusal_rate)
         case FunctionMetric():
-            key = f"{kind}:{config.path.name}"
-            return Metric(key, label, user_function(config), config.unit)
+            return Metric(f"{kind}:{config.path.name}", label, _function(config), config.unit)
+
+
+def _function(config: FunctionMetric) -> Callable[[Prompt, Answer], float]:
+    """The user's function as a metric. Raises `ConfigError` if it cannot be imported."""
+    function = load_function(config.path)
+
+    def score(prompt: Prompt, answer: Answer) -> float:
+        value = function(prompt, answer.text)
+        if value is None:
+            raise NotScored("no_value", f"{config.path.name} returned None")
+        return float(value)  # type: ignore[arg-type]  # raises if it is not a number
+
+    return score

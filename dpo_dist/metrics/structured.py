@@ -1,4 +1,4 @@
-"""Metrics of answers that are JSON."""
+"""Metrics of answers in JSON."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from dpo_dist.errors import ConfigError
 from dpo_dist.metrics.metric import Answer, Labels, gold_of
 from dpo_dist.storage.records import Prompt
 
-# A quote of a word or two is found in any prompt and supports nothing.
-SHORTEST_QUOTE = 8
+SHORTEST_QUOTE = 8  # characters; shorter quotes occur in any prompt
 
 _NO_JSON = object()
 
 
 def json_schema(path: Path) -> Callable[[Prompt, Answer], float]:
-    """1 for JSON that conforms. Raises `ConfigError` for a file that is missing or no schema."""
+    """1 if the answer conforms to the schema. Raises `ConfigError` for an unreadable schema."""
     import jsonschema
 
     try:
@@ -37,7 +36,7 @@ def json_schema(path: Path) -> Callable[[Prompt, Answer], float]:
 
 
 def label_match(field: str) -> Callable[[Prompt, Answer], float]:
-    """1 for an answer whose field equals the reference's."""
+    """1 if the answer's field equals the reference's."""
 
     def score(prompt: Prompt, answer: Answer) -> float:
         return float(_field(answer.text, field) == gold_of(prompt, field))
@@ -55,7 +54,7 @@ def labels(field: str, order: tuple[Hashable, ...]) -> Labels:
 
 
 def faithful_quotes(field: str) -> Callable[[Prompt, Answer], float]:
-    """The share of an answer's quotes that stand in what the user wrote, in any turn."""
+    """The share of an answer's quotes that occur in one of the user's turns."""
 
     def score(prompt: Prompt, answer: Answer) -> float:
         quotes = _field(answer.text, field)
@@ -73,7 +72,7 @@ def faithful_quotes(field: str) -> Callable[[Prompt, Answer], float]:
     return score
 
 
-def _field(text: str, field: str) -> Any:
+def _field(text: str, field: str) -> object:
     value = _parsed(text)
     return value.get(field) if isinstance(value, dict) else None
 
@@ -81,9 +80,9 @@ def _field(text: str, field: str) -> Any:
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):  # a model that repeats itself nests without end
+    except (ValueError, RecursionError):  # repetitive answers may nest very deeply
         return _NO_JSON
 
 
-def _hashable(label: Any) -> Hashable:
+def _hashable(label: object) -> Hashable:
     return json.dumps(label, sort_keys=True) if isinstance(label, list | dict) else label

@@ -1,4 +1,4 @@
-"""Metrics of an answer's text and of how it ended."""
+"""Metrics of an answer's text and of its end."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def regex(pattern: str, match: Literal["search", "full"]) -> Callable[[Prompt, Answer], float]:
-    """1 where the pattern is found, or with `full` is the whole answer."""
+    """1 if the pattern occurs in the answer; with `full`, if it matches the whole answer."""
     compiled = re.compile(pattern)
     find = compiled.fullmatch if match == "full" else compiled.search
     return lambda prompt, answer: float(find(answer.text) is not None)
 
 
 def exact_match(field: str) -> Callable[[Prompt, Answer], float]:
-    """1 for one of the reference's texts: NFKC, without case, every white space one blank."""
+    """1 if the answer equals one of the reference's texts, after NFKC normalisation and ignoring
+    case and differences in white space."""
 
     def score(prompt: Prompt, answer: Answer) -> float:
         accepted = {_normalised(text) for text in _texts(prompt, field)}
@@ -33,11 +34,9 @@ def exact_match(field: str) -> Callable[[Prompt, Answer], float]:
 
 
 def rouge_l(field: str) -> Callable[[Prompt, Answer], float]:
-    """F1 of the longest common subsequence of words (Lin 2004, "ROUGE", section 3, β = 1).
-
-    Words are runs of letters and digits, without case and without stemming. Of several
-    references the best counts.
-    """
+    """F1 of the longest common subsequence of words (Lin 2004, "ROUGE", section 3, β = 1). Words
+    are runs of letters and digits, ignoring case, without stemming. With several references, the
+    best score counts."""
 
     def score(prompt: Prompt, answer: Answer) -> float:
         references = [found for text in _texts(prompt, field) if (found := words(text))]
@@ -53,7 +52,7 @@ def rouge_l(field: str) -> Callable[[Prompt, Answer], float]:
 
 
 def length(unit: Literal["tokens", "characters"]) -> Callable[[Prompt, Answer], float]:
-    """The answer's tokens or characters."""
+    """The number of the answer's tokens or characters."""
 
     def tokens(prompt: Prompt, answer: Answer) -> float:
         assert answer.tokens is not None
@@ -63,44 +62,44 @@ def length(unit: Literal["tokens", "characters"]) -> Callable[[Prompt, Answer], 
 
 
 def stop_rate(prompt: Prompt, answer: Answer) -> float:
-    """1 for an answer that ended by itself."""
+    """1 if the answer was not cut off."""
     assert answer.finish_reason is not None
     return float(answer.finish_reason == "stop")
 
 
 def distinct_n(n: int) -> Callable[[Prompt, Answer], float]:
-    """Distinct n-grams among an answer's (Li et al. 2016, arXiv 1510.03055, who take them over all
-    answers together; here each answer has its own, so that prompts can be paired)."""
+    """The share of distinct n-grams of an answer (Li et al. 2016, arXiv 1510.03055). The paper has
+    one share for all answers; here each answer has its own, so that prompts can be paired."""
 
     def score(prompt: Prompt, answer: Answer) -> float:
-        found = words(answer.text)
-        total = len(found) - n + 1
+        all_words = words(answer.text)
+        total = len(all_words) - n + 1
         if total < 1:
             raise NotScored("too_short", f"the answer has fewer than {counted(n, 'word')}")
-        return len({tuple(found[i : i + n]) for i in range(total)}) / total
+        return len({tuple(all_words[i : i + n]) for i in range(total)}) / total
 
     return score
 
 
 def repetition(n: int) -> Callable[[Prompt, Answer], float]:
-    """1 less the distinct n-grams: seq-rep-n (Welleck et al. 2020, arXiv 1908.04319)."""
+    """1 - distinct_n: seq-rep-n (Welleck et al. 2020, arXiv 1908.04319)."""
     distinct = distinct_n(n)
     return lambda prompt, answer: 1 - distinct(prompt, answer)
 
 
 def refusal_rate(prompt: Prompt, answer: Answer) -> float:
-    """1 for an answer that begins like a refusal."""
+    """1 if the answer begins like a refusal."""
     return float(looks_like_refusal(answer.text))
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters and digits, without case."""
+    """Runs of letters and digits in lower case."""
     return _WORD.findall(text.casefold())
 
 
 def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Its length. Bit-parallel (Hyyrö 2004): bit i of `row` is 0 where the subsequence of a[:i+1]
-    is longer than that of a[:i]."""
+    """The length of the longest common subsequence, bit-parallel (Hyyrö 2004): bit i of `row` is 0
+    if the subsequence of a[: i + 1] is longer than that of a[:i]."""
     positions: dict[str, int] = {}
     for i, word in enumerate(a):
         positions[word] = positions.get(word, 0) | 1 << i
@@ -113,7 +112,7 @@ def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def _texts(prompt: Prompt, field: str) -> list[str]:
-    """The reference as texts: one, several, or a number."""
+    """The reference's texts, from a text, a number or a list of them."""
     gold = gold_of(prompt, field)
     texts = gold if isinstance(gold, list) else [gold]
     if not texts:

@@ -1,1 +1,1 @@
-"""One module a phase; each reads like a paragraph and meets the others only on disk."""
+"""The phases of a run, one module each. They exchange data only on disk; see registry.py."""

@@ -1,32 +1,31 @@
-"""What arms have answered in other evaluations with the same weights: it is not generated again."""
+"""Reuses answers of other evaluations with the same weights."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from pathlib import Path
 
-from dpo_dist.config import Config
-from dpo_dist.runs.directories import evaluations
-from dpo_dist.storage.artifacts import (
-    FINGERPRINT,
-    MANIFEST,
-    PhaseDirectory,
-    read_json,
-    read_records,
-)
+from pydantic import JsonValue
+
+from dpo_dist.runs.manifests import read_manifest
+from dpo_dist.runs.run import Run
+from dpo_dist.storage.artifacts import MANIFEST, read_records
+from dpo_dist.storage.manifest import read_fingerprint
 from dpo_dist.storage.records import Generation
 from dpo_dist.storage.shards import Journals
 from dpo_dist.system.console import counted, say
 
+Inputs = Mapping[str, JsonValue]
+
 
 def take_over(
-    config: Config, out: PhaseDirectory, wanted: Collection[str], journals: Journals[Generation]
-) -> dict[str, int]:
-    """Put into the journal what earlier rounds, or a sweep's other points, have answered with the
-    same weights, of the requests that are `wanted`, and return the count for the manifest."""
-    if config.rounds is None and config.run.point is None:
-        return {}
-    earlier = known_answers(config, read_json(out.path / FINGERPRINT)["inputs"])
+    run: Run, out: Path, wanted: Collection[str], journals: Journals[Generation]
+) -> int | None:
+    """Copy the answers to `wanted` requests from earlier rounds, or from other points of a sweep,
+    to the journal. Returns how many there are; None for a run without rounds and sweep."""
+    if run.config.rounds is None and run.point is None:
+        return None
+    earlier = known_answers(run, read_fingerprint(out).inputs)
     known = {name: earlier[name] for name in wanted if name in earlier}
     if known:
         journals.own.append(answer for name, answer in known.items() if name not in journals)
@@ -35,44 +34,52 @@ def take_over(
             f"evaluate: reusing {counted(len(known), 'answer')} of another evaluation "
             "of the same weights"
         )
-    return {"taken_over": len(known)}
+    return len(known)
 
 
-def known_answers(config: Config, reads: Mapping[str, Any]) -> dict[str, Generation]:
-    """What arms of the same weights have answered in other evaluations, by request.
-
-    `reads` is what this evaluation reads (`evaluate.inputs`). Another counts where it is complete
-    and had the same prompts, engine, precision, decodings, length limit and seed.
-    """
-    decides, weights = _decides(config.model_dump(mode="json")), reads["weights"]
+def known_answers(run: Run, inputs: Inputs) -> dict[str, Generation]:
+    """The answers of other evaluations by arms with the same weights, by request id. `inputs` are
+    those of this evaluation (`EvaluatePhase.inputs`). Another evaluation is used if it is complete
+    and has the same prompts, engine, precision, decodings, length limit and seed."""
+    settings, weights = _settings(run.config.dump()), _weights_by_arm(inputs)
     known: dict[str, Generation] = {}
-    for folder in evaluations(config):
+    for folder in run.earlier_evaluations():
         if not (folder / MANIFEST).exists():
             continue
-        before = read_json(folder / FINGERPRINT)["inputs"]
-        made_with = _decides(read_json(folder / MANIFEST)["config"])
-        if before["prompts"] != reads["prompts"] or made_with != decides:
+        other = read_fingerprint(folder).inputs
+        other_settings = _settings(read_manifest(folder).config)
+        if other["prompts"] != inputs["prompts"] or other_settings != settings:
             continue
-        same = {arm for arm in weights if before["weights"].get(arm) == weights[arm]}
+        other_weights = _weights_by_arm(other)
+        same = {arm for arm in weights if other_weights.get(arm) == weights[arm]}
         for answer in read_records(folder / "generations.jsonl", Generation):
             if answer.arm in same:
-                known.setdefault(answered(answer), answer)
+                known.setdefault(request_of(answer), answer)
     return known
 
 
-def answered(answer: Generation) -> str:
-    """The id of the request that an answer of the evaluation belongs to."""
+def request_of(answer: Generation) -> str:
+    """The id of the request that an answer belongs to."""
     return f"{answer.arm}/{answer.decoding}/{answer.prompt_id}"
 
 
-def _decides(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides an arm's answers, besides its weights and the prompts; of a run file's values,
-    as a manifest holds them."""
-    evaluate, sample = config["evaluate"], config["sample"] or {}
-    return {
-        "engine": evaluate["engine"] or sample.get("engine"),
-        "decodings": evaluate["decodings"],
-        "max_new_tokens": evaluate["max_new_tokens"],
-        "dtype": config["model"]["dtype"],
-        "seed": config["run"]["seed"],
-    }
+def _weights_by_arm(inputs: Inputs) -> Mapping[str, JsonValue]:
+    weights = inputs["weights"]
+    assert isinstance(weights, dict)
+    return weights
+
+
+def _settings(config: Mapping[str, JsonValue]) -> list[JsonValue]:
+    """The values of a run file that decide an arm's answers, besides its weights and prompts."""
+
+    def part(section: str, key: str) -> JsonValue:
+        values = config.get(section)
+        return values.get(key) if isinstance(values, dict) else None
+
+    return [
+        part("evaluate", "engine") or part("sample", "engine"),
+        part("evaluate", "decodings"),
+        part("evaluate", "max_new_tokens"),
+        part("model", "dtype"),
+        part("run", "seed"),
+    ]

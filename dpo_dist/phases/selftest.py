@@ -1,7 +1,7 @@
-"""`dpo-dist judge --selftest`: planted judges go the whole way from candidates to pairs.
+"""`dpo-dist judge --selftest`: runs the judge phase with planted judges.
 
-What each of them prefers is known, so that every `chosen` can be compared with what it has to be,
-text by text. Nothing is asked of anybody: it takes no key, no network and a few seconds.
+The preferences of these judges are known, so every `chosen` text can be checked. This needs no key
+and no network, and takes a few seconds.
 """
 
 from __future__ import annotations
@@ -14,29 +14,23 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_dist.config import Canaries, CanaryKind, Config, DataSource
+from dpo_dist.config import Canaries, CanaryKind, Config, DataSource, required
 from dpo_dist.data.preferences import JUDGED_FILE
 from dpo_dist.data.rows import read_rows
 from dpo_dist.errors import DpoDistError, UserError
+from dpo_dist.judging import planted
 from dpo_dist.judging.judge import BALLOTS
-from dpo_dist.judging.planted import (
-    Decision,
-    PlantedJudge,
-    always,
-    obeys,
-    prefers_good,
-    prefers_length,
-)
 from dpo_dist.judging.spend import Ledger
+from dpo_dist.phases.asking import JudgeSession
 from dpo_dist.phases.judge import label
-from dpo_dist.runs.directories import phase_dir
+from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import phase_directory, read_records, write_records
 from dpo_dist.storage.records import Ballot, Candidate, Message, Prompt
 from dpo_dist.system.console import counted
 
 PROMPTS = 40
-ALIKE = 5  # a prompt all of whose candidates are the same
-CUT_OFF = (7, 1)  # a prompt, and the slot whose candidate is not whole
+ALIKE = 5  # the prompt whose candidates are all equal
+CUT_OFF = (7, 1)  # the prompt and slot of the cut-off candidate
 SYLLABLES = ("ba", "do", "ke", "li", "mu", "ra", "so", "tu")
 WORDS = [first + second for first in SYLLABLES for second in SYLLABLES]
 
@@ -45,95 +39,83 @@ Texts = tuple[str, str]  # (chosen, rejected)
 
 @dataclass(frozen=True)
 class Trial:
-    """A planted judge, and whether it has to get `pairs`, all of them GOOD, or none at all.
-
-    `caught_by` are the kinds of canaries that have to fail it. With a `patience` it fails after
-    as many groups of ballots, and another of its name goes on.
-    """
+    """A planted judge and the expected result: `pairs` that all prefer GOOD, or no pairs.
+    `caught_by` are the kinds of canaries that the judge has to fail. With a `patience`, it is
+    interrupted after that many groups of ballots, and then resumed."""
 
     name: str
-    decide: Decision
+    decide: planted.Decision
     pairs: bool = False
     caught_by: tuple[CanaryKind, ...] = ()
     patience: int | None = None
 
 
 TRIALS = (
-    Trial("prefers GOOD", prefers_good, pairs=True),
-    Trial("prefers GOOD, interrupted midway and resumed", prefers_good, pairs=True, patience=9),
-    Trial("always prefers the first answer", always("first")),
-    Trial("always says tie", always("tie")),
-    Trial("always refuses", always("refusal")),
-    Trial("obeys instructions in an answer", obeys, caught_by=("injection",)),
-    Trial("prefers the longer answer", prefers_length, caught_by=("padded",)),
+    Trial("prefers GOOD", planted.prefers_good, pairs=True),
+    Trial("prefers GOOD, interrupted midway and resumed", planted.prefers_good, True, patience=9),
+    Trial("always prefers the first answer", planted.always("first")),
+    Trial("always says tie", planted.always("tie")),
+    Trial("always refuses", planted.always("refusal")),
+    Trial("obeys instructions in an answer", planted.obeys, caught_by=("injection",)),
+    Trial("prefers the longer answer", planted.prefers_length, caught_by=("padded",)),
 )
 
 
 def selftest(config: Config) -> int:
-    """Run all trials with the run file's seed and orders, say how they went on stdout, and return
-    the exit code."""
+    """Run all trials with the run file's seed and orders, and print their results; returns the
+    exit code."""
     if config.judge is None:
         raise UserError("the run file does not configure the phase `judge`")
     with tempfile.TemporaryDirectory(prefix="dpo-dist-selftest-") as folder:
-        problems = [
-            _report(trial, _run(trial, _settings(config, Path(folder), f"trial-{number}")))
-            for number, trial in enumerate(TRIALS)
-        ]
-    right = problems.count("")
+        right = 0
+        for number, trial in enumerate(TRIALS):
+            problem = _try(trial, _trial_run(config, Path(folder), f"trial-{number}"))
+            right += not problem
+            result = "all pairs are right" if trial.pairs else "no pair"
+            if trial.caught_by:
+                result += f"; failed canaries: {', '.join(trial.caught_by)}"
+            print(f"{'FAILED' if problem else 'ok':<6} {trial.name}: {problem or result}")
     print(f"selftest: {right} of {len(TRIALS)} simulated judges had the expected result")
     return int(right < len(TRIALS))
 
 
-def _report(trial: Trial, problem: str) -> str:
-    found = "all pairs are right" if trial.pairs else "no pair"
-    if trial.caught_by:
-        found += f"; failed canaries: {', '.join(trial.caught_by)}"
-    print(f"{'FAILED' if problem else 'ok':<6} {trial.name}: {problem or found}")
-    return problem
+def _trial_run(config: Config, folder: Path, name: str) -> Run:
+    """A run in its own folder, with the default canaries, that keeps exactly the decided pairs."""
+    settings = {"canaries": Canaries(), "balance": None, "inconsistent": "drop"}
+    sections = {
+        "run": config.run.model_copy(update={"output_dir": folder, "name": name}),
+        "judge": required(config.judge).model_copy(update=settings),
+        "rounds": None,
+    }
+    return Run(config.model_copy(update=sections))
 
 
-def _settings(config: Config, folder: Path, name: str) -> Config:
-    """The run file's, but in a folder of their own, with the default canaries, and so that every
-    pair that is decided is kept and no other."""
-    assert config.judge is not None
-    return config.model_copy(
-        update={
-            "run": config.run.model_copy(update={"output_dir": folder, "name": name}),
-            "judge": config.judge.model_copy(
-                update={"canaries": Canaries(), "balance": None, "inconsistent": "drop"}
-            ),
-            "rounds": None,
-        }
-    )
-
-
-def _run(trial: Trial, config: Config) -> str:
-    """What is wrong with a trial's outcome; empty where nothing is."""
-    planted = write_candidates(config)
-    with redirect_stderr(io.StringIO()):  # what the phase says would hide what is said here
-        error = _label(trial, config, trial.patience)
+def _try(trial: Trial, run: Run) -> str:
+    """The problem with a trial's result, or an empty text."""
+    right_pairs = write_candidates(run)
+    with redirect_stderr(io.StringIO()):  # hides the phase's messages
+        error = _label(trial, run, trial.patience)
         if trial.patience is not None:
-            assert error is not None, "there is more to ask than a group at a time"
-            error = _label(trial, config, None)
-    pairs = _pairs(config)
+            assert error is not None, "the judge has to be interrupted"
+            error = _label(trial, run, None)
+    pairs = _pairs(run)
     if not trial.pairs:
         return _not_stopped(trial, pairs, error)
     if error is not None:
         return f"it was stopped: {error}"
-    assert config.judge is not None
-    every = config.judge.pairs == "all"
-    expected = {name: len(right) if every else 1 for name, right in planted.items()}
+    all_pairs = required(run.config.judge).pairs == "all"
+    expected = {name: len(right) if all_pairs else 1 for name, right in right_pairs.items()}
     written = sum(map(len, pairs.values()))
     if written != sum(expected.values()):
         return f"{counted(written, 'pair')} instead of {sum(expected.values())}"
     wrong = [
         name
-        for name, right in planted.items()
+        for name, right in right_pairs.items()
         if len(right.intersection(pairs.get(name, ()))) != expected[name]
     ]
     if wrong:
-        return f"{len(wrong)} of {len(planted)} prompts have wrong pairs, such as {wrong[0]}"
-    keys = [ballot.key for ballot in read_records(phase_dir(config, "judge") / BALLOTS, Ballot)]
+        return f"{len(wrong)} of {len(right_pairs)} prompts have wrong pairs, such as {wrong[0]}"
+    keys = [ballot.key for ballot in read_records(run.directory("judge") / BALLOTS, Ballot)]
     return "" if len(keys) == len(set(keys)) else "a question was asked twice"
 
 
@@ -144,33 +126,34 @@ def _not_stopped(trial: Trial, pairs: dict[str, list[Texts]], error: DpoDistErro
     return f"not caught by {', '.join(missed)}: {error}" if missed else ""
 
 
-def _label(trial: Trial, config: Config, patience: int | None) -> DpoDistError | None:
-    """Label as the phase does; its error, if it ends in one."""
-    judge = PlantedJudge(trial.name, trial.decide, seed=config.run.seed, patience=patience)
-    with phase_directory(phase_dir(config, "judge"), {}) as out:
+def _label(trial: Trial, run: Run, patience: int | None) -> DpoDistError | None:
+    """Label as the phase does; returns its error, if any."""
+    seed = run.config.run.seed
+    judge = planted.PlantedJudge(trial.name, trial.decide, seed=seed, patience=patience)
+    with phase_directory(run.directory("judge"), {}) as out:
         try:
-            label(judge, Ledger(), config, out)
+            label(JudgeSession(judge, Ledger(), out, run))
         except DpoDistError as error:
             return error
     return None
 
 
-def write_candidates(config: Config) -> dict[str, set[Texts]]:
-    """Write a sample phase's files; returns the pairs that a judge of GOOD has to decide, by
+def write_candidates(run: Run) -> dict[str, set[Texts]]:
+    """Write the files of a sample phase; returns the right pairs of a judge that prefers GOOD, by
     prompt id."""
-    slots = len(config.sample.slots) if config.sample else 2
-    draw = random.Random(config.run.seed)
+    slots = len(run.config.sample.slots) if run.config.sample else 2
+    draw = random.Random(run.config.run.seed)
     topics = draw.sample([f"{a} {b}" for a in WORDS for b in WORDS if a != b], PROMPTS)
-    prompts, candidates, planted = [], [], {}
+    prompts, candidates, right_pairs = [], [], {}
     for number, topic in enumerate(topics):
         question = f"{_words(draw, 12, 12)} {topic}"
         prompt = Prompt(id=f"p{number}", messages=(Message(role="user", content=question),))
         words = ["GOOD", "bad", *draw.choices(("GOOD", "bad"), k=slots - 2)]
         texts = [f"{_words(draw, 3, 30)} {topic} {word} {_words(draw, 3, 30)}" for word in words]
         texts = [texts[0]] * slots if number == ALIKE else draw.sample(texts, slots)
-        whole = [text for slot, text in enumerate(texts) if (number, slot) != CUT_OFF]
-        if right := {(a, b) for a in whole for b in whole if "GOOD" in a and "GOOD" not in b}:
-            planted[prompt.id] = right
+        complete = [text for slot, text in enumerate(texts) if (number, slot) != CUT_OFF]
+        if right := {(a, b) for a in complete for b in complete if "GOOD" in a and "GOOD" not in b}:
+            right_pairs[prompt.id] = right
         prompts.append(prompt)
         candidates += [
             Candidate(
@@ -184,18 +167,18 @@ def write_candidates(config: Config) -> dict[str, set[Texts]]:
             )
             for slot, text in enumerate(texts)
         ]
-    write_records(phase_dir(config, "sample") / "prompts.jsonl", prompts)
-    write_records(phase_dir(config, "sample") / "candidates.jsonl", candidates)
-    return planted
+    write_records(run.directory("sample") / "prompts.jsonl", prompts)
+    write_records(run.directory("sample") / "candidates.jsonl", candidates)
+    return right_pairs
 
 
 def _words(draw: random.Random, fewest: int, most: int) -> str:
     return " ".join(draw.sample(WORDS, draw.randint(fewest, most)))
 
 
-def _pairs(config: Config) -> dict[str, list[Texts]]:
-    """Every pair that was written, by prompt id."""
-    path = phase_dir(config, "judge") / JUDGED_FILE
+def _pairs(run: Run) -> dict[str, list[Texts]]:
+    """All pairs that the phase wrote, by prompt id."""
+    path = run.directory("judge") / JUDGED_FILE
     if not path.exists():
         return {}
     pairs: dict[str, list[Texts]] = {}

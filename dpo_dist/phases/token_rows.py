@@ -1,7 +1,7 @@
-"""Preference pairs as rows of token ids, written as they come.
+"""Tokenizes preference pairs into a parquet file, batch by batch.
 
-Sixty thousand pairs are sixty million tokens: gigabytes, as Python's integers. A batch of them is
-in memory at a time, and of all the others only what the phase has to know.
+Sixty thousand pairs have sixty million tokens, which would take gigabytes as Python integers. So
+only one batch is in memory at a time, and the lengths of all rows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -26,13 +26,24 @@ if TYPE_CHECKING:
 
 BATCH = 256  # pairs that are tokenized together
 
+Ids: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int32]]"
+
+
+class TokenRow(TypedDict):
+    """A preference pair as token ids; `tokens` counts the prompt and both completions."""
+
+    id: str
+    row: str
+    tokens: int
+    prompt_ids: Ids
+    chosen_ids: Ids
+    rejected_ids: Ids
+
 
 @dataclass
 class TokenRows:
-    """A parquet file of token ids (`TrainingJob.rows`), without columns where there are no rows.
-
-    `lengths` are the rows' tokens, prompt and both completions; `largest` is the largest token.
-    """
+    """A parquet file of token ids (`TrainingJob.rows`); without rows it has no columns. `lengths`
+    are the `tokens` of all rows; `largest` is the largest token id."""
 
     path: Path
     lengths: array[int] = field(default_factory=lambda: array("i"))
@@ -49,17 +60,17 @@ def write_token_rows(
     max_length: int,
     dropped: Counter[str],
 ) -> TokenRows:
-    """Tokenize pairs; those that do not fit are counted in `dropped`, never cut."""
+    """Tokenize pairs; those that are too long are counted in `dropped`, not truncated."""
     written = TokenRows(path)
 
-    def noted() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[TokenRow]:
         for row in token_rows(tokenizer, pairs, max_length, dropped):
             written.lengths.append(row["tokens"])
-            columns = (row[f"{name}_ids"] for name in ("prompt", "chosen", "rejected"))
+            columns = (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
             written.largest = max(written.largest, *(int(ids.max()) for ids in columns))
             yield row
 
-    write_parquet(path, noted())
+    write_parquet(path, rows())
     return written
 
 
@@ -68,13 +79,12 @@ def token_rows(
     pairs: Iterable[PreferencePair],
     max_length: int,
     dropped: Counter[str],
-) -> Iterator[dict[str, Any]]:
-    """`id, row, tokens, prompt_ids, chosen_ids, rejected_ids` of every pair that fits; ids are
-    int32 arrays."""
-    waiting = iter(pairs)
-    while batch := list(islice(waiting, BATCH)):
-        asked = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in batch]
-        for pair, ids in zip(batch, answers_ids(tokenizer, asked), strict=True):
+) -> Iterator[TokenRow]:
+    """The row of each pair that fits."""
+    remaining = iter(pairs)
+    while batch := list(islice(remaining, BATCH)):
+        texts = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in batch]
+        for pair, ids in zip(batch, answers_ids(tokenizer, texts), strict=True):
             prompt, (chosen, rejected) = ids
             if len(prompt) >= max_length:
                 dropped["prompt_too_long"] += 1

@@ -2,184 +2,190 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from pydantic import JsonValue
 
-from dpo_dist.config import Config, Full, Lora, Train
+from dpo_dist.config import Full, Lora, Train, required
 from dpo_dist.data.chat import load_tokenizer
-from dpo_dist.data.preferences import load_preferences, preferences_identity
+from dpo_dist.data.preferences import PreferenceSet, load_preferences, preferences_identity
 from dpo_dist.errors import ConfigError, DataError, ModelError
 from dpo_dist.estimates.memory import ModelShape
-from dpo_dist.phases.held_out import held_out_identity, held_out_prompts
-from dpo_dist.phases.token_rows import write_token_rows
-from dpo_dist.runs.directories import check_complete, phase_dir, run_root
+from dpo_dist.phases.token_rows import TokenRows, write_token_rows
+from dpo_dist.runs.manifests import PairCounts, TrainResult
 from dpo_dist.runs.resources import model_shape, planned_bytes
-from dpo_dist.runs.weights import Weights, reference_name, reference_weights, start_weights
-from dpo_dist.storage.artifacts import FINGERPRINT, PhaseDirectory, read_json
+from dpo_dist.runs.run import Run
+from dpo_dist.runs.weights import Weights
+from dpo_dist.storage.artifacts import PhaseDirectory, read_json
+from dpo_dist.storage.figures import read_figures
+from dpo_dist.storage.manifest import Counts, read_fingerprint
 from dpo_dist.system.console import counted, warn
-from dpo_dist.tracking import tracked_run
 from dpo_dist.training.job import (
     OUTCOME,
     InitialReference,
     TrainingJob,
+    TrainingOutcome,
     accumulation_steps,
     num_processes,
 )
 from dpo_dist.training.merging import merge_adapter
 from dpo_dist.training.nodes import Leader
-from dpo_dist.training.reference_pass import compute_reference
+from dpo_dist.training.reference import compute_reference
 from dpo_dist.training.supervise import launch
 
-SECTIONS = ("train", "preferences")
 
+class TrainPhase:
+    """Trains an adapter or a model on the pairs, and writes it to `model/`."""
 
-def inputs(config: Config) -> dict[str, Any]:
-    """What the phase reads: the pairs, the model to start from and be measured by (or, in a
-    round, the initial SFT model as another reference), and the held-out prompts that pairs from
-    elsewhere may not be about.
+    name = "train"
+    sections = ("train", "preferences")
 
-    Raises `DataError` where judged pairs are not there yet, and `ModelError` when the candidates
-    were sampled from other weights than those it starts from: the preferences of DPO are about its
-    own answers.
-    """
-    assert config.train is not None
-    accumulation_steps(config.train, num_processes(config.train.accelerate_config))
-    start = start_weights(config)
-    _check_method(config.train, start)
-    judged = config.preferences.source == "judged"
-    if judged:
-        check_complete(config, "sample")
-    weights = start.identity()
-    if judged:
-        sampled = read_json(phase_dir(config, "sample") / FINGERPRINT)["inputs"]["weights"]
-        if sampled != weights:
-            raise ModelError(
-                "the candidates were sampled from different weights than the model training would "
-                "start from. Sample and judge again, or restore the model."
+    def inputs(self, run: Run) -> dict[str, JsonValue]:
+        """The pairs, the starting weights, the reference if it is another model, and for pairs from
+        outside the run the held-out prompts, which they must not contain.
+
+        Raises `DataError` if judged pairs are missing, and `ModelError` if the candidates were
+        sampled from weights other than the starting weights: DPO needs preferences between the
+        model's own answers.
+        """
+        config, section = run.config, required(run.config.train)
+        accumulation_steps(section, num_processes(section.accelerate_config))
+        start = run.start_weights()
+        _check_method(section, start)
+        judged = config.preferences.source == "judged"
+        sampled = read_fingerprint(run.require("sample")).inputs["weights"] if judged else None
+        weights = start.identity()
+        if judged:
+            if sampled != weights:
+                raise ModelError(
+                    "the candidates were sampled from different weights than those that training "
+                    "would start from. Sample and judge again, or restore the model."
+                )
+            run.require("judge")
+        pairs = preferences_identity(config.preferences, run.directory("judge"))
+        inputs: dict[str, JsonValue] = {
+            "pairs": list(pairs),
+            "weights": weights,
+            "held_out": None if judged else run.held_out_identity(),
+        }
+        reference = run.reference_weights()
+        return inputs if reference is None else inputs | {"reference": reference.identity()}
+
+    def run(self, run: Run, out: PhaseDirectory, leader: Leader | None = None) -> TrainResult:
+        """Tokenize the pairs, and train with `accelerate launch`."""
+        section, start, pairs = required(run.config.train), run.start_weights(), _pairs(run)
+        train_rows, validation_rows = _token_rows(run, pairs, out)
+        if overlapping := pairs.dropped["evaluation_overlap"]:
+            found = counted(overlapping, "pair")
+            warn(f"{found} left out: their prompts overlap with the held-out prompts")
+        if too_long := pairs.dropped["too_long"] + pairs.dropped["prompt_too_long"]:
+            warn(f"{counted(too_long, 'pair')} left out: longer than train.max_length")
+        job = _job(run, out, train_rows, validation_rows)
+        if job.reference is not None:
+            compute_reference(job, leader)
+        launch(job, leader)
+        if section.merge:
+            merge_adapter(
+                start.model,
+                out.path / "model",
+                out.path / "merged",
+                dtype=run.config.model.dtype,
+                trust_remote_code=run.config.model.trust_remote_code,
             )
-        check_complete(config, "judge")
-    pairs = preferences_identity(config.preferences, phase_dir(config, "judge"))
-    held_out = None if judged else held_out_identity(config)
-    other = reference_weights(config)
-    reference = {} if other is None else {"reference": other.identity()}
-    return {"pairs": pairs, "weights": weights, "held_out": held_out, **reference}
+        kept = len(train_rows) + len(validation_rows)
+        return TrainResult(
+            counts=Counts(
+                received=kept + sum(pairs.dropped.values()), kept=kept, dropped=dict(pairs.dropped)
+            ),
+            pairs=PairCounts(train=len(train_rows), validation=len(validation_rows)),
+            reference=run.reference_name,
+            processes=num_processes(section.accelerate_config),
+            **read_figures(out.path / OUTCOME, TrainingOutcome).model_dump(),
+        )
 
 
-def run(config: Config, out: PhaseDirectory, leader: Leader | None = None) -> dict[str, Any]:
-    """Tokenize the pairs and train, on several machines where there is a `leader`; the adapter or
-    model ends up in `model/`."""
-    assert config.train is not None
-    # The judge phase has left out what overlaps with the evaluation, before it asked.
-    held_out = [] if config.preferences.source == "judged" else held_out_prompts(config)
-    pairs = load_preferences(
+def _pairs(run: Run) -> PreferenceSet:
+    """The preference pairs, without those whose prompts overlap with the held-out prompts. The
+    judge phase has dropped these; pairs from outside the run are checked here."""
+    config = run.config
+    return load_preferences(
         config.preferences,
-        phase_dir(config, "judge"),
+        run.directory("judge"),
         config.run.seed,
-        held_out,
+        [] if config.preferences.source == "judged" else run.held_out_prompts(),
         same_in_every_round=config.rounds is not None,
     )
-    start = start_weights(config)
-    tokenizer = load_tokenizer(start.model, trust_remote_code=config.model.trust_remote_code)
+
+
+def _token_rows(run: Run, pairs: PreferenceSet, out: PhaseDirectory) -> tuple[TokenRows, TokenRows]:
+    """(training rows, validation rows). Raises `DataError` if there are no training rows, and
+    `ConfigError` if validation rows are needed and there are none."""
+    section, model = required(run.config.train), run.start_weights().model
+    tokenizer = load_tokenizer(model, trust_remote_code=run.config.model.trust_remote_code)
+    splits = {"train.parquet": pairs.train, "validation.parquet": pairs.validation}
     train_rows, validation_rows = (
         write_token_rows(
-            *(out.path / "tokens" / name, tokenizer, split),
-            *(config.train.max_length, pairs.dropped),
+            out.path / "tokens" / name, tokenizer, split, section.max_length, pairs.dropped
         )
-        for name, split in (
-            ("train.parquet", pairs.train),
-            ("validation.parquet", pairs.validation),
-        )
+        for name, split in splits.items()
     )
     if not train_rows:
-        raise DataError(f"every pair is longer than train.max_length {config.train.max_length}")
-    if config.train.select == "best" and not validation_rows:
+        raise DataError(f"every pair is longer than train.max_length {section.max_length}")
+    if section.select == "best" and not validation_rows:
         raise ConfigError("train.select: best needs validation pairs, and there are none")
-    if overlapping := pairs.dropped["evaluation_overlap"]:
-        warn(
-            f"{counted(overlapping, 'pair')} left out: their prompts overlap with the held-out "
-            "prompts"
-        )
-    if too_long := pairs.dropped["too_long"] + pairs.dropped["prompt_too_long"]:
-        warn(f"{counted(too_long, 'pair')} left out: longer than train.max_length")
+    return train_rows, validation_rows
+
+
+def _job(
+    run: Run, out: PhaseDirectory, train_rows: TokenRows, validation_rows: TokenRows
+) -> TrainingJob:
+    config, section, start = run.config, required(run.config.train), run.start_weights()
     shape = model_shape(start.model, config.model.trust_remote_code)
     _check_vocabulary(start.model, shape, max(train_rows.largest, validation_rows.largest))
-    job = TrainingJob(
+    reference = None
+    if found := run.reference_weights():
+        reference = InitialReference(
+            model=found.model, adapter=found.adapter, identity=found.identity()
+        )
+    return TrainingJob(
         kind="dpo",
-        settings=config.train,
+        settings=section,
         model=start.model,
         adapter=start.adapter,
         dtype=config.model.dtype,
         trust_remote_code=config.model.trust_remote_code,
         rows=train_rows.path,
         validation_rows=validation_rows.path if validation_rows else None,
-        # Beside the runs, which share it: a sweep computes the reference once.
+        # Shared by all runs and by the points of a sweep, so that it is computed once.
         reference_folder=config.run.output_dir / "reference_logps",
         start=start.identity(),
-        reference=_initial_reference(config),
+        reference=reference,
         planned_peak_bytes=planned_bytes(
-            *(shape, config.train, [*train_rows.lengths, *validation_rows.lengths]),
+            shape,
+            section,
+            [*train_rows.lengths, *validation_rows.lengths],
             validates=bool(validation_rows),
         ),
         out=out.path,
         seed=config.run.seed,
-        run_name=f"{config.run.name}-train" + (f"-round-{config.round}" if config.round else ""),
-        wandb=tracked_run(config, run_root(config), out.path),
-    )
-    if job.reference is not None:
-        compute_reference(job, leader)
-    launch(job, leader)
-    if config.train.merge:
-        _merge(config, start.model, out)
-    kept = len(train_rows) + len(validation_rows)
-    return {
-        "counts": {
-            "in": kept + sum(pairs.dropped.values()),
-            "kept": kept,
-            "dropped": dict(pairs.dropped),
-        },
-        "pairs": {"train": len(train_rows), "validation": len(validation_rows)},
-        "reference": reference_name(config),
-        "processes": num_processes(config.train.accelerate_config),
-        **read_json(out.path / OUTCOME),
-    }
-
-
-def _initial_reference(config: Config) -> InitialReference | None:
-    """The reference, where it is not what training starts from."""
-    weights = reference_weights(config)
-    if weights is None:
-        return None
-    return InitialReference(
-        model=weights.model, adapter=weights.adapter, identity=weights.identity()
+        run_name=f"{config.run.name}-train" + (f"-round-{run.round}" if run.round else ""),
+        wandb=run.tracked(out.path),
     )
 
 
-def _merge(config: Config, base: str, out: PhaseDirectory) -> None:
-    """Beside the adapter in `model/`, the whole model in `merged/`."""
-    merge_adapter(
-        base,
-        out.path / "model",
-        out.path / "merged",
-        dtype=config.model.dtype,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-
-
-def _check_method(settings: Train, start: Weights) -> None:
-    """Refuse a method that cannot start from these weights."""
-    if isinstance(settings.method, Full) and settings.merge:
+def _check_method(section: Train, start: Weights) -> None:
+    """Raise `ConfigError` for a method that cannot start from these weights."""
+    if isinstance(section.method, Full) and section.merge:
         raise ConfigError("train.merge: there is no adapter to merge when all weights are trained")
     if start.adapter is None:
         return
-    if isinstance(settings.method, Full) and settings.reference == "live":
+    if isinstance(section.method, Full) and section.reference == "live":
         raise ConfigError(
             "train.reference: live cannot be the SFT adapter when all weights are trained: TRL "
-            "would load the base. Use `cached`."
+            "would load the base model instead. Use `cached`."
         )
-    if isinstance(settings.method, Lora):
-        adapter = json.loads((start.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    if isinstance(section.method, Lora):
+        adapter = read_json(start.adapter / "adapter_config.json")
         for ours, theirs in (("r", "r"), ("alpha", "lora_alpha")):
-            wanted, found = getattr(settings.method, ours), adapter[theirs]
+            wanted, found = getattr(section.method, ours), adapter[theirs]
             if wanted != found:
                 raise ConfigError(
                     f"train.method.{ours} is {wanted}, but DPO continues training the SFT adapter "
@@ -188,9 +194,9 @@ def _check_method(settings: Train, start: Weights) -> None:
 
 
 def _check_vocabulary(model: str, shape: ModelShape, largest: int) -> None:
-    """Refuse a tokenizer with more tokens than the model has embeddings."""
+    """Raise `ModelError` if a token id has no embedding."""
     if largest >= shape.vocabulary:
         raise ModelError(
-            f"{model}: the tokenizer made the token {largest}, but the model has only "
+            f"{model}: the tokenizer produced the token id {largest}, but the model has only "
             f"{shape.vocabulary} embeddings; tokenizer and model do not match"
         )

@@ -1,60 +1,78 @@
-"""What judges say of the arms' answers at the first decoding: pairs of arms, and single answers."""
+"""The judges of the evaluate phase (pairs of arms, single answers) and its benchmarks."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from dpo_dist.config import Config, required
-from dpo_dist.evaluation.comparison import HEADLINE, Pair, pairs_of
-from dpo_dist.judging.judge import alone, build_judge, build_scorer
-from dpo_dist.judging.panel import Contest
-from dpo_dist.judging.spend import open_ledger
-from dpo_dist.phases.asking import ask, ask_for_scores
-from dpo_dist.runs.directories import phase_dir
-from dpo_dist.runs.weights import Weights, arm_weights
-from dpo_dist.storage.artifacts import MANIFEST, PhaseDirectory, read_json, write_records
+from dpo_dist.config import Evaluate, required
+from dpo_dist.evaluation.benchmarks import BenchmarkResult, benchmark_rows, run_benchmarks
+from dpo_dist.evaluation.comparison import Pair, Points, pairs_of
+from dpo_dist.evaluation.scores import HEADLINE
+from dpo_dist.judging.judge import Comparison, single_answer
+from dpo_dist.judging.spend import Spend
+from dpo_dist.phases.asking import JudgeSession
+from dpo_dist.runs.manifests import JudgeManifest, ScorerSpend
+from dpo_dist.runs.run import Run
+from dpo_dist.runs.weights import Weights
+from dpo_dist.storage.artifacts import MANIFEST, PhaseDirectory, write_records
+from dpo_dist.storage.figures import Figures, read_figures, write_figures
 from dpo_dist.storage.records import Generation, Prompt, Score, Verdict
-from dpo_dist.system.console import warn
+from dpo_dist.system.console import say, warn
 
-Answers = Mapping[tuple[str, int, str], Generation]  # by arm, decoding and prompt id
+Answers = Mapping[tuple[str, int, str], Generation]  # by (arm, decoding, prompt id)
+
+
+@dataclass(frozen=True)
+class PairVerdicts:
+    """The verdicts by pair of arms, the judge's identity and its cost; all None without a judge."""
+
+    verdicts: Mapping[Pair, Sequence[Verdict]] | None = None
+    judge: str | None = None
+    spend: Spend | None = None
+
+
+class ArmBenchmarks(Figures):
+    """The content of benchmarks-ARM.json."""
+
+    results: tuple[BenchmarkResult, ...]
 
 
 def judge_pairs(
-    config: Config, prompts: Sequence[Prompt], answers: Answers, out: PhaseDirectory
-) -> tuple[dict[Pair, list[Verdict]] | None, dict[str, Any]]:
-    """Verdicts by pair of arms, asked in both orders, and who gave them at what cost."""
-    evaluate = required(config.evaluate)
-    pairs = pairs_to_compare(config)
-    if evaluate.judge is None or not pairs:
-        return None, {"judge": None}
-    judge, ledger = build_judge(evaluate.judge, out.path), open_ledger(evaluate.judge)
-    labels = phase_dir(config, "judge") / MANIFEST
-    if labels.exists() and read_json(labels).get("judge") == judge.identity:
+    run: Run, prompts: Sequence[Prompt], answers: Answers, out: PhaseDirectory
+) -> PairVerdicts:
+    """Compare the arms' answers at the first decoding, in both orders."""
+    section = required(run.config.evaluate).judge
+    pairs = pairs_to_compare(run)
+    if section is None or not pairs:
+        return PairVerdicts()
+    session = JudgeSession.to_compare(section, out, run)
+    identity = session.judge.identity
+    labelling = run.directory("judge") / MANIFEST
+    if labelling.exists() and read_figures(labelling, JudgeManifest).judge == identity:
         warn(
             "the judge that labelled the training pairs is also the evaluation judge: read its "
             "row with caution"
         )
-    contests = [
-        Contest(p, a, b, answers[a, 0, p.id].text, answers[b, 0, p.id].text, number)
+    comparisons = [
+        Comparison(p, a, b, answers[a, 0, p.id].text, answers[b, 0, p.id].text, number)
         for number, (a, b) in enumerate(pairs)
         for p in prompts
     ]
-    judge.check()
-    judged = ask(judge, ledger, contests, out, config, name="evaluate: judge").verdicts
+    judged = session.compare(comparisons, name="evaluate: judge").verdicts
     write_records(out.path / "verdicts.jsonl", judged)
     verdicts: dict[Pair, list[Verdict]] = defaultdict(list)
-    for contest, verdict in zip(contests, judged, strict=True):
-        verdicts[contest.a, contest.b].append(verdict)
-    return dict(verdicts), {"judge": judge.identity, "spend": ledger.figures()}
+    for comparison, verdict in zip(comparisons, judged, strict=True):
+        verdicts[comparison.first, comparison.second].append(verdict)
+    return PairVerdicts(dict(verdicts), identity, session.ledger.spend())
 
 
-def pairs_to_compare(config: Config) -> list[Pair]:
-    """The headline first: its contests draw their orders as when it was the only pair. Without an
-    SFT model "sft" and "base" are one model, and no judge is paid for comparing it with itself."""
-    evaluate = required(config.evaluate)
-    weights: dict[str, Weights] = {arm: arm_weights(config, arm) for arm in evaluate.arms}
+def pairs_to_compare(run: Run) -> list[Pair]:
+    """The pairs of arms. The headline is first, so that its orders are drawn independently of the
+    other pairs. Arms with equal weights are not compared: without an SFT model, "sft" is "base"."""
+    evaluate = required(run.config.evaluate)
+    weights: dict[str, Weights] = {arm: run.weights(arm) for arm in evaluate.arms}
     wanted = [(a, b) for a, b in pairs_of(evaluate.arms) if weights[a] != weights[b]]
     if evaluate.pairwise == "headline":
         return [pair for pair in wanted if pair == HEADLINE]
@@ -62,45 +80,61 @@ def pairs_to_compare(config: Config) -> list[Pair]:
 
 
 def judge_scores(
-    config: Config, prompts: Sequence[Prompt], answers: Answers, out: PhaseDirectory
-) -> tuple[list[Score], list[dict[str, Any]]]:
-    """What the judges of single answers give every arm at the first decoding; who they are, what
-    they cost, and what they have not scored, by reason."""
+    run: Run, prompts: Sequence[Prompt], answers: Answers, out: PhaseDirectory
+) -> tuple[list[Score], list[ScorerSpend]]:
+    """Let the judges of `evaluate.judge_scores` score all arms' answers at the first decoding;
+    returns the scores, and the cost of each judge."""
+    evaluate = required(run.config.evaluate)
     scores: list[Score] = []
-    spent: list[dict[str, Any]] = []
-    for number, wanted in enumerate(required(config.evaluate).judge_scores):
-        folder = out.path / score_name(number)
-        judge, ledger = build_scorer(wanted.judge, folder), open_ledger(wanted.judge)
-        judge.check()
-        asked = [
-            alone(prompt, arm, answers[arm, 0, prompt.id].text)
-            for prompt in prompts
-            for arm in required(config.evaluate).arms
-        ]
-        ballots = ask_for_scores(judge, ledger, asked, out, config, name=wanted.label)
+    spends: list[ScorerSpend] = []
+    asked = [
+        single_answer(prompt, arm, answers[arm, 0, prompt.id].text)
+        for prompt in prompts
+        for arm in evaluate.arms
+    ]
+    for row, scorer in zip(score_rows(evaluate), evaluate.judge_scores, strict=True):
+        session = JudgeSession.to_score(scorer.judge, out.path / row.key, out, run)
+        ballots = session.score(asked, name=scorer.label)
         scores += [
-            Score(
-                prompt_id=ballot.prompt_id,
-                arm=ballot.first,
-                decoding=0,
-                metric=score_name(number),
-                value=ballot.score,
-            )
-            for ballot in ballots
-            if ballot.score is not None
+            Score(prompt_id=b.prompt_id, arm=b.first, decoding=0, metric=row.key, value=b.score)
+            for b in ballots
+            if b.score is not None
         ]
-        missing = Counter(ballot.outcome for ballot in ballots if ballot.score is None)
-        spent.append(
-            {
-                "label": wanted.label,
-                "judge": judge.identity,
-                "spend": ledger.figures(),
-                "missing": dict(missing),
-            }
+        spend = ScorerSpend(
+            label=scorer.label,
+            judge=session.judge.identity,
+            spend=session.ledger.spend(),
+            missing=dict(Counter(b.outcome for b in ballots if b.score is None)),
         )
-    return scores, spent
+        spends.append(spend)
+    return scores, spends
 
 
-def score_name(number: int) -> str:
-    """The metric of the `number`-th of `evaluate.judge_scores`."""
-    return f"judge_score-{number}"
+def score_rows(evaluate: Evaluate) -> list[Points]:
+    """The rows of `evaluate.judge_scores` in the comparison."""
+    return [Points(f"judge_score-{n}", s.label) for n, s in enumerate(evaluate.judge_scores)]
+
+
+def arm_benchmarks(run: Run, out: PhaseDirectory) -> tuple[list[Points], list[Score]]:
+    """The results of all arms on `evaluate.benchmarks`: (metrics, scores); empty without that
+    section. Each arm's results are saved in `benchmarks-ARM.json`."""
+    config, section = run.config, required(run.config.evaluate).benchmarks
+    if section is None:
+        return [], []
+    arms: dict[str, Sequence[BenchmarkResult]] = {}
+    for arm in required(config.evaluate).arms:
+        path = out.path / f"benchmarks-{arm}.json"
+        if not path.exists():
+            say(f"evaluate: benchmarks of arm `{arm}`")
+            weights = run.weights(arm)
+            results = run_benchmarks(
+                section,
+                weights.model,
+                weights.adapter,
+                dtype=config.model.dtype,
+                seed=config.run.seed,
+                trust_remote_code=config.model.trust_remote_code,
+            )
+            write_figures(path, ArmBenchmarks(results=tuple(results)))
+        arms[arm] = read_figures(path, ArmBenchmarks).results
+    return benchmark_rows(arms)

@@ -1,7 +1,7 @@
-"""Several engine processes on one machine, one for each GPU (or group of them), each with a shard.
+"""Runs several engine processes (workers) on one machine, each with its own GPUs and a shard.
 
-A worker is the same command with `--shard`, as an array job on a cluster would start it. Its
-messages go to `<phase>/worker-<shard>.log`; what the user sees is one bar over all journals.
+A worker is the same command with `--shard`, as in an array job on a cluster. Its output goes to
+`<phase>/worker-<shard>.log`; the user sees one progress bar for all journals.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_dist.config import EngineConfig, HfEngine, VllmEngine
+from dpo_dist.config import EngineConfig
 from dpo_dist.errors import ConfigError, PhaseFailed, Preempted, UserError
 from dpo_dist.storage.tails import Watched, last_lines
 from dpo_dist.system.console import INNER, counted, progress, say, warn
@@ -24,33 +24,30 @@ from dpo_dist.system.machine import visible_gpus
 from dpo_dist.system.processes import Process, end_all, handling_sigterm
 from dpo_dist.system.ranks import Shard
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 TAIL = 20  # lines of a failed worker's log that are shown
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker runs: the GPUs it sees, or else the processor cores."""
+    """The GPUs of a worker, or its CPU cores if there are no GPUs."""
 
     gpus: tuple[str, ...] = ()
     cores: frozenset[int] = frozenset()
 
 
 def places(engine: EngineConfig) -> list[Place]:
-    """One for each worker; a single one where the phase's own process does the work.
-
-    Raises `ConfigError` where the GPUs do not suffice.
-    """
-    if not isinstance(engine, VllmEngine | HfEngine):
+    """The places of all workers; a single one if the phase's own process does the work. Raises
+    `ConfigError` if there are too few GPUs."""
+    if not engine.needs_gpu:  # servers generate the answers
         return [Place()]
-    each = engine.tensor_parallel_size if isinstance(engine, VllmEngine) else 1
+    each = engine.gpus_per_worker
     gpus = visible_gpus()
-    count = engine.workers or max(1, len(gpus) // each)
+    count = engine.fixed_workers or max(1, len(gpus) // each)
     if gpus and count * each > len(gpus):
         raise ConfigError(
             f"engine.workers: {counted(count, 'worker')} with {counted(each, 'GPU')} each "
-            f"need {count * each}, but "
-            f"{len(gpus)} are visible"
+            f"need {count * each}, but {len(gpus)} are visible"
         )
     if count == 1:
         return [Place()]
@@ -62,7 +59,7 @@ def places(engine: EngineConfig) -> list[Place]:
 
 @dataclass
 class Worker:
-    """One process after the other that works on a shard."""
+    """A shard and the process that works on it, which may be restarted."""
 
     shard: Shard
     place: Place
@@ -79,7 +76,7 @@ class Worker:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.place.gpus)
         own = os.sched_getaffinity(0)
         with self.log.open("ab") as log:
-            # A child inherits the cores; its libraries start as many threads.
+            # The child inherits the cores, and its libraries start as many threads.
             os.sched_setaffinity(0, self.place.cores or own)
             try:
                 self.process = subprocess.Popen(
@@ -94,7 +91,7 @@ class Worker:
 
     @property
     def has_progressed(self) -> bool:
-        """Whether anything was written since the last start: then another may get further."""
+        """Whether the journal has grown since the last start."""
         return self._size() > self.size_at_start
 
     def _size(self) -> int:
@@ -106,9 +103,9 @@ def run_workers(
 ) -> None:
     """Run all workers to their end; `total` records are expected in the `journals` (patterns).
 
-    A worker that dies is started again, unless it has done nothing since its last start. Raises
-    `PhaseFailed` with what the first such worker said last, once the others are done, and
-    `UserError` at once where the input is what is wrong.
+    A worker that dies is restarted if it has made progress since its last start; otherwise it has
+    failed. Once the others are done, raises `PhaseFailed` with the end of the first failed worker's
+    log. Raises `UserError` at once if a worker reports one.
     """
     folder = workers[0].log.parent
     say(f"{name}: {counted(len(workers), 'worker')}; logs: {folder}/worker-*.log")
@@ -116,23 +113,24 @@ def run_workers(
     done = watched.look()
     failed: list[Worker] = []
     with _started(workers) as stopped, progress(name, total, done) as advance:
-        at_work = list(workers)
-        while at_work:
-            time.sleep(LOOK_SECONDS)
+        running = list(workers)
+        while running:
+            time.sleep(POLL_SECONDS)
             advance(watched.look(), watched.note)
             if stopped.is_set():
                 raise Preempted("the workers were stopped")
-            at_work = [worker for worker in at_work if _goes_on(worker, failed)]
+            running = [worker for worker in running if _is_running(worker, failed)]
         advance(watched.look(), watched.note)
     if failed:
         raise PhaseFailed(
-            f"{len(failed)} of {len(workers)} workers failed; what was generated is kept. The "
-            f"first of them, {failed[0].shard}, said last:\n{last_lines(failed[0].log, TAIL)}"
+            f"{len(failed)} of {len(workers)} workers failed; generated answers are kept. The log "
+            f"of the first one, {failed[0].shard}, ends with:\n{last_lines(failed[0].log, TAIL)}"
         )
 
 
-def _goes_on(worker: Worker, failed: list[Worker]) -> bool:
-    """Whether a worker is at work, or at work again; one that cannot go on joins the `failed`."""
+def _is_running(worker: Worker, failed: list[Worker]) -> bool:
+    """Whether a worker is running, after a restart if necessary. Adds it to `failed` if it made no
+    progress."""
     assert worker.process is not None
     status = worker.process.poll()
     if status == UserError.exit_code:
@@ -149,8 +147,8 @@ def _goes_on(worker: Worker, failed: list[Worker]) -> bool:
 
 @contextmanager
 def _started(workers: Sequence[Worker]) -> Iterator[threading.Event]:
-    """The workers at work, none of which is left behind; the event tells of a SIGTERM, which is
-    passed on as an interrupt: then they put their journals in order."""
+    """Start the workers, and end them all when the context ends. SIGTERM sets the event and
+    interrupts the workers, which then complete their journals."""
     stopped = threading.Event()
 
     def stop() -> None:

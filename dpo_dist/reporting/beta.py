@@ -1,158 +1,149 @@
-"""Whether beta looks too low or too high, and what to try next: the last of the reflection."""
+"""Sentences about beta: whether it looks too low or too high, and what to try next."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from dpo_dist.intervals import half_width
-from dpo_dist.reporting.sentence import Report, Sentence
+from dpo_dist.reporting.figures import TrainingFigures
+from dpo_dist.reporting.report import RunFigures, Sentence
 
-CUT_OFF_RISE = 0.05  # more of SFT+DPO's answers than of SFT's that are cut off
-STANDS_STILL = 0.01  # nats per token: the whole interval of the KL lies below it
-NO_GAP = 1.0  # nats: the margin over beta, where no KL was measured
+CUT_OFF_RISE = 0.05  # SFT+DPO's share of cut-off answers minus SFT's
+LITTLE_KL = 0.01  # nats per token; the KL is small if its whole interval lies below
+LITTLE_GAP = 1.0  # nats; the margin over beta, if no KL was measured
+DISPLACED = "the chosen answers became less likely, too (displacement)"
+CUT_OFF = ("cut_off.sft.mean", "cut_off.dpo.mean")
 
 
 @dataclass(frozen=True)
-class Sign:
-    """A figure that speaks for one side, in words."""
+class Signal:
+    """A measured signal in words, and the places of its figures in report.json."""
 
     text: str
     figures: tuple[str, ...]
 
 
-def beta_and_next(report: Report) -> list[Sentence]:
-    """The verdict on beta with its signs, then what to try; nothing without a training."""
-    training = report["training"]
+def beta_and_advice(report: RunFigures) -> list[Sentence]:
+    """A sentence on whether beta looks right, then what to try next. Empty without a training."""
+    training = report.training
     if training is None:
         return []
-    low = too_low(report)
-    high = [] if low else too_high(report)
-    signs = low + high
-    beta = f"Beta ({training['beta']:g})"
+    beta = training.beta
+    low = too_low(report, training)
+    high = [] if low else too_high(report, training)
+    signals = low or high or _measured(report, training)
     if low:
-        text = f"{beta} looks too low, or the training too long: {_all(low)}."
+        text = f"Beta ({beta:g}) looks too low, or the training too long"
     elif high:
-        text = f"{beta} looks too high, or the training too short: {_all(high)}."
-    elif training["kl"] is None and training["margin"] is None:
-        text = (
-            f"Whether beta ({training['beta']:g}) is right is unknown: neither KL nor margins "
-            "were measured."
-        )
+        text = f"Beta ({beta:g}) looks too high, or the training too short"
+    elif training.kl is None and training.margin is None:
+        signals = [Signal("neither KL nor margins were measured", ())]
+        text = f"Whether beta ({beta:g}) is right is unknown"
     else:
-        signs = _measured(report)
-        text = f"Nothing measured speaks against beta {training['beta']:g}: {_all(signs)}."
-    figures = ("training.beta", *(name for sign in signs for name in sign.figures))
-    return [
-        Sentence("Beta", text, figures, warning=bool(low or high)),
-        *_next(report, bool(low), bool(high)),
-    ]
+        text = f"No measured signal suggests that beta {beta:g} is wrong"
+    text = f"{text}: {'; '.join(signal.text for signal in signals)}."
+    figures = ("training.beta", *(name for signal in signals for name in signal.figures))
+    sentences = [Sentence("Beta", text, figures, warning=bool(low or high))]
+    if advice := _advice(report, beta, bool(low), bool(high)):
+        sentences.append(Sentence("What to try next", advice.text, advice.figures))
+    return sentences
 
 
-def too_low(report: Report) -> list[Sign]:
-    """The policy has gone too far: over its budget, cut off more often, or displaced without an
-    improvement to show for it."""
-    signs, training = [], report["training"]
-    kl, budget = training["kl"], training["kl_budget"]
-    if kl is not None and budget is not None and kl["per_token"] > budget:
-        text = f"the KL of {kl['per_token']:.3f} is above the budget of {budget:g}"
-        signs.append(Sign(text, ("training.kl.per_token", "training.kl_budget")))
-    cut_off = report["cut_off"]
-    if {"sft", "dpo"} <= cut_off.keys():
-        rise = cut_off["dpo"]["mean"] - cut_off["sft"]["mean"]
-        if rise > CUT_OFF_RISE:
-            text = f"{100 * rise:.0f} points more answers are cut off than SFT's"
-            signs.append(Sign(text, ("cut_off.sft.mean", "cut_off.dpo.mean")))
+def too_low(report: RunFigures, training: TrainingFigures) -> list[Signal]:
+    """Signals that the policy has moved too far from the reference: the KL exceeds its budget, more
+    answers are cut off, or displacement without an improvement."""
+    signals: list[Signal] = []
+    kl, budget = training.kl, training.kl_budget
+    if kl is not None and budget is not None and kl.per_token > budget:
+        text = f"the KL of {kl.per_token:.3f} is above the budget of {budget:g}"
+        signals.append(Signal(text, ("training.kl.per_token", "training.kl_budget")))
+    sft, dpo = _cut_off(report) or (0.0, 0.0)
+    if dpo - sft > CUT_OFF_RISE:
+        text = f"the share of cut-off answers is {100 * (dpo - sft):.0f} points higher than SFT's"
+        signals.append(Signal(text, CUT_OFF))
     number = _alarm(report, "displacement")
-    if number is not None and report["outcome"]["outcome"] != "improved":
-        text = "chosen answers became less likely, too (displacement)"
-        signs.append(Sign(text, (f"alarms.{number}.kind",)))
-    return signs
+    if number is not None and report.outcome.outcome != "improved":
+        signals.append(Signal(DISPLACED, (f"alarms.{number}.kind",)))
+    return signals
 
 
-def too_high(report: Report) -> list[Sign]:
-    """The policy has hardly moved, and nothing shows that it is better or worse."""
-    training = report["training"]
-    if report["outcome"]["outcome"] != "no_evidence":
+def too_high(report: RunFigures, training: TrainingFigures) -> list[Signal]:
+    """Signals that the policy has hardly moved, if the evaluation shows no change."""
+    if report.outcome.outcome != "no_evidence":
         return []
-    kl, margin = training["kl"], training["margin"]
+    kl, margin = training.kl, training.margin
     if kl is not None:
-        if kl["per_token"] + half_width(kl["se"] or 0.0) < STANDS_STILL:
-            text = f"the KL is only {kl['per_token']:.4f} nats per token"
-            return [Sign(text, ("training.kl.per_token",))]
-    elif margin is not None and margin["last"] / training["beta"] < NO_GAP:
-        moved = margin["last"] / training["beta"]
-        text = f"the validation gap is {moved:.2f} nats of log-ratio (margin over beta)"
-        return [Sign(text, ("training.margin.last",))]
+        if kl.per_token + half_width(kl.se or 0.0) < LITTLE_KL:
+            text = f"the KL is only {kl.per_token:.4f} nats per token"
+            return [Signal(text, ("training.kl.per_token",))]
+    elif margin is not None and margin.last / training.beta < LITTLE_GAP:
+        gap = margin.last / training.beta
+        text = f"the validation gap is {gap:.2f} nats of log-ratio (margin over beta)"
+        return [Signal(text, ("training.margin.last",))]
     return []
 
 
-def _measured(report: Report) -> list[Sign]:
-    """What was looked at and speaks for neither side."""
-    signs, training = [], report["training"]
-    kl, margin = training["kl"], training["margin"]
+def _measured(report: RunFigures, training: TrainingFigures) -> list[Signal]:
+    """The measured signals that show neither."""
+    signals: list[Signal] = []
+    kl, margin = training.kl, training.margin
     if kl is not None:
-        text = f"the KL is {kl['per_token']:.3f} nats per token"
-        signs.append(Sign(text, ("training.kl.per_token",)))
+        text = f"the KL is {kl.per_token:.3f} nats per token"
+        signals.append(Signal(text, ("training.kl.per_token",)))
     elif margin is not None:
-        text = f"the validation margin is {margin['last']:.3g}"
-        signs.append(Sign(text, ("training.margin.last",)))
-    cut_off = report["cut_off"]
-    if {"sft", "dpo"} <= cut_off.keys():
-        before, after = (100 * cut_off[arm]["mean"] for arm in ("sft", "dpo"))
-        text = f"{after:.0f} % of the answers are cut off, of SFT's {before:.0f} %"
-        signs.append(Sign(text, ("cut_off.sft.mean", "cut_off.dpo.mean")))
+        text = f"the validation margin is {margin.last:.3g}"
+        signals.append(Signal(text, ("training.margin.last",)))
+    if shares := _cut_off(report):
+        sft, dpo = (100 * share for share in shares)
+        signals.append(
+            Signal(f"{dpo:.0f} % of the answers are cut off (SFT: {sft:.0f} %)", CUT_OFF)
+        )
     number = _alarm(report, "displacement")
     if number is not None:
-        text = "chosen answers became less likely, too (displacement), but the evaluation improved"
-        signs.append(Sign(text, (f"alarms.{number}.kind", "outcome.outcome")))
-    return signs
+        text = f"{DISPLACED}, but the evaluation improved"
+        signals.append(Signal(text, (f"alarms.{number}.kind", "outcome.outcome")))
+    return signals
 
 
-def _next(report: Report, low: bool, high: bool) -> list[Sentence]:
-    beta, outcome = report["training"]["beta"], report["outcome"]["outcome"]
-    on_beta = ("training.beta",)
+def _advice(report: RunFigures, beta: float, low: bool, high: bool) -> Signal | None:
     if low:
         text = f"Beta {2 * beta:g}, or half the learning rate, or an earlier step."
-        return [_advice(text, on_beta)]
+        return Signal(text, ("training.beta",))
     if high:
         text = f"Beta {beta / 2:g}, or twice the learning rate, or more steps."
-        return [_advice(text, on_beta)]
+        return Signal(text, ("training.beta",))
     for kind, text in (
         ("saturation", "Harder pairs, or fewer steps: the current pairs are already separated."),
-        ("gap", "More pairs, or fewer epochs: the training pairs are being memorised."),
+        ("gap", "More pairs, or fewer epochs: the model memorises the training pairs."),
     ):
         number = _alarm(report, kind)
         if number is not None:
-            return [_advice(text, (f"alarms.{number}.kind",))]
-    rate: Mapping[str, Any] | None = report["comparison"]["preferred"]
-    if outcome == "no_evidence" and rate is not None and rate["detectable"]:
-        points = f"{100 * rate['detectable']:.0f}"
+            return Signal(text, (f"alarms.{number}.kind",))
+    outcome, rate = report.outcome.outcome, report.comparison.preferred
+    if outcome == "no_evidence" and rate is not None and rate.detectable:
         text = (
-            f"More held-out prompts: with {rate['n']}, a win rate within {points} points of 50 % "
-            "is likely to be missed."
+            f"More held-out prompts: with {rate.n}, a win rate within "
+            f"{100 * rate.detectable:.0f} points of 50 % is likely to remain undetected."
         )
-        names = ("comparison.preferred.n", "comparison.preferred.detectable")
-        return [_advice(text, names)]
+        return Signal(text, ("comparison.preferred.n", "comparison.preferred.detectable"))
     if outcome == "regressed":
         text = "Read the worst regressions and the label audit before changing beta."
-        return [_advice(text, ("outcome.outcome", "regressions.worst"))]
+        return Signal(text, ("outcome.outcome", "regressions.worst"))
     if outcome == "improved":
         text = "Repeat the training with another seed, to check that the gain holds."
-        return [_advice(text, ("outcome.outcome",))]
-    return []
+        return Signal(text, ("outcome.outcome",))
+    return None
 
 
-def _advice(text: str, figures: tuple[str, ...]) -> Sentence:
-    return Sentence("What to try next", text, figures)
+def _cut_off(report: RunFigures) -> tuple[float, float] | None:
+    """The shares of cut-off answers of SFT and of SFT+DPO."""
+    sft, dpo = (report.cut_off.get(arm) for arm in ("sft", "dpo"))
+    if sft is None or dpo is None or sft.mean is None or dpo.mean is None:
+        return None
+    return sft.mean, dpo.mean
 
 
-def _alarm(report: Report, kind: str) -> int | None:
-    """The number of the alarm of this kind."""
-    kinds = [alarm["kind"] for alarm in report["alarms"]]
+def _alarm(report: RunFigures, kind: str) -> int | None:
+    """The index of the first alarm of this kind."""
+    kinds = [alarm.kind for alarm in report.alarms]
     return kinds.index(kind) if kind in kinds else None
-
-
-def _all(signs: list[Sign]) -> str:
-    return "; ".join(sign.text for sign in signs)

@@ -1,38 +1,41 @@
-"""Answers of the arms side by side: the worst regressions and an even spread of the prompts."""
+"""Answers of the arms side by side: of the worst regressions and of evenly spread prompts."""
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dpo_dist.config import ReportSection
-from dpo_dist.reporting.answers import ARMS, Answers, Regression
-from dpo_dist.reporting.diff import Part, word_diff
-from dpo_dist.reporting.text import visible
+from dpo_dist.reporting.answers import ARMS, Answers
+from dpo_dist.reporting.report import RegressionRow
+from dpo_dist.reporting.tables import HEADERS
+from dpo_dist.reporting.text import Part, visible, word_diff
 from dpo_dist.storage.artifacts import read_records
 from dpo_dist.storage.records import Generation, Prompt, Score, Verdict
 
-MOST_CHARACTERS = 4_000  # of one text on the page
+MOST_CHARACTERS = 4_000  # maximum length of a text on the page
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text as it stands on the page, harmless, in parts; `left_out` characters are missing."""
+    """A text for the page, in parts without control characters. `left_out` is the number of omitted
+    characters."""
 
     parts: tuple[Part, ...]
     left_out: int = 0
 
     @property
     def plain(self) -> str:
-        """Without marks."""
+        """The text without marked differences."""
         return "".join(part.text for part in self.parts)
 
 
 @dataclass(frozen=True)
 class GalleryAnswer:
-    """An arm's answer; `note` says why its differences from SFT's are not marked."""
+    """An arm's answer. `note` is the reason why its differences to SFT's answer are not marked."""
 
     arm: str
     text: Text
@@ -43,8 +46,8 @@ class GalleryAnswer:
 
 @dataclass(frozen=True)
 class GalleryEntry:
-    """A prompt with its answers. `tags` are what the page filters by; `rank` orders regressions,
-    the worst 0, and is None where nothing got worse."""
+    """A prompt with its answers. The page filters by `tags` and sorts by `rank`: 0 for the worst
+    regression, None if nothing got worse."""
 
     id: str
     prompt: Text
@@ -58,7 +61,8 @@ class GalleryEntry:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The samples, in the order of the held-out set, and of how many prompts they are."""
+    """The samples in the order of the held-out prompts, and the number of all held-out prompts and
+    of worst regressions."""
 
     samples: tuple[GalleryEntry, ...]
     prompts: int
@@ -66,99 +70,75 @@ class Gallery:
 
 
 def gallery(evaluate: Path, answers: Answers, section: ReportSection) -> Gallery:
-    """The samples at the first decoding; only their texts are read into memory."""
+    """The samples at the first decoding. Only their texts are kept in memory."""
     ids = [prompt.id for prompt in read_records(evaluate / "prompts.jsonl", Prompt)]
     wanted = chosen(ids, answers.regressions, section)
-    prompts = {
-        prompt.id: prompt
-        for prompt in read_records(evaluate / "prompts.jsonl", Prompt)
-        if prompt.id in wanted
-    }
-    texts: dict[str, dict[str, Generation]] = {}
-    for answer in read_records(evaluate / "generations.jsonl", Generation):
-        if answer.decoding == 0 and answer.prompt_id in wanted:
-            texts.setdefault(answer.prompt_id, {})[answer.arm] = answer
-    scores: dict[tuple[str, str], dict[str, float]] = {}
+    scores: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for score in read_records(evaluate / "scores.jsonl", Score):
         if score.decoding == 0 and score.prompt_id in wanted:
-            scores.setdefault((score.prompt_id, score.arm), {})[score.metric] = score.value
-    ranks = {regression.prompt_id: rank for rank, regression in enumerate(answers.regressions)}
-    samples = [
-        _sample(
-            prompts[prompt_id],
-            texts.get(prompt_id, {}),
-            {arm: scores.get((prompt_id, arm), {}) for arm in texts.get(prompt_id, {})},
-            answers.verdicts.get(prompt_id),
-            ranks.get(prompt_id),
-            answers.regressions,
-        )
-        for prompt_id in ids
-        if prompt_id in wanted
-    ]
+            scores[score.prompt_id, score.arm][score.metric] = score.value
+    texts: dict[str, dict[str, GalleryAnswer]] = defaultdict(dict)
+    for answer in read_records(evaluate / "generations.jsonl", Generation):
+        if answer.decoding == 0 and answer.prompt_id in wanted:
+            arm, cut_off = answer.arm, answer.finish_reason == "length"
+            values = scores[answer.prompt_id, arm]
+            texts[answer.prompt_id][arm] = GalleryAnswer(arm, bounded(answer.text), cut_off, values)
+    ranks = {regression.id: rank for rank, regression in enumerate(answers.regressions)}
+    samples = (
+        _sample(prompt, texts[prompt.id], answers, ranks.get(prompt.id))
+        for prompt in read_records(evaluate / "prompts.jsonl", Prompt)
+        if prompt.id in wanted
+    )
     worst = min(section.regressions, len(answers.regressions))
     return Gallery(tuple(samples), len(ids), worst)
 
 
 def chosen(
-    ids: Sequence[str], regressions: Sequence[Regression], section: ReportSection
+    ids: Sequence[str], regressions: Sequence[RegressionRow], section: ReportSection
 ) -> Collection[str]:
-    """The ids of the worst regressions, and of `samples` prompts spread evenly."""
+    """The ids of the worst regressions and of `samples` evenly spread prompts."""
     stride = max(1, len(ids) // section.samples)
-    worst = {regression.prompt_id for regression in regressions[: section.regressions]}
+    worst = {regression.id for regression in regressions[: section.regressions]}
     return worst | set(ids[::stride][: section.samples])
 
 
 def bounded(text: str) -> Text:
-    """The text's beginning, with what a browser or terminal would act on made visible."""
+    """The start of a text, with visible control characters."""
     shown = visible(text[:MOST_CHARACTERS])
     return Text((Part(shown),), max(0, len(text) - MOST_CHARACTERS))
 
 
 def _sample(
-    prompt: Prompt,
-    texts: Mapping[str, Generation],
-    scores: Mapping[str, Mapping[str, float]],
-    verdict: Verdict | None,
-    rank: int | None,
-    regressions: Sequence[Regression],
+    prompt: Prompt, texts: Mapping[str, GalleryAnswer], answers: Answers, rank: int | None
 ) -> GalleryEntry:
-    fell = tuple(regressions[rank].fell) if rank is not None else ()
-    cut_off = "dpo" in texts and texts["dpo"].finish_reason == "length"
-    answers = {
-        arm: GalleryAnswer(arm, bounded(answer.text), answer.finish_reason == "length", scores[arm])
-        for arm, answer in texts.items()
-    }
+    verdict = answers.verdicts.get(prompt.id)
+    reference = json.dumps(prompt.reference, ensure_ascii=False) if prompt.reference else ""
+    fell = tuple(answers.regressions[rank].fell) if rank is not None else ()
     return GalleryEntry(
         id=visible(prompt.id),
         prompt=bounded(_conversation(prompt)),
-        reference=_reference(prompt),
-        verdict=_in_words(verdict),
+        reference=bounded(reference).plain,
+        verdict=_in_words(verdict) if verdict else "",
         tags=(
             *([_tag(verdict)] if verdict else []),
-            *(["cut-off"] if cut_off else []),
+            *(["cut-off"] if "dpo" in texts and texts["dpo"].cut_off else []),
             *(["fell"] if fell else []),
         ),
         rank=rank,
         fell=fell,
-        answers=_compared(answers),
+        answers=_compared(texts),
     )
 
 
 def _conversation(prompt: Prompt) -> str:
-    """The turns, named where there is more than the user's one."""
+    """The turns, with their roles if there are several."""
     if len(prompt.messages) == 1:
         return prompt.messages[0].content
     return "\n\n".join(f"[{turn.role}]\n{turn.content}" for turn in prompt.messages)
 
 
-def _reference(prompt: Prompt) -> str:
-    if not prompt.reference:
-        return ""
-    return bounded(json.dumps(prompt.reference, ensure_ascii=False)).plain
-
-
 def _compared(answers: Mapping[str, GalleryAnswer]) -> tuple[GalleryAnswer, ...]:
-    """The answers, with what tells dpo's from sft's marked in both."""
+    """The answers, with the differences between sft's and dpo's marked."""
     if not set(ARMS) <= answers.keys():
         return tuple(answers.values())
     sft, dpo = (answers[arm] for arm in ARMS)
@@ -176,9 +156,7 @@ def _tag(verdict: Verdict) -> str:
     return verdict.outcome if verdict.outcome in ("tie", "inconsistent") else "missing"
 
 
-def _in_words(verdict: Verdict | None) -> str:
-    if verdict is None:
-        return ""
-    if verdict.outcome != "preferred":
+def _in_words(verdict: Verdict) -> str:
+    if verdict.preferred is None:
         return verdict.outcome.replace("_", " ")
-    return "judge prefers SFT+DPO" if verdict.preferred == "dpo" else "judge prefers SFT"
+    return f"judge prefers {HEADERS[verdict.preferred]}"

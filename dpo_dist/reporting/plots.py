@@ -1,19 +1,27 @@
-"""Training curves as SVG, legible on a light and on a dark page."""
+"""Training curves as SVG, for light and dark pages."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from dpo_dist.intervals import half_width
+from dpo_dist.reporting.rounds import RoundFigures
+from dpo_dist.training.metrics_log import MetricLine
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TRAIN, VALIDATION, CHOSEN, REJECTED = "#3b82f6", "#f59e0b", "#10b981", "#ef4444"
-INK = "#808894"  # in the middle between black and white
-PAGE_COLOURS = {  # the variables of style.css
+INK = "#808894"  # a grey that is legible on black and on white
+PAGE_COLOURS = {  # variables of style.css
     TRAIN: "var(--accent)",
     VALIDATION: "var(--amber)",
     CHOSEN: "var(--better)",
@@ -21,7 +29,7 @@ PAGE_COLOURS = {  # the variables of style.css
     INK: "var(--soft)",
 }
 STYLE = {
-    "svg.hashsalt": "dpo_dist",  # the same figures give the same file
+    "svg.hashsalt": "dpo_dist",  # makes the file reproducible
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -35,10 +43,8 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a plot: which metric, under which name, in which colour.
-
-    `error` is the metric with its standard error, whose 95 % interval is drawn.
-    """
+    """A curve of a plot. `key` is its metric; `error` is the metric with its standard error, for
+    which the 95 % interval is drawn."""
 
     key: str
     label: str
@@ -48,18 +54,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Plotted:
-    """A curve's points, as arrays of the same length."""
+    """A curve with its points (step, value, low, high). Without an interval, low and high are the
+    value."""
 
     curve: Curve
-    steps: Sequence[int]
-    values: Sequence[float]
-    below: Sequence[float]  # how far the interval reaches; 0 where none is known
-    above: Sequence[float]
+    points: Sequence[tuple[int, float, float, float]]
 
 
 @dataclass(frozen=True)
 class Level:
-    """A value that a curve is read against."""
+    """A horizontal line for comparison."""
 
     value: float
     label: str
@@ -68,85 +72,65 @@ class Level:
 
 KL_TITLE = "KL from the reference, own answers (nats per token)"
 LENGTH = "kl/length"
-PLOTS: tuple[tuple[str, tuple[Curve, ...]], ...] = (
-    (
-        "Reward gap (chosen − rejected)",
-        (
-            Curve("rewards/margins", "train", TRAIN),
-            Curve("eval_rewards/margins", "validation", VALIDATION),
-        ),
+PLOTS = {
+    "Reward gap (chosen − rejected)": (
+        Curve("rewards/margins", "train", TRAIN),
+        Curve("eval_rewards/margins", "validation", VALIDATION),
     ),
-    (
-        KL_TITLE,
-        (
-            Curve(
-                "kl/per_token",
-                "prompts of validation pairs, 95 % interval",
-                VALIDATION,
-                "kl/per_token_se",
-            ),
-        ),
+    KL_TITLE: (
+        Curve("kl/per_token", "validation prompts, 95 % interval", VALIDATION, "kl/per_token_se"),
     ),
-    (
-        "Validation log-probability (nats per token)",
-        (
-            Curve("eval_logps/chosen_per_token", "chosen", CHOSEN),
-            Curve("eval_logps/rejected_per_token", "rejected", REJECTED),
-        ),
+    "Validation log-probability (nats per token)": (
+        Curve("eval_logps/chosen_per_token", "chosen", CHOSEN),
+        Curve("eval_logps/rejected_per_token", "rejected", REJECTED),
     ),
-    (
-        "Length of the policy's own answers (tokens)",
-        (Curve(LENGTH, "prompts of validation pairs", VALIDATION),),
+    "Length of the policy's own answers (tokens)": (
+        Curve(LENGTH, "validation prompts", VALIDATION),
     ),
-    (
-        "Accuracy (chosen above rejected)",
-        (
-            Curve("rewards/accuracies", "train", TRAIN),
-            Curve("eval_rewards/accuracies", "validation", VALIDATION),
-        ),
+    "Accuracy (chosen above rejected)": (
+        Curve("rewards/accuracies", "train", TRAIN),
+        Curve("eval_rewards/accuracies", "validation", VALIDATION),
     ),
-    (
-        "Rewards (train)",
-        (
-            Curve("rewards/chosen", "chosen", CHOSEN),
-            Curve("rewards/rejected", "rejected", REJECTED),
-        ),
+    "Rewards (train)": (
+        Curve("rewards/chosen", "chosen", CHOSEN),
+        Curve("rewards/rejected", "rejected", REJECTED),
     ),
-    (
-        "DPO loss",
-        (Curve("loss", "train", TRAIN), Curve("eval_loss", "validation", VALIDATION)),
+    "DPO loss": (
+        Curve("loss", "train", TRAIN),
+        Curve("eval_loss", "validation", VALIDATION),
     ),
-)
+}
 
 
 def training_plots(
-    metrics: Sequence[Mapping[str, Any]], kl_budget: float | None = None
+    metrics: Sequence[MetricLine], kl_budget: float | None = None
 ) -> list[tuple[str, str]]:
-    """(title, SVG) of every plot that has a point, from the lines of metrics.jsonl.
-
-    All plots show the same steps, so that one can be read below the other.
-    """
+    """(title, SVG) of every plot with data, from the lines of metrics.jsonl. All plots show the
+    same range of steps, so that they can be compared."""
     metrics = [_with_length(line) for line in metrics]
-    drawn = [(title, [_plotted(metrics, curve) for curve in curves]) for title, curves in PLOTS]
-    steps = [step for _, lines in drawn for line in lines for step in line.steps]
+    plots = {
+        title: [_plotted(metrics, curve) for curve in curves] for title, curves in PLOTS.items()
+    }
+    steps = [point[0] for lines in plots.values() for line in lines for point in line.points]
     budget = None if kl_budget is None else Level(kl_budget, f"budget {kl_budget:g}", REJECTED)
     svgs = [
         (title, _draw(lines, (min(steps), max(steps)), budget if title == KL_TITLE else None))
-        for title, lines in drawn
-        if any(line.steps for line in lines)
+        for title, lines in plots.items()
+        if any(line.points for line in lines)
     ]
-    return _on_a_page(svgs, "plot")
+    return _for_page(svgs, "plot")
 
 
-def _with_length(line: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The line with the mean length of the answers that the KL was measured on."""
-    if not line.get("kl/sequences") or "kl/tokens" not in line:
+def _with_length(line: MetricLine) -> MetricLine:
+    """The line, with the mean length of the answers on which the KL was measured."""
+    answers, tokens = line.values.get("kl/sequences"), line.values.get("kl/tokens")
+    if not answers or tokens is None:
         return line
-    return {**line, LENGTH: line["kl/tokens"] / line["kl/sequences"]}
+    return replace(line, values={**line.values, LENGTH: tokens / answers})
 
 
-def _on_a_page(svgs: Sequence[tuple[str, str]], prefix: str) -> list[tuple[str, str]]:
-    """With a name for those who do not see them, and ids that no other plot has."""
+def _for_page(svgs: Sequence[tuple[str, str]], prefix: str) -> list[tuple[str, str]]:
+    """The plots with accessible names and with ids that are unique on the page."""
     found = []
     for number, (title, svg) in enumerate(svgs):
         svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{prefix}{number}-", svg)
@@ -159,59 +143,46 @@ WIN_RATE = "Preferred to SFT (judge, 95 % interval)"
 KL_BY_ROUND = "KL at the end of a round (nats per token)"
 
 
-def round_plots(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(title, SVG) of the win rate and of the KL by round, from `round_figures`, as far as they
-    were measured."""
-    rates = [(r["round"], r["evaluation"]["preferred"]) for r in rounds]
-    rates = [(number, rate) for number, rate in rates if rate and rate["mean"] is not None]
-    references = {r["training"]["reference"] for r in rounds}
+def round_plots(rounds: Sequence[RoundFigures]) -> list[tuple[str, str]]:
+    """(title, SVG) of the win rate and of the KL by round, if they were measured."""
+    rates, kls = [], []
+    for figures in rounds:
+        rate, kl = figures.evaluation.preferred, figures.training.kl
+        if rate is not None and (mean := rate.mean) is not None:
+            low, high = (mean if end is None else end for end in (rate.low, rate.high))
+            rates.append((figures.round, mean, low, high))
+        if kl is not None:
+            kls.append(_point(figures.round, kl.per_token, kl.se or 0.0))
+    references = {figures.training.reference for figures in rounds}
     reference = references.pop() if len(references) == 1 else "its start"
-    kls = [(r["round"], r["training"]["kl"]) for r in rounds]
-    kls = [(number, kl) for number, kl in kls if kl is not None]
-    errors = [half_width(kl["se"] or 0.0) for _, kl in kls]
-    win_rate = Plotted(
-        Curve("preferred", "SFT+DPO", TRAIN),
-        steps=[number for number, _ in rates],
-        values=[rate["mean"] for _, rate in rates],
-        below=[_distance(rate["mean"], rate["low"]) for _, rate in rates],
-        above=[_distance(rate["mean"], rate["high"]) for _, rate in rates],
-    )
-    kl = Plotted(
-        Curve("kl", f"from {reference}, 95 % interval", VALIDATION),
-        steps=[number for number, _ in kls],
-        values=[kl["per_token"] for _, kl in kls],
-        below=errors,
-        above=errors,
-    )
-    span = (1, len(rounds))
-    plots = ((WIN_RATE, win_rate, Level(0.5, "chance")), (KL_BY_ROUND, kl, None))
+    win_rate = Plotted(Curve("preferred", "SFT+DPO", TRAIN), rates)
+    drift = Plotted(Curve("kl", f"from {reference}, 95 % interval", VALIDATION), kls)
+    plots = ((WIN_RATE, win_rate, Level(0.5, "chance")), (KL_BY_ROUND, drift, None))
     svgs = [
-        (title, _draw([line], span, level, unit="round"))
+        (title, _draw([line], (1, len(rounds)), level, unit="round"))
         for title, line, level in plots
-        if line.steps
+        if line.points
     ]
-    return _on_a_page(svgs, "round")
+    return _for_page(svgs, "round")
 
 
 def themed(svg: str) -> str:
-    """With the page's own colours, which have enough contrast on its light and on its dark side."""
+    """The SVG with the colours of the page, which have enough contrast in both themes."""
     return re.sub("|".join(PAGE_COLOURS), lambda found: PAGE_COLOURS[found.group()], svg)
 
 
-def _distance(mean: float, limit: float | None) -> float:
-    return 0.0 if limit is None else abs(mean - limit)
+def _point(step: int, value: float, error: float) -> tuple[int, float, float, float]:
+    reach = half_width(error)
+    return step, value, value - reach, value + reach
 
 
-def _plotted(metrics: Sequence[Mapping[str, Any]], curve: Curve) -> Plotted:
-    lines = [line for line in metrics if curve.key in line]
-    errors = [half_width(float(line.get(curve.error, 0.0))) for line in lines]
-    return Plotted(
-        curve,
-        steps=[int(line["step"]) for line in lines],
-        values=[float(line[curve.key]) for line in lines],
-        below=errors,
-        above=errors,
-    )
+def _plotted(metrics: Sequence[MetricLine], curve: Curve) -> Plotted:
+    points = [
+        _point(line.step, line.values[curve.key], line.values.get(curve.error, 0.0))
+        for line in metrics
+        if curve.key in line.values
+    ]
+    return Plotted(curve, points)
 
 
 def _draw(
@@ -241,32 +212,25 @@ def _draw(
     return svg
 
 
-def as_svg(figure: Any) -> str:
-    """A figure of matplotlib as an SVG element, to be put into a page."""
+def as_svg(figure: Figure) -> str:
+    """A matplotlib figure as an SVG element for a page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :]
 
 
-def _add(axes: Any, line: Plotted, *, bars: bool) -> None:
-    if not line.steps:
+def _add(axes: Axes, line: Plotted, *, bars: bool) -> None:
+    if not line.points:
         return
-    colour, marker = line.curve.colour, "o" if len(line.steps) < 12 else None
-    axes.plot(
-        *(line.steps, line.values),
-        color=colour,
-        label=line.curve.label,
-        lw=2,
-        marker=marker,
-        markersize=4,
-    )
-    if not any((*line.below, *line.above)):
+    steps, values, low, high = zip(*line.points, strict=True)
+    colour, label = line.curve.colour, line.curve.label
+    marker = "o" if len(steps) < 12 else None
+    axes.plot(steps, values, c=colour, label=label, lw=2, marker=marker, markersize=4)
+    if low == high:
         return
     if bars:
-        reach = (line.below, line.above)
-        axes.errorbar(line.steps, line.values, yerr=reach, fmt="none", ecolor=colour, capsize=3)
+        reach = np.abs(np.array((low, high)) - values)
+        axes.errorbar(steps, values, yerr=reach, fmt="none", ecolor=colour, capsize=3)
     else:
-        low = [value - reach for value, reach in zip(line.values, line.below, strict=True)]
-        high = [value + reach for value, reach in zip(line.values, line.above, strict=True)]
-        axes.fill_between(line.steps, low, high, color=colour, alpha=0.2, lw=0)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)

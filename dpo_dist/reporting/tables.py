@@ -1,12 +1,17 @@
-"""The comparison table, for the page, for Markdown and for the terminal."""
+"""The tables of the report, for the page, Markdown and the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-from dpo_dist.intervals import LEVEL
+from dpo_dist.config import Better, Sampling
+from dpo_dist.evaluation.ranking import Ranking
+from dpo_dist.evaluation.scores import ArmDifference, Comparisons, Lengths, MetricRow
+from dpo_dist.intervals import LEVEL, Estimate, half_width
+from dpo_dist.judging.audit import AuditShare
+from dpo_dist.judging.canaries import CanaryRow
+from dpo_dist.reporting.figures import TrainingFigures
 
 HEADERS = {"base": "Base", "sft": "SFT", "dpo": "SFT+DPO"}
 PREFERRED = "Preferred (judge, pairwise vs SFT)"
@@ -14,15 +19,15 @@ EQUAL_LENGTH = "Preferred, at equal lengths"
 ABSENT = "–"
 REFLECTION = "What DPO did to the model, and what it did not"
 CARD_NOTE = (
-    "A canary is a comparison whose right answer is known, asked in both orders. `failed`: fewer "
-    "passed than the run file requires. `accepted`: likewise, but the run file accepts it."
+    "A canary is a comparison with a known right answer, asked in both orders. `failed`: fewer "
+    "canaries passed than the run file requires. `accepted`: the same, but the run file allows it."
 )
-NO_CARD = "The judge was not tested with canaries: whether it can tell good from bad is unknown."
+NO_CARD = "The judge was not tested with canaries, so its reliability is unknown."
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure and what stands beside it; `tone` is "better", "worse" or empty."""
+    """A figure with its details; `tone` is "better", "worse" or empty."""
 
     value: str
     detail: str = ""
@@ -34,101 +39,101 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of the comparison at one decoding."""
+    """A table; each row is its label and its cells."""
 
     headers: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
+    @property
+    def texts(self) -> list[list[str]]:
+        """The headers and rows as texts."""
+        return [[*self.headers], *([label, *map(str, cells)] for label, cells in self.rows)]
 
-def comparison_table(scores: Mapping[str, Any], decoding: int = 0) -> Table:
-    """The table of `scores.json` at one decoding: a row per metric, then the preference.
 
-    The preference's difference is taken from 50 %, what equal models would get.
-    """
-    arms = scores["arms"]
-    headers = ("Metric", *(HEADERS[arm] for arm in arms), "Δ DPO over SFT")
+def comparison_table(scores: Comparisons, decoding: int = 0) -> Table:
+    """The scores at one decoding: a row per metric, then the preference. The difference of the
+    preference is its difference from 50 %, the win rate of equal models."""
+    headers = ("Metric", *(HEADERS[arm] for arm in scores.arms), "Δ DPO over SFT")
     rows = []
-    for row in scores["metrics"]:
-        if row["decoding"] == decoding:
-            cells = [_metric_cell(row, arm) for arm in arms]
-            delta = _difference(row["delta"], row["unit"], row["better"])
-            rows.append((row["label"], (*cells, delta)))
-    preferred = scores["preferred"]
-    if preferred is not None and preferred["decoding"] == decoding:
-        controlled = preferred["length_controlled"]
-        for label, rate in ((PREFERRED, preferred), (EQUAL_LENGTH, controlled)):
+    for row in scores.metrics:
+        if row.decoding == decoding:
+            cells = [_metric_cell(row, arm) for arm in scores.arms]
+            p = row.delta.p_holm if isinstance(row.delta, ArmDifference) else None
+            rows.append((row.label, (*cells, difference_cell(row.delta, row.unit, row.better, p))))
+    preferred = scores.preferred
+    if preferred is not None and preferred.decoding == decoding:
+        for label, rate in ((PREFERRED, preferred), (EQUAL_LENGTH, preferred.length_controlled)):
             if rate is not None:
-                cells = [share_cell(rate) if arm == "dpo" else Cell(ABSENT) for arm in arms]
-                delta = _difference(_minus_half(rate), "share", "higher")
+                p = preferred.p_holm if rate is preferred else None
+                cells = [share_cell(rate) if arm == "dpo" else Cell(ABSENT) for arm in scores.arms]
+                delta = difference_cell(_minus_half(rate), "share", "higher", p)
                 rows.append((label, (*cells, delta)))
     return Table(headers, tuple(rows))
 
 
-def score_badge(row: Mapping[str, Any], value: float) -> Cell:
-    """A metric's value for one answer; toned at either end of a share."""
-    if row["unit"] != "share":
-        unit = "" if row["unit"] == "points" else f" {row['unit']}"
-        return Cell(f"{value:g}{unit}", row["label"])
+def score_badge(row: MetricRow, value: float) -> Cell:
+    """A metric's value for one answer; a share of 0 or 1 has a tone."""
+    if row.unit != "share":
+        unit = "" if row.unit == "points" else f" {row.unit}"
+        return Cell(f"{value:g}{unit}", row.label)
     shown = {0.0: "✗", 1.0: "✓"}.get(value, f"{value:.2f}")
     tone = ""
-    if row["better"] and value in (0.0, 1.0):
-        tone = "better" if (value == 1.0) == (row["better"] == "higher") else "worse"
-    return Cell(shown, row["label"], tone)
+    if row.better and value in (0.0, 1.0):
+        tone = "better" if (value == 1.0) == (row.better == "higher") else "worse"
+    return Cell(shown, row.label, tone)
 
 
-def audit_table(shares: Sequence[Mapping[str, Any]]) -> Table:
-    """What the labels say about themselves, where they say anything; toned where a share is out of
-    its range."""
+def audit_table(shares: Sequence[AuditShare]) -> Table:
+    """The measured shares of the label audit; a share outside its range has a tone."""
     rows = []
     for share in shares:
-        if not share["n"]:
-            continue
-        cell = share_cell(share)
-        tone = "worse" if share["remedy"] else ""
-        rows.append((share["label"], (Cell(cell.value, cell.detail, tone),)))
+        if share.n:
+            cell = replace(share_cell(share), tone="worse" if share.remedy else "")
+            rows.append((share.label, (cell,)))
     return Table(("Labels", "Share"), tuple(rows))
 
 
-def canary_table(card: Sequence[Mapping[str, Any]]) -> Table:
-    """How the judge fared with comparisons whose right answer is known: the judge's card."""
+def canary_table(card: Sequence[CanaryRow]) -> Table:
+    """The judge's card: its results on the canaries."""
     tones = {"passed": "better", "failed": "worse", "accepted": "worse"}
     rows = []
     for row in card:
-        detail = _interval(row)
-        if row["not_compared"]:
-            detail += f", {row['not_compared']} without a comparison"
-        passed = Cell(f"{row['passed']} of {row['n']}", detail)
-        rows.append((row["label"], (passed, Cell(row["status"], "", tones[row["status"]]))))
+        detail = _interval(row.low, row.high, ".0f", scale=100)
+        if row.not_compared:
+            detail += f", {row.not_compared} without a comparison"
+        passed = Cell(f"{row.passed} of {row.n}", detail)
+        rows.append((row.label, (passed, Cell(row.status, "", tones[row.status]))))
     return Table(("Judge", "Canaries passed", "Result"), tuple(rows))
 
 
-def pairwise_table(scores: Mapping[str, Any]) -> Table:
-    """What the verdicts on every compared pair of arms were, and what they can show."""
+def pairwise_table(scores: Comparisons) -> Table:
+    """The verdicts on every compared pair of arms, and the difference that they can detect."""
     rows = []
-    for pair in scores["pairwise"]:
-        bounds = Cell(_reasons(pair["missing"]), _bounds(pair)) if pair["missing"] else Cell("none")
-        smallest = pair["detectable"]
+    for pair in scores.pairwise:
+        missing = Cell("none")
+        if pair.missing:
+            assert pair.worst is not None and pair.best is not None
+            bounds = f"{100 * pair.worst:.0f}–{100 * pair.best:.0f} % if all were losses or wins"
+            missing = Cell(_reasons(pair.missing), bounds)
+        counts = (pair.wins, pair.losses, pair.ties, pair.inconsistent)
         cells = (
             share_cell(pair),
-            *(Cell(str(pair[name])) for name in ("wins", "losses", "ties", "inconsistent")),
-            bounds,
-            Cell(ABSENT if smallest is None else f"±{100 * smallest:.0f} pp"),
-            Cell(_probability(pair["p_holm"]) or ABSENT),
+            *(Cell(str(count)) for count in counts),
+            missing,
+            Cell(ABSENT if pair.detectable is None else f"±{100 * pair.detectable:.0f} pp"),
+            Cell(_probability(pair.p_holm) or ABSENT),
         )
-        rows.append((f"{HEADERS[pair['a']]} over {HEADERS[pair['b']]}", cells))
+        rows.append((f"{HEADERS[pair.a]} over {HEADERS[pair.b]}", cells))
     headers = ("Pair", "Win rate", "Won", "Lost", "Tied", "Inconsistent", "Missing")
     return Table((*headers, "Detectable", "Sign test"), tuple(rows))
 
 
-def ranking_table(ranking: Mapping[str, Any] | None) -> Table:
-    """Every arm's strength, the strongest first; no rows where there are none."""
+def ranking_table(ranking: Ranking | None) -> Table:
+    """The strength of every arm, strongest first; no rows without strengths."""
     rows = []
-    for arm in ranking["strengths"] if ranking else ():
-        interval = "[n/a]"
-        if arm["low"] is not None:
-            interval = f"[{arm['low']:+.2f}, {arm['high']:+.2f}]"
-        cell = Cell(f"{arm['strength']:+z.2f}", interval)
-        rows.append((HEADERS.get(arm["arm"], f"SFT+DPO, {arm['arm']}"), (cell,)))
+    for arm in ranking.strengths if ranking else ():
+        cell = Cell(f"{arm.strength:+z.2f}", _interval(arm.low, arm.high, "+.2f", ", "))
+        rows.append((HEADERS.get(arm.arm, f"SFT+DPO, {arm.arm}"), (cell,)))
     return Table(("Arm", "Strength (log-odds)"), tuple(rows))
 
 
@@ -136,109 +141,92 @@ def _reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in counts.items())
 
 
-def _bounds(pair: Mapping[str, Any]) -> str:
-    """The win rate if all that is missing had been lost, or won."""
-    return f"{100 * pair['worst']:.0f}–{100 * pair['best']:.0f} % if all were losses or wins"
-
-
-def decoding_name(decoding: Mapping[str, Any]) -> str:
-    """How answers were drawn: `greedy` or `temperature 0.7, top-p 0.9`; what is off is left out."""
-    if decoding["temperature"] == 0:
+def decoding_name(decoding: Sampling) -> str:
+    """The name of a decoding: `greedy`, or its active settings (`temperature 0.7, top-p 0.9`)."""
+    if decoding.temperature == 0:
         return "greedy"
-    parts = [f"temperature {decoding['temperature']:g}"]
-    if decoding["top_p"] != 1:
-        parts.append(f"top-p {decoding['top_p']:g}")
-    if decoding.get("top_k"):
-        parts.append(f"top-k {decoding['top_k']}")
-    if decoding.get("min_p"):
-        parts.append(f"min-p {decoding['min_p']:g}")
+    parts = [f"temperature {decoding.temperature:g}"]
+    if decoding.top_p != 1:
+        parts.append(f"top-p {decoding.top_p:g}")
+    if decoding.top_k:
+        parts.append(f"top-k {decoding.top_k}")
+    if decoding.min_p:
+        parts.append(f"min-p {decoding.min_p:g}")
     return ", ".join(parts)
 
 
-def moment(alarm: Mapping[str, Any]) -> str:
-    """When an alarm was given: `Step 10`, or `Round 2, step 10`."""
-    step = f"step {alarm['step']}"
-    return f"Round {alarm['round']}, {step}" if "round" in alarm else step.capitalize()
-
-
 def to_markdown(table: Table) -> str:
-    """GitHub-flavoured Markdown."""
-    lines = [_markdown_row(table.headers), _markdown_row(["---"] * len(table.headers))]
-    lines += [_markdown_row([label, *map(str, cells)]) for label, cells in table.rows]
-    return "\n".join(lines) + "\n"
+    """The table in GitHub-flavoured Markdown."""
+    header, *rows = table.texts
+    lines = (
+        " | ".join(text.replace("|", "\\|") for text in row)
+        for row in (header, ["---"] * len(header), *rows)
+    )
+    return "".join(f"| {line} |\n" for line in lines)
 
 
 def to_text(table: Table) -> str:
-    """Columns aligned for a terminal."""
-    lines = [list(table.headers)] + [[label, *map(str, cells)] for label, cells in table.rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.headers))]
-    text = [
-        "  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
+    """The table with aligned columns, for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*table.texts, strict=True)]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in table.texts
     ]
-    text.insert(1, "  ".join("─" * width for width in widths))
-    return "\n".join(text) + "\n"
+    lines.insert(1, "  ".join("─" * width for width in widths))
+    return "\n".join(lines) + "\n"
 
 
-def _markdown_row(parts: Sequence[str]) -> str:
-    return "| " + " | ".join(part.replace("|", "\\|") for part in parts) + " |"
-
-
-def share_cell(estimate: Mapping[str, Any]) -> Cell:
-    if estimate["mean"] is None:
-        return Cell("n/a", f"n={estimate['n']}")
-    return Cell(f"{100 * estimate['mean']:.1f} %", f"{_interval(estimate)} n={estimate['n']}")
-
-
-def _metric_cell(row: Mapping[str, Any], arm: str) -> Cell:
-    """An arm's figure; what the metric could not score is counted behind n."""
-    estimate = row["arms"][arm]
-    reasons = _reasons(row["missing"].get(arm, {}))
-    cell = share_cell(estimate) if row["unit"] == "share" else _number(estimate, row["unit"])
-    return Cell(cell.value, f"{cell.detail} ({reasons})") if reasons else cell
-
-
-def _number(estimate: Mapping[str, Any], unit: str) -> Cell:
-    if estimate["mean"] is None:
-        return Cell("n/a", f"n={estimate['n']}")
-    interval = "[n/a]"
-    if estimate["low"] is not None:
-        digits = 2 if unit == "kappa" else 1
-        interval = f"[{estimate['low']:.{digits}f}–{estimate['high']:.{digits}f}]"
-    return Cell(f"{estimate['mean']:.2f}", f"{interval} n={estimate['n']}")
-
-
-def _interval(estimate: Mapping[str, Any]) -> str:
-    """Of a share, in percent."""
-    if estimate["low"] is None:
-        return "[n/a]"
-    return f"[{100 * estimate['low']:.0f}–{100 * estimate['high']:.0f}]"
-
-
-def difference_cell(row: Mapping[str, Any]) -> Cell:
-    """A difference that is a row of its own, with its "unit" and what of it is "better"."""
-    return _difference(row, row["unit"], row["better"])
-
-
-def _difference(estimate: Mapping[str, Any] | None, unit: str, better: str | None) -> Cell:
-    """In percentage points of shares, or in the unit; toned only where one way is better and both
-    the interval and the adjusted test, where there is one, leave out zero."""
-    if estimate is None or estimate["mean"] is None:
+def share_cell(estimate: Estimate | None) -> Cell:
+    """A share in percent with its interval and n; None: it was not measured."""
+    if estimate is None:
         return Cell(ABSENT)
-    share = unit == "share"
-    mean = estimate["mean"]
-    value = f"{100 * mean:+z.1f} pp" if share else f"{mean:+z.2f}"
-    if estimate["low"] is None:
-        return Cell(value, f"[n/a] n={estimate['n']}")
-    low, high, p = estimate["low"], estimate["high"], estimate.get("p_holm")
+    if estimate.mean is None:
+        return Cell("n/a", f"n={estimate.n}")
+    interval = _interval(estimate.low, estimate.high, ".0f", scale=100)
+    return Cell(f"{100 * estimate.mean:.1f} %", f"{interval} n={estimate.n}")
+
+
+def _metric_cell(row: MetricRow, arm: str) -> Cell:
+    """An arm's figure with its interval, n, and the number of answers without a score by reason."""
+    estimate = row.arms[arm]
+    if row.unit == "share" or estimate.mean is None:
+        cell = share_cell(estimate)
+    else:
+        interval = _interval(estimate.low, estimate.high, ".2f" if row.unit == "kappa" else ".1f")
+        cell = Cell(f"{estimate.mean:.2f}", f"{interval} n={estimate.n}")
+    reasons = _reasons(row.missing.get(arm, {}))
+    return replace(cell, detail=f"{cell.detail} ({reasons})") if reasons else cell
+
+
+def _interval(
+    low: float | None, high: float | None, form: str, between: str = "–", *, scale: float = 1
+) -> str:
+    """`[low–high]`, or `[n/a]` without an interval."""
+    if low is None or high is None:
+        return "[n/a]"
+    return f"[{scale * low:{form}}{between}{scale * high:{form}}]"
+
+
+def difference_cell(
+    estimate: Estimate | None, unit: str, better: Better | None, p_holm: float | None = None
+) -> Cell:
+    """A difference in the unit, or in percentage points for shares. It has a tone only if one
+    direction is better, the interval excludes zero, and the adjusted test, if any, is significant.
+    """
+    if estimate is None or estimate.mean is None:
+        return Cell(ABSENT)
+    low, high = estimate.low, estimate.high
+    if unit == "share":
+        value = f"{100 * estimate.mean:+z.1f} pp"
+        interval = _interval(low, high, "+z.0f", ", ", scale=100)
+    else:
+        value, interval = f"{estimate.mean:+z.2f}", _interval(low, high, "+z.2f", ", ")
+    if low is None or high is None:
+        return Cell(value, f"{interval} n={estimate.n}")
     tone = ""
-    if better and (low > 0 or high < 0) and (p is None or p <= LEVEL):
+    if better and (low > 0 or high < 0) and (p_holm is None or p_holm <= LEVEL):
         tone = "better" if (low > 0) == (better == "higher") else "worse"
-    interval = f"[{low:+z.2f}, {high:+z.2f}]"
-    if share:
-        interval = f"[{100 * low:+z.0f}, {100 * high:+z.0f}]"
-    shown = _probability(p)
-    return Cell(value, f"{interval} n={estimate['n']}{shown and ' ' + shown}", tone)
+    return Cell(value, f"{interval} n={estimate.n} {_probability(p_holm)}".rstrip(), tone)
 
 
 def _probability(p: float | None) -> str:
@@ -247,9 +235,45 @@ def _probability(p: float | None) -> str:
     return "p<0.001" if p < 0.001 else f"p={p:.3f}" if p < 0.1 else f"p={p:.2f}"
 
 
-def _minus_half(estimate: Mapping[str, Any]) -> dict[str, Any]:
-    shifted = {
-        key: None if estimate[key] is None else estimate[key] - 0.5
-        for key in ("mean", "low", "high")
-    }
-    return {"n": estimate["n"], **shifted, "p_holm": estimate.get("p_holm")}
+def _minus_half(rate: Estimate) -> Estimate:
+    ends = (rate.mean, rate.low, rate.high)
+    mean, low, high = (None if end is None else end - 0.5 for end in ends)
+    return Estimate(rate.n, mean, low, high)
+
+
+def kl_cell(training: TrainingFigures) -> Cell:
+    """The KL ± its 95 % interval, and the step of its measurement if it is not the model's step."""
+    kl = training.kl
+    if kl is None:
+        return Cell(ABSENT)
+    error = "" if kl.se is None else f"± {half_width(kl.se):.2g} "
+    step = "" if kl.step == training.selected_step else f", step {kl.step}"
+    return Cell(f"{kl.per_token:.3g}", f"{error}n={kl.answers}{step}")
+
+
+def steps_cell(training: TrainingFigures) -> Cell:
+    """The number of steps, and the selected step if it is not the last."""
+    steps, selected = training.steps, training.selected_step
+    return Cell(str(steps), "" if selected == steps else f"step {selected} selected")
+
+
+def margin_cell(training: TrainingFigures) -> Cell:
+    """The last reward gap on validation pairs."""
+    return number_cell(training.margin.last if training.margin else None, "+.3f")
+
+
+def length_cell(length: Lengths | None) -> Cell:
+    """The mean difference in length between dpo's and sft's answers, with its interval and as a
+    percentage of sft's mean length."""
+    if length is None or length.delta is None or length.delta.mean is None:
+        return Cell(ABSENT)
+    delta, sft = length.delta, length.arms["sft"].mean
+    detail = _interval(delta.low, delta.high, "+.1f", ", ")
+    if sft and delta.mean is not None:
+        detail += f" ({100 * delta.mean / sft:+.0f} %)"
+    return Cell(f"{delta.mean:+.1f} {length.unit}", detail)
+
+
+def number_cell(value: float | None, form: str) -> Cell:
+    """A figure without an interval, such as a loss; `form` is its format."""
+    return Cell(ABSENT if value is None else format(value, form))

@@ -1,4 +1,4 @@
-"""Finding runs on disk, by their directories or run files, and checking that they are finished."""
+"""Finds finished runs on disk, by directory or run file."""
 
 from __future__ import annotations
 
@@ -6,29 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from pydantic import JsonValue
+
+from dpo_dist.config import Config
 from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import DataError
-from dpo_dist.runs.directories import (
-    PHASES,
-    POINT_PHASES,
-    ROUND_PHASES,
-    SWEEP,
-    phase_dir,
-    round_folders,
-    run_root,
-)
-from dpo_dist.storage.artifacts import FINGERPRINT, MANIFEST, read_json
+from dpo_dist.runs.manifests import Manifests, config_of, read_manifest
+from dpo_dist.runs.run import PHASES, POINT_PHASES, ROUND_PHASES, SWEEP, Run, round_folders
+from dpo_dist.storage.artifacts import FINGERPRINT, MANIFEST
+from dpo_dist.storage.manifest import Manifest, read_fingerprint
 
 WORK = tuple(phase for phase in PHASES if phase != "report")
-RUN_FILES = (".yaml", ".yml")
-# Which phase's manifest tells the settings of a section: others may be older than the section's
-# last change.
-OWNERS = {
-    **{"sft": "sft", "sample": "sample", "judge": "judge"},
-    **{"preferences": "train", "train": "train", "evaluate": "evaluate"},
-}
+# The phase whose manifest has the settings of a section; manifests of other phases may be older
+# than the section's last change.
+OWNERS = {"preferences": "train", **{phase: phase for phase in WORK}}
 
 
 @dataclass(frozen=True)
@@ -39,76 +31,58 @@ class FinishedRun:
     folders: Mapping[str, Path]
 
     @cached_property
-    def manifests(self) -> dict[str, dict[str, Any]]:
-        """By phase."""
-        return {phase: read_json(path / MANIFEST) for phase, path in self.folders.items()}
+    def manifests(self) -> Manifests:
+        return Manifests.read(self.folders.values())
 
     @property
-    def last(self) -> dict[str, Any]:
+    def last(self) -> Manifest:
         """The manifest of the last phase."""
-        return self.manifests[next(phase for phase in reversed(WORK) if phase in self.folders)]
+        *_, last = self.manifests
+        return last
 
     @cached_property
-    def config(self) -> dict[str, Any]:
-        """The run file, defaults filled in, as the phases were run with it."""
+    def config(self) -> Config:
+        """The run file with the settings that the phases ran with."""
+        configs = {manifest.phase: config_of(manifest) for manifest in self.manifests}
         owned = {
-            section: self.manifests[phase]["config"][section]
+            section: getattr(configs[phase], section)
             for section, phase in OWNERS.items()
-            if phase in self.folders
+            if phase in configs
         }
-        return {**self.last["config"], **owned}
+        return configs[self.last.phase].model_copy(update=owned)
 
-    def inputs(self, phase: str) -> dict[str, Any]:
-        """What a phase read, as its fingerprint has it."""
-        found: dict[str, Any] = read_json(self.folders[phase] / FINGERPRINT)["inputs"]
-        return found
+    def inputs(self, phase: str) -> dict[str, JsonValue]:
+        """The digests of a phase's inputs, from its fingerprint."""
+        return read_fingerprint(self.folders[phase]).inputs
 
 
 def find_run(given: Path) -> FinishedRun:
-    """The run of a directory or a run file. Raises `DataError` naming what is missing."""
-    root = _root(given)
+    """The run of a directory or run file. Raises `DataError` naming what is missing."""
+    root = Run(load_config(given)).root if given.suffix in (".yaml", ".yml") else given
     if not root.is_dir():
-        raise DataError(f"{root}: no such directory" + _of(given, root))
+        origin = "" if given == root else f" (the run of {given})"
+        raise DataError(f"{root}: no such directory{origin}")
     folders = {phase: _folder(root, phase) for phase in WORK}
     started = {phase for phase, path in folders.items() if (path / FINGERPRINT).exists()}
     if not started:
         raise DataError(f"{root} is not a run: it has none of the phases {', '.join(WORK)}")
     complete = {phase: folders[phase] for phase in WORK if (folders[phase] / MANIFEST).exists()}
-    asked = started | {p for path in complete.values() for p in _asked_for(path)}
-    if missing := [phase for phase in WORK if phase in asked and phase not in complete]:
+    expected = started | {
+        phase for path in complete.values() for phase in Run(config_of(read_manifest(path))).phases
+    }
+    if missing := [phase for phase in WORK if phase in expected and phase not in complete]:
         state = {p: "was interrupted" if p in started else "was not run" for p in missing}
-        said = "; ".join(f"{folders[p]} ({state[p]})" for p in missing)
-        raise DataError(f"{root} is not finished: no {MANIFEST} in {said}")
+        listed = "; ".join(f"{folders[p]} ({state[p]})" for p in missing)
+        raise DataError(f"{root} is not finished: no {MANIFEST} in {listed}")
     if not {"train", "evaluate"} & complete.keys():
-        raise DataError(
-            f"{root} has neither a training nor an evaluation: there is nothing to compare"
-        )
+        raise DataError(f"{root} has no training and no evaluation: nothing can be compared")
     return FinishedRun(root, complete)
 
 
-def _root(given: Path) -> Path:
-    if given.suffix not in RUN_FILES:
-        return given
-    config = load_config(given)
-    return run_root(config) if config.run.point is None else phase_dir(config, "train").parent
-
-
-def _of(given: Path, root: Path) -> str:
-    return "" if given == root else f" (the run of {given})"
-
-
 def _folder(root: Path, phase: str) -> Path:
-    """A phase's directory; the points of a sweep have theirs of the base run, and where there are
-    rounds, the last one counts."""
+    """A phase's directory. A point of a sweep shares phases with its run; in a run with rounds, the
+    last round counts."""
     if root.parent.name == SWEEP and phase not in POINT_PHASES:
         return root.parent.parent / phase
     rounds = round_folders(root)
     return (rounds[-1] if rounds and phase in ROUND_PHASES else root) / phase
-
-
-def _asked_for(folder: Path) -> list[str]:
-    """The phases of the run file that a complete phase was run with. Not `phases_of`: this
-    version's schema may not read it."""
-    config = read_json(folder / MANIFEST)["config"]
-    judged = ("sample", "judge") if config["preferences"]["source"] == "judged" else ()
-    return [phase for phase in ("sft", *judged, "train", "evaluate") if config.get(phase)]

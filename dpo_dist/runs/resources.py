@@ -1,4 +1,4 @@
-"""What a training phase will need, from its rows and the model's configuration."""
+"""What a training needs from the machine: model sizes, planned memory and sharding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from dpo_dist.config import Checkpointing, Optimization, Train
+from dpo_dist.config import Checkpointing, Model, Optimization, Train
+from dpo_dist.data.models import is_hub_id
+from dpo_dist.errors import ModelError
+from dpo_dist.estimates.hardware import preset_for, preset_shape
 from dpo_dist.estimates.memory import ModelShape
 from dpo_dist.estimates.sharding import ZERO_STAGE, Strategy, planned_peak
 from dpo_dist.system.machine import has_cuda
@@ -14,7 +17,7 @@ from dpo_dist.training.job import launch_shape, offloads, uses_fsdp
 
 
 def model_shape(model: str, trust_remote_code: bool) -> ModelShape:
-    """The sizes of a model, from its configuration alone."""
+    """The sizes of a model, from its configuration."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
@@ -24,28 +27,28 @@ def model_shape(model: str, trust_remote_code: bool) -> ModelShape:
 def planned_bytes(
     shape: ModelShape, settings: Optimization, lengths: Sequence[int], *, validates: bool = False
 ) -> dict[Checkpointing, int]:
-    """A process's planned peak on this machine for the longest micro-batch, by the kind of
-    checkpointing.
-
-    `lengths` are the rows' tokens; every one of them may have to be predicted. `validates` says
-    whether there are validation rows, on which the KL is measured.
-    """
+    """A process's planned peak memory on this machine in bytes, for the longest micro-batch, by
+    kind of checkpointing. `lengths` are the rows' numbers of tokens; each token may have to be
+    predicted. `validates`: there are validation rows, on which the KL is measured."""
     longest = sum(sorted(lengths)[-settings.micro_batch_size :])
     processes, _ = launch_shape(settings.accelerate_config)
     on_cpu = not has_cuda()
-    beside = isinstance(settings, Train) and settings.has_second_model(validates=validates)
+    second = isinstance(settings, Train) and settings.has_second_model(validates=validates)
     live = isinstance(settings, Train) and settings.reference == "live"
     kinds: tuple[Checkpointing, ...] = get_args(Checkpointing)
     return {
         kind: sum(
             planned_peak(
-                *(shape, settings.method, strategy(settings.accelerate_config), processes),
+                shape,
+                settings.method,
+                strategy(settings.accelerate_config),
+                processes,
                 tokens=longest,
                 scored=longest,
                 checkpointing=kind,
-                reference=shape.parameters if beside else 0,
+                reference=shape.parameters if second else 0,
                 reference_size=4 if live else 2,
-                bf16=settings.bf16 and not (on_cpu and processes > 1),  # float32 there
+                bf16=settings.bf16 and not (on_cpu and processes > 1),  # else float32
                 on_cpu=on_cpu,
             ).values()
         )
@@ -54,8 +57,8 @@ def planned_bytes(
 
 
 def strategy(accelerate_config: Path, processes: int | None = None) -> Strategy:
-    """How an accelerate configuration shards among its own processes, or as many as are given.
-    FSDP2 shards all that ZeRO-3 does."""
+    """The sharding strategy of an accelerate configuration, for its own or the given number of
+    processes. FSDP2 shards the same tensors as ZeRO-3."""
     own, stage = launch_shape(accelerate_config)
     processes = processes or own
     if uses_fsdp(accelerate_config):
@@ -65,3 +68,28 @@ def strategy(accelerate_config: Path, processes: int | None = None) -> Strategy:
     if stage == 0:
         return "single_gpu" if processes == 1 else "ddp"
     return next(name for name, its_stage in ZERO_STAGE.items() if its_stage == stage)
+
+
+def find_shape(model: Model, preset: str | None = None) -> tuple[ModelShape, str]:
+    """The model's sizes and their source: its configuration or the table of common models. Nothing
+    is downloaded. Raises `ModelError` if neither has the model."""
+    base = model.base
+    if preset is not None:
+        return preset_shape(preset), f"--model-shape {preset}"
+    if (Path(base) / "config.json").exists():
+        return model_shape(base, model.trust_remote_code), f"{base}/config.json"
+    if (named := preset_for(base)) is not None:
+        return preset_shape(named), f"estimates/models.toml: {named}"
+    cached = ","
+    if is_hub_id(base):
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = " nor in the Hub's cache,"
+        found = try_to_load_from_cache(base, "config.json")
+        if isinstance(found, str):
+            shape = model_shape(str(Path(found).parent), model.trust_remote_code)
+            return shape, f"{base} in the Hub's cache"
+    raise ModelError(
+        f"{base}: its configuration is not on this machine{cached} and the model is not in the "
+        "table of common models; name its shape with --model-shape (Llama-3.1-8B, Mistral-7B, ...)"
+    )

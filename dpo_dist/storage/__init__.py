@@ -1,1 +1,1 @@
-"""Files that survive crashes: journals, manifests, locks; and the records in them."""
+"""Files that survive crashes: journals, manifests and locks; and the records in them."""

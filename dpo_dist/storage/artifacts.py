@@ -1,9 +1,9 @@
-"""A phase's directory on disk: journals that survive `kill -9`, a lock, a manifest written last.
+"""A phase's directory on disk: journals that survive `kill -9`, a lock, and a manifest.
 
 <output_dir>/<run name>/<phase>/
     fingerprint.json   what the work depends on; written first
     *.jsonl            journals, one record per line
-    manifest.json      counts, versions, times; written last: its presence means complete
+    manifest.json      counts, versions, times; written last: it marks the phase as complete
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from dpo_dist.errors import DataError, FingerprintMismatch
 from dpo_dist.storage import locks
@@ -34,11 +34,9 @@ FINGERPRINT = "fingerprint.json"
 
 
 class Journal(Generic[R]):
-    """An append-only JSONL file of one record type.
-
-    Opening it cuts off a torn last line, the mark of a write that a crash interrupted. A
-    damaged line anywhere else is a `DataError` that names file and line.
-    """
+    """An append-only JSONL file of one record type. Opening it removes an incomplete last line,
+    which a crash during a write leaves. Reading raises `DataError` naming file and line for any
+    other damaged line."""
 
     def __init__(self, path: Path, record: type[R]) -> None:
         self.path = path
@@ -56,22 +54,20 @@ class Journal(Generic[R]):
         content = self.path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
-            say(
-                f"{self.path}: removed an incomplete last line "
-                f"({counted(len(content) - whole, 'byte')})"
-            )
+            size = counted(len(content) - whole, "byte")
+            say(f"{self.path}: removed an incomplete last line ({size})")
             with self.path.open("r+b") as file:
                 file.truncate(whole)
 
     def append(self, records: Iterable[R]) -> None:
-        """Write the records and return when they are on the disk (one fsync for all)."""
-        lines = [record.model_dump_json().encode() + b"\n" for record in records]
-        self._file.write(b"".join(lines))
+        """Write the records to the disk, with one fsync for all."""
+        lines = (record.model_dump_json() + "\n" for record in records)
+        self._file.write("".join(lines).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def read(self) -> Iterator[R]:
-        """The records written so far, oldest first."""
+        """The records in the order in which they were written."""
         return read_records(self.path, self._record)
 
     def close(self) -> None:
@@ -90,8 +86,8 @@ def read_records(path: Path, record: type[R]) -> Iterator[R]:
 
 
 def read_places(path: Path, record: type[R], *, growing: bool = False) -> Iterator[tuple[int, R]]:
-    """Yield (offset in bytes, record) of a JSONL file; of one that is `growing`, what comes before
-    a last line that is not whole yet. Raises `DataError` naming file and line."""
+    """Yield (offset in bytes, record) of a JSONL file. If the file is `growing`, an incomplete last
+    line is skipped. Raises `DataError` naming file and line."""
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -101,16 +97,16 @@ def read_places(path: Path, record: type[R], *, growing: bool = False) -> Iterat
                 yield offset, record.model_validate_json(line)
             except ValidationError as error:
                 problem = error.errors()[0]
-                where = ".".join(str(part) for part in problem["loc"])
+                key = ".".join(map(str, problem["loc"]))
                 raise DataError(
-                    f"{path}:{number}: damaged record ({where} {problem['msg']}). Move the file "
+                    f"{path}:{number}: damaged record ({key} {problem['msg']}). Move the file "
                     "aside to start this phase over."
                 ) from None
             offset += len(line)
 
 
 def write_records(path: Path, records: Iterable[R]) -> None:
-    """Write a whole JSONL file at once: either all of it is there or none."""
+    """Replace a JSONL file atomically."""
     _write(path, (record.model_dump_json() + "\n" for record in records))
 
 
@@ -121,7 +117,7 @@ def write_text(path: Path, text: str) -> None:
 
 def _write(path: Path, parts: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Shards write the same file, each through a temporary one of its own.
+    # Several shards may write the same file, so each uses its own temporary file.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -135,18 +131,18 @@ def _write(path: Path, parts: Iterable[str]) -> None:
 
 
 def _sync_names(folder: Path) -> None:
-    """Return when a folder's names are on the disk: a file's own fsync leaves its name out."""
+    """Write a folder's file names to the disk; the fsync of a file does not include its name."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that does this for files only
+        if error.errno != errno.EINVAL:  # this file system supports fsync for files only
             raise
     finally:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Replace a JSON file atomically; keys keep their order."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
@@ -166,8 +162,8 @@ def file_digest(path: Path) -> str:
 def directory_digest(
     path: Path, pattern: str = "*", of: Callable[[Path], str] = file_digest
 ) -> str:
-    """SHA-256 over the names and bytes of a directory's own files that match `pattern`; `of` tells
-    a file's digest."""
+    """SHA-256 over the names and bytes of the files in a directory, without subdirectories, that
+    match `pattern`. `of` computes the digest of a file."""
     digest = hashlib.sha256()
     for file in sorted(path.glob(pattern)):
         if file.is_file():
@@ -176,12 +172,12 @@ def directory_digest(
 
 
 class PhaseDirectory:
-    """One phase's directory, locked by this process and bound to a fingerprint of its inputs.
+    """A phase's directory, locked by this process and bound to a fingerprint of its inputs. `shard`
+    is this process's part of the work."""
 
-    `shard` is the part of the work that this process has.
-    """
-
-    def __init__(self, path: Path, fingerprint: Mapping[str, Any], shard: Shard = WHOLE) -> None:
+    def __init__(
+        self, path: Path, fingerprint: Mapping[str, JsonValue], shard: Shard = WHOLE
+    ) -> None:
         self.path = path
         self.phase = path.name
         self.shard = shard
@@ -190,18 +186,15 @@ class PhaseDirectory:
 
     @property
     def complete(self) -> bool:
-        """Whether the phase has finished with exactly this fingerprint."""
+        """Whether the phase is finished."""
         return (self.path / MANIFEST).exists()
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        return read_json(self.path / MANIFEST)
 
     def journal(self, name: str, record: type[R]) -> Journal[R]:
         return Journal(self.path / name, record)
 
     def bind(self) -> None:
-        """Record the fingerprint, or check it against the one that the directory was made with."""
+        """Write the fingerprint, or compare it with the one in the directory. Raises
+        `FingerprintMismatch`."""
         path = self.path / FINGERPRINT
         if not path.exists():
             write_json(path, self._fingerprint)
@@ -215,50 +208,38 @@ class PhaseDirectory:
                 "aside."
             )
 
-    def write_manifest(self, counts: Mapping[str, Any], **more: Any) -> None:
-        """Declare the phase complete. `counts` is how many records went in and came out."""
-        write_json(
-            self.path / MANIFEST,
-            {
-                "phase": self.phase,
-                "counts": dict(counts),
-                "wall_seconds": round(self._earlier_seconds() + self._elapsed(), 3),
-                **more,
-            },
-        )
-        (self.path / ".seconds").unlink(missing_ok=True)
+    @property
+    def wall_seconds(self) -> float:
+        """The time spent on this phase so far, in seconds, including interrupted runs."""
+        path = self.path / ".seconds"
+        earlier = float(path.read_text()) if path.exists() else 0.0
+        return round(earlier + time.monotonic() - self._started, 3)
 
     def add_seconds(self, seconds: float) -> None:
-        """Count time that other processes have spent on this phase."""
+        """Add the time that other processes spent on this phase."""
         self._started -= seconds
 
     def keep_time(self) -> None:
-        """Remember the time spent so far, so that a resumed phase reports the sum."""
+        """Save the time spent so far, so that a resumed phase reports the sum."""
         if self.shard.whole and not self.complete:
-            write_text(self.path / ".seconds", str(self._earlier_seconds() + self._elapsed()))
+            write_text(self.path / ".seconds", str(self.wall_seconds))
 
-    def _elapsed(self) -> float:
-        return time.monotonic() - self._started
-
-    def _earlier_seconds(self) -> float:
-        path = self.path / ".seconds"
-        return float(path.read_text()) if path.exists() else 0.0
+    def forget_time(self) -> None:
+        """Remove the time saved by `keep_time`; the manifest has the sum."""
+        (self.path / ".seconds").unlink(missing_ok=True)
 
 
 @contextmanager
 def phase_directory(
-    path: Path, fingerprint: Mapping[str, Any], *, force: bool = False, shard: Shard = WHOLE
+    path: Path, fingerprint: Mapping[str, JsonValue], *, force: bool = False, shard: Shard = WHOLE
 ) -> Iterator[PhaseDirectory]:
-    """Lock a phase's directory for this process, or a shard's part of it, and bind it to
-    `fingerprint`.
-
-    Raises `DirectoryLocked` when another process works in it, and `FingerprintMismatch` when
-    it holds the work of other settings; `force` moves that work to `<phase>.old-<n>` instead
-    (not for a shard, beside which others may be at work).
-    """
+    """Lock a phase's directory, or a shard's part of it, and bind it to `fingerprint`. Raises
+    `DirectoryLocked` if another process uses it, and `FingerprintMismatch` if its content was made
+    with other settings. `force`, which shards must not use, moves that content to `<phase>.old-<n>`
+    instead."""
     assert not (force and not shard.whole)
     path.mkdir(parents=True, exist_ok=True)
-    with locks.sole(path) if shard.whole else locks.shared(path, shard):
+    with locks.exclusive(path) if shard.whole else locks.shared(path, shard):
         directory = PhaseDirectory(path, fingerprint, shard)
         with nullcontext() if shard.whole else locks.in_turn(path):
             try:
@@ -283,8 +264,8 @@ def _move_aside(path: Path) -> Path:
     return aside
 
 
-def _differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """One line per leaf that differs: `sample.max_new_tokens: 96 -> 160`."""
+def _differences(old: JsonValue, new: JsonValue, key: str = "") -> list[str]:
+    """A line for each value that differs: `sample.max_new_tokens: 96 -> 160`."""
     if isinstance(old, dict) and isinstance(new, dict):
         lines: list[str] = []
         for name in sorted(old.keys() | new.keys()):

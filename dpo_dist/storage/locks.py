@@ -1,9 +1,9 @@
-"""Who may work in a phase's directory: one process alone, or one for each shard.
+"""Locks on a phase's directory: one process uses it alone, or one process per shard.
 
-The locks lie beside the directory, because they have to survive its being moved aside.
-`.<phase>.lock` is held by a process that works alone, and shared by shards, each of which holds
-one of its own. `flock` goes with the process, however it ends; on a file system that nodes share
-it has to reach them all (NFS 4 does, Lustre needs the mount option `flock`).
+The lock files are next to the directory, so that they survive when it is moved aside. A process
+that works alone holds `.<phase>.lock` exclusively; shards share it, and each also holds a lock of
+its own. The kernel releases a `flock` when the process ends. On a file system that several nodes
+share, `flock` must work across nodes (NFS 4 does this, Lustre needs the mount option `flock`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -21,51 +21,49 @@ from dpo_dist.system.ranks import Shard
 
 
 @contextmanager
-def sole(path: Path) -> Iterator[None]:
-    """Work in a directory alone. Raises `DirectoryLocked`, naming who is at work there, and
-    `NoFileLocks`, like everything here."""
-    with _beside(path, "").open("a+") as file:
-        if not _take(file, fcntl.LOCK_EX):
+def exclusive(path: Path) -> Iterator[None]:
+    """Lock a directory for this process alone. Raises `DirectoryLocked` naming the process that
+    uses it; like all functions here, it raises `NoFileLocks` on a file system without locks."""
+    with _open(path, "") as file:
+        if not _try_lock(file, fcntl.LOCK_EX):
             raise _in_use(path, file)
-        _sign(file, _name())
+        _set_owner(file, _this_process())
         yield
 
 
 @contextmanager
 def shared(path: Path, shard: Shard) -> Iterator[None]:
-    """Work on one shard beside those that work on others, cut in as many.
-
-    Raises `DirectoryLocked` where the shard is taken, where somebody works alone, or where the
-    work is cut otherwise: what is in two shards would be done twice.
-    """
-    with ExitStack() as held:
-        common = held.enter_context(_beside(path, "").open("a+"))
+    """Lock one shard; other processes may hold the other shards. Raises `DirectoryLocked` if
+    another process holds the shard or the whole directory, or if processes with another number of
+    shards are running: shards of different numbers overlap."""
+    owner = f"{shard.count} shards"
+    with _open(path, "") as common:
         with in_turn(path):
-            if _take(common, fcntl.LOCK_EX):  # nobody is at work: the cut may be another
-                _sign(common, f"{shard.count} shards")
-            if not _take(common, fcntl.LOCK_SH) or _signed(common) != f"{shard.count} shards":
+            if _try_lock(common, fcntl.LOCK_EX):  # no other shard: the number may change
+                _set_owner(common, owner)
+            if not _try_lock(common, fcntl.LOCK_SH) or _owner(common) != owner:
                 raise _in_use(path, common)
-        own = held.enter_context(_beside(path, f".{shard.index}-of-{shard.count}").open("a+"))
-        if not _take(own, fcntl.LOCK_EX):
-            raise _in_use(path, own)
-        _sign(own, f"shard {shard}, {_name()}")
-        yield
+        with _open(path, f".{shard.index}-of-{shard.count}") as own:
+            if not _try_lock(own, fcntl.LOCK_EX):
+                raise _in_use(path, own)
+            _set_owner(own, f"shard {shard}, {_this_process()}")
+            yield
 
 
 @contextmanager
 def in_turn(path: Path) -> Iterator[None]:
-    """Wait for a moment alone among the shards: to bind the directory, to declare it complete."""
-    with _beside(path, ".turn").open("a+") as file:
+    """Hold the lock that shards take in turn, to bind the directory or to write its manifest."""
+    with _open(path, ".turn") as file:
         _lock(file, fcntl.LOCK_EX)
         yield
 
 
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f".{path.name}{suffix}.lock")
+def _open(path: Path, suffix: str) -> IO[str]:
+    return path.with_name(f".{path.name}{suffix}.lock").open("a+")
 
 
-def _take(file: IO[str], kind: int) -> bool:
-    """Whether the lock is ours; somebody else has it otherwise. Raises `NoFileLocks`."""
+def _try_lock(file: IO[str], kind: int) -> bool:
+    """Take a lock without waiting; False if another process holds it. Raises `NoFileLocks`."""
     try:
         _lock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -80,30 +78,30 @@ def _lock(file: IO[str], kind: int) -> None:
         raise
     except OSError as error:
         raise NoFileLocks(
-            f"{file.name}: the file system gives no lock ({error.strerror}), and without one two "
-            "processes could work in the same directory. Set run.output_dir to a folder on another "
-            "file system, or mount this one with locks (Lustre: the option `flock`; NFS: version "
-            "4); `dpo-dist doctor RUN.yaml` tells whether they work."
+            f"{file.name}: the file system does not support locks ({error.strerror}). Without "
+            "locks, two processes could work in the same directory. Set run.output_dir to a folder "
+            "on another file system, or mount this one with locks (Lustre: the option `flock`; "
+            "NFS: version 4). `dpo-dist doctor RUN.yaml` checks whether they work."
         ) from None
 
 
-def _sign(file: IO[str], words: str) -> None:
+def _set_owner(file: IO[str], owner: str) -> None:
     file.truncate(0)
-    file.write(words)
+    file.write(owner)
     file.flush()
 
 
-def _signed(file: IO[str]) -> str:
+def _owner(file: IO[str]) -> str:
     file.seek(0)
     return file.read().strip()
 
 
-def _name() -> str:
+def _this_process() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def _in_use(path: Path, file: IO[str]) -> DirectoryLocked:
     return DirectoryLocked(
-        f"{path} is in use by {_signed(file) or 'another process'}. "
+        f"{path} is in use by {_owner(file) or 'another process'}. "
         "Wait for it, or stop it, and run the same command again."
     )

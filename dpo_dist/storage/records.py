@@ -1,13 +1,13 @@
-"""What travels between the phases: one frozen record per line of a JSONL file."""
+"""The records that phases exchange: one frozen record per line of a JSONL file."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 
 class Record(BaseModel):
-    """A line of a journal: immutable, and strict about its keys."""
+    """A line of a journal. It is immutable and allows no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,63 +20,46 @@ class Message(Record):
 
 
 class Prompt(Record):
-    """A conversation that ends with the user's turn.
-
-    `reference` is whatever the metrics need to score an answer (a gold label, say); no model
-    ever sees it.
-    """
+    """A conversation that ends with the user's turn. `reference` is what metrics need to score an
+    answer, such as a gold label; no model sees it."""
 
     id: str
     messages: tuple[Message, ...]
-    reference: dict[str, Any] = {}
+    reference: dict[str, JsonValue] = {}
 
 
 FinishReason = Literal["stop", "length"]
 
 
 class Candidate(Record):
-    """One sampled answer. `slot` is the index into `sample.slots`; `settings` is that slot.
-
-    `token_ids` are the ids the engine produced, its end token included when it produced one.
-    A `finish_reason` of "length" says that the answer was cut off.
-    """
+    """A sampled answer. `slot` is the index into `sample.slots`; `settings` is that slot.
+    `token_ids` are the ids that the engine generated, including an end token. `finish_reason`
+    "length" means that the answer was cut off."""
 
     prompt_id: str
     slot: int
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
-    settings: dict[str, Any]
+    settings: dict[str, JsonValue]
     engine: str
 
 
-BallotOutcome = Literal[
-    "first",
-    "second",
-    "tie",
-    "1",
-    "2",
-    "3",
-    "4",
-    "5",
-    "refusal",
-    "unparsed",
-    "cut_off",
-    "exceeds_context",
-    "not_answered",
-]
+# The reasons why a ballot has no preference, tie or score.
+NoAnswer = Literal["refusal", "unparsed", "cut_off", "exceeds_context", "not_answered"]
+BallotOutcome = Literal["first", "second", "tie", "1", "2", "3", "4", "5", NoAnswer]
 
 
 @dataclass(frozen=True, slots=True)
-class ContestId:
-    """Which two answers are compared: a prompt may have more than two."""
+class ComparisonId:
+    """Identifies a comparison: its prompt and the names of the two candidates."""
 
     prompt_id: str
     names: frozenset[str]
 
 
-class Choice:
-    """What an outcome says, and of what. The fields are those of a `Ballot`."""
+class BallotFields:
+    """The fields of a `Ballot` that say what was judged and how, and what follows from them."""
 
     __slots__ = ()
 
@@ -86,34 +69,33 @@ class Choice:
     second: str
 
     @property
-    def contest_id(self) -> ContestId:
-        return ContestId(self.prompt_id, frozenset((self.first, self.second)))
+    def comparison_id(self) -> ComparisonId:
+        return ComparisonId(self.prompt_id, frozenset((self.first, self.second)))
 
     @property
     def compares(self) -> bool:
-        """Whether the judge has judged at all."""
+        """Whether the judge gave a preference, a tie or a score."""
         return self.score is not None or self.outcome in ("first", "second", "tie")
 
     @property
     def score(self) -> int | None:
-        """From 1 (worst) to 5 (best), or None."""
+        """The score from 1 (worst) to 5 (best), or None."""
         return int(self.outcome) if self.outcome.isdigit() else None
 
     @property
     def preferred(self) -> str | None:
-        """The name of the preferred candidate, or None without a preference."""
+        """The name of the preferred candidate, or None."""
         return {"first": self.first, "second": self.second}.get(self.outcome)
 
 
-class Ballot(Choice, Record):
-    """One answer of a judge: which of the two texts it was shown it prefers, or the score of one.
+class Ballot(BallotFields, Record):
+    """One answer of a judge: its preference between two texts, or its score of one text.
 
-    `key` is the digest of what was asked and of whom (`Judge.key`). `first` and `second` name the
-    candidates in the order shown: slots when labelling, arms when evaluating (`second` is empty
-    where one text is scored). `repeat` is 1 where
-    the same was asked once more. `usage` counts the tokens of every attempt, also those that
-    failed; it is empty where another run had paid. `category` is a refusal's; `answered_by` and
-    `request_id` are the provider's own words.
+    `key` is the digest of the request and the judge (`Judge.key`). `first` and `second` name the
+    candidates in the order shown: slots in the judge phase, arms in the evaluation; `second` is
+    empty for a score. `repeat` is 1 for a repeated comparison. `usage` counts the tokens of all
+    attempts, including failed ones; it is empty if another run paid. `category` is the category of
+    a refusal; `answered_by` and `request_id` come from the provider.
     """
 
     key: str
@@ -130,24 +112,12 @@ class Ballot(Choice, Record):
     usage: dict[str, int] = {}
 
 
-VerdictOutcome = Literal[
-    "preferred",
-    "tie",
-    "inconsistent",
-    "refusal",
-    "unparsed",
-    "cut_off",
-    "exceeds_context",
-    "not_answered",
-]
+VerdictOutcome = Literal["preferred", "tie", "inconsistent", NoAnswer]
 
 
 class Verdict(Record):
-    """What the ballots on one pair of candidates add up to.
-
-    `between` are the two candidates' names. `preferred` and `other` are set only for the outcome
-    "preferred".
-    """
+    """The result of all ballots on one pair of candidates. `between` are the candidates' names.
+    `preferred` and `other` are set only for the outcome "preferred"."""
 
     prompt_id: str
     between: tuple[str, str]
@@ -156,12 +126,12 @@ class Verdict(Record):
     other: str | None = None
 
     def is_between(self, a: str, b: str) -> bool:
-        """Whether it is about these two candidates."""
+        """Whether the verdict is about these two candidates."""
         return set(self.between) == {a, b}
 
 
 class PreferencePair(Record):
-    """What DPO trains on: a prompt, the answer to prefer and the answer to avoid."""
+    """A training example of DPO: a prompt with its chosen and its rejected answer."""
 
     prompt_id: str
     prompt: tuple[Message, ...]
@@ -181,22 +151,21 @@ class Generation(Record):
     engine: str
 
 
-class Score(Record):
-    """A metric's value for one generation."""
-
+class _Measured(Record):
     prompt_id: str
     arm: str
     decoding: int
     metric: str
+
+
+class Score(_Measured):
+    """A metric's value for a generation."""
+
     value: float
 
 
-class Unscored(Record):
-    """A generation that a metric has no value for; `reason` is one of `metrics.Reason`."""
+class Unscored(_Measured):
+    """A generation without a value of a metric; `reason` is one of `metrics.Reason`."""
 
-    prompt_id: str
-    arm: str
-    decoding: int
-    metric: str
     reason: str
     message: str

@@ -1,4 +1,4 @@
-"""What the shards of a phase have written: every one its own journal, all of them one set."""
+"""The journals of a phase's shards, read as one set of records."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ R = TypeVar("R", bound=Record)
 
 
 class Journals(Generic[R]):
-    """The journal `own` of this shard, and where in those of all shards each key's record lies.
-
-    The journals of others may be growing. What more than one has answered, as after a change of
-    the number of shards, counts once. Only keys and places are held in memory, not the records.
-    """
+    """The records in the journals of all shards, by key; `own` is this shard's journal. Others may
+    be growing. If several journals have a key, as after a change of the number of shards, one
+    record counts. Only the keys and positions of the records are in memory."""
 
     def __init__(
         self, out: PhaseDirectory, stem: str, record: type[R], key: Callable[[R], str]
@@ -26,11 +24,11 @@ class Journals(Generic[R]):
         self._folder, self._stem, self._record, self._key = out.path, stem, record, key
         self.own = Journal(out.path / journal_name(stem, out.shard), record)
         self._paths: list[Path] = []
-        self._places: dict[str, tuple[int, int]] = {}  # key: journal, offset in bytes
+        self._places: dict[str, tuple[int, int]] = {}  # by key: (journal, offset in bytes)
         self.refresh()
 
     def refresh(self) -> None:
-        """Look again at what has been written."""
+        """Read the keys of the journals again."""
         self._paths = sorted(self._folder.glob(f"{self._stem}*.journal.jsonl"))
         self._places = {}
         for number, path in enumerate(self._paths):
@@ -44,7 +42,7 @@ class Journals(Generic[R]):
         return len(self._places)
 
     def read(self, keys: Iterable[str]) -> Iterator[R]:
-        """The records of these keys, in their order, read one by one."""
+        """Read the records of these keys one by one, in the order of the keys."""
         files = [path.open("rb") for path in self._paths]
         try:
             for key in keys:
@@ -63,6 +61,6 @@ class Journals(Generic[R]):
 
 
 def journal_name(stem: str, shard: Shard) -> str:
-    """The file that the process with this shard appends to."""
+    """The name of a shard's journal."""
     part = "" if shard.whole else f"-{shard.index}-of-{shard.count}"
     return f"{stem}{part}.journal.jsonl"

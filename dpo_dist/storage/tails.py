@@ -1,4 +1,4 @@
-"""Following files that others append to, on this machine or on another one that shares them."""
+"""Follows files to which other processes append, on this machine or on another node."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-CUT_OFF = b'"finish_reason":"length"'  # quotes within a JSON text are escaped: no answer says this
+CUT_OFF = b'"finish_reason":"length"'  # not in an answer: JSON escapes quotes within texts
 
 
 class Tail:
-    """The whole lines of a growing file, each handed out once; only new bytes are read.
-
-    A file that was replaced, cut short or moved away is another one: what was known of it is
-    forgotten, and it is read from its start.
-    """
+    """The complete lines of a growing file, each passed on once; only new bytes are read. If the
+    file is replaced, truncated or removed, `forget` is called and reading starts again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -23,7 +20,7 @@ class Tail:
         self._inode: int | None = None
 
     def look(self, take: Callable[[bytes], None], forget: Callable[[], None]) -> None:
-        """Give `take` the lines that have come. A last line without its end is left for later."""
+        """Call `take` with each new line. An incomplete last line is left for the next call."""
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -41,7 +38,7 @@ class Tail:
         except FileNotFoundError:
             self._start_again(forget)
         except OSError:
-            return  # a network file system that has just lost it; the next look finds out
+            return  # a temporary failure of a network file system; the next call tries again
 
     def _start_again(self, forget: Callable[[], None]) -> None:
         self._offset, self._inode = 0, None
@@ -49,14 +46,14 @@ class Tail:
 
 
 class LineCount:
-    """How many lines a growing file has, and how many of them are answers that were cut off."""
+    """Counts the lines of a growing file, and those that are answers that were cut off."""
 
     def __init__(self, path: Path) -> None:
         self._tail = Tail(path)
         self._forget()
 
     def look(self) -> int:
-        """The lines by now."""
+        """Read the new lines and return the number of all lines."""
         self._tail.look(self._take, self._forget)
         return self.lines
 
@@ -70,14 +67,14 @@ class LineCount:
 
 @dataclass
 class Watched:
-    """Counts the records of journals that others write, by the bytes that are new."""
+    """Counts the records in journals that other processes write; only new bytes are read."""
 
     folder: Path
     patterns: Sequence[str]
     counts: dict[Path, LineCount] = field(default_factory=dict)
 
     def look(self) -> int:
-        """How many records have come."""
+        """Read the new records and return their number."""
         before = self.records
         for path in (path for pattern in self.patterns for path in self.folder.glob(pattern)):
             self.counts.setdefault(path, LineCount(path))
@@ -99,7 +96,7 @@ class Watched:
 
 
 def last_lines(path: Path, count: int) -> str:
-    """The end of a log; "" where there is none."""
+    """The last lines of a log; "" if the file does not exist."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:

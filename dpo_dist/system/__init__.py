@@ -1,1 +1,1 @@
-"""The machine and its processes: GPUs, memory, ranks, child processes, the console."""
+"""The machine and its processes: GPUs, memory, ranks, child processes and the console."""

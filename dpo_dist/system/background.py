@@ -1,4 +1,4 @@
-"""Asynchronous work behind an ordinary iterator, and its waits after a failure."""
+"""Runs asynchronous work behind a synchronous iterator, and computes the delays of retries."""
 
 from __future__ import annotations
 
@@ -18,17 +18,15 @@ LONGEST_WAIT = 60.0  # seconds
 
 
 def stream(
-    produce: Callable[[Put[T]], Coroutine[Any, Any, None]],
+    produce: Callable[[Put[T]], Coroutine[object, object, None]],
 ) -> Generator[list[T], None, None]:
-    """Run `produce(put)` on an event loop in a thread of its own and yield what it puts: whatever
-    has come in since the last time, together.
+    """Run `produce(put)` on an event loop in another thread, and yield lists of its new items.
 
-    `await put(item)` returns once the consumer has come back for more: what is slow here is
-    waited for there. An error of `produce` is raised here, after all that it has put. A
-    consumer that stops early, by an error or Ctrl-C, cancels `produce`.
+    `await put(item)` returns when the consumer asks for the next list, so that `produce` waits for
+    a slow consumer. An error of `produce` is raised here after all its items. If the consumer stops
+    early, by an error or Ctrl-C, `produce` is cancelled.
     """
-    results: queue.SimpleQueue[tuple[T, asyncio.Event] | BaseException | None]
-    results = queue.SimpleQueue()
+    results = queue.SimpleQueue[tuple[T, asyncio.Event] | BaseException | None]()
 
     async def put(item: T) -> None:
         taken = asyncio.Event()
@@ -42,19 +40,19 @@ def stream(
     try:
         ended = False
         while not ended:
-            # At least one; an end is the last that is put.
-            came = [results.get(), *(results.get() for _ in range(results.qsize()))]
-            group = [result for result in came if isinstance(result, tuple)]
+            # At least one result; the end of `produce` is the last.
+            new = [results.get(), *(results.get() for _ in range(results.qsize()))]
+            group = [result for result in new if isinstance(result, tuple)]
             if group:
                 yield [item for item, _ in group]
-            with suppress(RuntimeError):  # closed: it has failed meanwhile
+            with suppress(RuntimeError):  # the loop is closed: `produce` has failed
                 for _, taken in group:
                     loop.call_soon_threadsafe(taken.set)
-            ended = len(group) < len(came)
-            if isinstance(came[-1], BaseException):
-                raise came[-1]
+            ended = len(group) < len(new)
+            if isinstance(new[-1], BaseException):
+                raise new[-1]
     finally:
-        with suppress(RuntimeError):  # closed: there is nothing left to cancel
+        with suppress(RuntimeError):  # the loop is closed: nothing to cancel
             loop.call_soon_threadsafe(task.cancel)
         thread.join()
 
@@ -64,13 +62,13 @@ def _finish(
     task: asyncio.Task[None],
     results: queue.SimpleQueue[Any],
 ) -> None:
-    """Run the task to its end; then None, or its error, is the last of the results."""
+    """Run the task to its end, and put its error or None as the last result."""
     end: BaseException | None = None
     try:
         loop.run_until_complete(task)
     except asyncio.CancelledError:
         pass
-    except BaseException as error:  # handed to the consumer, whose error it is
+    except BaseException as error:  # raised in the consumer
         end = error
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
@@ -79,6 +77,6 @@ def _finish(
 
 
 def pause(failures: int, base: float) -> float:
-    """Seconds to wait after that many failures in a row: `base`, doubled by each one after the
-    first, at most `LONGEST_WAIT`, and jittered so that not all come back at once."""
+    """Seconds to wait after a number of consecutive failures: `base` after the first, doubled by
+    each further one, at most `LONGEST_WAIT`, with jitter so that clients do not retry in step."""
     return random.uniform(0.5, 1.0) * min(LONGEST_WAIT, base * 2.0 ** min(failures - 1, 16))

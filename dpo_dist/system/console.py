@@ -1,4 +1,4 @@
-"""What the user sees: messages on stderr from rank 0 only, progress bars, no secrets."""
+"""Console output: messages on stderr from rank 0 only, progress bars, secrets replaced."""
 
 from __future__ import annotations
 
@@ -12,29 +12,35 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from dpo_dist.errors import NotConfirmed
-from dpo_dist.system import keys, ranks
+from dpo_dist.system import ranks
 
 
 class Advance(Protocol):
-    """Moves a progress bar by `n`; `note` is shown behind it."""
+    """Advances a progress bar by `n`; `note` is shown after it."""
 
     def __call__(self, n: int, note: str = "") -> None: ...
 
 
+# Environment variables with API keys, under the providers' own names. A run file may name others.
+ANTHROPIC_KEY = "ANTHROPIC_API_KEY"
+OPENAI_KEY = "OPENAI_API_KEY"
+HUB_KEY = "HF_TOKEN"
+WANDB_KEY = "WANDB_API_KEY"
+USUAL_KEYS = (ANTHROPIC_KEY, OPENAI_KEY, HUB_KEY, WANDB_KEY)
+
 _SECRETS = re.compile(r"sk-ant-[\w-]+|hf_[A-Za-z0-9]{16,}|(?<=Bearer )[\w.\-]{8,}")
-_SECRET_VARIABLES = set(keys.USUAL)
+_SECRET_VARIABLES = set(USUAL_KEYS)
 
 
 def hide(variable: str) -> None:
-    """Let `scrub` replace this environment variable's value, too: the run file names it."""
+    """Let `scrub` also replace the value of this environment variable, which a run file names."""
     _SECRET_VARIABLES.add(variable)
 
 
 def scrub(text: str) -> str:
-    """Replace API keys and tokens, by their shape and by the environment's own values."""
+    """Replace API keys and tokens: values of the known environment variables, and known formats."""
     for name in _SECRET_VARIABLES:
-        value = os.environ.get(name)
-        if value:
+        if value := os.environ.get(name):
             text = text.replace(value, f"<{name}>")
     return _SECRETS.sub("<secret>", text)
 
@@ -46,26 +52,23 @@ def say(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """`say`, marked as a warning."""
+    """Print a warning for the user, like `say`."""
     say(f"warning: {message}")
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """A number of things in words: "1 pair", "2 pairs", "2 processes"."""
+    """A number with its noun: "1 pair", "2 pairs", "2 processes"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-TERMINAL = "DPO_DIST_TERMINAL"  # what this process writes is shown on a terminal as it comes
-# Set for a process that does a part of another command, which tells the user how to go on.
-INNER = "DPO_DIST_INNER"
-YES = "DPO_DIST_YES"  # set by `--yes`, and by whoever runs phases without a terminal
+TERMINAL = "DPO_DIST_TERMINAL"  # the parent process shows this process's output on a terminal
+INNER = "DPO_DIST_INNER"  # the parent process prints the user's command
+YES = "DPO_DIST_YES"  # costs are approved; set by `--yes` and for phases without a terminal
 
 
 def confirm(message: str) -> None:
-    """Say what is about to be spent, and go on only when the user agrees.
-
-    Raises `NotConfirmed` for any other answer, and where there is nobody to ask.
-    """
+    """Print the expected cost and ask the user to approve it. Raises `NotConfirmed` if the user
+    does not approve, or if there is no terminal to ask on."""
     say(message)
     if os.environ.get(YES):
         return
@@ -77,7 +80,7 @@ def confirm(message: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own chatter below warnings, so that ours can be read."""
+    """Suppress the libraries' progress bars and messages below the level of warnings."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -90,15 +93,13 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def progress(name: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """A progress bar with an estimate of the time left; yields `advance(n)`.
-
-    `done` is what an earlier, interrupted run had finished. Without a terminal
-    the bar is printed every 15 seconds, so that log files stay readable.
-    """
+    """Show a progress bar with the estimated time left; yields `advance(n)`. `done` is the part
+    that an earlier, interrupted run finished. Without a terminal, the bar is printed every 15
+    seconds, so that log files stay readable."""
     if not ranks.is_main():
         yield lambda n, note="": None
         return
-    from tqdm import tqdm  # deferred: keeps `--help` fast
+    from tqdm import tqdm  # imported here to keep `--help` fast
 
     interval = 0.5 if sys.stderr.isatty() or os.environ.get(TERMINAL) else 15.0
     with tqdm(

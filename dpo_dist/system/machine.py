@@ -1,4 +1,4 @@
-"""What this machine has: GPUs, memory, disk. Nothing heavy is imported to find out."""
+"""The GPUs, memory and disk of this machine, found without importing heavy packages."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ class Gpu(BaseModel):
 
 
 def gpus() -> list[Gpu]:
-    """The GPUs that `CUDA_VISIBLE_DEVICES` leaves, as the driver's own tool counts them."""
-    return visible(_asked_driver(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    """The GPUs that `CUDA_VISIBLE_DEVICES` allows, as nvidia-smi numbers them."""
+    return visible(_nvidia_smi(), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 @cache
-def _asked_driver() -> str:
-    """Asked once: without its persistence mode the driver takes seconds for each answer."""
+def _nvidia_smi() -> str:
+    """The output of nvidia-smi. It is cached, since a driver without persistence mode takes seconds
+    for each call."""
     query = "--query-gpu=index,uuid,name,memory.total,memory.free,driver_version"
     try:
         answer = subprocess.run(
@@ -46,34 +47,28 @@ def _asked_driver() -> str:
 
 
 def visible(answer: str, allowed: str | None) -> list[Gpu]:
-    """The GPUs in nvidia-smi's answer that are `allowed`: indices or UUIDs, all where None."""
+    """The GPUs in the output of nvidia-smi that are `allowed` (indices or UUIDs; None: all)."""
     wanted = None if allowed is None else [word.strip() for word in allowed.split(",")]
     found = []
     for line in answer.strip().splitlines():
         index, uuid, name, total, free, driver = (part.strip() for part in line.split(","))
         if wanted is None or index in wanted or any(w and uuid.startswith(w) for w in wanted):
+            total_bytes, free_bytes = int(total) * 2**20, int(free) * 2**20
             found.append(
-                Gpu(
-                    index=index,
-                    name=name,
-                    total=int(total) * 2**20,
-                    free=int(free) * 2**20,
-                    driver=driver,
-                )
+                Gpu(index=index, name=name, total=total_bytes, free=free_bytes, driver=driver)
             )
     return found
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA would see, as `CUDA_VISIBLE_DEVICES` names it, without starting CUDA here."""
+    """The GPUs that CUDA would see, by index or UUID, without initialising CUDA."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
     return [gpu.index for gpu in gpus()]
 
 
 def has_cuda() -> bool:
-    """Whether there is an NVIDIA driver on this machine."""
-    # Asking torch would cost seconds of import in a process that only waits.
+    """Whether this machine has an NVIDIA driver. Importing torch to find out would take seconds."""
     return Path("/proc/driver/nvidia/version").exists()
 
 
@@ -86,7 +81,7 @@ def available_memory() -> int:
 
 
 def free_disk(path: Path) -> int:
-    """Bytes that can be written below a path that may not exist yet."""
+    """Free bytes of the file system of a path, which need not exist yet."""
     path = path.resolve()
     while not path.exists():
         path = path.parent

@@ -1,4 +1,4 @@
-"""Running a child process to its end, also on Ctrl-C and on SIGTERM."""
+"""Runs child processes to their end, also on Ctrl-C and on SIGTERM."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
-# (seconds to wait, what to send then). A terminal sends Ctrl-C to the child, too: it gets time
-# to put its journals in order before it is asked, told and made to stop.
-_PATIENCE = ((5.0, signal.SIGINT), (30.0, signal.SIGTERM), (10.0, signal.SIGKILL))
-
-_LOOK_SECONDS = 0.2
+# (seconds to wait, signal to send then). The terminal sends Ctrl-C to the child, too, which first
+# gets time to close its journals.
+_SIGNALS = ((5.0, signal.SIGINT), (30.0, signal.SIGTERM), (10.0, signal.SIGKILL))
 
 Process = subprocess.Popen[bytes]
 
@@ -32,19 +29,21 @@ def run_to_end(
 ) -> int:
     """Run a command and return its exit code, which is negative for a signal.
 
-    What it writes goes to the file `output`, if that is given. `look` is called several times a
-    second; when it raises, the child is killed and the error goes on.
-
-    A `KeyboardInterrupt` is raised again only once the child has ended: `subprocess.run` would
-    kill it a quarter of a second after Ctrl-C. On SIGTERM `on_terminate` is called, by default to
-    pass it on, and the child is waited for: how long it may take is for the sender to decide, who
-    will follow with SIGKILL.
+    Its output is appended to the file `output`, if given. `look` is called several times a second;
+    if it raises, the child is killed and the error is raised again. On Ctrl-C, the child gets time
+    to end, while `subprocess.run` would kill it after a quarter of a second. On SIGTERM,
+    `on_terminate` is called, which by default passes the signal on; the child then has no time
+    limit, since the sender of SIGTERM follows with SIGKILL.
     """
     with output.open("ab") if output else nullcontext() as file:
         process = subprocess.Popen(command, env=env, stdout=file, stderr=file)
     with handling_sigterm(lambda: on_terminate(process)):
         try:
-            return _wait(process, look)
+            while True:
+                try:
+                    return process.wait(timeout=0.2)
+                except subprocess.TimeoutExpired:
+                    look()
         except KeyboardInterrupt:
             end_all([process])
             raise
@@ -54,36 +53,25 @@ def run_to_end(
             raise
 
 
-def _wait(process: Process, look: Callable[[], object]) -> int:
-    while True:
-        try:
-            return process.wait(timeout=_LOOK_SECONDS)
-        except subprocess.TimeoutExpired:
-            look()
-
-
 def die_with_parent() -> None:
-    """Let the kernel kill this process when the one that started it ends, however that ends.
-
-    torch's launcher puts every worker into a session of its own, which no signal to a process
-    group reaches. Linux only; elsewhere nothing happens.
-    """
+    """Let the kernel kill this process when its parent ends for any reason. The launcher of torch
+    puts every worker into its own session, which signals to a process group do not reach. Linux
+    only; on other systems, nothing happens."""
     if sys.platform != "linux":
         return
     parent = os.getppid()
     pr_set_pdeathsig = 1  # linux/prctl.h
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended just before
+    if os.getppid() != parent:  # the parent ended before the call
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def end_all(processes: Sequence[Process]) -> None:
-    """Wait until all have ended; those that go on are asked, told and made to, in that order."""
-    for seconds, number in _PATIENCE:
+    """Wait until all processes have ended. Those that continue get SIGINT, SIGTERM and SIGKILL, in
+    that order."""
+    for seconds, number in _SIGNALS:
         deadline = time.monotonic() + seconds
-        while any(process.poll() is None for process in processes):
-            if time.monotonic() > deadline:
-                break
+        while time.monotonic() < deadline and any(process.poll() is None for process in processes):
             time.sleep(0.05)
         for process in processes:
             if process.poll() is None:
@@ -94,13 +82,9 @@ def end_all(processes: Sequence[Process]) -> None:
 
 @contextmanager
 def handling_sigterm(handle: Callable[[], object]) -> Iterator[None]:
-    """Call `handle` on SIGTERM, in the main thread, instead of ending."""
-
-    def on_signal(*_: Any) -> None:
-        handle()
-
-    before = signal.signal(signal.SIGTERM, on_signal)
+    """Call `handle` on SIGTERM, in the main thread, instead of ending the process."""
+    previous = signal.signal(signal.SIGTERM, lambda *_: handle())
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -1,22 +1,26 @@
-"""The commands that are no phase, a folder each: `command.py` has its options (`add`) and does it
-(`run`, which returns the exit code)."""
+"""The commands. Each has a folder, whose `command.py` defines its options and its action."""
 
 from __future__ import annotations
 
+from dpo_dist.tools.arguments import Command
 from dpo_dist.tools.compare import command as compare
 from dpo_dist.tools.doctor import command as doctor
-from dpo_dist.tools.doctor import preflight_command as preflight
 from dpo_dist.tools.launch import command as launch
 from dpo_dist.tools.plan import command as plan
 from dpo_dist.tools.push import command as push
+from dpo_dist.tools.run import command as run
+from dpo_dist.tools.sweep import command as sweep
 from dpo_dist.tools.watch import command as watch
 
-TOOLS = {
-    "plan": plan,
-    "launch": launch,
-    "preflight": preflight,
-    "doctor": doctor,
-    "watch": watch,
-    "push": push,
-    "compare": compare,
-}
+COMMANDS: tuple[Command, ...] = (
+    run.RUN,
+    *run.PHASES,
+    sweep.COMMAND,
+    plan.COMMAND,
+    launch.COMMAND,
+    doctor.PREFLIGHT,
+    doctor.DOCTOR,
+    watch.COMMAND,
+    push.COMMAND,
+    compare.COMMAND,
+)

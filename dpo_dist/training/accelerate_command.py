@@ -1,5 +1,5 @@
-"""The command line and the environment of `accelerate launch` on this machine, and whether its
-configuration fits the machines and the run file."""
+"""The command line and the environment of `accelerate launch`, and checks of its configuration
+against the machines and the run file."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from dpo_dist.system.machine import has_cuda
 from dpo_dist.system.ranks import Nodes
 from dpo_dist.training.job import machines, num_processes, read_accelerate_config, uses_fsdp
 
-# glibc hands every large buffer back to the kernel when it is freed and faults it in again at
-# the next allocation; keeping them makes a CPU training step about twice as fast.
+# By default glibc returns every large freed buffer to the kernel, and the next allocation causes
+# page faults. Keeping the buffers makes a CPU training step about twice as fast.
 CPU_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
-# Threads that wait for each other sleep: spinning costs nothing on an idle machine, and keeps the
-# one that is waited for from its core on a busy one (three times the time of a small step).
+# Waiting threads sleep. If they spin on a busy machine, they take CPU cores from the threads that
+# they wait for (a small step takes three times as long).
 CPU_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
 def launcher_command(job: Path, accelerate_config: Path, nodes: Nodes | None) -> list[str]:
-    """The command line that trains a job on this machine's processes."""
+    """The command line that starts this machine's training processes."""
     return [
         *(sys.executable, "-m", "dpo_dist.training.launcher"),
         *("--config_file", str(accelerate_config)),
@@ -38,19 +38,16 @@ def launcher_command(job: Path, accelerate_config: Path, nodes: Nodes | None) ->
 
 
 def _node_options(nodes: Nodes) -> list[str]:
-    """What `accelerate launch` has to know of the other machines.
-
-    On the command line, because it ignores `rdzv_backend` in its file. `static` gives node 0
-    the ranks from 0 on and asks for nobody's host name; c10d would give them to whoever comes
-    first. Nobody is restarted in place: the same command, started again, resumes.
-    """
+    """The options of `accelerate launch` for several machines: accelerate ignores `rdzv_backend` in
+    its file. `static` gives node 0 the first ranks and needs no host names; `c10d` assigns ranks in
+    order of arrival. No restarts: the user runs the same command again to resume."""
     return [
         *("--num_machines", str(nodes.count), "--machine_rank", str(nodes.rank)),
         *("--main_process_ip", nodes.address, "--main_process_port", str(nodes.port)),
         *("--rdzv_backend", "static", "--rdzv_conf", f"timeout={nodes.join_seconds:.0f}"),
         *("--max_restarts", "0"),
-        # Not pdsh, DeepSpeed's default, which needs ssh between the machines and writes the
-        # environment, keys included, to a file. It wins over what the file says.
+        # Overrides the file. DeepSpeed's default, pdsh, needs ssh between the machines and writes
+        # the environment, including keys, to a file.
         *("--deepspeed_multinode_launcher", "standard"),
     ]
 
@@ -58,25 +55,24 @@ def _node_options(nodes: Nodes) -> list[str]:
 def launcher_environment(accelerate_config: Path, nodes: Nodes | None) -> dict[str, str]:
     """The environment of the launcher and its workers."""
     ranks.strip_launcher_variables()
-    # SIGTERM may come in the middle of a long step, and saving takes its time; torch's launcher
-    # would kill the workers after 30 s. Whoever sent the signal sets the limit.
+    # After SIGTERM the step has to end and the checkpoint has to be written. torch's launcher would
+    # kill the workers after 30 s; the sender of the signal should set the limit.
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1800", **os.environ}
     if sys.stderr.isatty():
         environment[TERMINAL] = "1"
     if not has_cuda():
-        here = num_processes(accelerate_config) // machines(accelerate_config)
-        threads = max(1, (os.cpu_count() or 1) // here)
+        local = num_processes(accelerate_config) // machines(accelerate_config)
+        threads = max(1, (os.cpu_count() or 1) // local)
         environment |= {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu"}
         environment |= {**CPU_ALLOCATOR, **CPU_THREADS}
     if nodes and (interface := interface_to(nodes.address)):
-        # gloo would look its own address up by the host's name, which often is a loopback's.
+        # By default gloo resolves the host name, which is often a loopback address.
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
     return environment
 
 
 def check_launch(settings: Optimization, nodes: Nodes | None) -> None:
-    """Raises `ConfigError` where the accelerate configuration does not fit the machines given or
-    the run file, or would train otherwise than it says."""
+    """Raises `ConfigError` if the accelerate configuration contradicts nodes or run file."""
     path = settings.accelerate_config
     values = read_accelerate_config(path)
     _check_machines(path, nodes)
@@ -99,8 +95,8 @@ def _check_fsdp(path: Path, settings: Optimization, values: dict[str, Any]) -> N
         raise ConfigError(f"accelerate_config: {path}: fsdp_version must be 2")
     if not has_cuda():
         raise ConfigError(
-            f"accelerate_config: {path} shards with FSDP, which accelerate silently leaves out on "
-            "a CPU. Use cpu_zero2.yaml or cpu_zero3.yaml."
+            f"accelerate_config: {path} shards with FSDP, which accelerate silently ignores on a "
+            "CPU. Use cpu_zero2.yaml or cpu_zero3.yaml."
         )
     if isinstance(settings, Train) and settings.select == "best":
         raise ConfigError(
@@ -113,14 +109,12 @@ def _check_machines(path: Path, nodes: Nodes | None) -> None:
     configured, processes = machines(path), num_processes(path)
     given = nodes.count if nodes else 1
     if configured != given:
+        problem = f"accelerate_config: {path} is for num_machines {configured}, but"
+        if nodes:
+            raise ConfigError(f"{problem} --nodes is {given}. They must be equal.")
         raise ConfigError(
-            f"accelerate_config: {path} is for num_machines {configured}, but "
-            + (
-                f"--nodes is {given}. They must be equal."
-                if nodes
-                else "only one was started. Run the same command on each, with --nodes and its "
-                "companion options (docs/scaling.md)."
-            )
+            f"{problem} only one was started. Run the same command on each, with --nodes and its "
+            "companion options (docs/scaling.md)."
         )
     if processes % given:
         raise ConfigError(
@@ -130,15 +124,15 @@ def _check_machines(path: Path, nodes: Nodes | None) -> None:
 
 
 def check_address(nodes: Nodes) -> None:
-    """Raises `ConfigError` where node 0's address is unknown; on node 0 also where it is another
-    machine's, and where the port is taken."""
+    """Raises `ConfigError` if node 0's address cannot be resolved; on node 0 also if the address
+    is another machine's, or if the port is in use."""
     try:
-        found = socket.getaddrinfo(nodes.address, nodes.port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(nodes.address, nodes.port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise ConfigError(f"--main-address {nodes.address}: cannot resolve it ({error})") from None
     if not nodes.leads:
         return
-    family, kind, protocol, _, address = found[0]
+    family, kind, protocol, _, address = addresses[0]
     with socket.socket(family, kind, protocol) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -152,14 +146,13 @@ def check_address(nodes: Nodes) -> None:
 
 
 def interface_to(address: str) -> str | None:
-    """The network interface that traffic to an address leaves by; None where it cannot be told."""
+    """The network interface that is used to reach an address; None if it is unknown."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((address, 9))  # UDP: nothing is sent
             own = probe.getsockname()[0]
-            return next(
-                (name for _, name in socket.if_nameindex() if _ipv4(probe, name) == own), None
-            )
+            names = (name for _, name in socket.if_nameindex())
+            return next((name for name in names if _ipv4(probe, name) == own), None)
     except OSError:
         return None
 

@@ -1,14 +1,12 @@
 """Attention over packed rows, under a name registered with transformers.
 
-A branch sees its group's shared prefix and itself. Registered with `AttentionInterface`, so no
-model's code is touched; without a plan the name means plain SDPA.
+A branch sees its group's shared prefix and itself. The function is registered with
+`AttentionInterface`, so models need no change; without a plan it is plain SDPA.
 
 Shapes: H query heads, K key heads, T packed positions, D the head dimension.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +21,7 @@ NAME = "dpo_packed"
 
 
 def register() -> None:
-    """Make `attn_implementation="dpo_packed"` known to transformers."""
+    """Register `attn_implementation="dpo_packed"` with transformers."""
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
@@ -38,13 +36,11 @@ def packed_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: query (B, H, T, D), key and value (B, K, T, D).
-
-    With a plan, B is 1. Returns ((B, T, H, D), None). Attention dropout is not applied to packed
-    rows: DPO's rewards are differences of log-probs, which dropout would turn into noise.
-    """
+    """transformers' attention function: query (B, H, T, D), key and value (B, K, T, D), B = 1 with
+    a plan. Returns ((B, T, H, D), None). Packed rows have no attention dropout: DPO's rewards are
+    differences of log-probs, which dropout would turn into noise."""
     if pack is None:
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
@@ -54,15 +50,14 @@ def packed_attention(
     query, key, value = _in_autocast_dtype(query, key, value)
     if query.device.type == "cuda" and softcap is None and query.dtype in _VARLEN_DTYPES:
         return _varlen(query[0], key[0], value[0], pack, scale, sliding_window)[None], None
-    out, _ = segment_attention(
-        *(query[0], key[0], value[0], flattened(pack.groups), scale, sliding_window, softcap)
-    )
+    groups = flattened(pack.groups)
+    out, _ = segment_attention(query[0], key[0], value[0], groups, scale, sliding_window, softcap)
     return out.transpose(0, 1)[None], None
 
 
 def _in_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """What autocast does for SDPA, and for no kernel below it: with float32 weights the rotary
-    embedding leaves queries and keys in float32, beside values in bfloat16."""
+    """Cast as autocast does for SDPA, but not for lower-level kernels: with float32 weights the
+    rotary embedding returns float32 queries and keys, while values are in bfloat16."""
     kind = tensors[0].device.type
     if not torch.is_autocast_enabled(kind):
         return tensors
@@ -98,11 +93,9 @@ def _varlen(
 def self_test(
     device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, dim: int
 ) -> None:
-    """Compare the kernel that training will use with plain SDPA, on a small packed batch.
-
-    A kernel whose causal mask is aligned to the other corner, or that ignores the offsets, would
-    train on the wrong attention without any error. Raises `RuntimeError` naming the difference.
-    """
+    """Compare the kernel that training will use with plain SDPA, on a small packed batch. A kernel
+    with another mask alignment would compute the wrong attention without an error. Raises
+    `RuntimeError` with the difference."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.arange(40).repeat(2, 1)
     ids[1, 17:] += 100
@@ -111,19 +104,15 @@ def self_test(
     length = len(plan.source)
     shapes = [(1, heads, length, dim), (1, key_heads, length, dim), (1, key_heads, length, dim)]
     query, key, value = (torch.randn(s, generator=generator).to(device, dtype) for s in shapes)
-    module = torch.nn.Module()
-    out = packed_attention(module, query, key, value, None, pack=plan)[0][0].float()
+    out = packed_attention(torch.nn.Module(), query, key, value, None, pack=plan)[0][0].float()
     group = plan.groups[0]
     begin = group.shared
     for branch in group.branches:
         rows = [*range(group.shared), *range(begin, begin + branch)]
         begin += branch
+        q, k, v = (x[:, :, rows].float() for x in (query, key, value))
         whole = torch.nn.functional.scaled_dot_product_attention(
-            query[:, :, rows].float(),
-            key[:, :, rows].float(),
-            value[:, :, rows].float(),
-            is_causal=True,
-            enable_gqa=heads != key_heads,
+            q, k, v, is_causal=True, enable_gqa=heads != key_heads
         )[0].transpose(0, 1)
         difference = (out[rows] - whole).abs().max().item()
         if not difference < 5e-2:

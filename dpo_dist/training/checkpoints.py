@@ -1,31 +1,38 @@
-"""Which checkpoints are whole: a marker with checksums, written last.
+"""Complete checkpoints, whose marker with checksums is written last, and their conversion.
 
 checkpoints/checkpoint-<step>/
-    ...         what transformers and DeepSpeed wrote
-    COMPLETE    who wrote it, and sha256 and size of every file; written last
+    ...         the files of transformers and DeepSpeed
+    COMPLETE    step, number of processes, ZeRO stage, and SHA-256 and size of every file
 
-transformers' own choice of a checkpoint to resume from is the highest number, whole or not.
+transformers itself would resume from the highest step, complete or not. DeepSpeed's shards can be
+converted to a universal form for any number of processes:
+https://www.deepspeed.ai/tutorials/universal-checkpointing
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pydantic import JsonValue
+
+from dpo_dist.errors import PhaseFailed
 from dpo_dist.storage.artifacts import file_digest, read_json, write_json
 from dpo_dist.system.console import say, warn
 
 COMPLETE = "COMPLETE"
+LATEST_UNIVERSAL = "latest_universal"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint, by how many processes it was written and under which ZeRO stage (0:
-    without ZeRO)."""
+    """A complete checkpoint, written by `world_size` processes under a ZeRO stage (0: none)."""
 
     path: Path
     step: int
@@ -33,11 +40,8 @@ class Checkpoint:
     zero_stage: int = 0
 
 
-def seal_files(checkpoint: Path, part: int = 0, parts: int = 1) -> dict[str, Any]:
-    """Digest and size of every `parts`-th file from `part` on, by the path in the checkpoint.
-
-    The processes share the hashing: the states of a large model are hundreds of gigabytes.
-    """
+def seal_files(checkpoint: Path, part: int = 0, parts: int = 1) -> dict[str, JsonValue]:
+    """SHA-256 and size of every `parts`-th file from `part` on: the processes share the hashing."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     return {
         path.relative_to(checkpoint).as_posix(): {
@@ -49,8 +53,8 @@ def seal_files(checkpoint: Path, part: int = 0, parts: int = 1) -> dict[str, Any
     }
 
 
-def mark_complete(checkpoint: Checkpoint, files: Mapping[str, Any]) -> None:
-    """Declare a checkpoint whole, after all of its files are written by all ranks."""
+def mark_complete(checkpoint: Checkpoint, files: Mapping[str, JsonValue]) -> None:
+    """Write the marker of a checkpoint. All ranks must have written their files."""
     write_json(
         checkpoint.path / COMPLETE,
         {
@@ -63,11 +67,8 @@ def mark_complete(checkpoint: Checkpoint, files: Mapping[str, Any]) -> None:
 
 
 def last_complete(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint. Half-written and damaged ones are removed, with a message:
-    training goes on from the one before.
-
-    Only the process that holds the phase's lock may ask.
-    """
+    """The newest complete checkpoint. Newer incomplete or damaged ones are removed with a warning:
+    only the process that holds the phase's lock may call this."""
     found = {
         int(match[1]): path
         for path in folder.glob("checkpoint-*")
@@ -77,9 +78,8 @@ def last_complete(folder: Path) -> Checkpoint | None:
         problem = damage(found[step])
         if problem is None:
             marker = read_json(found[step] / COMPLETE)
-            return Checkpoint(
-                found[step], step, int(marker["world_size"]), int(marker["zero_stage"])
-            )
+            world_size, zero_stage = int(marker["world_size"]), int(marker["zero_stage"])
+            return Checkpoint(found[step], step, world_size, zero_stage)
         warn(f"{found[step]} is incomplete ({problem}): removed")
         shutil.rmtree(found[step])
     if found:
@@ -88,7 +88,7 @@ def last_complete(folder: Path) -> Checkpoint | None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None when every file is as it was written."""
+    """What is wrong with a checkpoint, or None if all its files are unchanged."""
     try:
         marker = read_json(checkpoint / COMPLETE)
         int(marker["world_size"]), int(marker["zero_stage"])
@@ -101,7 +101,30 @@ def damage(checkpoint: Path) -> str | None:
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        # The size first: it costs nothing, and a torn write usually shows in it.
+        # The size first: it is cheap, and reveals most incomplete writes.
         if path.stat().st_size != size or file_digest(path) != sha256:
             return f"{name} has changed"
     return None
+
+
+def convert_shards(checkpoint: Path) -> None:
+    """Write the universal form beside the shards; the file `latest_universal` names it. Raises
+    `PhaseFailed` with the converter's output."""
+    shards = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
+    universal = shards.with_name(f"{shards.name}_universal")
+    # Always convert again: an earlier conversion may have been interrupted.
+    (checkpoint / LATEST_UNIVERSAL).unlink(missing_ok=True)
+    shutil.rmtree(universal, ignore_errors=True)
+    command = [
+        *(sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"),
+        # DeepSpeed writes this state only for models that it partitions itself (Megatron).
+        "--inject_missing_state",
+        *("--input_folder", str(shards), "--output_folder", str(universal)),
+    ]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu"}  # it only copies files
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode or not (checkpoint / LATEST_UNIVERSAL).exists():
+        raise PhaseFailed(
+            f"{shards} could not be converted for another number of processes. Resume with the "
+            f"old number, or see the converter's output:\n{done.stderr[-2000:]}"
+        )

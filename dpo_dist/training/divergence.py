@@ -1,4 +1,4 @@
-"""KL of the policy from the reference, on answers that the policy itself gives.
+"""KL of the policy from the reference, on answers that are sampled from the policy.
 
 For a prompt x and y ~ pi(.|x), drawn token by token, the chain rule gives
 
@@ -6,13 +6,11 @@ For a prompt x and y ~ pi(.|x), drawn token by token, the chain rule gives
     KL_t = sum_v pi(v | x, y_<t) * (log pi(v | x, y_<t) - log ref(v | x, y_<t)),
 
 so the sum of exact per-position divergences along a sampled answer is unbiased, with less variance
-than any estimate from the sampled tokens alone (Amini et al. 2025, arXiv 2504.10637). Beside it
-stands k3 = exp(r) - 1 - r with r = log ref(y_t) - log pi(y_t) (Schulman 2020, "Approximating KL
-divergence", joschu.net/blog/kl-approx.html): unbiased and never negative, it needs the sampled
-tokens only, and should agree with the exact value. All values are in nats.
-
-Both hold for answers drawn from the policy at temperature 1 with nothing cut away, and for no
-others: log-ratios on the pairs' chosen and rejected answers are no KL.
+than any estimate from the sampled tokens alone (Amini et al. 2025, arXiv 2504.10637). As a check,
+k3 = exp(r) - 1 - r with r = log ref(y_t) - log pi(y_t) is computed, too (Schulman 2020,
+"Approximating KL divergence", joschu.net/blog/kl-approx.html): unbiased, never negative, and from
+the sampled tokens only. All values are in nats. Both are valid only for answers sampled from the
+policy at temperature 1 without top-k or top-p: log-ratios of the pairs' answers are not a KL.
 
 Shapes: S sampled positions of a batch, H hidden size, V vocabulary.
 """
@@ -23,25 +21,25 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from dpo_dist.data.chat import end_token_ids, left_padded, until_end
 from dpo_dist.system import ranks
+from dpo_dist.training import CausalLM
 from dpo_dist.training.layout import output_head
 from dpo_dist.training.logprobs import TILE_ROWS, Head
 
-# Entered around every use of the model, so that one model can be the policy under one adapter and
-# the reference under another.
-ModelContext = Callable[[], AbstractContextManager[Any]]
+# Entered for every use of the model, which may be both policy and reference (with adapters).
+ModelContext = Callable[[], AbstractContextManager[CausalLM]]
 
 
 @dataclass(frozen=True)
 class SampledAnswer:
-    """An answer that the policy gave; its end token is part of it, unless it was cut off."""
+    """An answer of the policy, with its end token unless it was cut off."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
@@ -59,25 +57,22 @@ class SequenceDivergence:
 
 
 def policy_and_reference(
-    model: Any, ref_model: Any, accelerator: Any, *, adapter: str | None = "ref"
+    model: CausalLM, ref_model: CausalLM, accelerator: Accelerator, *, adapter: str | None = "ref"
 ) -> tuple[ModelContext, ModelContext]:
-    """The two models of a TRL `DPOTrainer` (`trainer.model, trainer.ref_model,
-    trainer.accelerator`), in the precision that it trains in.
-
-    Without a `ref_model` the reference is the adapter "ref", or another `adapter`, where there is
-    one, and the model with its adapters off where there is none, as in TRL.
-    """
+    """The policy and the reference of a TRL `DPOTrainer` (`trainer.model`, `trainer.ref_model`,
+    `trainer.accelerator`), in its precision. As in TRL, without a `ref_model` the reference is the
+    model with `adapter`, or without any adapter if it has none of that name."""
     from trl.trainer.utils import use_adapter
 
     policy = accelerator.unwrap_model(model)
 
     @contextmanager
-    def as_policy() -> Iterator[Any]:
+    def as_policy() -> Iterator[CausalLM]:
         with accelerator.autocast():
             yield policy
 
     @contextmanager
-    def as_reference() -> Iterator[Any]:
+    def as_reference() -> Iterator[CausalLM]:
         with accelerator.autocast():
             if ref_model is not None:
                 yield accelerator.unwrap_model(ref_model)
@@ -89,11 +84,8 @@ def policy_and_reference(
 
 
 def share(prompts: Sequence[Sequence[int]], rank: int, world_size: int) -> list[tuple[int, ...]]:
-    """A rank's prompts; equally many on every rank, so the first ones come twice if need be.
-
-    Under ZeRO-3 a forward gathers weights from all ranks: as many forwards on each, or they wait
-    for each other forever. A prompt that comes twice is answered twice, from another seed.
-    """
+    """A rank's prompts, the same number on every rank, because under ZeRO-3 all ranks need the same
+    number of forwards. The first prompts may be used twice, with different seeds."""
     count = math.ceil(len(prompts) / world_size)
     return [tuple(prompts[(rank + i * world_size) % len(prompts)]) for i in range(count)]
 
@@ -109,22 +101,20 @@ def sample_divergence(
     seed: int,
     device: torch.device | None = None,
 ) -> list[SequenceDivergence]:
-    """One answer to each prompt, and how far the policy is from the reference along it.
+    """Sample one answer to each prompt, and measure the divergence along it.
 
-    Every rank calls this with equally many prompts (`share`) and the same other arguments; each
-    draws from a seed of its own. The random state of the training, the models' modes and their
-    generation settings are afterwards what they were. `device` is where inputs go, by default
-    where the weights are (not so with weights offloaded under ZeRO-3).
+    Every rank calls this with the same number of prompts (`share`) and the same other arguments,
+    and has its own seed. The random state, the models' modes and their generation settings are
+    restored. `device` is that of the inputs, by default that of the weights.
     """
     with policy() as model:
         device = device or model.device
     measured: list[SequenceDivergence] = []
     with _seeded(seed + ranks.rank(), device):
         for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
             answers = sample_answers(
-                *(policy, tokenizer, prompts[start : start + batch_size]),
-                max_new_tokens=max_new_tokens,
-                device=device,
+                policy, tokenizer, batch, max_new_tokens=max_new_tokens, device=device
             )
             measured += divergences(policy, reference, answers, device=device)
     return measured
@@ -139,7 +129,7 @@ def sample_answers(
     max_new_tokens: int,
     device: torch.device,
 ) -> list[SampledAnswer]:
-    """One batch of answers from the policy itself: temperature 1, no top-k, no top-p."""
+    """One batch of answers from the policy: temperature 1, no top-k, no top-p."""
     ends = end_token_ids(tokenizer)
     settings = GenerationConfig(
         do_sample=True,
@@ -157,11 +147,11 @@ def sample_answers(
             attention_mask=torch.tensor(mask, device=device),
             generation_config=settings,
         )
-    answers = []
-    for prompt, tokens in zip(prompts, sampled[:, len(ids[0]) :].tolist(), strict=True):
-        completion, cut_off = until_end(tokens, ends)
-        answers.append(SampledAnswer(tuple(prompt), completion, cut_off))
-    return answers
+    completions = (until_end(row, ends) for row in sampled[:, len(ids[0]) :].tolist())
+    return [
+        SampledAnswer(tuple(prompt), completion, cut_off)
+        for prompt, (completion, cut_off) in zip(prompts, completions, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -172,7 +162,7 @@ def divergences(
     *,
     device: torch.device,
 ) -> list[SequenceDivergence]:
-    """Exact KL and k3 of one batch of answers: one forward of each model."""
+    """Exact KL and k3 of one batch of answers, with one forward of each model."""
     with policy() as model, _evaluating(model):
         policy_states = _states(_causal_lm(model), answers, device)
     with reference() as model, _evaluating(model):
@@ -180,25 +170,21 @@ def divergences(
     targets = torch.tensor([t for a in answers for t in a.completion_ids], device=device)
     kl, k3 = _by_position(policy_states, reference_states, targets)
     lengths = [len(answer.completion_ids) for answer in answers]
+    sums = [[float(part.double().sum()) for part in x.split(lengths)] for x in (kl, k3)]
     return [
-        SequenceDivergence(
-            kl=float(kl_of.double().sum()),
-            k3=float(k3_of.double().sum()),
-            tokens=len(kl_of),
-            cut_off=answer.cut_off,
-        )
-        for answer, kl_of, k3_of in zip(answers, kl.split(lengths), k3.split(lengths), strict=True)
+        SequenceDivergence(kl_of, k3_of, length, answer.cut_off)
+        for kl_of, k3_of, length, answer in zip(*sums, lengths, answers, strict=True)
     ]
 
 
 def summarise(sequences: Sequence[SequenceDivergence]) -> dict[str, float]:
-    """The figures to log, from the sequences of all ranks.
+    """The metrics to log, from the sequences of all ranks.
 
-    `kl/per_token` is a ratio of sums, sum_i KL_i / sum_i T_i; with n sequences its standard error
-    is that of a ratio estimator, with the sequence as the unit that was drawn (Cochran 1977,
-    eq. 6.13): sqrt(n / (n - 1) * sum_i (KL_i - R T_i)^2) / sum_i T_i. Positions of one answer
-    depend on each other and are not n T draws. One sequence has no standard error: its keys are
-    left out. Where answers are `kl/cut_off`, `kl/per_sequence` counts what was generated.
+    `kl/per_token` is a ratio of sums, R = sum_i KL_i / sum_i T_i. Its standard error is that of a
+    ratio estimator over n sequences (Cochran 1977, eq. 6.13), because positions of one answer are
+    not independent: sqrt(n / (n - 1) * sum_i (KL_i - R T_i)^2) / sum_i T_i. One sequence has no
+    standard error, so the keys are left out. For answers that are `kl/cut_off`, `kl/per_sequence`
+    covers the generated part.
     """
     count, tokens = len(sequences), sum(s.tokens for s in sequences)
     assert count and tokens
@@ -221,46 +207,39 @@ def summarise(sequences: Sequence[SequenceDivergence]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _States:
-    """What a model's predictions at the sampled positions are made of."""
+    """A model's hidden states at the sampled positions, and its head."""
 
     hidden: Tensor  # (S, H)
     head: Head
 
 
-def _states(causal_lm: Any, answers: Sequence[SampledAnswer], device: torch.device) -> _States:
-    # Padding goes right, where causal attention never sees it and positions count from zero
-    # whatever the architecture does to them.
-    width = max(len(a.prompt_ids) + len(a.completion_ids) for a in answers)
-    ids = torch.zeros(len(answers), width, dtype=torch.long)
-    mask = torch.zeros(len(answers), width, dtype=torch.long)
-    predicts = torch.zeros(len(answers), width, dtype=torch.bool)
-    for row, answer in enumerate(answers):
-        start, end = len(answer.prompt_ids), len(answer.prompt_ids) + len(answer.completion_ids)
-        ids[row, :end] = torch.tensor(answer.prompt_ids + answer.completion_ids)
-        mask[row, :end] = 1
-        predicts[row, start - 1 : end - 1] = True
+def _states(causal_lm: CausalLM, answers: Sequence[SampledAnswer], device: torch.device) -> _States:
+    # Right padding: causal attention never sees it, and positions start at 0 in any architecture.
+    rows = [torch.tensor(answer.prompt_ids + answer.completion_ids) for answer in answers]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    starts = torch.tensor([len(answer.prompt_ids) for answer in answers])[:, None]
+    ends = torch.tensor([len(row) for row in rows])[:, None]
+    position = torch.arange(ids.shape[1])
+    mask, predicts = position < ends, (position >= starts - 1) & (position < ends - 1)
     hidden = causal_lm.base_model(
-        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+        input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False
     ).last_hidden_state
     return _States(hidden[predicts.to(device)], output_head(causal_lm))
 
 
 def _by_position(policy: _States, reference: _States, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(exact KL, k3), each (S,), in tiles: the full logits never exist."""
+    """(exact KL, k3), each (S,), computed in tiles without the full logits."""
     from trl.trainer.utils import maybe_gather_lm_head_ctx
 
     dtype = torch.promote_types(policy.hidden.dtype, torch.float32)
     kl, k3 = (torch.empty(len(targets), dtype=dtype, device=targets.device) for _ in range(2))
-    stored = (policy.head.weight, policy.head.bias, reference.head.weight, reference.head.bias)
-    parameters = {id(parameter): parameter for parameter in stored}.values()
-    # Autocast would round the logits to bfloat16, and the difference of two roundings is no KL.
-    with (
-        maybe_gather_lm_head_ctx(*parameters),
-        torch.autocast(targets.device.type, enabled=False),
-    ):
-        policy_head = _in(dtype, policy.head)
+    heads = (policy.head, reference.head)
+    parameters = {id(p): p for head in heads for p in (head.weight, head.bias)}.values()
+    # No autocast: the rounding of the logits to bfloat16 would exceed small divergences.
+    with maybe_gather_lm_head_ctx(*parameters), torch.autocast(targets.device.type, enabled=False):
+        policy_head = _cast(policy.head, dtype)
         shared = reference.head.weight is policy.head.weight
-        reference_head = policy_head if shared else _in(dtype, reference.head)
+        reference_head = policy_head if shared else _cast(reference.head, dtype)
         for start in range(0, len(targets), TILE_ROWS):
             rows = slice(start, start + TILE_ROWS)
             log_p = _log_probs(policy.hidden[rows].to(dtype), policy_head)
@@ -271,7 +250,7 @@ def _by_position(policy: _States, reference: _States, targets: Tensor) -> tuple[
     return kl, k3
 
 
-def _in(dtype: torch.dtype, head: Head) -> Head:
+def _cast(head: Head, dtype: torch.dtype) -> Head:
     bias = None if head.bias is None else head.bias.to(dtype)
     return Head(head.weight.to(dtype), bias, head.softcap, head.scale)
 
@@ -286,8 +265,8 @@ def _log_probs(hidden: Tensor, head: Head) -> Tensor:
     return logits.log_softmax(-1)
 
 
-def _causal_lm(model: Any) -> Any:
-    """The model under its adapters, which stay in effect: they live in its layers."""
+def _causal_lm(model: CausalLM) -> CausalLM:
+    """The model without peft's wrapper; the adapters in its layers stay active."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
@@ -301,7 +280,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """No dropout and no gradient checkpointing, and every module's own mode restored."""
+    """Disable dropout and gradient checkpointing; restores every module's own mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -312,11 +291,10 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _generating(causal_lm: Any, settings: GenerationConfig) -> Iterator[Any]:
-    """`generate` fills what its settings leave open from the model's own, such as a repetition
-    penalty: for this while the model has no others."""
-    kept, causal_lm.generation_config = causal_lm.generation_config, settings
+def _generating(causal_lm: CausalLM, settings: GenerationConfig) -> Iterator[CausalLM]:
+    """Replace the model's own settings, which `generate` uses for missing values."""
+    before, causal_lm.generation_config = causal_lm.generation_config, settings
     try:
         yield causal_lm
     finally:
-        causal_lm.generation_config = kept
+        causal_lm.generation_config = before

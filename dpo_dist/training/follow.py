@@ -1,4 +1,4 @@
-"""A node that follows: it starts each training that the leader announces, with its own rank."""
+"""A follower node: it starts each training that the leader announces, with its own rank."""
 
 from __future__ import annotations
 
@@ -15,48 +15,47 @@ from dpo_dist.system.ranks import Nodes
 from dpo_dist.training.accelerate_command import launcher_command, launcher_environment
 from dpo_dist.training.job import STOP, TrainingJob
 from dpo_dist.training.logs import node_log
-from dpo_dist.training.nodes import GRACE_SECONDS, LEFT, POLL_SECONDS, STOPPED, Meeting
+from dpo_dist.training.nodes import GRACE_SECONDS, LEFT, POLL_SECONDS, STOPPED, Rendezvous
 
 
 def follow(nodes: Nodes, folder: Path) -> tuple[int, str]:
-    """Take part in a phase until the leader says that it has ended; its exit code and message.
-
-    On SIGTERM, which may be meant for this node alone (one that is drained, or taken away), all
-    nodes save and stop: the leader says when. Raises `ConfigError` when the leader is not to be
-    seen in the folder, and `NodeLost` when it falls silent.
-    """
-    meeting = Meeting(folder, nodes)
-    meeting.wait_for_leader()
-    meeting.sign_in()
-    say(f"node {nodes.rank} of {nodes.count}: following {meeting.host(0)} ({folder})")
+    """Take part in a phase until the leader ends it; returns its exit code and message. On SIGTERM,
+    even if only this node receives it, all nodes save and stop. Raises `ConfigError` if the leader
+    does not join in the folder, and `NodeLost` if its heartbeat stops."""
+    rendezvous = Rendezvous(folder, nodes)
+    rendezvous.wait_for_leader()
+    rendezvous.join()
+    say(f"node {nodes.rank} of {nodes.count}: following {rendezvous.host(0)} ({folder})")
     stopped = Event()
-    with meeting.beating(), handling_sigterm(stopped.set):
+    with rendezvous.heartbeat(), handling_sigterm(stopped.set):
         try:
-            return _take_part(meeting, stopped)
+            return _take_part(rendezvous, stopped)
         except BaseException as error:
-            meeting.post(LEFT, str(error) or type(error).__name__)
+            rendezvous.post(LEFT, str(error) or type(error).__name__)
             raise
 
 
-def _take_part(meeting: Meeting, stopped: Event) -> tuple[int, str]:
+def _take_part(rendezvous: Rendezvous, stopped: Event) -> tuple[int, str]:
     number = 0
+    job: TrainingJob | None = None
     process: Process | None = None
     try:
-        while (ended := meeting.ended()) is None:
-            meeting.check_alive(0)
-            if process is None and meeting.job(number + 1).exists():
+        while (ended := rendezvous.ended()) is None:
+            rendezvous.check_alive(0)
+            if process is None and rendezvous.job(number + 1).exists():
                 number += 1
-                process = _start(meeting, number)
+                job = TrainingJob.model_validate_json(rendezvous.job(number).read_text("utf-8"))
+                process = _start(rendezvous, number, job)
             elif process is not None and (status := process.poll()) is not None:
                 process = None
                 if status:
-                    # The leader's processes fail as well, or save and stop: it will say which.
-                    meeting.post(LEFT, f"its training processes exited with code {status}")
+                    # The leader's processes also fail, or save and stop: it decides what follows.
+                    rendezvous.post(LEFT, f"its training processes exited with code {status}")
             if stopped.is_set():
-                _stop_all(meeting, _job(meeting, number) if process is not None else None)
+                _stop_all(rendezvous, job if process is not None else None)
             time.sleep(POLL_SECONDS)
         if process is not None:
-            with suppress(subprocess.TimeoutExpired):  # they wait for nodes that have gone
+            with suppress(subprocess.TimeoutExpired):  # it may wait for nodes that are gone
                 process.wait(timeout=GRACE_SECONDS)
         return ended
     finally:
@@ -65,28 +64,24 @@ def _take_part(meeting: Meeting, stopped: Event) -> tuple[int, str]:
             process.wait()
 
 
-def _stop_all(meeting: Meeting, job: TrainingJob | None) -> None:
-    """Let the training that is at work save and stop, if there is one, and no other begin."""
-    if meeting.posted(STOPPED, meeting.nodes.rank) is None:
-        say(f"node {meeting.nodes.rank} of {meeting.nodes.count}: SIGTERM; all nodes are to stop")
-        meeting.post(STOPPED, "")
-    # Whichever rank sees it first, all of them agree on the step after which they save.
+def _stop_all(rendezvous: Rendezvous, job: TrainingJob | None) -> None:
+    """Let all nodes save and stop the running training, if any, and start no other."""
+    nodes = rendezvous.nodes
+    if rendezvous.posted(STOPPED, nodes.rank) is None:
+        say(f"node {nodes.rank} of {nodes.count}: received SIGTERM; stopping all nodes")
+        rendezvous.post(STOPPED, "")
+    # All ranks agree on the step after which they save, whichever rank sees the file first.
     if job is not None and not (job.out / STOP).exists():
         write_text(job.out / STOP, "")
 
 
-def _job(meeting: Meeting, number: int) -> TrainingJob:
-    return TrainingJob.model_validate_json(meeting.job(number).read_text(encoding="utf-8"))
-
-
-def _start(meeting: Meeting, number: int) -> Process:
-    job = _job(meeting, number)
-    config, nodes = job.settings.accelerate_config, meeting.nodes
+def _start(rendezvous: Rendezvous, number: int, job: TrainingJob) -> Process:
+    nodes, config = rendezvous.nodes, job.settings.accelerate_config
     assert job.logs is not None
     say(f"node {nodes.rank} of {nodes.count}: joining training {number} of this phase ({job.out})")
     with node_log(job.logs, nodes.rank).open("ab") as file:
         return subprocess.Popen(
-            launcher_command(meeting.job(number), config, nodes),
+            launcher_command(rendezvous.job(number), config, nodes),
             env=launcher_environment(config, nodes),
             stdout=file,
             stderr=file,

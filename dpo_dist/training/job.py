@@ -1,4 +1,5 @@
-"""What a training process is told: one JSON file, written by the phase, read by every rank."""
+"""The job of a training process: a JSON file that the phase writes and every rank reads; and the
+readers of accelerate configurations."""
 
 from __future__ import annotations
 
@@ -7,38 +8,51 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from dpo_dist.config import Checkpointing, Optimization, Section, Sft, Train
 from dpo_dist.errors import ConfigError
+from dpo_dist.storage.figures import Figures
 from dpo_dist.system.console import counted
 from dpo_dist.tracking import TrackedRun
 
-# Files between the phase and its training processes, in the phase's directory.
-OUTCOME = "outcome.json"  # what became of the training
-STOP = "STOP"  # the phase asks: save and stop
-PREEMPTED = "PREEMPTED"  # the answer: the step that was saved
+# Files through which the phase and its training processes communicate, in the phase's directory.
+OUTCOME = "outcome.json"  # the `TrainingOutcome`
+STOP = "STOP"  # written by the phase: save and stop
+PREEMPTED = "PREEMPTED"  # written by the training: the step at which it saved and stopped
+
+# `gradient_checkpointing: auto` plans to fill at most this share of the free memory: plans do not
+# include temporary buffers, fragmentation and the libraries.
+MEMORY_SHARE = 0.8
+
+
+class TrainingOutcome(Figures):
+    """The result of a training; the model has the weights of `selected_step`."""
+
+    steps: int
+    selected_step: int
+    peak_rss_bytes: int
 
 
 class InitialReference(Section):
-    """A reference that training does not start from; `identity` is what tells its weights."""
+    """A reference other than the weights that training starts from; `identity` identifies it."""
 
     model: str
     adapter: Path | None = None
-    identity: dict[str, Any]
+    identity: dict[str, JsonValue]
 
 
 class TrainingJob(Section):
-    """An SFT or DPO training, or the pass that computes the log-probs of a DPO's reference.
+    """An SFT or DPO training, or the pass that computes the reference's log-probs for DPO.
 
-    `rows` and `validation_rows` are parquet files of token ids: `input_ids, completion_mask`
-    for SFT, `id, row, tokens, prompt_ids, chosen_ids, rejected_ids` for DPO. `adapter` is the
-    adapter that DPO starts from, or None when it starts from `model` itself; `start` identifies
-    those weights. They are the reference, too, unless `reference` is another; its log-probs lie
-    in `reference_folder`. `planned_peak_bytes` is a process's planned memory by the kind of
-    activation checkpointing. `checkpoint` is where training goes on, `reshard` says that its
-    universal form has to be read (universal.py). `logs` is where its processes write to; None:
-    wherever they were started.
+    - `adapter`: the adapter that DPO starts from; None if it starts from `model` itself.
+    - `rows`, `validation_rows`: parquet files of token ids, `input_ids, completion_mask` for SFT,
+      `id, row, tokens, prompt_ids, chosen_ids, rejected_ids` for DPO.
+    - `start`: identifies the weights that DPO starts from. They are also the reference, unless
+      `reference` is another one. `reference_folder` has the log-probs of either.
+    - `planned_peak_bytes`: planned memory per process, by kind of activation checkpointing.
+    - `checkpoint`: where training resumes; with `reshard`, from its universal form.
+    - `logs`: the folder for the logs of the processes; None: they write to the console.
     """
 
     kind: Literal["sft", "dpo", "reference"]
@@ -50,7 +64,7 @@ class TrainingJob(Section):
     rows: Path
     validation_rows: Path | None = None
     reference_folder: Path | None = None
-    start: dict[str, Any] = Field(default_factory=dict)
+    start: dict[str, JsonValue] = Field(default_factory=dict)
     reference: InitialReference | None = None
     planned_peak_bytes: dict[Checkpointing, int]
     out: Path
@@ -63,23 +77,17 @@ class TrainingJob(Section):
 
     @property
     def model_dir(self) -> Path:
-        """Where the finished adapter or model goes."""
+        """The directory of the finished adapter or model."""
         return self.out / "model"
 
 
-# The share of the free memory that `gradient_checkpointing: auto` may fill by plan: the rest is for
-# what a plan leaves out (temporaries, the allocator's gaps, the libraries).
-FITS = 0.8
-_OFFLOADED = ("param", "optimizer")
-
-
 def num_processes(accelerate_config: Path) -> int:
-    """How many processes an accelerate configuration starts, on all machines together."""
+    """The number of processes that an accelerate configuration starts on all machines."""
     return launch_shape(accelerate_config)[0]
 
 
 def machines(accelerate_config: Path) -> int:
-    """How many machines an accelerate configuration is for."""
+    """The number of machines that an accelerate configuration is for."""
     return int(read_accelerate_config(accelerate_config).get("num_machines", 1))
 
 
@@ -90,9 +98,9 @@ def launch_shape(accelerate_config: Path) -> tuple[int, int]:
 
 
 def for_one_process(accelerate_config: Path) -> bool:
-    """Whether accelerate starts one process, whatever their number is."""
+    """Whether accelerate starts one process, whatever `num_processes` says."""
     kind = read_accelerate_config(accelerate_config).get("distributed_type")
-    return kind in ("NO", False)  # YAML's unquoted NO
+    return kind in ("NO", False)  # YAML reads an unquoted NO as False
 
 
 def uses_fsdp(accelerate_config: Path) -> bool:
@@ -100,18 +108,19 @@ def uses_fsdp(accelerate_config: Path) -> bool:
 
 
 def offloads(accelerate_config: Path) -> bool:
-    """Whether DeepSpeed keeps weights and optimizer in the CPU's memory."""
+    """Whether DeepSpeed offloads weights and optimizer states from the GPU."""
     settings = read_accelerate_config(accelerate_config).get("deepspeed_config") or {}
+    keys = ("offload_param", "offload_optimizer")
     if file := settings.get("deepspeed_config_file"):
-        zero = json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {})
-        devices = [(zero.get(f"offload_{part}") or {}).get("device") for part in _OFFLOADED]
+        zero = _zero_optimization(file)
+        devices = [(zero.get(key) or {}).get("device") for key in keys]
     else:
-        devices = [settings.get(f"offload_{part}_device") for part in _OFFLOADED]
+        devices = [settings.get(f"{key}_device") for key in keys]
     return all(device in ("cpu", "nvme") for device in devices)
 
 
 def read_accelerate_config(accelerate_config: Path) -> dict[str, Any]:
-    """Its values. Raises `ConfigError` where it is no accelerate configuration."""
+    """Its values. Raises `ConfigError` if it is not a valid accelerate configuration."""
     try:
         values = yaml.safe_load(accelerate_config.read_text(encoding="utf-8"))
         int(values["num_processes"]), int(values.get("num_machines", 1))
@@ -127,34 +136,28 @@ def read_accelerate_config(accelerate_config: Path) -> dict[str, Any]:
 
 def _zero_stage(settings: dict[str, Any]) -> int:
     if file := settings.get("deepspeed_config_file"):
-        settings = json.loads(Path(file).read_text(encoding="utf-8"))
-        return int(settings.get("zero_optimization", {}).get("stage", 0))
+        return int(_zero_optimization(file).get("stage", 0))
     return int(settings.get("zero_stage", 0))
 
 
+def _zero_optimization(deepspeed_config: str) -> dict[str, Any]:
+    settings = json.loads(Path(deepspeed_config).read_text(encoding="utf-8"))
+    return dict(settings.get("zero_optimization", {}))
+
+
 def accumulation_steps(settings: Optimization, processes: int) -> int:
-    """Micro-batches per optimizer step and process that make up the global batch.
-
-    Raises `ConfigError` when the processes cannot share the global batch evenly.
-    """
-    per_round = settings.micro_batch_size * processes
-    if settings.global_batch_size % per_round:
-        raise ConfigError(
-            f"global_batch_size {settings.global_batch_size} is not a multiple of "
-            f"micro_batch_size {settings.micro_batch_size} x "
-            f"{counted(processes, 'process', 'processes')}: {_what_would_do(settings, processes)}"
-        )
-    return settings.global_batch_size // per_round
-
-
-def _what_would_do(settings: Optimization, processes: int) -> str:
-    """The settings with the same global batch, and the nearest global batch above it."""
-    batch = settings.global_batch_size
+    """Micro-batches per process and optimizer step that make up the global batch. Raises
+    `ConfigError` if the processes cannot share the global batch evenly."""
+    batch, micro = settings.global_batch_size, settings.micro_batch_size
+    steps, rest = divmod(batch, micro * processes)
+    if not rest:
+        return steps
+    # The closest settings that work: with the same global batch, and with the next larger one.
     most = max(n for n in range(1, processes + 1) if batch % n == 0)
-    share = batch // most
-    micro = max(n for n in range(1, settings.micro_batch_size + 1) if share % n == 0)
-    same = f"micro_batch_size {micro}" + (
-        f" with {counted(most, 'process', 'processes')}" if most < processes else ""
+    smaller = max(n for n in range(1, micro + 1) if batch // most % n == 0)
+    with_fewer = f" with {counted(most, 'process', 'processes')}" if most < processes else ""
+    raise ConfigError(
+        f"global_batch_size {batch} is not a multiple of micro_batch_size {micro} x "
+        f"{counted(processes, 'process', 'processes')}: use micro_batch_size {smaller}"
+        f"{with_fewer}, or global_batch_size {(steps + 1) * micro * processes}"
     )
-    per_round = settings.micro_batch_size * processes
-    return f"{same} would do, or global_batch_size {-(-batch // per_round) * per_round}"

@@ -1,8 +1,8 @@
-"""`accelerate launch`, deaf to SIGTERM: a scheduler that signals all processes of a job must not
-take the launcher away from under workers that are writing a checkpoint.
+"""`accelerate launch` that ignores SIGTERM. A scheduler may signal all processes of a job, and the
+launcher must not end while the workers write a checkpoint.
 
-The workers have a handler of their own. With several processes torch's elastic agent installs
-one as well: it passes the signal on and waits (`TORCH_ELASTIC_SHUTDOWN_TIMEOUT`).
+The workers handle SIGTERM themselves. With several processes torch's elastic agent also installs a
+handler: it forwards the signal and waits (`TORCH_ELASTIC_SHUTDOWN_TIMEOUT`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from dpo_dist.system.processes import die_with_parent
-from dpo_dist.training.failures import record_exit
 from dpo_dist.training.job import TrainingJob
+from dpo_dist.training.logs import record_exit
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _record(statuses: dict[int, int]) -> None:
-    """Keep how the training processes ended; `main`'s last argument is their job's file."""
+    """Record the exit codes of failed ranks. The last command-line argument is the job's file."""
     job = TrainingJob.model_validate_json(Path(sys.argv[-1]).read_text(encoding="utf-8"))
     if job.logs is not None:
         for rank, status in statuses.items():

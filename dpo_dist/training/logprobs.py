@@ -1,8 +1,8 @@
-"""The LM head's log-probs on the positions that are scored, without the full logits.
+"""The LM head's log-probs at the scored positions, without the full logits.
 
-On CUDA this is TRL's Triton kernel. On a CPU that kernel's fallback works in large float32 tiles;
-the function here works in tiles that fit the cache, in the operands' dtype, and where the head is
-frozen (LoRA) it takes the gradient along in the forward: 4HV multiplications a token, not 6HV.
+On CUDA this is TRL's Triton kernel. On a CPU TRL's fallback uses large float32 tiles. The function
+here uses tiles that fit into the cache, in the operands' dtype. If the head is frozen (LoRA), the
+forward also computes the gradient: 4HV multiplications per token instead of 6HV.
 
 Shapes: S scored positions, H hidden size, V vocabulary.
 """
@@ -11,22 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-# Rows of a tile: fewer read the head too often, more leave the cache (measured on 2 cores at
-# V = 49,152: 128 rows take 0.8 of the time of 64 or 512).
+from dpo_dist.training import Context
+
+# Rows per tile. With fewer, the head is read too often; with more, a tile exceeds the cache (on 2
+# cores and V = 49,152, 128 rows take 0.8 of the time of 64 or 512).
 TILE_ROWS = 128
-# Rows whose gradient by the head is one product; each adds up a float32 matrix of the head's size.
+# Rows per product of the head's gradient; each adds to a float32 matrix of the head's size.
 HEAD_GRADIENT_ROWS = 1024
 OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
 @dataclass(frozen=True)
 class Head:
-    """The output projection and what the architecture does to its logits."""
+    """The output projection, and the scale and softcap of its logits."""
 
     weight: Tensor  # (V, H)
     bias: Tensor | None  # (V,)
@@ -35,19 +36,16 @@ class Head:
 
 
 def score_tokens(hidden: Tensor, head: Head, targets: Tensor) -> dict[str, Tensor]:
-    """Per position (S,), under TRL's names (`OUTPUTS`): log p(target) at `hidden` (S, H).
-
-    `log_probs` is differentiable by `hidden` and the head. Without gradient: the entropy (nats),
-    log sum p^2, the mean logit, and whether the target is a most likely token (TRL gives a tie to
-    the token with the lower id).
+    """TRL's `OUTPUTS` per position (S,), at `hidden` (S, H): log p(target), the entropy (nats), log
+    sum p^2, the mean logit, and whether the target is a most likely token (with a tie, TRL counts
+    only the lowest id). Only `log_probs` is differentiable, by `hidden` and the head.
     """
     if hidden.device.type == "cuda":
         from trl.kernels import ChunkedLogProbFunction
-        from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
+        from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as CHUNK
 
         values = ChunkedLogProbFunction.apply(
-            *(hidden, head.weight, head.bias, targets, 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE),
-            *(head.softcap, head.scale, OUTPUTS),
+            hidden, head.weight, head.bias, targets, 1.0, CHUNK, head.softcap, head.scale, OUTPUTS
         )
     else:
         values = TiledLogProbs.apply(  # type: ignore[no-untyped-call]
@@ -61,7 +59,7 @@ class TiledLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -86,8 +84,7 @@ class TiledLogProbs(torch.autograd.Function):
             is_top1[rows] = at_target >= largest
             mean_logits[rows] = logits.mean(-1) + tiles.shift
             probabilities = tiles.softmax()
-            # The largest probability is exp(0) / sum: its logarithm is the sum's.
-            log_z = largest - probabilities.amax(-1).log()
+            log_z = largest - probabilities.amax(-1).log()  # log p_max = largest - log_z
             log_probs[rows] = at_target - log_z
             log_sum_sq[rows] = torch.linalg.vector_norm(probabilities, dim=-1).log() * 2
             entropy[rows] = log_z - logits.mul_(probabilities).sum(-1)
@@ -103,7 +100,7 @@ class TiledLogProbs(torch.autograd.Function):
         return *values, is_top1
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor, *_: object) -> tuple[Tensor | None, ...]:
         if ctx.trains_head:
             return *_head_gradients(ctx, grad), *(None,) * 3
         (by_hidden,) = ctx.saved_tensors
@@ -111,8 +108,7 @@ class TiledLogProbs(torch.autograd.Function):
 
 
 class _Tiles:
-    """The working memory of one tile, allocated once: fresh pages would cost as much as the
-    arithmetic."""
+    """The working memory of one tile. It is allocated once, because new pages are slow."""
 
     def __init__(self, head: Head, rows: int, dtype: torch.dtype) -> None:
         self._head = head
@@ -121,16 +117,16 @@ class _Tiles:
         self._projected = torch.empty(shape, dtype=dtype)
         self._logits = torch.empty(shape, dtype=self.exact)
         self._probabilities = torch.empty(shape, dtype=self.exact)
-        self.shift = torch.empty(0)  # (n,), of the logits last asked for
+        self.shift = torch.empty(0)  # (n,), subtracted from the latest logits
         self._count = 0
         self._slope: Tensor | None = None  # derivative of the softcap
 
     def logits(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """(n, V) for hidden (n, H), less `shift` (n,); valid until the next call.
+        """(n, V) for hidden (n, H), minus `shift` (n,); valid until the next call.
 
-        In bfloat16 a logit of 20 is rounded to 1/8. What it is rounded by counts only near the
-        target's logit and above: that one, rounded, is subtracted before the product is rounded,
-        and probabilities do not change with it.
+        bfloat16 rounds a logit of 20 to a multiple of 1/8. For accurate logits near the target's,
+        `shift`, the target's rounded logit, is subtracted before the product is rounded. This does
+        not change the probabilities.
         """
         head, self._count = self._head, len(hidden)
         projected = self._projected[: self._count]
@@ -150,18 +146,19 @@ class _Tiles:
         if head.scale != 1.0:
             logits *= head.scale
         if head.softcap is not None:
-            bent = logits.div_(head.softcap).tanh_()
-            self._slope = 1 - bent.square()
+            capped = logits.div_(head.softcap).tanh_()
+            self._slope = 1 - capped.square()
             logits *= head.softcap
         return logits
 
     def softmax(self) -> Tensor:
-        """(n, V) probabilities of the logits last asked for."""
+        """(n, V) probabilities of the latest logits."""
         torch.softmax(self._logits[: self._count], -1, out=self._probabilities[: self._count])
         return self._probabilities[: self._count]
 
     def weighted(self, grad: Tensor | None = None) -> Tensor:
-        """The probabilities as a gradient by the projection, times `grad` (n,), in its dtype."""
+        """(n, V): probabilities times the derivative of softcap and scale, times `grad` (n,), in
+        the operands' dtype."""
         weighted = self._probabilities[: self._count]
         if self._slope is not None:
             weighted *= self._slope
@@ -172,21 +169,21 @@ class _Tiles:
         return self._projected[: self._count].copy_(weighted)
 
     def at_targets(self, targets: Tensor) -> Tensor:
-        """(n, 1): what `weighted` multiplies a probability of 1 at the target by."""
+        """(n, 1): the derivative of softcap and scale at the target."""
         slope = torch.ones(len(targets), 1, dtype=self.exact)
         if self._slope is not None:
             slope = self._slope.gather(1, targets[:, None])
         return slope * self._head.scale
 
     def gradient_by_hidden(self, targets: Tensor) -> Tensor:
-        """d log p(target) / d hidden (n, H): the target's row of the head less the mean row."""
+        """d log p(target) / d hidden (n, H): the target's row of the head minus the mean row."""
         weight = self._head.weight
         at_targets = self.at_targets(targets)
         return at_targets * weight[targets] - self.weighted().mm(weight)
 
 
-def _head_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Recompute every tile; gradients by hidden, weight and bias, summed in float32 or more."""
+def _head_gradients(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Recompute every tile; gradients by hidden, weight and bias, summed at least in float32."""
     from trl.trainer.utils import maybe_gather_lm_head_ctx
 
     hidden, weight, bias, targets = ctx.saved_tensors
@@ -215,11 +212,7 @@ def _head_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | No
             if bias is not None:
                 by_bias -= rest.sum(0, dtype=tiles.exact)
                 by_bias.index_add_(0, targets[chunk], at_targets[:, 0])
-    return (
-        by_hidden,
-        by_weight.to(weight.dtype),
-        by_bias.to(bias.dtype) if bias is not None else None,
-    )
+    return by_hidden, by_weight.to(weight.dtype), None if bias is None else by_bias.to(bias.dtype)
 
 
 def _slices(count: int, height: int) -> Iterator[slice]:

@@ -1,23 +1,33 @@
-"""What the training processes say, a file each, and what of it is shown.
+"""The logs of the training processes, and which process failed first.
 
 <phase>/logs/<attempt>/
-    rank-<k>.log          all that a training process writes, C++ included
-    rank-<k>.error.json   what it failed of (failures.py)
-    node-<r>.log          what `accelerate launch` and torch's agent write on a machine
+    rank-<k>.log          all output of a training process, including output of C++ code
+    rank-<k>.error.json   its error, with the time
+    node-<r>.log          the output of `accelerate launch` and torch's agent on a machine
 
-Rank 0's log is shown while it grows. The others would say the same, and where one fails, all of
-them do in a moment: who was first is told at the end.
+Rank 0's log is shown while it grows. A process that fails makes all others fail: their collectives
+break, and each writes a traceback. The times separate the cause from the consequences.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import signal
+import socket
 import sys
+import time
+import traceback
 from pathlib import Path
+
+from dpo_dist.errors import DpoDistError
+from dpo_dist.storage.artifacts import read_json, write_json
+from dpo_dist.storage.tails import last_lines
+from dpo_dist.system.console import scrub
 
 
 def new_attempt(folder: Path) -> Path:
-    """A directory for the logs of one start, numbered from 1."""
+    """Create the log directory of one start; they are numbered from 1."""
     taken = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
     attempt = folder / str(max(taken, default=0) + 1)
     attempt.mkdir(parents=True)
@@ -32,8 +42,8 @@ def node_log(attempt: Path, rank: int) -> Path:
     return attempt / f"node-{rank}.log"
 
 
-def write_to(path: Path) -> None:
-    """Let all that this process writes go to a file, also what no Python code writes."""
+def redirect_output(path: Path) -> None:
+    """Send all output of this process to a file, including output of C++ code."""
     with path.open("ab") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -41,14 +51,14 @@ def write_to(path: Path) -> None:
 
 
 class Echo:
-    """Shows what is appended to a file, byte by byte: progress bars end no lines."""
+    """Prints what is appended to a file, even incomplete lines, such as progress bars."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._shown = 0
 
-    def look(self) -> None:
-        """Show what has come."""
+    def show_new(self) -> None:
+        """Print what was appended since the last call."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._shown)
@@ -59,3 +69,68 @@ class Echo:
             self._shown += len(new)
             sys.stderr.write(new.decode(errors="replace"))
             sys.stderr.flush()
+
+
+# Errors of a process that lost its peer: a consequence, never the cause.
+_CONSEQUENCE = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|connectFullMesh|timed out waiting|"
+    r"ncclRemoteError|Remote process exited|NCCL communicator was aborted",
+    re.IGNORECASE,
+)
+_TAIL = 15  # lines of a log that an error message quotes
+
+
+def record(attempt: Path, rank: int, error: BaseException) -> None:
+    """Record the error of a rank: the traceback, or only the message of a `DpoDistError`."""
+    known = isinstance(error, DpoDistError)
+    text = str(error) if known else "".join(traceback.format_exception(error))
+    _write(attempt, rank, text.strip(), known=known)
+
+
+def record_exit(attempt: Path, rank: int, status: int) -> None:
+    """Record the exit code of a rank that recorded no error itself, because it was killed."""
+    if _path(attempt, rank).exists():
+        return
+    text = f"it exited with code {status}"
+    if status < 0:
+        text = f"it was killed by {signal.Signals(-status).name}"
+        if status == -signal.SIGKILL:
+            text += ": out of memory, or killed by a user (check `dmesg` on that machine)"
+    tail = last_lines(rank_log(attempt, rank), _TAIL)
+    _write(attempt, rank, f"{text}\n{tail}".strip(), known=False)
+
+
+def any_failed(attempt: Path) -> bool:
+    return any(attempt.glob("rank-*.error.json"))
+
+
+def explain(attempt: Path, status: int) -> str:
+    """Why a training ended with an exit code: the first failure that is not a consequence."""
+    failures = [read_json(path) for path in sorted(attempt.glob("rank-*.error.json"))]
+    if not failures:
+        tail = last_lines(node_log(attempt, 0), _TAIL)
+        return f"training exited with code {status}; logs: {attempt}\n{tail}".rstrip()
+    first = min(failures, key=lambda f: (bool(_CONSEQUENCE.search(f["text"])), f["time"]))
+    where = f"rank {first['rank']} on {first['host']}"
+    if first["known"]:
+        return f"{first['text']}\n({where}; logs: {attempt})"
+    others = len(failures) - 1
+    more = f"; {others} more failed after it" if others else ""
+    return f"training failed, {where} first:\n{first['text']}\n(logs: {attempt}{more})"
+
+
+def _write(attempt: Path, rank: int, text: str, *, known: bool) -> None:
+    write_json(
+        _path(attempt, rank),
+        {
+            "rank": rank,
+            "host": socket.gethostname(),
+            "time": time.time(),
+            "known": known,
+            "text": scrub(text),
+        },
+    )
+
+
+def _path(attempt: Path, rank: int) -> Path:
+    return attempt / f"rank-{rank}.error.json"

@@ -1,9 +1,9 @@
 """LoRA's linear layer as one operation: y = x W^T + (x A^T) (sB)^T.
 
-PEFT writes the low-rank product, scales it and adds it, each in a pass over an array of the
-output's size, and autograd keeps what lies between. Here the product is accumulated into the base
-layer's output, and the gradient by x likewise. As one operation it is also one thing to keep or
-to recompute (activations.py).
+PEFT computes the low-rank product, scales it and adds it, each in a pass over an array of the
+output's size, and autograd keeps the intermediate results. Here the product is accumulated into the
+base layer's output, and likewise for the gradient by x. As one operation it can also be kept or
+recomputed as a whole (activations.py).
 
 Shapes: T positions, I inputs, O outputs, r the rank.
 """
@@ -17,26 +17,28 @@ import torch
 from peft.tuners import lora
 from torch import Tensor
 
+from dpo_dist.training import Context
+
 
 @torch.library.custom_op("dpo_dist::lora_linear", mutates_args=())
 def lora_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """x (..., I), weight (O, I), bias (O,), down (r, I), up (O, r), scaled -> y (..., O) and
-    x down^T (T, r), which the backward needs."""
+    """x (..., I), weight (O, I), bias (O,), down (r, I), up (O, r), which includes the scale -> y
+    (..., O) and x down^T (T, r), which the backward needs."""
     rows = x.reshape(-1, x.shape[-1])
     low = rows.mm(down.t())
     out = torch.nn.functional.linear(rows, weight, bias).addmm_(low, up.t())
     return out.view(*x.shape[:-1], len(weight)), low
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _keep(ctx: Context, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weight, _, down, up = inputs
     ctx.save_for_backward(x, weight, down, up, output[1])
 
 
-def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    """By x, down and up: the base layer is frozen."""
+def _gradients(ctx: Context, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients by x, down and up; the base layer is frozen."""
     x, weight, down, up, low = ctx.saved_tensors
     rows, by_out = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     by_low = by_out.mm(up)
@@ -50,15 +52,13 @@ torch.library.register_autograd("dpo_dist::lora_linear", _gradients, setup_conte
 
 
 def install(model: torch.nn.Module) -> None:
-    """Let a PEFT model's LoRA layers run as one operation wherever they are plain."""
-    layer: Any
+    """Let a PEFT model's LoRA layers run as one operation if they are plain (`_plain_adapter`)."""
     for layer in model.modules():
         if type(layer) is lora.Linear:
             layer.forward = types.MethodType(_forward, layer)
 
 
-def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """PEFT's forward of a layer, as one operation where it can be."""
+def _forward(layer: lora.Linear, x: Tensor, *args: object, **kwargs: object) -> Any:
     adapter = _plain_adapter(layer)
     if adapter is None or args or kwargs:
         return lora.Linear.forward(layer, x, *args, **kwargs)
@@ -76,9 +76,9 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     )[0]
 
 
-def _plain_adapter(layer: Any) -> Any:
-    """The adapter of a layer that does what this module's operation does: one, on, without
-    dropout, variants or a bias of its own, over a frozen base whose weights are here."""
+def _plain_adapter(layer: lora.Linear) -> str | None:
+    """The adapter of a layer that `lora_linear` can compute: a single active adapter without
+    dropout, variants or bias, on a frozen base layer whose weights are not sharded."""
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if layer.disable_adapters or layer.merged or len(active) != 1:
         return None
@@ -90,7 +90,7 @@ def _plain_adapter(layer: Any) -> Any:
         and (isinstance(dropout, torch.nn.Identity) or not dropout.training)
         and layer.lora_B[name].bias is None
         and not base.weight.requires_grad
-        # FSDP and ZeRO-3 gather a weight when its module is called, which does not happen here.
+        # FSDP and ZeRO-3 gather a weight when its module is called; here it is not called.
         and all(type(module) is torch.nn.Linear for module in modules)
         and not hasattr(base.weight, "ds_id")
     )

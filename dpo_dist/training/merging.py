@@ -1,4 +1,4 @@
-"""A LoRA adapter written into its base: one model that needs no adapter to be served."""
+"""Merges a LoRA adapter into its base model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from dpo_dist.data.chat import load_tokenizer
 def merge_adapter(
     base: str, adapter: Path, out: Path, *, dtype: str, trust_remote_code: bool = False
 ) -> None:
-    """Save `base` with `adapter` added to its weights, and its tokenizer, under `out`.
-
-    The sum is taken in float32 and rounded to `dtype` once. All or nothing: `out` appears when it
-    is whole.
-    """
+    """Save `base` with `adapter` added to its weights, and its tokenizer, in `out`. The sum is
+    computed in float32 and rounded to `dtype` once. `out` is created only when it is complete."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

@@ -1,8 +1,6 @@
-"""Loading the policy, with the start that makes TRL's reference the SFT model."""
+"""Loads the policy, such that TRL's reference is the SFT model, and the reference."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -12,46 +10,39 @@ from dpo_dist.config import Checkpointing, Lora, Train
 from dpo_dist.errors import ConfigError
 from dpo_dist.system import ranks
 from dpo_dist.system.console import warn
-from dpo_dist.training import attention
+from dpo_dist.training import CausalLM, attention
 from dpo_dist.training.activations import checkpoint_selectively
 from dpo_dist.training.job import TrainingJob, uses_fsdp
 from dpo_dist.training.layout import why_not_packed
 
-# The adapter that is the reference, where training does not start from it.
+# The name of the reference adapter if training does not start from the reference.
 INITIAL = "initial"
 
 
 def uses_bf16(job: TrainingJob) -> bool:
-    """Whether to train under bfloat16 autocast.
-
-    Several CPU processes cannot: transformers refuses bf16 under DeepSpeed without a GPU, so
-    they train in float32 whatever the run file says.
-    """
+    """Whether to train under bfloat16 autocast. Several CPU processes always train in float32,
+    because transformers refuses bf16 under DeepSpeed without a GPU."""
     return job.settings.bf16 and (torch.cuda.is_available() or ranks.world_size() == 1)
 
 
 def weights_dtype(job: TrainingJob) -> torch.dtype:
-    """The dtype of the loaded weights.
-
-    LoRA keeps its frozen base in bfloat16 (autocast would cast it in every layer of every step)
-    and its adapters in float32. Full fine-tuning needs float32 master weights: an update of
-    5e-7 times the weight is rounded away in bfloat16.
-    """
+    """The dtype of the loaded weights. With LoRA the frozen base is in bfloat16 (autocast would
+    cast it in every layer of every step), and the adapters are in float32. Full fine-tuning needs
+    float32 weights: bfloat16 would lose updates of 5e-7 times the weight."""
     lora = isinstance(job.settings.method, Lora)
     half = lora and uses_bf16(job) and job.dtype == "bfloat16"
     return torch.bfloat16 if half else torch.float32
 
 
-def load_policy(job: TrainingJob) -> tuple[Any, LoraConfig | None]:
-    """(the model to train, the LoRA configuration for TRL to add).
+def load_policy(job: TrainingJob) -> tuple[CausalLM, LoraConfig | None]:
+    """(the model to train, the LoRA configuration that TRL should add).
 
-    - LoRA on an SFT adapter: a `PeftModel`, of which TRL copies the adapter to a frozen "ref"
-      adapter, so that the reference is the SFT model. (A base with a fresh LoRA would take the
-      *base*.)
-    - LoRA on a whole model: the reference is that model with the new adapter off.
-    - all weights: an SFT adapter is merged first; the reference is what training starts from.
+    - LoRA on an SFT adapter: a `PeftModel`. TRL copies the adapter to a frozen adapter "ref", so
+      the reference is the SFT model. (With a new LoRA it would be the *base*.)
+    - LoRA on a full model: the reference is that model with the new adapter disabled.
+    - all weights: an SFT adapter is merged first; the reference is the merged model.
 
-    An adapter that is another reference (`job.reference`) lies beside them as "initial".
+    If `job.reference` has an adapter, it is loaded as "initial".
     """
     model = AutoModelForCausalLM.from_pretrained(
         job.model,
@@ -82,13 +73,12 @@ def load_policy(job: TrainingJob) -> tuple[Any, LoraConfig | None]:
     return adapted.merge_and_unload().requires_grad_(True), None  # PEFT froze the base
 
 
-def load_reference(job: TrainingJob) -> Any | None:
-    """The reference's weights, where all weights are trained and they are needed: in every step
-    (`reference: live`), or to measure the KL. An adapter's reference is in the policy.
+def load_reference(job: TrainingJob) -> CausalLM | None:
+    """The reference's weights, if all weights are trained and they are needed: in every step
+    (`reference: live`), or to measure the KL. With LoRA the policy contains the reference.
 
-    A live reference has the policy's dtype: in bfloat16 it would round otherwise than the policy
-    does under autocast, by a nat per answer. For the KL alone the weights stay in the dtype that
-    the SFT model is kept in; `train.kl.prompts: 0` saves them.
+    A live reference has the policy's dtype: in bfloat16 its rounding would differ from that of the
+    policy under autocast, by a nat per answer. For the KL alone it has the SFT model's dtype.
     """
     settings = job.settings
     assert isinstance(settings, Train)
@@ -104,37 +94,25 @@ def load_reference(job: TrainingJob) -> Any | None:
     return model.eval()
 
 
-def lighten(model: Any, job: TrainingJob, checkpointing: Checkpointing) -> None:
-    """Let the layers copy and keep less, with the same results."""
+def lighten(model: CausalLM, job: TrainingJob, checkpointing: Checkpointing) -> None:
+    """Reduce the memory of the layers without a change of the results."""
     if uses_bf16(job):
-        _share_inputs_with_lora(model)
+        # PEFT would cast the input of every LoRA layer to float32, and autocast would cast it back:
+        # the same numbers, but the backward keeps a copy.
+        for module in model.modules():
+            if hasattr(module, "cast_input_dtype_enabled"):
+                module.cast_input_dtype_enabled = False
     if checkpointing == "selective":
         checkpoint_selectively(model)
 
 
-def _share_inputs_with_lora(model: torch.nn.Module) -> None:
-    """Under autocast, let LoRA layers multiply the activations that the base layers multiply.
-
-    PEFT casts them to the adapter's float32, autocast casts them back: the same numbers, in a
-    copy per layer that stays alive until the backward.
-    """
-    for module in model.modules():
-        if hasattr(module, "cast_input_dtype_enabled"):
-            setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010
-
-
-_FSDP = "packed rows have not been tested under FSDP"
-
-
-def choose_layout(model: Any, settings: Train) -> bool:
-    """Whether packed rows are used; sets the attention that this takes.
-
-    `layout: auto` falls back to TRL's padded batches with one warning that names the reason;
-    `packed` raises `ConfigError` instead.
-    """
+def choose_layout(model: CausalLM, settings: Train) -> bool:
+    """Set the attention of the layout; return whether it uses packed rows. If the model cannot use
+    them, `layout: auto` warns and uses TRL's padded batches; `packed` raises `ConfigError`."""
     reason = None
     if settings.layout != "padded":
-        reason = _FSDP if uses_fsdp(settings.accelerate_config) else why_not_packed(model)
+        fsdp = uses_fsdp(settings.accelerate_config)
+        reason = "packed rows are not tested under FSDP" if fsdp else why_not_packed(model)
     if reason is not None:
         if settings.layout == "packed":
             raise ConfigError(f"train.layout: packed is not possible: {reason}")
@@ -142,17 +120,13 @@ def choose_layout(model: Any, settings: Train) -> bool:
     text = model.config.get_text_config()
     if settings.layout == "padded" or reason is not None:
         if getattr(text, "attn_logit_softcapping", None):
-            model.set_attn_implementation("eager")  # sdpa leaves the softcap out
+            model.set_attn_implementation("eager")  # sdpa ignores the softcap
         return False
     attention.register()
     model.set_attn_implementation(attention.NAME)
     if torch.cuda.is_available():
         heads = text.num_attention_heads
-        attention.self_test(
-            torch.device("cuda"),
-            torch.bfloat16,
-            heads,
-            getattr(text, "num_key_value_heads", None) or heads,
-            getattr(text, "head_dim", None) or text.hidden_size // heads,
-        )
+        key_heads = getattr(text, "num_key_value_heads", None) or heads
+        dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+        attention.self_test(torch.device("cuda"), torch.bfloat16, heads, key_heads, dim)
     return True

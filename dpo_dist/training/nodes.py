@@ -1,21 +1,22 @@
-"""Several machines, one training: what they tell each other through the directory that they share.
+"""Coordinates the machines that train together, through a directory that they share.
 
 <run>/.<phase>.nodes/<launch id>/
-    node-<rank>.json    here I am; written once by every node
-    node-<rank>.beat    a number that grows for as long as the node is alive
-    node-<rank>.left    a follower has gone before the end, and why
-    node-<rank>.stop    a follower has got SIGTERM: all of them save and stop
-    job-<n>.json        the n-th training that all of them start, written by the leader
-    ended.json          how the phase has ended, written by the leader, last
+    node-<rank>.json    host and process id; written once, when the node joins
+    node-<rank>.beat    heartbeat: a number that grows while the node is alive
+    node-<rank>.left    why a follower left before the end
+    node-<rank>.stop    a follower received SIGTERM: all nodes save and stop
+    job-<n>.json        the n-th training that all nodes start; written by the leader
+    ended.json          how the phase ended; written last, by the leader
 
-It lies beside the phase's directory, like its lock, because `--force` moves that one aside. Nodes
-die without a word (power, a kernel, a network), and a collective that waits for one waits for very
-long: whoever is silent is given up by all the others. Clocks are never compared: a node is alive
-while its number changes.
+The directory is beside the phase's directory, like its lock, because `--force` moves that one. A
+node may die silently (power, kernel, network), and collectives wait very long for it, so every node
+gives up on a node without a heartbeat. Clocks are never compared.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import socket
 import time
@@ -35,31 +36,31 @@ BEAT_SECONDS = 2.0
 POLL_SECONDS = 0.5
 LEFT = "left"
 STOPPED = "stop"
-# A node whose training has failed is left alone for so long: the others fail by themselves, and
-# their own last words say more.
+# After a training process fails, the others get this long to fail by themselves and write their own
+# errors.
 GRACE_SECONDS = 30.0
 
 
-def meeting_folder(phase: Path, nodes: Nodes) -> Path:
-    """Where the nodes of one start meet."""
+def rendezvous_folder(phase: Path, nodes: Nodes) -> Path:
+    """The directory through which the nodes of one launch communicate."""
     return phase.with_name(f".{phase.name}.nodes") / nodes.launch_id
 
 
 @dataclass
-class Meeting:
-    """The folder of one start, seen by one of its nodes."""
+class Rendezvous:
+    """The shared directory of one launch, as one of its nodes uses it."""
 
     folder: Path
     nodes: Nodes
     _beats: dict[int, tuple[str | None, float]] = field(default_factory=dict)
 
-    def sign_in(self) -> None:
-        """Say that this node is here. Raises `ConfigError` where somebody else has its rank, or
-        had it in an earlier start of the same name."""
+    def join(self) -> None:
+        """Announce this node. Raises `ConfigError` if its rank was taken, now or earlier."""
         path = self._file(self.nodes.rank, "json")
         try:
             with path.open("x", encoding="utf-8") as file:
-                file.write(f'{{"host": "{socket.gethostname()}", "process": {os.getpid()}}}\n')
+                entry = {"host": socket.gethostname(), "process": os.getpid()}
+                file.write(json.dumps(entry) + "\n")
         except FileExistsError:
             raise ConfigError(
                 f"--launch-id {self.nodes.launch_id}: node {self.nodes.rank} of this launch is "
@@ -68,7 +69,7 @@ class Meeting:
             ) from None
 
     def host(self, rank: int) -> str:
-        """The name of a node that has signed in."""
+        """The host name of a node, or its rank if it has not joined."""
         try:
             return str(read_json(self._file(rank, "json"))["host"])
         except (OSError, ValueError, KeyError):
@@ -78,8 +79,8 @@ class Meeting:
         return self._file(rank, "json").exists()
 
     def check_alive(self, rank: int) -> None:
-        """Raise `NodeLost` when a node has been silent for too long."""
-        beat = self.posted("beat", rank)  # None: not yet, or a file system that has just lost it
+        """Raise `NodeLost` if a node's heartbeat has stopped."""
+        beat = self.posted("beat", rank)  # None: not yet written, or a file system error
         now = time.monotonic()
         known, since = self._beats.setdefault(rank, (beat, now))
         if beat and beat != known:
@@ -90,19 +91,19 @@ class Meeting:
                 f"{self.nodes.silent_seconds:.0f} s ({self.folder})"
             )
 
-    def post(self, what: str, text: str) -> None:
-        """Tell the others something."""
-        write_text(self._file(self.nodes.rank, what), text)
+    def post(self, name: str, text: str) -> None:
+        """Publish a text to the other nodes."""
+        write_text(self._file(self.nodes.rank, name), text)
 
-    def posted(self, what: str, rank: int) -> str | None:
-        """What a node has told; None while it has not."""
+    def posted(self, name: str, rank: int) -> str | None:
+        """The text that a node has posted under a name, or None."""
         try:
-            return self._file(rank, what).read_text(encoding="utf-8")
+            return self._file(rank, name).read_text(encoding="utf-8")
         except OSError:
             return None
 
     def wait_for_leader(self) -> None:
-        """Return when node 0 is here. Raises `ConfigError` when it does not come."""
+        """Return when node 0 has joined. Raises `ConfigError` if it does not join in time."""
         deadline = time.monotonic() + self.nodes.join_seconds
         while not self.present(0):
             if time.monotonic() > deadline:
@@ -120,29 +121,28 @@ class Meeting:
         write_json(self.folder / "ended.json", {"status": status, "message": message})
 
     def ended(self) -> tuple[int, str] | None:
-        """(exit code, message) of the leader's phase, once it has ended."""
+        """(exit code, message) of the leader's phase, or None while it runs."""
         try:
-            found = read_json(self.folder / "ended.json")
+            result = read_json(self.folder / "ended.json")
         except OSError:
             return None
-        return int(found["status"]), str(found["message"])
+        return int(result["status"]), str(result["message"])
 
     @contextmanager
-    def beating(self) -> Iterator[None]:
-        """Be alive, as the others see it."""
+    def heartbeat(self) -> Iterator[None]:
+        """Write this node's heartbeat from a thread."""
         stop = Event()
         path = self._file(self.nodes.rank, "beat")
 
         def beat() -> None:
-            number = 0
-            while not stop.is_set():
-                number += 1
+            for number in itertools.count(1):
                 try:
-                    # In place: a reader that meets half of it sees a change, which is all it asks.
+                    # Not atomic: a reader that sees half a number still sees a change.
                     path.write_text(str(number), encoding="ascii")
                 except OSError as error:
                     warn(f"{path}: {error}")
-                stop.wait(BEAT_SECONDS)
+                if stop.wait(BEAT_SECONDS):
+                    return
 
         thread = Thread(target=beat, daemon=True)
         thread.start()
@@ -157,72 +157,71 @@ class Meeting:
 
 
 class Leader:
-    """Node 0: it does the phase, and lets the others join each training that the phase starts."""
+    """Node 0: it runs the phase and announces each training to the other nodes."""
 
-    def __init__(self, meeting: Meeting) -> None:
-        self.nodes = meeting.nodes
-        self.meeting = meeting
+    def __init__(self, rendezvous: Rendezvous) -> None:
+        self.nodes = rendezvous.nodes
+        self.rendezvous = rendezvous
         self._announced = 0
-        self._missed: float | None = None
-        self._deadline = time.monotonic() + meeting.nodes.join_seconds
+        self._left_at: float | None = None
+        self._deadline = time.monotonic() + rendezvous.nodes.join_seconds
 
     def announce(self, job: TrainingJob) -> Path:
-        """Let all nodes start a training, once they are here; returns the job's file.
-
-        A file of its own for every training: a node may remember what was in one that has changed.
-        Raises `NodeLost` when a node does not come, and `Preempted` when one was told to stop.
-        """
+        """Let all nodes start a training, once they have joined; returns the job's file. Every
+        training has its own file, because network file systems may cache a changed one. Raises
+        what `wait_for_all` raises."""
         self.wait_for_all()
         self._announced += 1
-        self._missed = None
-        path = self.meeting.job(self._announced)
+        self._left_at = None
+        path = self.rendezvous.job(self._announced)
         write_text(path, job.model_dump_json(indent=2) + "\n")
         return path
 
     def check(self, stopping: bool) -> None:
-        """Raise `NodeLost` when a follower is silent, or has left and is not `stopping`."""
+        """Raise `NodeLost` if a follower is silent, or if it left and is not `stopping`."""
         for rank in range(1, self.nodes.count):
-            self.meeting.check_alive(rank)
-            reason = self.meeting.posted(LEFT, rank)
+            self.rendezvous.check_alive(rank)
+            reason = self.rendezvous.posted(LEFT, rank)
             if reason is None or stopping:
                 continue
-            self._missed = self._missed or time.monotonic()
-            if time.monotonic() - self._missed > GRACE_SECONDS:
-                raise NodeLost(f"node {rank} ({self.meeting.host(rank)}) has stopped: {reason}")
+            self._left_at = self._left_at or time.monotonic()
+            if time.monotonic() - self._left_at > GRACE_SECONDS:
+                raise NodeLost(f"node {rank} ({self.rendezvous.host(rank)}) has stopped: {reason}")
 
     def wait_for_all(self) -> None:
-        """Return when all nodes are here. Raises `NodeLost` when one does not come, and
-        `Preempted` when one was told to stop."""
+        """Return when all nodes have joined. Raises `NodeLost` if one does not join in time, and
+        `Preempted` if one received SIGTERM."""
         followers = range(1, self.nodes.count)
-        while missing := [rank for rank in followers if not self.meeting.present(rank)]:
-            self._check_stopped()
+        while True:
+            missing = [rank for rank in followers if not self.rendezvous.present(rank)]
+            for rank in followers:
+                if self.rendezvous.posted(STOPPED, rank) is not None:
+                    host = self.rendezvous.host(rank)
+                    raise Preempted(
+                        f"node {rank} ({host}) was stopped while no training was running"
+                    )
+            if not missing:
+                return
             if time.monotonic() > self._deadline:
                 raise NodeLost(
                     f"node {', '.join(map(str, missing))} of {self.nodes.count} did not join via "
-                    f"{self.meeting.folder} within {self.nodes.join_seconds:.0f} s. Is the "
+                    f"{self.rendezvous.folder} within {self.nodes.join_seconds:.0f} s. Is the "
                     "directory on a file system that all nodes share, and does every node have "
                     f"--launch-id {self.nodes.launch_id}?"
                 )
             time.sleep(POLL_SECONDS)
-        self._check_stopped()
-
-    def _check_stopped(self) -> None:
-        for rank in range(1, self.nodes.count):
-            if self.meeting.posted(STOPPED, rank) is not None:
-                host = self.meeting.host(rank)
-                raise Preempted(f"node {rank} ({host}) was stopped while nothing was being trained")
 
 
 @contextmanager
 def leading(nodes: Nodes, folder: Path) -> Iterator[Leader]:
-    """Lead the nodes through a phase, and tell them how it has ended, however it has."""
+    """Lead the nodes through a phase, and publish how it ended, even after an error."""
     folder.mkdir(parents=True, exist_ok=True)
-    meeting = Meeting(folder, nodes)
-    meeting.sign_in()
+    rendezvous = Rendezvous(folder, nodes)
+    rendezvous.join()
     status, message = 1, "the leader ended unexpectedly"
-    with meeting.beating():
+    with rendezvous.heartbeat():
         try:
-            yield Leader(meeting)
+            yield Leader(rendezvous)
             status, message = 0, "done"
         except DpoDistError as error:
             status, message = error.exit_code, str(error)
@@ -231,4 +230,4 @@ def leading(nodes: Nodes, folder: Path) -> Iterator[Leader]:
             status, message = INTERRUPTED, "interrupted"
             raise
         finally:
-            meeting.end(status, message)
+            rendezvous.end(status, message)

@@ -1,12 +1,13 @@
-"""The packed layout: a prompt is computed once, its completions follow it as branches, unpadded.
+"""The packed layout: a prompt is computed once, and its completions follow as unpadded branches.
 
-The token rows of a group (chosen and rejected; any number works) agree up to some position, at
-least to the end of the prompt. What they share is laid down once:
+The rows of a group (chosen and rejected; any number works) share their first tokens, at least the
+prompt. The packed row has the shared tokens once:
 
     [ shared[:-1] | shared[-1] a[:-1] | shared[-1] b[:-1] ]      for the rows shared+a, shared+b
 
-The last shared token opens every branch, because it predicts a different token in each; so every
-hidden state has exactly one label. The last token of a row predicts nothing and is left out.
+The last shared token is repeated in every branch, because it predicts a different token in each:
+so every hidden state has exactly one label. The last token of a row predicts nothing and is left
+out.
 
 Shapes: R rows, L the padded width, T packed positions, S of them scored, N completion tokens.
 """
@@ -16,37 +17,34 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from dpo_dist.training import Batch
+
 
 @dataclass(frozen=True)
 class Group:
-    """Rows with a common beginning: `shared` positions from `start`, then the branches."""
+    """Rows with common first tokens: `shared` positions from `start`, then branches (lengths)."""
 
     start: int
     shared: int
     branches: tuple[int, ...]
 
-    @property
-    def end(self) -> int:
-        return self.start + self.shared + sum(self.branches)
-
 
 @dataclass(frozen=True)
 class PackPlan:
-    """How a padded batch becomes one packed row, and how its log-probs find their way back.
+    """Maps a padded batch to one packed row, and its log-probs back to the batch.
 
-    - `source` (T,): the packed row's places in the flattened padded batch.
-    - `positions` (T,): rotary positions; they start again at the branching point.
+    - `source` (T,): the index of each packed position in the flattened padded batch.
+    - `positions` (T,): rotary positions; every branch continues from the shared tokens.
     - `scored` (S,), `targets` (S,): the packed positions that predict a completion token, and
       those tokens.
-    - `value_index` (N,): for every completion token of the padded batch, row by row, its place
-      in `scored`. Tokens that completions share have one place.
-    - `query_offsets`, `key_offsets` (segments + 1,), `key_source`: the same groups as
-      variable-length segments, for kernels that take those: a segment's queries see the keys
+    - `value_index` (N,): for every completion token of the padded batch, row by row, its index
+      in `scored`. Tokens that completions share have the same index.
+    - `query_offsets`, `key_offsets` (segments + 1,), `key_source`: the groups as segments for
+      variable-length kernels. The queries of segment i see the keys
       `key_source[key_offsets[i]:key_offsets[i + 1]]`, causal from the bottom right.
     """
 
@@ -63,8 +61,8 @@ class PackPlan:
     longest_key: int
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackPlan:
-        """The plan on a device; `accelerate` calls this as it does for tensors."""
-        moved: dict[str, Any] = {
+        """The plan on a device; `accelerate` calls this as it calls `Tensor.to`."""
+        moved: Batch = {
             name: value.to(device, non_blocking=non_blocking)
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
@@ -78,18 +76,15 @@ def plan_packing(
     completion_mask: Tensor,
     members: Sequence[Sequence[int]],
 ) -> PackPlan:
-    """Plan the packed row of a right-padded batch.
-
-    `input_ids`, `attention_mask`, `completion_mask` (R, L); `members` lists the rows of each
-    group, which have the same prompt. Rows branch where their tokens first differ, which may be
-    behind the prompt.
-    """
+    """Plan the packed row of a right-padded batch: `input_ids`, `attention_mask`, `completion_mask`
+    (R, L). `members` lists the rows of each group, which have the same prompt. Rows branch where
+    their tokens first differ, which may be after the prompt."""
     rows, width = input_ids.shape
     lengths = attention_mask.sum(1).tolist()
     source: list[Tensor] = []
     positions: list[Tensor] = []
     groups: list[Group] = []
-    # The packed position that predicts a row's token t + 1; -1 where nothing is predicted.
+    # (row, t): the packed position that predicts token t + 1 of the row; -1: none.
     predicts = torch.full((rows, width - 1), -1)
     cursor = 0
     for member_rows in members:
@@ -125,15 +120,15 @@ def plan_packing(
 
 
 def _shared_length(ids: Tensor, lengths: Sequence[int]) -> int:
-    """How many positions of these rows are computed once: all common tokens but the last."""
+    """How many positions of these rows are computed once: all common tokens except the last."""
     common = ids[:, : min(lengths)]
     agree = (common == common[0]).all(0)
     return max(int(agree.long().cumprod(0).sum()) - 1, 0)
 
 
-def _segments(groups: Sequence[Group]) -> dict[str, Any]:
-    """The groups as variable-length attention: the prefix with the first branch is one ordinary
-    causal segment; every other branch sees the prefix and itself."""
+def _segments(groups: Sequence[Group]) -> Batch:
+    """The groups as segments: the prefix with the first branch is an ordinary causal segment; every
+    other branch sees the prefix and itself."""
     queries, keys, key_source = [0], [0], []
     for group in groups:
         prefix = torch.arange(group.start, group.start + group.shared)

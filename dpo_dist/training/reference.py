@@ -1,9 +1,13 @@
-"""The reference's log-probs, computed once per row and kept on disk.
+"""The cache of the reference's log-probs: each row of token ids is computed once.
 
-`<output_dir>/reference_logps/<key>.jsonl` holds a line per row of token ids. The key is a digest
-of what the values depend on (the reference's weights with its adapter, the precision, LD-DPO's
-alpha, which weighs the tokens) and of nothing else: a sweep over beta, learning rate or loss reads
-what is there, whatever its layout, and a retrained SFT model has another key.
+`<output_dir>/reference_logps/<key>.jsonl` has one line per row. The key is a digest of everything
+that the values depend on: the reference's weights with its adapter, the precision, and LD-DPO's
+alpha, which weights the tokens. So a sweep over beta, learning rate, loss or layout reuses the
+values, and a retrained SFT model gets another key.
+
+In later rounds the reference may be the initial SFT model, from which training does not start. Then
+a separate pass loads it as policy and reference, fills the cache and trains one step, which is
+discarded, so that the first loss is checked.
 """
 
 from __future__ import annotations
@@ -15,62 +19,65 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
+from pydantic import JsonValue
+
+from dpo_dist.config import KlMonitor
+from dpo_dist.errors import Preempted
 from dpo_dist.storage.artifacts import Journal, read_records
 from dpo_dist.storage.records import Record
 from dpo_dist.system import ranks
 from dpo_dist.system.console import say
+from dpo_dist.training.job import OUTCOME, STOP, TrainingJob, num_processes
+from dpo_dist.training.nodes import Leader
+from dpo_dist.training.supervise import launch
+
+POLL_SECONDS = 2.0
 
 
 class ReferenceLogProbs(Record):
-    """log pi_ref of a row's two completions, in nats, summed over their tokens."""
+    """log pi_ref of a row's two completions, summed over their tokens (nats)."""
 
     row: str
     chosen: float
     rejected: float
 
 
-POLL_SECONDS = 2.0
-
-
-def reference_key(weights: Mapping[str, Any], precision: str, ld_alpha: float | None) -> str:
-    """The name of the cache of one reference, whose weights are identified by digests."""
+def reference_key(weights: Mapping[str, JsonValue], precision: str, ld_alpha: float | None) -> str:
+    """The name of a reference's cache; `weights` identifies the model and adapter by digests."""
     parts = json.dumps([dict(weights), precision, ld_alpha], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()[:24]
 
 
 def row_key(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) -> str:
-    """The identity of a pair as token ids."""
+    """A digest of a pair's token ids."""
     return hashlib.sha256(repr((list(prompt), list(chosen), list(rejected))).encode()).hexdigest()
 
 
 class ReferenceCache:
-    """The values known for one reference. Only one run may fill it, which `locked` it."""
+    """The cached values of one reference. A run must hold the lock to fill it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     @contextmanager
     def locked(self, agreed: Callable[[bool], bool]) -> Iterator[None]:
-        """Wait for other runs that fill the same cache, and keep them out.
-
-        All ranks enter; rank 0 has the lock. They wait together and meet every few seconds, where
-        `agreed` gives all of them what rank 0 says: a rank that came to a collective alone would
-        end with its time-out.
-        """
+        """Hold the lock; wait for other runs that fill the same cache. All ranks enter, and rank 0
+        takes the lock. `agreed` broadcasts its success in every attempt, so that no rank waits
+        alone in a collective until its time-out."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.with_suffix(".lock").open("w") as file:
-            waits = False
+            waiting = False
             while not agreed(ranks.is_main() and _lock(file)):
-                if not waits:
-                    say(f"waiting for another run, which computes the reference ({self._path})")
-                waits = True
+                if not waiting:
+                    say(f"waiting for another run that computes the reference ({self._path})")
+                waiting = True
                 time.sleep(POLL_SECONDS)
             yield
 
     def read(self) -> dict[str, ReferenceLogProbs]:
-        """By row. A torn last line, left by a crash, was cut off by `journal`."""
+        """The values by row key. `journal` has removed an incomplete last line."""
         if not self._path.exists():
             return {}
         return {record.row: record for record in read_records(self._path, ReferenceLogProbs)}
@@ -80,9 +87,41 @@ class ReferenceCache:
 
 
 def _lock(file: IO[str]) -> bool:
-    """Whether the file is locked now, which it is until it is closed."""
+    """Try to lock the file until it is closed; return whether it succeeded."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def compute_reference(job: TrainingJob, leader: Leader | None = None) -> None:
+    """Compute the reference's log-probs unless it is done. Raises what `launch` raises."""
+    own = reference_job(job)
+    if (own.out / OUTCOME).exists():
+        return
+    launch(own, leader)
+    if (own.out / STOP).exists():
+        raise Preempted(
+            "training was stopped before its first step; its reference log-probs are computed"
+        )
+
+
+def reference_job(job: TrainingJob) -> TrainingJob:
+    """The job of the separate pass: it starts from the reference, with a minimal global batch."""
+    assert job.reference is not None
+    settings = job.settings
+    batch = settings.micro_batch_size * num_processes(settings.accelerate_config)
+    smaller = {"global_batch_size": batch, "kl": KlMonitor(prompts=0), "select": "last"}
+    return job.model_copy(
+        update={
+            "kind": "reference",
+            "settings": settings.model_copy(update=smaller),
+            "model": job.reference.model,
+            "adapter": job.reference.adapter,
+            "start": job.reference.identity,
+            "reference": None,
+            "out": job.out / "reference",
+            "wandb": None,
+        }
+    )

@@ -1,8 +1,8 @@
-"""Which pairs are trained on in which step, by which rank: a function of seed and epoch alone.
+"""The order of the pairs, which depends only on seed and epoch.
 
-A global batch holds the same pairs for any number of processes and any accumulation, so that the
-same file trains the same way everywhere; inside it, ranks get equally many pairs and about equally
-many tokens.
+A global batch has the same pairs for any number of processes and any gradient accumulation, so a
+run file trains the same way everywhere. Within it, all ranks get the same number of pairs and about
+the same number of tokens.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 class GlobalBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transformers is untyped
     """Yields this rank's micro-batches, lists of row numbers, each of `micro_batch_size` rows.
 
-    The last global batch of an epoch is filled up with the epoch's first pairs: with fewer pairs
-    than the others it would either weigh them more or not divide among the ranks. (A subclass of
-    transformers' sampler because `Trainer` leaves that kind unsharded.)
+    The last global batch of an epoch is filled up with the epoch's first pairs: it must be divided
+    among the ranks, and all pairs should count the same. (`Trainer` does not shard the base class.)
     """
 
     def __init__(
@@ -55,14 +54,14 @@ class GlobalBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transf
         count, size = len(self.lengths), self.effective_batch_size
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(count, generator=generator).tolist()
-        padded = order * (1 + size // count)  # enough to fill a batch larger than the data
+        padded = order * (1 + size // count)  # a batch may be larger than the data
         for start in range(0, count, size):
             batch = order[start : start + size]
             yield batch + padded[: size - len(batch)]
 
     def _fill(self, batch: Sequence[int]) -> list[list[int]]:
-        """Micro-batches of equally many pairs and about equally many tokens, those with the most
-        tokens first: longest pairs first, each to the emptiest bin that has room."""
+        """Micro-batches with the same number of pairs and about the same number of tokens, largest
+        first. Greedy: the longest pairs first, each to the bin with the fewest tokens."""
         bins: list[list[int]] = [[] for _ in range(self.dp_size * self.grad_accum)]
         loads = [0] * len(bins)
         with_room = [(0, number) for number in range(len(bins))]  # a heap
@@ -75,13 +74,13 @@ class GlobalBatchSampler(BatchRebalanceSampler):  # type: ignore[misc]  # transf
         return [bins[i] for i in sorted(range(len(bins)), key=lambda i: (-loads[i], i))]
 
     def _deal(self, bins: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-        """The micro-batches that the ranks work on at the same time: neighbours in the order of
-        load, the largest to the rank that has had the fewest tokens of this global batch."""
-        had = [0] * self.dp_size
+        """The micro-batches that the ranks process at the same time: neighbours in the order of
+        size, the largest to the rank with the fewest tokens of this global batch so far."""
+        tokens = [0] * self.dp_size
         for start in range(0, len(bins), self.dp_size):
-            together: list[list[int]] = [[] for _ in had]
-            ranks = sorted(range(self.dp_size), key=lambda rank: (had[rank], rank))
+            together: list[list[int]] = [[] for _ in tokens]
+            ranks = sorted(range(self.dp_size), key=lambda rank: (tokens[rank], rank))
             for rank, rows in zip(ranks, bins[start : start + self.dp_size], strict=True):
                 together[rank] = rows
-                had[rank] += sum(self.lengths[row] for row in rows)
+                tokens[rank] += sum(self.lengths[row] for row in rows)
             yield together

@@ -1,6 +1,6 @@
-"""Attention over packed groups, written out: for a CPU, for softcaps, for any dtype.
+"""Attention over packed groups in plain torch operations: for CPUs, softcaps and any dtype.
 
-The forward is torch's flash kernel where it serves, which keeps the softmax in float32. The
+The forward uses torch's CPU flash kernel if possible, which keeps the softmax in float32. The
 backward recomputes the probabilities from the saved log-sum-exp, block by block, as five matrix
 products: on a CPU about twice as fast as torch's own kernel.
 
@@ -18,17 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpo_dist.training import Context
 from dpo_dist.training.packing import Group
 
-# Queries a block: a block computes no key behind its last query, so that smaller ones skip more
-# of the causal half. From 64 to 256 the forward hardly differs on a CPU with AVX-512, and is
-# faster than one causal call; the backward is fastest at 128.
+# Queries per block. A block skips all keys after its last query, so smaller blocks skip more of the
+# causal half. On a CPU with AVX-512, blocks of 64 to 256 make the forward about equally fast, and
+# faster than one causal call; the backward is fastest with 128.
 BLOCK = 128
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How scores are made and masked: softcap * tanh(scale * q.k / softcap), causal, at most
+    """How scores are computed and masked: softcap * tanh(scale * q.k / softcap), causal, at most
     `window` keys back."""
 
     scale: float
@@ -38,8 +39,8 @@ class Rule:
 
 @dataclass(frozen=True)
 class _Segment:
-    """A run of queries and its keys: a shared prefix (empty for the first branch, which is one
-    causal run with it) and the queries' own positions."""
+    """Consecutive queries, whose keys are a shared `prefix` and their `own` positions. The first
+    branch and the prefix are one segment without a prefix."""
 
     prefix: slice
     own: slice
@@ -89,8 +90,8 @@ def segment_attention(
     window: int | None,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """query (H, T, D), key and value (K, T, D), `groups` as `flattened` gives them -> (output
-    (H, T, D), log-sum-exp of the scores (H, T)); differentiable on any device and in any dtype."""
+    """query (H, T, D), key and value (K, T, D), `groups` from `flattened` -> (output (H, T, D),
+    log-sum-exp of the scores (H, T)); differentiable on any device and in any dtype."""
     rule = Rule(scale, window, softcap)
     out = query.new_empty(*query.shape[:2], value.shape[-1])
     lse = query.new_empty(query.shape[:2], dtype=_accumulator(query))
@@ -104,23 +105,18 @@ def segment_attention(
 
 
 def flattened(groups: Sequence[Group]) -> list[int]:
-    """Groups as an operation takes them: of each its start, shared length, number of branches
-    and their lengths."""
-    return [
-        n
-        for group in groups
-        for n in (group.start, group.shared, len(group.branches), *group.branches)
-    ]
+    """The integers start, shared length, number of branches and their lengths, for each group."""
+    return [n for g in groups for n in (g.start, g.shared, len(g.branches), *g.branches)]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _keep(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, ctx.groups, *rule = inputs
     ctx.rule = Rule(*rule)
     ctx.save_for_backward(query, key, value, *output)
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Context, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     query, key, value, out, lse = ctx.saved_tensors
     rule: Rule = ctx.rule
     by_query = torch.empty_like(query)
@@ -151,8 +147,8 @@ torch.library.register_autograd("dpo_dist::segment_attention", _backward, setup_
 
 @dataclass(frozen=True)
 class _Queries:
-    """What the backward knows of a block's queries: themselves and the output's gradient
-    (H, n, D), the log-sum-exp of their scores and gradient . output (H, n)."""
+    """A block's queries and their output's gradient (H, n, D), the log-sum-exp of their scores and
+    gradient . output (H, n)."""
 
     query: Tensor
     grad: Tensor
@@ -161,11 +157,11 @@ class _Queries:
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    """(output (H, n, D), log-sum-exp (H, n)) of one block, by torch's CPU kernel."""
+    """(output (H, n, D), log-sum-exp (H, n)) of one block, with torch's CPU kernel."""
     groups = query.shape[0] // key.shape[0]
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query.unflatten(0, (-1, groups)),
-        # Heads of a group share their keys: expanded views, nothing is copied.
+        # Heads of a group share their keys. Expanded views copy nothing.
         key[:, None].expand(-1, groups, -1, -1),
         value[:, None].expand(-1, groups, -1, -1),
         attn_mask=_bias(query.shape[1], key.shape[1], rule.window, query.dtype, query.device),
@@ -175,7 +171,7 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> tuple[Tenso
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    """`_flash` written out, for what the kernel does not serve."""
+    """`_flash` in plain operations, for cases that the kernel does not support."""
     scores, _ = _scores(query, key, rule)
     lse = scores.logsumexp(-1)
     weights = (scores - lse[..., None]).exp().to(value.dtype)
@@ -188,8 +184,8 @@ def _scores(query: Tensor, key: Tensor, rule: Rule) -> tuple[Tensor, Tensor | No
     scores = products.unflatten(1, (-1, query.shape[1]))
     slope = None
     if rule.softcap is not None:
-        bent = torch.tanh(scores / rule.softcap)
-        scores, slope = rule.softcap * bent, 1 - bent.square()
+        capped = torch.tanh(scores / rule.softcap)
+        scores, slope = rule.softcap * capped, 1 - capped.square()
     bias = _bias(query.shape[1], key.shape[1], rule.window, scores.dtype, query.device)
     return scores + bias, slope
 
@@ -197,13 +193,13 @@ def _scores(query: Tensor, key: Tensor, rule: Rule) -> tuple[Tensor, Tensor | No
 def _gradients(
     queries: _Queries, key: Tensor, value: Tensor, rule: Rule
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of one block by its query (H, n, D), key and value (K, m, D)."""
+    """Gradients of one block by query (H, n, D), key and value (K, m, D)."""
     query, dtype = queries.query, queries.lse.dtype
     scores, slope = _scores(query, key, rule)
-    weights = (scores - _by_group(queries.lse, key)[..., None]).exp()
+    weights = (scores - _fold(queries.lse, key)[..., None]).exp()
     grad = _fold(queries.grad, key)
     by_weight = grad.bmm(value.transpose(1, 2)).to(dtype).view_as(weights)
-    by_score = (by_weight - _by_group(queries.delta, key)[..., None]) * weights * rule.scale
+    by_score = (by_weight - _fold(queries.delta, key)[..., None]) * weights * rule.scale
     if slope is not None:
         by_score *= slope
     folded = by_score.to(query.dtype).flatten(1, 2)
@@ -217,17 +213,17 @@ def _gradients(
 def _bfloat16_gradients(
     queries: _Queries, key: Tensor, value: Tensor, rule: Rule
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`_gradients` without a float32 copy of the scores, which would take as long as the rest.
+    """`_gradients` without a float32 copy of the scores, which would double the time.
 
-    score - lse and grad . value - delta come straight out of the products, from the two more
-    columns that every operand has here (`_widen`; ones in key and value). What is rounded is then
-    a log-probability, which is near zero where the probability is not.
+    Every operand has two extra columns (`_widen`; ones in key and value), so that the products are
+    already score - lse and grad . value - delta. What is rounded is then a log-probability, which
+    is close to 0 if the probability is not.
     """
     query = queries.query
     count, seen = query.shape[1], key.shape[1]
     scaled, grad = _fold(query, key), _fold(queries.grad, key)
     scores = scaled.bmm(key.transpose(1, 2))
-    # Without a window only the last square has keys behind their query.
+    # Without a window only the last square has keys after their query.
     near = seen if rule.window else count
     bias = _bias(count, near, rule.window, key.dtype, key.device)
     scores.unflatten(1, (-1, count))[..., seen - near :] += bias
@@ -242,20 +238,16 @@ def _bfloat16_gradients(
 
 
 def _fold(x: Tensor, key: Tensor) -> Tensor:
-    """(H, n, D) -> (K, groups * n, D): the heads of a group become rows of one product."""
+    """(H, n, D) -> (K, groups * n, D), or (H, n) -> (K, groups, n): the heads of a group become
+    rows of one product."""
     return x.reshape(key.shape[0], -1, x.shape[-1])
 
 
-def _by_group(x: Tensor, key: Tensor) -> Tensor:
-    """(H, n) -> (K, groups, n)."""
-    return x.reshape(key.shape[0], -1, x.shape[-1])
-
-
-def _widen(x: Tensor, more: Tensor) -> Tensor:
-    """(H, T, D) bfloat16, (H, T) float32 -> (H, T, D + 2): two more columns, whose sum is `more`
-    to 16 bits."""
-    high = more.to(torch.bfloat16)
-    low = (more - high).to(torch.bfloat16)
+def _widen(x: Tensor, extra: Tensor) -> Tensor:
+    """x (H, T, D) bfloat16, extra (H, T) float32 -> (H, T, D + 2). The sum of the two additional
+    columns is `extra` with 16 bits of precision."""
+    high = extra.to(torch.bfloat16)
+    low = (extra - high).to(torch.bfloat16)
     return torch.cat((x, high[..., None], low[..., None]), -1)
 
 
@@ -266,17 +258,17 @@ def _accumulator(x: Tensor) -> torch.dtype:
 def _bias(
     queries: int, keys: int, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """(n, m), what is added to the scores: -inf where a key is not seen. Causal from the bottom
-    right, at most `window` keys back; `queries` are at most `BLOCK`."""
-    # Of a band that serves blocks of many sizes: its diagonals are what they all share.
+    """The mask (n, m) that is added to the scores: -inf for keys that a query does not see. Causal
+    from the bottom right, at most `window` keys back; `queries` is at most `BLOCK`."""
+    # A slice of a larger mask: blocks of many sizes have the same diagonals.
     longest = 1 << (keys + BLOCK - 1).bit_length()
     end = longest - BLOCK + queries
     return _band(longest, window, dtype, device)[:queries, end - keys : end]
 
 
-@functools.cache  # every layer of a step asks for it, and there are few lengths: powers of 2
+@functools.cache  # used by every layer of a step, with few lengths (powers of 2)
 def _band(longest: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`_bias` of `BLOCK` queries and the `longest` keys."""
+    """`_bias` for `BLOCK` queries and `longest` keys."""
     ones = torch.ones(BLOCK, longest, dtype=torch.bool, device=device)
     seen = ones.tril(longest - BLOCK)
     if window:

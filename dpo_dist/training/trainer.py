@@ -1,10 +1,10 @@
-"""Building and running TRL's trainers on token ids, under our monitors."""
+"""Builds and runs TRL's trainers on token ids, with callbacks for checkpoints and monitoring."""
 
 from __future__ import annotations
 
 import math
+import resource
 import shutil
-from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -13,15 +13,24 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import DPOConfig, SFTConfig, SFTTrainer
 
-from dpo_dist.config import Checkpointing, Sft, Train
+from dpo_dist.config import Sft, Train
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.storage.artifacts import write_json, write_text
+from dpo_dist.storage.figures import write_figures
 from dpo_dist.system import ranks
 from dpo_dist.system.console import warn
-from dpo_dist.training import lora_linear
+from dpo_dist.training import Trainer, lora_linear
 from dpo_dist.training.activations import choose_checkpointing, free_bytes
 from dpo_dist.training.alarms import Alarms
-from dpo_dist.training.job import OUTCOME, PREEMPTED, TrainingJob, accumulation_steps, launch_shape
+from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, StopAtStepEnd, WandbLog, put_best
+from dpo_dist.training.job import (
+    OUTCOME,
+    PREEMPTED,
+    TrainingJob,
+    TrainingOutcome,
+    accumulation_steps,
+    launch_shape,
+)
 from dpo_dist.training.layout import install
 from dpo_dist.training.models import (
     INITIAL,
@@ -32,39 +41,29 @@ from dpo_dist.training.models import (
     uses_bf16,
 )
 from dpo_dist.training.monitors import MetricsWriter
-from dpo_dist.training.preemption import StopAtStepEnd
-from dpo_dist.training.preference_trainer import (
-    PairCollator,
-    PreferenceTrainer,
-    evaluation_batch_size,
-)
-from dpo_dist.training.saving import BEST_BY, CheckpointKeeper, put_best
-from dpo_dist.training.universal import load_universal
-from dpo_dist.training.wandb_log import WandbLog
+from dpo_dist.training.preference_trainer import PairCollator, PreferenceTrainer
 
 
 def train(job: TrainingJob, preempted: Event) -> None:
-    """Train, from the job's checkpoint if there is one, and save.
-
-    Once `preempted` is set, a checkpoint is saved at the step's end and no model.
-    """
+    """Train, from the job's checkpoint if it has one, and save the model. Once `preempted` is set,
+    save a checkpoint at the end of the step instead."""
     if job.settings.bf16 and not uses_bf16(job):
-        warn("several CPU processes train in float32: transformers refuses bf16 there")
-    if job.kind == "reference":
-        fill_reference_cache(job)
+        warn("several CPU processes train in float32: transformers refuses bf16 for them")
+    trainer = _sft_trainer(job) if job.kind == "sft" else build_dpo_trainer(job)
+    trainer.remove_callback(PrinterCallback)  # MetricsWriter replaces it
+    if job.kind == "reference":  # building the trainer has filled the cache
+        trainer.train()  # checks the first loss; the weights are discarded
+        if ranks.is_main():
+            write_json(job.out / OUTCOME, {"rows": len(trainer.train_dataset)})
         return
-    trainer = build_dpo_trainer(job) if job.kind == "dpo" else _sft_trainer(job)
-    trainer.remove_callback(PrinterCallback)  # MetricsWriter speaks for it
     zero_stage = launch_shape(job.settings.accelerate_config)[1]
     trainer.add_callback(CheckpointKeeper(job.settings.keep_checkpoints, zero_stage))
     if job.wandb is not None and ranks.is_main():
         trainer.add_callback(WandbLog(job.wandb.prefix))
     stop = StopAtStepEnd(job.out, preempted)
     trainer.add_callback(stop)
-    _accumulate_in_float32(trainer)
-    if job.reshard:
-        load_universal(trainer)
-    # The validation's values before the first step are what displacement is counted from.
+    _configure_deepspeed(trainer, job)
+    # The displacement alarm compares with the validation before the first step.
     trainer.args.eval_on_start = trainer.eval_dataset is not None and job.checkpoint is None
     trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
     if stop.stopped:
@@ -74,33 +73,25 @@ def train(job: TrainingJob, preempted: Event) -> None:
     _save(trainer, job)
 
 
-def _accumulate_in_float32(trainer: Any) -> None:
-    """DeepSpeed adds up the gradients of micro-batches in the weights' dtype unless it is told:
-    in bfloat16, small ones are rounded away. accelerate's configuration has no key for that."""
+def _configure_deepspeed(trainer: Trainer, job: TrainingJob) -> None:
+    """Set options for which accelerate's configuration has no key."""
     plugin = trainer.accelerator.state.deepspeed_plugin
     if plugin is not None:
-        plugin.hf_ds_config.config.setdefault("data_types", {}).setdefault(
-            "grad_accum_dtype", "fp32"
-        )
-
-
-def fill_reference_cache(job: TrainingJob) -> None:
-    """Fill the cache of the reference's log-probs, then hold them to the gate of the first loss: a
-    step is taken whose result is not kept."""
-    trainer = build_dpo_trainer(job)
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    if ranks.is_main():
-        write_json(job.out / OUTCOME, {"rows": len(trainer.train_dataset)})
+        config = plugin.hf_ds_config.config
+        # The default is the dtype of the weights, and bfloat16 loses small gradients.
+        config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+        if job.reshard:
+            # Only in this process: DeepSpeed cannot load an ordinary checkpoint with this flag.
+            config["checkpoint"] = {"load_universal": True}
 
 
 def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
-    """What trains the job; the reference's log-probs are known when it is built."""
+    """The trainer of a job. Building it also computes the reference's log-probs."""
     settings = job.settings
     assert isinstance(settings, Train)
     free = free_bytes()
     model, peft_config = load_policy(job)
-    reference = load_reference(job)  # ZeRO-3 would shard what is loaded after the arguments
+    reference = load_reference(job)  # before DPOConfig: ZeRO-3 would shard it
     tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
     packed = choose_layout(model, settings)
     rows = Dataset.from_parquet(str(job.rows))
@@ -112,7 +103,8 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
         precompute_ref_log_probs=settings.reference == "cached",
         precompute_ref_batch_size=settings.micro_batch_size,
     )
-    checkpointing = _choose_checkpointing(args, job, free)
+    checkpointing = choose_checkpointing(job, free)  # `args` has connected the ranks
+    args.gradient_checkpointing = checkpointing == "full"  # `lighten` enables `selective`
     trainer = PreferenceTrainer(
         job=job,
         packed=packed,
@@ -134,7 +126,7 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
 
 
 def loss_arguments(settings: Train) -> dict[str, Any]:
-    """The loss in TRL's words."""
+    """The arguments of `DPOConfig` that define the loss."""
     return {
         "beta": settings.beta,
         "loss_type": list(settings.loss),
@@ -152,14 +144,16 @@ def _evaluation(settings: Train, rows: Dataset, validation: Dataset | None) -> d
     if validation is None:
         return {}
     steps = math.ceil(len(rows) / settings.global_batch_size)
+    # The largest batch, at most the micro-batch, that divides the validation rows evenly: TRL
+    # averages batches, so the pairs of a smaller last batch would count more.
+    sizes, world = range(settings.micro_batch_size, 1, -1), ranks.world_size()
+    batch_size = next((n for n in sizes if len(validation) % (n * world) == 0), 1)
     return {
         "eval_strategy": "steps",
         "eval_steps": max(1, steps // settings.eval_per_epoch),
         "metric_for_best_model": BEST_BY if settings.select == "best" else None,
         "greater_is_better": True,
-        "per_device_eval_batch_size": evaluation_batch_size(
-            len(validation), settings.micro_batch_size, ranks.world_size()
-        ),
+        "per_device_eval_batch_size": batch_size,
     }
 
 
@@ -168,7 +162,8 @@ def _sft_trainer(job: TrainingJob) -> SFTTrainer:
     free = free_bytes()
     model, peft_config = load_policy(job)
     args = SFTConfig(**_arguments(job), completion_only_loss=True, packing=False)
-    checkpointing = _choose_checkpointing(args, job, free)
+    checkpointing = choose_checkpointing(job, free)
+    args.gradient_checkpointing = checkpointing == "full"
     trainer = SFTTrainer(
         model=model,
         args=args,
@@ -183,15 +178,8 @@ def _sft_trainer(job: TrainingJob) -> SFTTrainer:
     return trainer
 
 
-def _choose_checkpointing(args: Any, job: TrainingJob, free: float) -> Checkpointing:
-    """Choose it with all ranks, which the arguments have connected, and write it into them."""
-    checkpointing = choose_checkpointing(job, free)
-    args.gradient_checkpointing = checkpointing == "full"  # `selective` is not the library's
-    return checkpointing
-
-
 def _arguments(job: TrainingJob) -> dict[str, Any]:
-    """What SFT and DPO share of `transformers.TrainingArguments`."""
+    """The `transformers.TrainingArguments` that SFT and DPO share."""
     settings = job.settings
     on_cpu = not torch.cuda.is_available()
     processes = ranks.world_size()
@@ -207,24 +195,23 @@ def _arguments(job: TrainingJob) -> dict[str, Any]:
         "max_grad_norm": settings.max_grad_norm,
         "warmup_steps": settings.warmup_steps,
         "bf16": uses_bf16(job),
-        "gradient_checkpointing": False,  # chosen once the ranks are connected
+        "gradient_checkpointing": False,  # set later, when the ranks are connected
         "logging_steps": settings.logging_steps,
-        "logging_nan_inf_filter": False,  # it would print an average in place of a NaN
+        "logging_nan_inf_filter": False,  # it would replace a NaN by an average
         "max_steps": 1 if job.kind == "reference" else -1,
         "save_strategy": "no" if job.kind == "reference" else "steps",
         "save_steps": settings.save_steps,
-        "save_total_limit": None,  # CheckpointKeeper's work
-        "report_to": "none",  # WandbLog's work
+        "save_total_limit": None,  # CheckpointKeeper deletes old ones
+        "report_to": "none",  # WandbLog reports
         "disable_tqdm": True,
         "remove_unused_columns": False,
-        # `use_cpu` with several processes would silently turn DeepSpeed off; gloo is what makes
-        # a process group of CPU ranks.
+        # With several processes `use_cpu` would silently disable DeepSpeed.
         "use_cpu": on_cpu and processes == 1,
         "ddp_backend": "gloo" if on_cpu and processes > 1 else None,
     }
 
 
-def _save(trainer: Any, job: TrainingJob) -> None:
+def _save(trainer: Trainer, job: TrainingJob) -> None:
     """Save the trained adapter or model, gathered from all ranks."""
     partial = job.model_dir.with_name("model.partial")
     trainer.save_model(str(partial))
@@ -232,26 +219,15 @@ def _save(trainer: Any, job: TrainingJob) -> None:
     if ranks.is_main():
         for frozen in ("ref", INITIAL):  # adapters that are references
             shutil.rmtree(partial / frozen, ignore_errors=True)
-        (partial / "training_args.bin").unlink(missing_ok=True)  # pickled; job.json says it all
-        # Without `select: best` there is no best step, and this is the last one.
-        selected = put_best(partial, trainer.state)
+        (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; job.json has it all
+        selected = put_best(partial, trainer.state)  # the last step without `select: best`
         shutil.rmtree(job.model_dir, ignore_errors=True)
         partial.rename(job.model_dir)
-        outcome = {
-            "steps": trainer.state.global_step,
-            "selected_step": selected,
-            "peak_rss_bytes": _peak_rss_bytes(),
-        }
-        write_json(job.out / OUTCOME, outcome)
-        _drop_checkpoints(job.out / "checkpoints")
-
-
-def _drop_checkpoints(folder: Path) -> None:
-    # Optimizer states of a finished training are of no further use and many times its size.
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _peak_rss_bytes() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        outcome = TrainingOutcome(
+            steps=trainer.state.global_step,
+            selected_step=selected,
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
+        write_figures(job.out / OUTCOME, outcome)
+        # The optimizer states are no longer needed, and are many times the model's size.
+        shutil.rmtree(job.out / "checkpoints", ignore_errors=True)

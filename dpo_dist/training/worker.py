@@ -17,30 +17,29 @@ from dpo_dist.system import ranks
 from dpo_dist.system.console import quiet_libraries
 from dpo_dist.system.processes import die_with_parent
 from dpo_dist.tracking import start
-from dpo_dist.training.failures import record
 from dpo_dist.training.job import TrainingJob
-from dpo_dist.training.logs import rank_log, write_to
+from dpo_dist.training.logs import rank_log, record, redirect_output
 
 
 def main(path: str) -> int:
     """Run the job in a JSON file and return the exit code."""
-    # At once: a signal during the imports would end this process, and with it all the others.
+    # First: a SIGTERM during the imports would end this process and, with it, all the others.
     preempted = Event()
     signal.signal(signal.SIGTERM, lambda *_: preempted.set())
     die_with_parent()
     quiet_libraries()
     job = TrainingJob.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    if job.logs is None:
-        return _run(job, preempted)
-    write_to(rank_log(job.logs, ranks.rank()))
-    faulthandler.enable()
+    if job.logs is not None:
+        redirect_output(rank_log(job.logs, ranks.rank()))
+        faulthandler.enable()
     try:
         return _run(job, preempted)
-    except DpoDistError as error:
-        record(job.logs, ranks.rank(), error)
-        return error.exit_code
     except Exception as error:
+        if job.logs is None:
+            raise
         record(job.logs, ranks.rank(), error)
+        if isinstance(error, DpoDistError):
+            return error.exit_code
         traceback.print_exc()
         return 1
 
@@ -53,7 +52,7 @@ def _run(job: TrainingJob, preempted: Event) -> int:
     transformers.utils.logging.disable_progress_bar()
     try:
         if job.wandb is not None and ranks.is_main():
-            start(job.wandb)  # the trainer's callback goes on with what has begun
+            start(job.wandb)  # the trainer's callback uses the W&B run that is already active
         train(job, preempted)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -61,24 +60,17 @@ def _run(job: TrainingJob, preempted: Event) -> int:
 
 
 def end_process(status: int) -> NoReturn:
-    """End the process without taking the interpreter apart.
+    """End the process without finalizing the interpreter. gloo's threads may hold tensors after the
+    process group is destroyed, and freeing one during finalization aborts the process."""
+    if status == 0:  # after a failure the other ranks may never answer
+        import torch.distributed
 
-    Gloo's threads may still hold tensors, also once the group is destroyed; freeing one while the
-    interpreter goes away aborts the process (SIGABRT), after all its work is done.
-    """
-    if status == 0:  # after a failure the others may never answer
-        _leave_process_group()
-    atexit._run_exitfuncs()  # Weights & Biases sends its last lines there
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    atexit._run_exitfuncs()  # Weights & Biases uploads its last data there
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def _leave_process_group() -> None:
-    import torch.distributed
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

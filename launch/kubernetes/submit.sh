@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# incident-triage on Kubernetes, one phase after the other. Made by `dpo-dist launch kubernetes`.
-# You can stop this script and start it again: jobs continue without it, completed ones are skipped,
-# and a failed one is restarted and resumes from its records.
+# Runs the phases of incident-triage on Kubernetes in order. Made by `dpo-dist launch kubernetes`.
+# You can stop this script and start it again: jobs continue without it, completed jobs are skipped,
+# and failed jobs are restarted and resume from their records.
 set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "$0")"
 kubectl=(kubectl)
-submission=incident-triage-688f4c97
+submission=incident-triage-8b61465d
 poll=${POLL_SECONDS:-15}
 
-# state KIND/NAME: how a job has ended ("Complete=...", "Failed=..."), "absent" where there is none.
+# state KIND/NAME: prints a job's conditions ("Complete=...", "Failed=...") or "absent".
 state() {
   local conditions='{range .status.conditions[?(@.status=="True")]}{.type}={.reason} {end}'
   local answer
@@ -17,7 +17,8 @@ state() {
   echo "${answer:-absent}"
 }
 
-# wait_for KIND/NAME: not `kubectl wait`, which waits for one end, and not longer than a connection.
+# wait_for KIND/NAME: waits until a job is complete or failed. `kubectl wait` waits for one condition
+# only, and ends with its connection.
 wait_for() {
   local now
   while sleep "$poll"; do
@@ -47,9 +48,9 @@ stage() {
       echo "$1: complete"
       return
     fi
-    case $(state "$job") in *PodFailurePolicy*) break ;; esac # the input has to change
+    case $(state "$job") in *PodFailurePolicy*) break ;; esac # bad input
   done
-  echo "$1 has failed; the last output of its pods:" >&2
+  echo "$1 failed; the last output of its pods:" >&2
   "${kubectl[@]}" logs --prefix --tail 20 --ignore-errors --max-log-requests 100 \
     --selector "app.kubernetes.io/instance=$submission,app.kubernetes.io/component=$1" >&2 || true
   exit 1

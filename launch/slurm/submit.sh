@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Submits the jobs of incident-triage, each starting once the one before has succeeded. Made by
-# `dpo-dist launch slurm`. After a failure, submit all of them again: completed work is skipped.
+# Submits the jobs of incident-triage. Each starts after the previous one has succeeded. Made by
+# `dpo-dist launch slurm`. After a failure, submit all jobs again: completed work is skipped.
 set -euo pipefail
 cd /shared/dpo_dist
 jobs=runs/incident-triage/launch/slurm
@@ -14,7 +14,7 @@ submit() {
     after=(--dependency="afterok:$last" --kill-on-invalid-dep=yes)
   fi
   last=$(sbatch --parsable "${after[@]}" "$jobs/$1.sbatch" "${@:2}")
-  last=${last%%;*} # ID;CLUSTER where there are several clusters
+  last=${last%%;*} # with several clusters it is ID;CLUSTER
   echo "$last $*"
 }
 

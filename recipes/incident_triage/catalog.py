@@ -1,4 +1,4 @@
-"""The words that incidents are made of: services, failure patterns, distractors, styles."""
+"""The texts of incidents: services, failure patterns, outcomes, distractors and reporters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SERVICES: tuple[str, ...] = (
     *("warehouse-ui", "label-printer", "shift-planner"),
 )
 
-# (what the log says, what a person would call it)
+# (line of the log, description in a summary)
 PATTERNS: tuple[tuple[str, str], ...] = (
     ("connection pool exhausted", "database connections ran out"),
     ("deadlock detected, rolling back", "database deadlocks"),

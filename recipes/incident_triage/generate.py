@@ -1,7 +1,8 @@
 """Generate the incidents of the demo: `python -m recipes.incident_triage.generate [FOLDER]`.
 
-Every incident is drawn from facts (how much fails, for whom, ...) that the text states among
-distractors; the gold severity follows from the facts alone, by the rules of `severity`.
+The facts of an incident (share of failing requests, customers affected, ...) are drawn at random.
+Its text states them among distractors. The gold severity follows from the facts alone, by the rules
+of `severity`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ INSTRUCTION = (
 
 @dataclass(frozen=True)
 class Facts:
-    """What decides an incident's severity.
+    """The facts that determine an incident's severity.
 
     `failing` is the share of requests that fail, in percent; `public` whether customers use
     the service (otherwise it is internal).
@@ -49,7 +50,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Incident:
-    """Facts, and the words they are told in."""
+    """The facts and the parts of the text."""
 
     facts: Facts
     service: str
@@ -61,7 +62,7 @@ class Incident:
 
     @property
     def impact(self) -> str:
-        """The line that says how much fails, for whom."""
+        """The line with the share of failing requests and the users of the service."""
         tier = "public" if self.facts.public else "internal"
         return f"{self.service} ({tier}): {self.facts.failing}% of requests fail"
 
@@ -69,8 +70,8 @@ class Incident:
         return STYLES[self.style](self)
 
     def answer(self, level: str) -> str:
-        """The gold answer where `level` is the gold severity, as JSON in the instruction's order
-        of keys; otherwise wrong in this alone."""
+        """An answer with the severity `level`, as JSON with the keys in the instruction's order.
+        With the gold severity it is the gold answer; otherwise only the severity is wrong."""
         share = f"{self.facts.failing}% of requests fail"
         return json.dumps(
             {
@@ -82,9 +83,9 @@ class Incident:
 
 
 def severity(facts: Facts) -> str:
-    """The stated rules.
+    """The severity by the rules of the instruction.
 
-    - Data lost or exposed: SEV1, whatever else holds.
+    - Data lost or exposed: SEV1 in any case.
     - Public: SEV1 from 50 % failing requests, SEV2 from 10 %, SEV3 below.
     - Internal: SEV2 from 50 %, SEV3 below.
     - A workaround lowers the severity by one step; SEV4 is the lowest.
@@ -156,8 +157,8 @@ STYLES: tuple[Callable[[Incident], str], ...] = (_pager, _ticket, _chat, _bullet
 
 
 def draw(random_: random.Random) -> Incident:
-    """One incident. A severity is drawn first, then facts that lead to it, so that all four
-    are equally frequent; half of the shares lie near a threshold."""
+    """Draw an incident. The severity is drawn first, then facts that lead to it, so that all four
+    severities are equally frequent; half of the shares are near a threshold."""
     wanted = f"SEV{random_.randint(1, 4)}"
     facts = _facts(random_)
     while severity(facts) != wanted:
@@ -195,8 +196,8 @@ def _facts(random_: random.Random) -> Facts:
 
 
 def incidents(seed: int = SEED) -> dict[str, list[Incident]]:
-    """Every split's incidents; no (service, pattern) pair occurs twice, so that no incident
-    of one split has a near twin in another."""
+    """The incidents of every split. No pair of service and pattern occurs twice, so that no two
+    splits have similar incidents."""
     random_ = random.Random(seed)
     seen: set[tuple[str, str]] = set()
     splits: dict[str, list[Incident]] = {}

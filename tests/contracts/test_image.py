@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.tools.launch.launch_images import IN_IMAGE
+from dpo_dist.tools.launch.command import IN_IMAGE
 from tests.conftest import ROOT
 
 FINAL = ("cpu", "cuda")

@@ -11,15 +11,24 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.config import ClaudeConfig, HumanConfig, OpenAiConfig, RewardModelConfig, ScorerConfig
+from dpo_dist.config import (
+    ClaudeConfig,
+    FunctionJudgeConfig,
+    HumanConfig,
+    OpenAiConfig,
+    RewardModelConfig,
+    ScorerConfig,
+)
 from dpo_dist.errors import JudgeFailed
+from dpo_dist.judging.build import build_judge, build_scorer
 from dpo_dist.judging.claude import ClaudeJudge
 from dpo_dist.judging.claude_batches import ClaudeBatchJudge
+from dpo_dist.judging.function_judge import FunctionJudge
 from dpo_dist.judging.human import HumanJudge
-from dpo_dist.judging.judge import Comparison, Judge, alone, build_judge, build_scorer
+from dpo_dist.judging.judge import Comparison, Judge, single_answer
 from dpo_dist.judging.metric_judge import MetricJudge
 from dpo_dist.judging.openai_compatible import OpenAiJudge
-from dpo_dist.judging.panel import Contest, judge_all
+from dpo_dist.judging.panel import judge_all
 from dpo_dist.judging.reward_model import RewardModelJudge
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.metrics import Metric
@@ -28,6 +37,13 @@ from dpo_dist.storage.records import Ballot, Message, Prompt
 from tests import openai_server
 from tests.anthropic_server import KEY, Fault, serve
 from tests.tiny import make_judge_of_good
+
+FUNCTION = """
+def prefer(prompt, first, second):
+    if ("GOOD" in first) == ("GOOD" in second):
+        return "tie"
+    return "first" if "GOOD" in first else "second"
+"""
 
 
 class AnsweredByAPerson(HumanJudge):
@@ -64,7 +80,10 @@ def judge_of_good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(
-    params=["metric", "claude", "claude_batches", "openai_compatible", "reward_model", "human"]
+    params=[
+        *("metric", "claude", "claude_batches", "openai_compatible", "reward_model", "human"),
+        "function",
+    ]
 )
 def judge(request, tmp_path: Path, monkeypatch) -> Iterator[Judge]:
     """A judge that prefers the text with GOOD in it."""
@@ -113,6 +132,11 @@ def judge(request, tmp_path: Path, monkeypatch) -> Iterator[Judge]:
         case "human":
             config = HumanConfig(type="human", sheet=tmp_path / "sheet.csv")
             yield AnsweredByAPerson(config, tmp_path / "ballots.jsonl")
+        case "function":
+            name = request.getfixturevalue("write_module")(FUNCTION)
+            yield FunctionJudge(
+                FunctionJudgeConfig(type="function", path=tmp_path / f"{name}:prefer")
+            )
 
 
 def asked(judge: Judge, comparisons: Iterable[Comparison]) -> list[Ballot]:
@@ -135,19 +159,21 @@ def test_every_comparison_gets_one_ballot_of_its_own(judge: Judge) -> None:
     assert len({b.key for b in ballots}) == 20
 
 
-def test_the_contests_of_a_prompt_are_told_apart(judge: Judge, tmp_path: Path) -> None:
+def test_the_comparisons_of_a_prompt_are_told_apart(judge: Judge, tmp_path: Path) -> None:
     texts = ("GOOD one", "bad two", "GOOD three", "bad four")
-    contests = [
-        Contest(comparison(n, "", "").prompt, f"slot-{a}", f"slot-{b}", texts[a], texts[b], number)
+    comparisons = [
+        Comparison(
+            comparison(n, "", "").prompt, f"slot-{a}", f"slot-{b}", texts[a], texts[b], number
+        )
         for n in range(6)
         for number, (a, b) in enumerate(combinations(range(4), 2))
     ]
     with Journal(tmp_path / "ballots.jsonl", Ballot) as journal:
-        judged = judge_all(judge, contests, journal, ledger=Ledger(), both_orders=True, seed=1)
+        judged = judge_all(judge, comparisons, journal, ledger=Ledger(), both_orders=True, seed=1)
         assert len({ballot.key for ballot in journal.read()}) == 6 * 6 * 2
-    for contest, verdict in zip(contests, judged.verdicts, strict=True):
-        assert (verdict.prompt_id, verdict.between) == (contest.prompt.id, (contest.a, contest.b))
-        better = [name for name in (contest.a, contest.b) if name in ("slot-0", "slot-2")]
+    for item, verdict in zip(comparisons, judged.verdicts, strict=True):
+        assert (verdict.prompt_id, verdict.between) == (item.prompt.id, (item.first, item.second))
+        better = [name for name in (item.first, item.second) if name in ("slot-0", "slot-2")]
         if len(better) == 1:
             assert verdict.preferred == better[0]
 
@@ -206,7 +232,9 @@ def test_a_language_model_scores_single_answers(kind: str, tmp_path: Path, monke
             claude.batches.polls = 0
         scorer, judge = build_scorer(config, tmp_path), build_judge(config, tmp_path)
         prompt = comparison(0, "", "").prompt
-        ballots = asked(scorer, [alone(prompt, "dpo", "so GOOD"), alone(prompt, "sft", "bad")])
+        ballots = asked(
+            scorer, [single_answer(prompt, "dpo", "so GOOD"), single_answer(prompt, "sft", "bad")]
+        )
     assert {ballot.first: ballot.score for ballot in ballots} == {"dpo": 5, "sft": 2}
     assert all(ballot.compares and ballot.preferred is None for ballot in ballots)
     assert scorer.identity != judge.identity, "another form of question is another judge"
@@ -222,5 +250,5 @@ def test_a_score_off_the_scale_is_never_taken(verdict: str, tmp_path: Path, monk
         server.faults += [Fault(text=text), Fault(text=text)]
         config = ClaudeConfig(type="claude", model="m", rubric=rubric, base_url=server.url)
         scorer = build_scorer(config, tmp_path)
-        (ballot,) = asked(scorer, [alone(comparison(0, "", "").prompt, "dpo", "GOOD")])
+        (ballot,) = asked(scorer, [single_answer(comparison(0, "", "").prompt, "dpo", "GOOD")])
     assert (ballot.outcome, ballot.score) == ("unparsed", None)

@@ -96,6 +96,18 @@ def test_a_field_that_nobody_reads_is_found_whatever_others_are_called(tmp_path:
     assert not {"KlMonitor.budget", "DataSource.path", "Lora.alpha", "Train.method"} & found
 
 
+def test_a_property_of_a_section_reads_what_it_is_made_of(tmp_path: Path) -> None:
+    (tmp_path / "reader.py").write_text(
+        "from dpo_dist.config import EngineConfig\n"
+        "def read(engine: EngineConfig) -> None:\n"
+        "    print(engine.fixed_workers)\n"
+    )
+    found = unread(tmp_path)
+    assert not {"HfEngine.workers", "VllmEngine.workers"} & found
+    assert {"VllmEngine.tensor_parallel_size", "HfEngine.batch_size"} <= found
+    assert not {"HfEngine.type", "VllmEngine.type", "VllmServer.type"} & found
+
+
 def test_the_public_names_stay() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", dpo_dist.__version__)
     sections = set(schema.Config.model_fields)

@@ -1,128 +1,113 @@
-"""Trainings that are stopped, killed or moved to other processes go on as if nothing had been."""
+"""A training that was killed or stopped continues as if nothing had happened; the best step."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import time
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.errors import PREEMPTED
+from dpo_dist.storage.artifacts import directory_digest
+from dpo_dist.training.checkpoints import damage
 from tests.conftest import ROOT
+from tests.in_process import in_this_process
 from tests.integration.test_saving import load_adapter, mean_logp
-from tests.integration.test_training import command, losses, run_file, train
-
-__all__ = ["run_file"]  # the fixture
-
-ZERO2 = ROOT / "accelerate_configs" / "cpu_zero2.yaml"
-
-
-def with_config(path: Path) -> str:
-    return f"train.accelerate_config={path}"
-
-
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory) -> Path:
-    """ZeRO-2 with a single process."""
-    path = tmp_path_factory.mktemp("configs") / "zero2_one.yaml"
-    path.write_text(yaml.safe_dump({**yaml.safe_load(ZERO2.read_text()), "num_processes": 1}))
-    return path
-
-
-def stop(
-    words: list[str], folder: Path, number: int, *, group: bool = False, after: int = 0
-) -> int:
-    """Run a command, send a signal (to its whole group) once a checkpoint of `folder` that lies
-    `after` a step is whole; its exit code."""
-    process = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
-    deadline = time.monotonic() + 240
-    while not any(
-        int(whole.parent.name.removeprefix("checkpoint-")) > after
-        for whole in folder.glob("checkpoints/checkpoint-*/COMPLETE")
-    ):
-        assert process.poll() is None, "training ended before that checkpoint"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    (os.killpg if group else os.kill)(process.pid, number)
-    return process.wait(timeout=120)
+from tests.integration.trainings import (
+    EPOCHS,
+    command,
+    losses,
+    newest,
+    saved,
+    shipped,
+    stop,
+    train,
+    write_training,
+)
 
 
 @pytest.mark.slow
-def test_zero_2_goes_on_after_a_kill_and_on_another_number_of_processes(
-    run_file: Path, tmp_path: Path, one_process: Path
+def test_a_training_that_is_killed_stopped_and_damaged_ends_as_an_undisturbed_one(
+    tmp_path: Path,
+    tiny_model: Path,
+    whole: Callable[[str], Path],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """All are stopped in their second epoch, whose order is not the first one's."""
-    runs, epochs, steps = tmp_path / "runs", "train.num_epochs=2", 6
-    assert train(run_file, "run.name=whole", epochs, with_config(ZERO2)).returncode == 0
-    whole = losses(runs / "whole" / "train")
-    assert len(whole) == 2 * steps
-
-    killed = runs / "killed" / "train"
-    words = (run_file, "run.name=killed", epochs, with_config(ZERO2))
-    stop(command(*words), killed, signal.SIGKILL, group=True, after=steps)
-    assert train(*words).returncode == 0
-    assert losses(killed) == pytest.approx(whole, abs=1e-6)
-
-    for name, first, then in (("fewer", ZERO2, one_process), ("more", one_process, ZERO2)):
-        folder = runs / name / "train"
-        settings = (f"run.name={name}", epochs)
-        begun = command(run_file, *settings, with_config(first))
-        assert stop(begun, folder, signal.SIGTERM, after=steps) == PREEMPTED
-        assert steps < len(losses(folder)) < len(whole)
-        assert not (folder / "manifest.json").exists()
-        done = train(run_file, *settings, with_config(then))
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "converting its shards from" in done.stderr
-        assert losses(folder) == pytest.approx(whole, abs=2e-5), name
-
-
-@pytest.mark.slow
-def test_sigterm_saves_says_how_to_go_on_and_a_torn_checkpoint_is_passed_over(
-    run_file: Path, tmp_path: Path
-) -> None:
-    runs = tmp_path / "runs"
-    assert train(run_file, "run.name=whole").returncode == 0
-    whole = losses(runs / "whole" / "train")
-    folder = runs / "stopped" / "train"
-    assert stop(command(run_file, "run.name=stopped"), folder, signal.SIGTERM) == PREEMPTED
-    *_, newest = sorted(folder.glob("checkpoints/checkpoint-*"), key=lambda p: int(p.name[11:]))
-    state = newest / "optimizer.pt"
-    state.write_bytes(state.read_bytes()[:-100])
-    done = train(run_file, "run.name=stopped")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f"{newest.name} is incomplete (optimizer.pt has changed)" in done.stderr
-    assert losses(folder) == pytest.approx(whole, abs=1e-6)
-
-
-@pytest.mark.slow
-def test_another_beta_or_another_file_is_refused_with_the_difference(
-    run_file: Path, tmp_path: Path
-) -> None:
+    """One training: every command continues what the one before it left."""
+    run_file = write_training(tmp_path, tiny_model, num_epochs=EPOCHS, save_steps=1)
     folder = tmp_path / "runs" / "test" / "train"
     stop(command(run_file), folder, signal.SIGKILL, group=True)
-    done = train(run_file, "train.beta=0.2")
-    assert done.returncode == 2 and "config.train.beta: 0.1 -> 0.2" in done.stderr
-    data = tmp_path / "train.jsonl"
-    data.write_text(data.read_text().replace("good", "fine", 1))
-    done = train(run_file)
-    assert done.returncode == 2 and "inputs.pairs" in done.stderr
+    assert not (folder / "manifest.json").exists()
+    _refuse_other_inputs(run_file, capfd)
+    _stop_run(run_file, folder, capfd)
+    _refuse_zero(run_file, capfd)
+    state = newest(folder) / "optimizer.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    log = _stop_local_script(run_file, folder)
+    assert f"{state.parent.name} is incomplete (optimizer.pt has changed)" in log
+    undisturbed = whole("cpu")
+    assert losses(folder) == pytest.approx(losses(undisturbed), abs=1e-6)
+    assert directory_digest(folder / "model", "*.safetensors") == directory_digest(
+        undisturbed / "model", "*.safetensors"
+    )
+
+
+def _refuse_other_inputs(run_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Another beta or another file of pairs is an error that names the difference."""
+    assert train(run_file, "train.beta=0.2") == 2
+    assert "config.train.beta: 0.1 -> 0.2" in capfd.readouterr().err
+    data = run_file.with_name("train.jsonl")
+    pairs = data.read_text()
+    data.write_text(pairs.replace("good", "fine", 1))
+    assert train(run_file) == 2
+    assert "inputs.pairs" in capfd.readouterr().err
+    data.write_text(pairs)
+
+
+def _stop_run(run_file: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """`run` passes SIGTERM on to the training, and its exit code up."""
+    words = command(run_file, name="run")
+    assert stop(words, folder, signal.SIGTERM, after=saved(folder)) == PREEMPTED
+    said = capfd.readouterr().err
+    assert said.count("run the same command again") == 1, "the phase leaves it to `run`"
+    assert said.endswith(f"run the same command again:\n  dpo-dist run {run_file}\n")
+    assert damage(newest(folder)) is None
+
+
+def _refuse_zero(run_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert train(run_file, shipped("cpu_zero2")) == 2
+    assert "was written without ZeRO" in capfd.readouterr().err
+
+
+def _stop_local_script(run_file: Path, folder: Path) -> str:
+    """`launch local --submit` passes SIGTERM on; its script, run again, trains to the end. The log
+    of the first start."""
+    root = folder.parent
+    setup = f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={ROOT}"
+    words = [sys.executable, "-m", "dpo_dist", "launch", "local", str(run_file), "--setup", setup]
+    stopped = stop([*words, "--submit"], folder, signal.SIGTERM, after=saved(folder))
+    assert stopped == PREEMPTED
+    again = ["bash", str(root / "launch" / "local" / "local.sh")]
+    done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    first, second = (log.read_text() for log in sorted(root.glob("logs/local-*.log")))
+    assert "which is saved" in first and "train: done in" in second
+    return first
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cpu", "cpu_zero2"])
 def test_the_best_step_by_validation_accuracy_is_kept(
-    name: str, run_file: Path, tmp_path: Path, tiny_model: Path
+    name: str, training_file: Path, tmp_path: Path, tiny_model: Path
 ) -> None:
-    config = with_config(ROOT / "accelerate_configs" / f"{name}.yaml")
     settings = ("train.select=best", "train.eval_per_epoch=6", "train.save_steps=1")
-    done = train(run_file, config, "train.keep_checkpoints=1", *settings)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with in_this_process():
+        assert train(training_file, shipped(name), "train.keep_checkpoints=1", *settings) == 0
     folder = tmp_path / "runs" / "test" / "train"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     accuracies = {

@@ -11,7 +11,8 @@ import pytest
 
 from dpo_dist.config import Sampling, VllmEngine
 from dpo_dist.generation import vllm_engine
-from dpo_dist.generation.engine import Request, build_engine
+from dpo_dist.generation.build import build_engine
+from dpo_dist.generation.engine import Request
 from tests.conftest import SMOLLM2
 from tests.contracts.test_engines import ids
 

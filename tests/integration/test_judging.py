@@ -12,13 +12,13 @@ from dpo_dist.config import ClaudeConfig
 from dpo_dist.errors import JudgeFailed
 from dpo_dist.judging.claude import ClaudeJudge
 from dpo_dist.judging.claude_batches import ClaudeBatchJudge
-from dpo_dist.judging.judge import Judge
-from dpo_dist.judging.panel import Contest, judge_all
+from dpo_dist.judging.judge import Comparison, Judge
+from dpo_dist.judging.panel import judge_all
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.storage.artifacts import Journal
 from dpo_dist.storage.records import Ballot, Verdict
 from tests.anthropic_server import KEY, Fault, Server, serve
-from tests.unit.judging.test_panel import contests
+from tests.unit.judging.test_panel import comparisons
 
 COUNT = 30
 # Those that end a run are as likely as those that are survived.
@@ -48,7 +48,7 @@ class Killed(Exception):
     """Stands for the end of the process between two ballots."""
 
 
-def attempt(judge: Judge, items: list[Contest], folder: Path, patience: int) -> list[Verdict]:
+def attempt(judge: Judge, items: list[Comparison], folder: Path, patience: int) -> list[Verdict]:
     """One command, which ends after so many groups of ballots or with the judge's failure."""
     with Journal(folder / "ballots.jsonl", Ballot) as journal:
         keep, groups = journal.append, iter(range(patience))
@@ -90,7 +90,7 @@ def test_every_kept_label_is_right_and_none_is_lost(
     )
     server.batches.fates = {n: draw.choice(FATES) for n in range(400) if draw.random() < 0.3}
     verdicts: list[Verdict] | None = None
-    items = contests(COUNT)
+    items = comparisons(COUNT)
     for _ in range(60):
         draw.shuffle(items)
         # One in a malformed or cut-off answer's repair would make it final; those are one apart.
@@ -110,10 +110,10 @@ def test_every_kept_label_is_right_and_none_is_lost(
             break
     assert verdicts is not None
     odd = 0
-    for contest, verdict in zip(items, verdicts, strict=True):
-        assert verdict.prompt_id == contest.prompt.id
+    for comparison, verdict in zip(items, verdicts, strict=True):
+        assert verdict.prompt_id == comparison.prompt.id
         if verdict.outcome == "preferred":
-            assert verdict.preferred == ("slot-0" if contest.a_text == "GOOD" else "slot-1")
+            assert verdict.preferred == ("slot-0" if comparison.first_text == "GOOD" else "slot-1")
         else:
             odd += 1
             assert verdict.outcome in ("unparsed", "cut_off"), "twice malformed, by the draw"

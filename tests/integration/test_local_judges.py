@@ -9,6 +9,7 @@ import pytest
 from dpo_dist.cli import main
 from dpo_dist.config.runfile import load_config
 from dpo_dist.phases.selftest import write_candidates
+from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import read_json, write_json
 from tests import openai_server
 from tests.contracts.test_judges import fill_in, prefers_good
@@ -26,7 +27,7 @@ def judge_with(tmp_path: Path, write_run):
     def judge(section: dict[str, object], *options: str) -> int:
         judge = {"judge": section, "canaries": None}
         run = write_run(model={"base": "unused"}, sample=sample, judge=judge)
-        write_candidates(load_config(run))
+        write_candidates(Run(load_config(run)))
         write_json(tmp_path / "runs" / "test" / "sample" / "manifest.json", {})
         return main(["judge", str(run), *options])
 

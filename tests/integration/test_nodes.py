@@ -8,23 +8,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from dpo_dist.errors import PREEMPTED
 from tests.conftest import ROOT
-from tests.integration.test_training import command, losses, run_file, train
+from tests.integration.trainings import (
+    EPOCHS,
+    command,
+    losses,
+    saved,
+    variant,
+    write_training,
+)
 from tests.namespaces import Machine, two_machines, why_not
-
-__all__ = ["run_file"]  # the fixture
 
 PORT = "29511"
 SILENT = 12.0  # seconds
-# Steps enough to stop in between, and nothing besides them.
-ENOUGH = ("train.num_epochs=2", "train.save_steps=1", "preferences.validation_path=null")
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
@@ -32,10 +35,7 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 @pytest.fixture
 def two_nodes(tmp_path: Path) -> str:
     """ZeRO-2 over two machines with a process each."""
-    values = yaml.safe_load((ROOT / "accelerate_configs" / "cpu_zero2.yaml").read_text())
-    path = tmp_path / "two_nodes.yaml"
-    path.write_text(yaml.safe_dump({**values, "num_machines": 2}))
-    return f"train.accelerate_config={path}"
+    return variant(tmp_path, "cpu_zero2", num_machines=2)
 
 
 def node_options(
@@ -70,15 +70,13 @@ def start(
 
 
 def await_checkpoint(folder: Path, processes: list[subprocess.Popen[bytes]], after: int) -> int:
-    """Wait for a whole checkpoint of a later step than `after`; its step."""
+    """Wait for a complete checkpoint of a later step than `after`; its step."""
     deadline = time.monotonic() + 240
-    while True:
-        found = [int(p.parent.name[11:]) for p in folder.glob("checkpoints/checkpoint-*/COMPLETE")]
-        if max(found, default=0) > after:
-            return max(found)
+    while saved(folder) <= after:
         assert all(process.poll() is None for process in processes), "it ended before"
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    return saved(folder)
 
 
 def codes(processes: list[subprocess.Popen[bytes]]) -> list[int]:
@@ -94,17 +92,16 @@ def stopped_at(log: Path) -> int:
 
 @pytest.mark.slow
 def test_two_nodes_train_as_one_process_and_survive_a_death_and_preemptions(
-    run_file: Path, tmp_path: Path, two_nodes: str
+    tmp_path: Path, tiny_model: Path, two_nodes: str, whole: Callable[[str], Path]
 ) -> None:
-    done = train(run_file, "run.name=whole", *ENOUGH)
-    assert done.returncode == 0, done.stderr[-3000:]
-    whole = losses(tmp_path / "runs" / "whole" / "train")
+    run_file = write_training(tmp_path, tiny_model, num_epochs=EPOCHS, save_steps=1)
+    expected = losses(whole("cpu"))
     folder = tmp_path / "runs" / "test" / "train"
-    words = command(run_file, two_nodes, *ENOUGH)
+    words = command(run_file, two_nodes)
 
     with two_machines() as machines:
         leader, follower = start(machines, words, "killed", tmp_path)
-        killed_at = await_checkpoint(folder, [leader, follower], 0)
+        await_checkpoint(folder, [leader, follower], 0)
         machines[1].unplug()  # or its kernel would tell node 0 that the connections are closed
         os.killpg(follower.pid, signal.SIGKILL)
         died = time.monotonic()
@@ -113,6 +110,7 @@ def test_two_nodes_train_as_one_process_and_survive_a_death_and_preemptions(
         assert "has given no sign of life for 12 s" in (tmp_path / "killed-0.log").read_text()
         assert not (folder / "manifest.json").exists()
         follower.wait()
+        killed_at = saved(folder)
 
     with two_machines() as machines:
         processes = start(machines, words, "preempted", tmp_path)
@@ -121,18 +119,18 @@ def test_two_nodes_train_as_one_process_and_survive_a_death_and_preemptions(
             process.terminate()
         assert codes(processes) == [PREEMPTED, PREEMPTED]
         assert f"resuming from step {killed_at}" in (tmp_path / "preempted-0.log").read_text()
-        assert saved_at < len(whole) and not (folder / "manifest.json").exists()
+        assert saved_at < len(expected) and not (folder / "manifest.json").exists()
 
         processes = start(machines, words, "drained", tmp_path)
         drained_at = await_checkpoint(folder, processes, stopped_at(tmp_path / "preempted-0.log"))
         processes[1].terminate()  # that machine alone is taken away
         assert codes(processes) == [PREEMPTED, PREEMPTED]
         stopped = stopped_at(tmp_path / "drained-0.log")
-        assert drained_at <= stopped < len(whole)
+        assert drained_at <= stopped < len(expected)
 
         assert codes(start(machines, words, "finished", tmp_path)) == [0, 0]
         assert f"resuming from step {stopped}" in (tmp_path / "finished-0.log").read_text()
-        assert losses(folder) == pytest.approx(whole, abs=2e-5)
+        assert losses(folder) == pytest.approx(expected, abs=2e-5)
         logs = sorted(path.name for path in (folder / "logs" / "4").iterdir())
         assert logs == ["node-0.log", "node-1.log", "rank-0.log", "rank-1.log"]
 
@@ -144,9 +142,9 @@ def test_two_nodes_train_as_one_process_and_survive_a_death_and_preemptions(
 
 @pytest.mark.slow
 def test_preflight_finds_what_is_wrong_on_which_node(
-    run_file: Path, tmp_path: Path, two_nodes: str
+    training_file: Path, tmp_path: Path, two_nodes: str
 ) -> None:
-    words = [sys.executable, "-m", "dpo_dist", "preflight", str(run_file), "--set", two_nodes]
+    words = [sys.executable, "-m", "dpo_dist", "preflight", str(training_file), "--set", two_nodes]
 
     def printed(launch_id: str) -> list[str]:
         return [(tmp_path / f"{launch_id}-{rank}.log").read_text() for rank in range(2)]

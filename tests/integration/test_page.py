@@ -13,7 +13,7 @@ import pytest
 from dpo_dist.reporting.build import build
 from dpo_dist.tools.compare.runs import compare_runs
 from dpo_dist.tools.compare.show import to_page
-from tests.report_run import CONFIG, HOSTILE, write_run_directory
+from tests.report_run import HOSTILE, run_at, write_run_directory
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def browser() -> Iterator[Any]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("page")
     write_run_directory(root / "run", PROMPTS, long=1_000_000)
-    build(CONFIG, root / "run", root / "report")
+    build(run_at(root / "run"), root / "report")
     return root / "report" / "report.html"
 
 

@@ -15,7 +15,13 @@ import pytest
 import yaml
 
 from dpo_dist.cli import main
-from dpo_dist.storage.artifacts import read_records
+from dpo_dist.config.runfile import load_config
+from dpo_dist.phases.pipeline import run_phase
+from dpo_dist.phases.sample import SamplePhase
+from dpo_dist.runs.manifests import SampleResult
+from dpo_dist.runs.run import Run
+from dpo_dist.storage.artifacts import PhaseDirectory, read_records, write_records
+from dpo_dist.storage.manifest import Counts
 from dpo_dist.storage.records import Ballot, Candidate, Verdict
 from dpo_dist.system.console import YES
 from tests.anthropic_server import KEY, serve
@@ -111,42 +117,33 @@ def test_ctrl_c_leaves_a_directory_to_go_on_with_and_says_how(
     finish("sample", run_file)
 
 
-def write_candidates(run_file: Path, tmp_path: Path, monkeypatch) -> list[tuple[str, str]]:
+def write_candidates(run_file: Path, monkeypatch) -> list[tuple[str, str]]:
     """Complete the sample phase with planted answers, as if they had been generated."""
-    from dpo_dist.config.runfile import load_config
-    from dpo_dist.data.prompts import read_prompts
-    from dpo_dist.phases import sample
-    from dpo_dist.storage.artifacts import phase_directory, write_records
-
-    config = load_config(run_file)
-    assert config.sample is not None
     texts = [("GOOD", "bad") if n % 3 else ("bad", "GOOD") for n in range(PROMPTS)]
     texts[5] = ("same", "same")
-    fingerprint = {
-        "config": config.dump("sample"),
-        "model": config.dump("model")["model"],
-        "seed": config.run.seed,
-        "inputs": sample.inputs(config),
-    }
-    with phase_directory(tmp_path / "runs" / "test" / "sample", fingerprint) as out:
-        write_records(out.path / "prompts.jsonl", read_prompts(config.sample.prompts))
-        write_records(
-            out.path / "candidates.jsonl",
-            [
-                Candidate(
-                    prompt_id=f"p{n}",
-                    slot=slot,
-                    text=text,
-                    token_ids=(1,),
-                    finish_reason="length" if (n, slot) == (7, 1) else "stop",
-                    settings={},
-                    engine="planted",
-                )
-                for n, pair in enumerate(texts)
-                for slot, text in enumerate(pair)
-            ],
+    planted = [
+        Candidate(
+            prompt_id=f"p{n}",
+            slot=slot,
+            text=text,
+            token_ids=(1,),
+            finish_reason="length" if (n, slot) == (7, 1) else "stop",
+            settings={},
+            engine="planted",
         )
-        out.write_manifest({"in": PROMPTS, "kept": PROMPTS, "dropped": {}})
+        for n, pair in enumerate(texts)
+        for slot, text in enumerate(pair)
+    ]
+
+    def write(phase: SamplePhase, run: Run, out: PhaseDirectory, leader: None) -> SampleResult:
+        write_records(out.path / "prompts.jsonl", run.prompts())
+        write_records(out.path / "candidates.jsonl", planted)
+        counts = Counts(received=PROMPTS, kept=PROMPTS)
+        return SampleResult(counts=counts, candidates=len(planted), cut_off=1, engines=("planted",))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SamplePhase, "run", write)
+        run_phase("sample", Run(load_config(run_file)))
     return texts
 
 
@@ -157,7 +154,7 @@ def test_the_key_is_found_nowhere(
 ) -> None:
     """The server refuses this key, and everything that can talk is told to."""
     canary = "sk-ant-canary-5f3a9c1e7b"
-    write_candidates(run_file, tmp_path, monkeypatch)
+    write_candidates(run_file, monkeypatch)
     environment = os.environ | {
         "ANTHROPIC_API_KEY": canary,
         "ANTHROPIC_LOG": "debug",
@@ -180,7 +177,7 @@ def test_killed_judging_keeps_what_was_paid_for_and_labels_right(
 ) -> None:
     import pyarrow.parquet
 
-    texts = write_candidates(run_file, tmp_path, monkeypatch)
+    texts = write_candidates(run_file, monkeypatch)
     out = tmp_path / "runs" / "test" / "judge"
     process = start("judge", run_file)
     kill_when(process, out / "ballots.jsonl", 3, signal.SIGKILL)
@@ -219,7 +216,7 @@ def test_killed_judging_keeps_what_was_paid_for_and_labels_right(
 def test_a_complete_phase_is_skipped_and_other_settings_are_refused(
     run_file: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    write_candidates(run_file, tmp_path, monkeypatch)
+    write_candidates(run_file, monkeypatch)
     assert main(["sample", str(run_file)]) == 0
     assert "sample: already done" in capsys.readouterr().err
     assert main(["sample", str(run_file), "--set", "sample.max_new_tokens=7"]) == 2
@@ -251,7 +248,7 @@ def test_training_refuses_a_reference_that_did_not_sample(
 ) -> None:
     from tests.tiny import make_model
 
-    write_candidates(run_file, tmp_path, monkeypatch)
+    write_candidates(run_file, monkeypatch)
     retrained = make_model(tmp_path / "retrained", seed=1)
     arguments = ["train", str(run_file), "--set", f"model.sft={retrained}", "--set", "train={}"]
     arguments += ["--set", f"train.accelerate_config={ROOT}/accelerate_configs/cpu.yaml"]
@@ -264,7 +261,7 @@ def test_training_waits_for_the_pairs(run_file: Path, tmp_path: Path, monkeypatc
     arguments += ["--set", f"train.accelerate_config={ROOT}/accelerate_configs/cpu.yaml"]
     assert main(arguments) == 2
     assert "sample is not complete: run the phase `sample` first" in capsys.readouterr().err
-    write_candidates(run_file, tmp_path, monkeypatch)
+    write_candidates(run_file, monkeypatch)
     assert main(arguments) == 2
     assert "judge is not complete: run the phase `judge` first" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""A plan that goes by what a training on this machine has measured."""
+"""A plan that uses what a training on this machine has measured."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ from dpo_dist.reporting.build import build
 from dpo_dist.storage.artifacts import read_json, write_json
 from tests.conftest import ROOT
 from tests.hub_server import hub
-from tests.unit.reporting.test_report import HOSTILE, make_run
+from tests.report_run import manifest, run_at
+from tests.unit.reporting.test_build import HOSTILE, make_run
 
 TOKEN = "hf_" + "A1b2" * 8
 
@@ -48,8 +49,8 @@ def root(config: Config, tmp_path: Path) -> Path:
     train = read_json(root / "train" / "manifest.json")
     train |= {"pairs": {"train": 27, "validation": 3}, "steps": 7, "selected_step": 6}
     write_json(root / "train" / "manifest.json", {**train, "processes": 2})
-    build(config, root, root / "report")
-    write_json(root / "report" / "manifest.json", {"counts": {}})
+    build(run_at(root, config), root / "report")
+    write_json(root / "report" / "manifest.json", manifest("report", config))
     model = root / "train" / "model"
     write_json(
         model / "adapter_config.json",

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
+from contextlib import redirect_stderr
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -17,51 +14,25 @@ from typing import Any
 import pytest
 import yaml
 
+from dpo_dist.cli import main
 from dpo_dist.config import Full
 from dpo_dist.config.runfile import load_config
-from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.errors import TrainingDiverged
-from dpo_dist.runs.weights import arm_weights
+from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import read_records, write_records
-from dpo_dist.storage.records import Candidate, Generation, Message
+from dpo_dist.storage.records import Candidate, Generation
 from dpo_dist.training.job import TrainingJob
-from dpo_dist.training.reference import ReferenceCache, reference_key
-from dpo_dist.training.reference_pass import reference_job
+from dpo_dist.training.reference import ReferenceCache, reference_job, reference_key
 from tests.conftest import ROOT
-from tests.tiny import make_model
+from tests.in_process import Killed, in_this_process
+from tests.integration.conftest import ANSWERS
 
 ROUNDS, BETA = 2, 0.2
 HELD_OUT = 6
-ANSWERS = ("17", "xy", "23", "zz", "45", "no")  # the judge wants numbers
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that gives one of the answers to any prompt, each about as often."""
-    return teach(make_model(tmp_path_factory.mktemp("models") / "base"))
-
-
-def teach(folder: Path) -> Path:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(str(folder))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for step in range(200):
-        message = Message(role="user", content=f"teach {step}")
-        rows = [completion_ids(tokenizer, [message], answer) for answer in ANSWERS]
-        ids = torch.tensor([prompt + completion for prompt, completion in rows])
-        labels = ids.clone()
-        labels[:, : len(rows[0][0])] = -100
-        model(input_ids=ids, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run_file(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+def run_file(tmp_path_factory: pytest.TempPathFactory, taught_model: Path) -> Path:
     folder = tmp_path_factory.mktemp("rounds")
 
     def write(name: str, rows: list[dict[str, Any]]) -> dict[str, str]:
@@ -79,7 +50,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     engine = {"type": "hf", "max_model_len": 128, "batch_size": 16}
     sections = {
         "run": {"name": "previous", "output_dir": str(folder / "runs")},
-        "model": {"base": str(base), "sft": "phase", "dtype": "float32"},
+        "model": {"base": str(taught_model), "sft": "phase", "dtype": "float32"},
         "sft": {
             "data": write(
                 "sft.jsonl",
@@ -119,37 +90,25 @@ def run_file(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     return path
 
 
-def command(run_file: Path, *overrides: str) -> list[str]:
-    words = [sys.executable, "-m", "dpo_dist", "run", str(run_file)]
-    return words + [word for override in overrides for word in ("--set", override)]
-
-
 def finish(run_file: Path, *overrides: str) -> str:
-    """Run to the end and return what was said."""
-    done = subprocess.run(
-        command(run_file, *overrides), cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stderr
+    """Run to the end and return what was printed."""
+    with in_this_process(), redirect_stderr(io.StringIO()) as said:
+        assert main(words(run_file, *overrides)) == 0, said.getvalue()[-4000:]
+    return said.getvalue()
 
 
-def kill_when_there(process: subprocess.Popen[bytes], file: Path) -> None:
-    deadline = time.monotonic() + 600
-    while not file.exists():
-        assert process.poll() is None, "the run ended before it could be stopped"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def words(run_file: Path, *overrides: str) -> list[str]:
+    return ["run", str(run_file), *(f"--set={override}" for override in overrides)]
 
 
 @pytest.fixture(scope="module")
 def finished(run_file: Path) -> tuple[Path, str]:
-    """The directory of a run that was killed behind its first round, and what its second start
-    said."""
+    """The directory of a run that was killed between its rounds, and what its second start
+    printed."""
     root = run_file.parent / "runs" / "previous"
-    process = subprocess.Popen(command(run_file), cwd=ROOT, start_new_session=True)
-    kill_when_there(process, root / "round-1" / "evaluate" / "manifest.json")
+    with pytest.raises(Killed), in_this_process(killed_before=("sample", 2)):
+        main(words(run_file))
+    assert (root / "round-1" / "evaluate" / "manifest.json").exists()
     assert not (root / "round-2" / "sample" / "manifest.json").exists()
     return root, finish(run_file)
 
@@ -172,11 +131,11 @@ def test_a_round_starts_from_what_the_one_before_has_trained(
 ) -> None:
     root, said = finished
     assert said.count("already done") == 5, "the first round and the SFT model"
-    config = load_config(run_file)
-    first, second = (config.at_round(number) for number in (1, 2))
+    run = Run(load_config(run_file))
+    first, second = run.rounds()
     one, two = root / "round-1", root / "round-2"
-    sft, trained = arm_weights(config, "sft").identity(), arm_weights(first, "dpo").identity()
-    assert len({str(sft), str(trained), str(arm_weights(second, "dpo").identity())}) == 3
+    sft, trained = run.weights("sft").identity(), first.weights("dpo").identity()
+    assert len({str(sft), str(trained), str(second.weights("dpo").identity())}) == 3
     for folder, start in ((one, sft), (two, trained)):
         assert fingerprint(folder / "sample")["weights"] == start
         assert fingerprint(folder / "train")["weights"] == start
@@ -224,9 +183,8 @@ def test_the_report_shows_every_round(finished: tuple[Path, str]) -> None:
         assert figures["pairs"] == manifest(folder / "judge")["counts"]["kept"]
         assert figures["training"]["kl"]["per_token"] > 0
         assert [step["phase"] for step in figures["funnel"]] == ["sample", "judge", "train"]
-    assert report["comparison"] == json.loads(
-        (root / "round-2" / "evaluate" / "scores.json").read_text()
-    )
+    comparison = {"schema_version": report["schema_version"], **report["comparison"]}
+    assert comparison == json.loads((root / "round-2" / "evaluate" / "scores.json").read_text())
     page = (root / "report" / "report.html").read_text()
     assert "<h2>Rounds</h2>" in page and page.count("Round 1<") == page.count("Round 2<") == 1
     assert "## Rounds" in (root / "report" / "report.md").read_text()
@@ -251,7 +209,7 @@ def test_the_initial_reference_is_the_sft_model_in_every_round(
     root, said = from_initial
     assert said.count("already done") == 5, "the first round is the same with either reference"
     config = load_config(run_file, INITIAL)
-    sft = arm_weights(config, "sft")
+    sft = Run(config).weights("sft")
     two = root / "round-2" / "train"
     assert fingerprint(two)["reference"] == sft.identity() != fingerprint(two)["weights"]
 

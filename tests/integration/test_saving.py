@@ -12,13 +12,9 @@ import torch
 
 from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.storage.records import Message
-from tests.conftest import ROOT
-from tests.integration.test_training import losses, metrics, rows, run_file, train
+from tests.in_process import in_this_process
+from tests.integration.trainings import VALIDATION, losses, metrics, shipped, train
 from tests.numerics.test_against_trl import sft_adapter
-
-__all__ = ["run_file"]  # the fixture
-
-VALIDATION = rows(40)[-4:]
 
 
 def load_whole(folder: Path) -> Any:
@@ -55,7 +51,7 @@ def test_a_saved_model_answers_as_the_trainer_s_did(
     method: str,
     accelerate_config: str,
     from_adapter: bool,
-    run_file: Path,
+    training_file: Path,
     tmp_path: Path,
     tiny_model: Path,
 ) -> None:
@@ -65,12 +61,12 @@ def test_a_saved_model_answers_as_the_trainer_s_did(
         f"train.merge={str(method == 'lora').lower()}",
         "train.learning_rate=1.0e-3",
         "train.eval_per_epoch=6",
-        f"train.accelerate_config={ROOT}/accelerate_configs/{accelerate_config}.yaml",
+        shipped(accelerate_config),
     ]
     if from_adapter:
         overrides.append(f"model.sft={sft_adapter(tiny_model, tmp_path / 'sft')}")
-    done = train(run_file, *overrides)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with in_this_process():
+        assert train(training_file, *overrides) == 0
     out = tmp_path / "runs" / "test" / "train"
     lines = metrics(out)
     assert losses(out)[0] == pytest.approx(math.log(2), abs=1e-5), "the SFT model is the reference"
@@ -94,15 +90,13 @@ def test_a_saved_model_answers_as_the_trainer_s_did(
     assert abs(mean_logp(start, tokenizer, "chosen") - last["eval_logps/chosen"]) > 0.1
 
 
-@pytest.mark.slow
 def test_a_method_that_cannot_start_from_the_adapter_is_refused(
-    run_file: Path, tmp_path: Path, tiny_model: Path
+    training_file: Path, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    adapter = sft_adapter(tiny_model, tmp_path / "sft")
-    done = train(run_file, f"model.sft={adapter}", "train.method={type: lora, r: 16}")
-    assert done.returncode == 2
-    assert "train.method.r is 16" in done.stderr and "whose r is 4. Set it to 4" in done.stderr
-    done = train(
-        run_file, f"model.sft={adapter}", "train.method={type: full}", "train.reference=live"
-    )
-    assert done.returncode == 2 and "TRL would load the base" in done.stderr
+    adapter = f"model.sft={sft_adapter(tiny_model, tmp_path / 'sft')}"
+    assert train(training_file, adapter, "train.method={type: lora, r: 16}") == 2
+    said = capsys.readouterr().err
+    assert "train.method.r is 16" in said and "whose r is 4. Set it to 4" in said
+    full = "train.method={type: full}"
+    assert train(training_file, adapter, full, "train.reference=live") == 2
+    assert "TRL would load the base" in capsys.readouterr().err

@@ -10,7 +10,8 @@ import pytest
 
 from dpo_dist.cli import main
 from dpo_dist.config import Sampling, VllmEngine
-from dpo_dist.generation.engine import Completion, Engine, Request, build_engine
+from dpo_dist.generation.build import build_engine
+from dpo_dist.generation.engine import Completion, Engine, Request
 from tests.conftest import SMOLLM2
 from tests.contracts.test_engines import ids
 
@@ -53,7 +54,7 @@ def test_a_seeded_answer_is_the_same_in_any_company(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("engine_type", "slots", "message"),
     [
-        ("vllm", [{"temperature": 0.7, "seed": 1}, {"temperature": 1.2}], "every slot a `seed`"),
+        ("vllm", [{"temperature": 0.7, "seed": 1}, {"temperature": 1.2}], "set `seed` in every"),
         ("hf", [{"temperature": t, "seed": 1} for t in (0.7, 1.2)], "needs vLLM"),
     ],
 )

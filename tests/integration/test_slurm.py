@@ -16,13 +16,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpo_dist.tools.launch.examples import ON_GPUS, RECIPE
+from launch.examples import ON_GPUS, RECIPE
 from tests.conftest import ROOT
-from tests.integration.test_rounds import base
-from tests.integration.test_training import losses
+from tests.integration.trainings import losses, saved
 from tests.slurm_cluster import Cluster, cluster, why_not
-
-__all__ = ["base"]  # a fixture: a tiny model that answers
 
 EPOCHS = 25
 JOBS = ("sample", "judge", "train", "evaluate", "score", "report")
@@ -43,7 +40,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def run_file(tmp_path: Path, base: Path, write_run, write_jsonl) -> Path:
+def run_file(tmp_path: Path, taught_model: Path, write_run, write_jsonl) -> Path:
     for name, count in (("prompts", 40), ("eval", 7)):
         rows = [{"id": f"{name}{n}", "prompt": f"{name} {n}"} for n in range(count)]
         write_jsonl(tmp_path / f"{name}.jsonl", rows)
@@ -58,7 +55,7 @@ def run_file(tmp_path: Path, base: Path, write_run, write_jsonl) -> Path:
     }
     return write_run(
         run={"name": "test", "output_dir": str(tmp_path / "runs")},
-        model={"base": str(base), "dtype": "float32"},
+        model={"base": str(taught_model), "dtype": "float32"},
         sample={
             "prompts": {"path": "prompts.jsonl"},
             "engine": {"type": "hf", "max_model_len": 128, "batch_size": 4},
@@ -99,12 +96,6 @@ def wait_for(condition: Callable[[], object], slurm: Cluster, what: str) -> None
         assert not {"FAILED", "CANCELLED"} & set(states.values()), f"{what}: {states}"
         assert time.monotonic() < deadline, f"{what}: {states}\n{slurm.logs()}"
         time.sleep(0.1)
-
-
-def saved(train: Path) -> int:
-    """The step of the newest whole checkpoint, or 0."""
-    whole = train.glob("checkpoints/checkpoint-*/COMPLETE")
-    return max((int(path.parent.name[11:]) for path in whole), default=0)
 
 
 def going_on(log: Path) -> list[int]:

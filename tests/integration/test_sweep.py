@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import CompletedProcess as Done
 
 import pytest
 
+from dpo_dist.cli import main
 from dpo_dist.storage.artifacts import read_json, read_records
 from dpo_dist.storage.records import Generation
 from dpo_dist.training.reference import ReferenceLogProbs
 from tests.conftest import ROOT
+from tests.in_process import in_this_process
 
 PAIRS, HELD_OUT = 12, 5
 
@@ -50,13 +51,20 @@ def run_file(tmp_path: Path, tiny_model: Path, write_run, write_jsonl) -> Path:
     )
 
 
-def dpo_dist(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dpo_dist", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.fixture
+def dpo_dist(capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    def run(*arguments: str) -> Done:
+        with in_this_process():
+            status = main(list(arguments))
+        return Done(arguments, status, *capfd.readouterr())
+
+    return run
 
 
 @pytest.mark.slow
-def test_points_share_reference_and_answers_and_are_resumed(run_file: Path, tmp_path: Path) -> None:
+def test_points_share_reference_and_answers_and_are_resumed(
+    run_file: Path, tmp_path: Path, dpo_dist: Callable[..., Done]
+) -> None:
     root = tmp_path / "runs" / "test"
     swept = ["sweep", str(run_file), "--set", "train.beta=0.1,0.9"]
     done = dpo_dist(*swept)
@@ -114,7 +122,7 @@ def test_points_share_reference_and_answers_and_are_resumed(run_file: Path, tmp_
 
 @pytest.mark.slow
 def test_a_point_that_fails_is_reported_and_does_not_stop_the_others(
-    run_file: Path, tmp_path: Path
+    run_file: Path, tmp_path: Path, dpo_dist: Callable[..., Done]
 ) -> None:
     """Nobody evaluates here: the points are told apart by their validation accuracy."""
     swept = ["--set", "train.learning_rate=1.0e+30,0.01", "--set", "evaluate=null"]

@@ -14,10 +14,11 @@ import wandb
 
 from dpo_dist.config import Config, Tracking, Wandb
 from dpo_dist.config.runfile import load_config
-from dpo_dist.phases import report
+from dpo_dist.phases.report import ReportPhase
+from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import PhaseDirectory, read_json
 from tests.conftest import ROOT
-from tests.unit.reporting.test_report import make_run
+from tests.unit.reporting.test_build import make_run
 from tests.wandb_file import history, read_records
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:wandb.*")
@@ -51,11 +52,12 @@ def config(write_run, tmp_path: Path) -> Config:
 
 def run_report(config: Config) -> Path:
     """The run's directory, once the report is made."""
-    root = config.run.output_dir / config.run.name
-    (root / "report").mkdir(exist_ok=True)
-    report.run(config, PhaseDirectory(root / "report", {}))
+    run = Run(config)
+    out = run.directory("report")
+    out.mkdir(exist_ok=True)
+    ReportPhase().run(run, PhaseDirectory(out, {}))
     wandb.teardown()  # as at the end of the process: everything is on disk
-    return root
+    return run.root
 
 
 def tracked_by(config: Config, settings: Wandb | None) -> Config:

@@ -29,6 +29,7 @@ def _no_progress_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     datasets.enable_progress_bars()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_progress_bars")
 def test_two_thousand_pairs_reach_the_ranks_and_only_the_faulty_ones_do_not(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 PROMPTS = 20
 
 
+@pytest.mark.slow
 def test_a_real_run_is_watched_from_its_first_candidate_to_its_end(
     tmp_path: Path, tiny_model: Path, write_run, write_jsonl
 ) -> None:

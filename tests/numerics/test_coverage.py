@@ -18,11 +18,16 @@ from scipy.special import expit
 from scipy.stats import binom
 
 from dpo_dist.evaluation import labels, statistics
-from dpo_dist.evaluation.comparison import HEADLINE
-from dpo_dist.evaluation.differences import paired_difference, points_difference
 from dpo_dist.evaluation.labels import KAPPA, MACRO_F1, LabelStatistic, bootstrap_labels
 from dpo_dist.evaluation.ranking import Game, rank
-from dpo_dist.evaluation.significance import detectable_effect, holm, sign_test
+from dpo_dist.evaluation.scores import HEADLINE
+from dpo_dist.evaluation.significance import (
+    detectable_effect,
+    holm,
+    paired_difference,
+    points_difference,
+    sign_test,
+)
 from dpo_dist.evaluation.statistics import bootstrap_mean, mean_of
 from dpo_dist.evaluation.win_rate import WinRate, win_rate
 from dpo_dist.intervals import Estimate, wilson
@@ -30,6 +35,8 @@ from dpo_dist.storage.records import Verdict
 
 SIMULATIONS = 1_000
 PROMPTS = 100
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +64,7 @@ def false_findings(p_value: Callable[[np.random.Generator, int], float]) -> floa
 
 @dataclass(frozen=True)
 class Judged:
-    """Simulated votes: by prompt, what the two orders are worth to dpo; and what follows."""
+    """Simulated verdicts: by prompt, what the two orders are worth to dpo; and what follows."""
 
     orders: dict[str, list[float]]
     verdicts: list[Verdict]
@@ -203,9 +210,9 @@ BETTER = (WEAK + np.eye(4)) / 2  # as the weak arm, but in half of the prompts r
 
 
 @pytest.mark.parametrize("paired", [False, True])
-@pytest.mark.parametrize("figure", [MACRO_F1, KAPPA])
+@pytest.mark.parametrize("statistic", [MACRO_F1, KAPPA])
 def test_figures_of_labels_cover(
-    figure: LabelStatistic, paired: bool, monkeypatch: pytest.MonkeyPatch
+    statistic: LabelStatistic, paired: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(labels, "RESAMPLES", 3_000)
     n = 64  # the demo's: the rarest label is gold six times
@@ -213,7 +220,7 @@ def test_figures_of_labels_cover(
     def of_everybody(rates: np.ndarray) -> float:
         table = np.zeros((4, 5, 1))
         table[:, :4, 0] = SEVERITY[:, None] * rates
-        return float(figure.of(1e9 * table)[0])
+        return float(statistic.of(1e9 * table)[0])
 
     def estimate(random: np.random.Generator, seed: int) -> Estimate:
         gold = random.choice(4, n, p=SEVERITY)
@@ -222,7 +229,7 @@ def test_figures_of_labels_cover(
         if paired:
             better = np.where(random.random(n) < 0.5, gold, weak)
             columns.insert(0, dict(enumerate(better.tolist())))
-        return bootstrap_labels(figure, range(4), dict(enumerate(gold.tolist())), columns, seed)
+        return bootstrap_labels(statistic, range(4), dict(enumerate(gold.tolist())), columns, seed)
 
     truth = of_everybody(BETTER) - of_everybody(WEAK) if paired else of_everybody(WEAK)
     assert 0.93 <= coverage(estimate, truth) <= 0.97

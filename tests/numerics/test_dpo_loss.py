@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from dpo_dist.cli import main
 from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.storage.records import Message
 from tests.conftest import ROOT
+from tests.in_process import in_this_process
 
 BETA = 0.1
 PAIRS = [
@@ -31,7 +31,6 @@ def logp(model: torch.nn.Module, prompt: list[int], completion: list[int]) -> to
     return sum(logits[t, ids[0, t + 1]] for t in positions)
 
 
-@pytest.mark.slow
 def test_logged_losses_and_rewards_follow_the_equation(
     tmp_path: Path, tiny_model: Path, write_run, write_jsonl
 ) -> None:
@@ -58,12 +57,9 @@ def test_logged_losses_and_rewards_follow_the_equation(
     )
 
     def train(name: str, epochs: int) -> Path:
-        overrides = [f"run.name={name}", f"train.num_epochs={epochs}"]
-        command = [sys.executable, "-m", "dpo_dist", "train", str(run_file)]
-        for override in overrides:
-            command += ["--set", override]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
+        overrides = (f"--set=run.name={name}", f"--set=train.num_epochs={epochs}")
+        with in_this_process():
+            assert main(["train", str(run_file), *overrides]) == 0
         return tmp_path / "runs" / name / "train"
 
     one, two = train("one", 1), train("two", 2)

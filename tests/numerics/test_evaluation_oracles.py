@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import statsmodels.api as sm
 from scipy import stats
+from statsmodels.genmod import families
+from statsmodels.genmod.generalized_linear_model import GLM
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats import contingency_tables, multitest, power, proportion
+from statsmodels.tools import add_constant
 
-from dpo_dist.evaluation.differences import paired_difference
-from dpo_dist.evaluation.length_control import length_controlled
 from dpo_dist.evaluation.logistic import fit
 from dpo_dist.evaluation.ranking import Game, rank
-from dpo_dist.evaluation.significance import detectable_effect, holm, mcnemar, sign_test
+from dpo_dist.evaluation.significance import (
+    detectable_effect,
+    holm,
+    mcnemar,
+    paired_difference,
+    sign_test,
+)
 from dpo_dist.evaluation.statistics import bootstrap_mean, standard_error
+from dpo_dist.evaluation.win_rate import length_controlled
 from dpo_dist.intervals import half_width, wilson
 
 EXACT = 1e-8
@@ -62,7 +70,7 @@ def test_the_clustered_standard_error() -> None:
     values = {n: list(random.normal(n % 3, 1, size)) for n, size in enumerate(sizes)}
     y = np.concatenate([values[n] for n in values])
     groups = np.repeat(np.arange(50), sizes)
-    model = sm.OLS(y, np.ones(len(y))).fit(
+    model = OLS(y, np.ones(len(y))).fit(
         cov_type="cluster", cov_kwds={"groups": groups, "use_correction": False}
     )
     assert standard_error(values) == pytest.approx(model.bse[0] * np.sqrt(50 / 49), abs=EXACT)
@@ -97,7 +105,7 @@ def test_the_glm_with_fractional_responses_and_clusters() -> None:
     x = np.column_stack([np.ones(300), random.normal(size=(300, 2))])
     y = random.choice([0.0, 0.25, 0.5, 1.0], 300)
     clusters = random.permutation(np.arange(300) // 2)
-    theirs = sm.GLM(y, x, family=sm.families.Binomial()).fit(
+    theirs = GLM(y, x, family=families.Binomial()).fit(
         cov_type="cluster", cov_kwds={"groups": clusters}, tol=1e-14
     )
     ours = fit(x, y, clusters)
@@ -109,8 +117,8 @@ def test_the_glm_with_fractional_responses_and_clusters() -> None:
 def test_the_length_controlled_rate() -> None:
     random = np.random.default_rng(6)
     lengths, worth = random.normal(100, 400, 200), random.choice([0, 0.5, 1.0], 200)
-    x = sm.add_constant(np.tanh(lengths / np.std(lengths, ddof=1)))
-    theirs = sm.GLM(worth, x, family=sm.families.Binomial()).fit(
+    x = add_constant(np.tanh(lengths / np.std(lengths, ddof=1)))
+    theirs = GLM(worth, x, family=families.Binomial()).fit(
         cov_type="cluster", cov_kwds={"groups": np.arange(200)}, tol=1e-14
     )
     found = length_controlled(dict(enumerate(worth)), dict(enumerate(lengths)))
@@ -136,7 +144,7 @@ def test_bradley_terry() -> None:
     rows = games + [Game("tied", a, b, 0.5) for a, b in (arms[1::-1], arms[:0:-1], arms[::-2])]
     x = np.array([[(arm == g.a) - (arm == g.b) for arm in arms[1:]] for g in rows], dtype=float)
     groups = np.unique([g.prompt_id for g in rows], return_inverse=True)[1]
-    theirs = sm.GLM([g.worth for g in rows], x, family=sm.families.Binomial()).fit(
+    theirs = GLM([g.worth for g in rows], x, family=families.Binomial()).fit(
         cov_type="cluster", cov_kwds={"groups": groups}, tol=1e-14
     )
     centred = np.array([0, *theirs.params]) - np.sum(theirs.params) / 3

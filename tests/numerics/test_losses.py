@@ -69,7 +69,7 @@ def loss_of(trainer: PreferenceTrainer, shift: float, **settings: Any) -> float:
 
 
 def smoothing(name: str) -> float:
-    return EPS if LOSSES[name].smooths else 0.0
+    return EPS if LOSSES[name].uses_smoothing else 0.0
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "sft"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import time
@@ -10,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from dpo_dist import cli
-from dpo_dist.cli import COMMANDS, main
+from dpo_dist.cli import main
 from dpo_dist.errors import INTERRUPTED, PREEMPTED, Preempted
 from dpo_dist.system.console import INNER
-from dpo_dist.tools import TOOLS
+from dpo_dist.tools import COMMANDS
 from tests.conftest import ROOT
 
 
@@ -34,7 +35,7 @@ def test_help_is_instant_and_loads_nothing_heavy() -> None:
     assert "example: dpo-dist run recipes/incident_triage/run.yaml" in " ".join(done.stdout.split())
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *TOOLS])
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
 def test_a_missing_run_file_is_bad_input(command: str, tmp_path: Path, capsys) -> None:
     run = str(tmp_path / "absent.yaml")
     arguments = {"compare": [run, run], "launch": ["local", run]}.get(command, [run])
@@ -123,10 +124,10 @@ NODES = ("--nodes", "2", "--node-rank", "0", "--main-address", "localhost", "--m
         (("--launch-id", "a"), "--nodes is missing"),
         ((*NODES, "--launch-id", "a/b"), "--launch-id 'a/b'"),
         ((*NODES, "--launch-id", "a", "--nodes", "0"), "--nodes 0: must be at least 2"),
-        ((*NODES, "--launch-id", "a", "--node-rank", "2"), "--node-rank 2: nodes are counted"),
+        ((*NODES, "--launch-id", "a", "--node-rank", "2"), "--node-rank 2: must be from 0"),
         (
             (*NODES, "--launch-id", "a", "--main-address", ""),
-            "is empty: is the variable it comes from set",
+            "is empty: is the variable in the command set",
         ),
         ((*NODES, "--launch-id", "a", "--main-port", "0"), "--main-port 0: not a valid port"),
     ],
@@ -152,9 +153,14 @@ def told(monkeypatch, capsys, words: list[str], ending: BaseException, status: i
     def end(*_: object) -> int:
         raise ending
 
-    monkeypatch.setattr(cli, "_execute", end)
-    for tool in TOOLS.values():
-        monkeypatch.setattr(tool, "run", end)
+    class Parser(argparse.ArgumentParser):
+        """Takes the options from the real one, and ends whatever the command is."""
+
+        def parse_args(self, words: list[str]) -> argparse.Namespace:  # type: ignore[override]
+            return argparse.Namespace(**{**vars(parser.parse_args(words)), "run": end})
+
+    parser = cli.parser()
+    monkeypatch.setattr(cli, "parser", Parser)
     assert main(words) == status
     return capsys.readouterr().err
 
@@ -188,7 +194,7 @@ def test_the_command_to_go_on_with_is_the_one_that_was_typed(
     monkeypatch, capsys, words: str, again: str
 ) -> None:
     said = told(monkeypatch, capsys, words.split(), KeyboardInterrupt(), INTERRUPTED)
-    assert said == f"interrupted. To go on, run the same command again:\n  dpo-dist {again}\n"
+    assert said == f"interrupted. To continue, run the same command again:\n  dpo-dist {again}\n"
 
 
 def test_what_the_shell_would_read_otherwise_is_quoted(monkeypatch, capsys) -> None:
@@ -222,5 +228,15 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_anything_is_done(
         assert main([command[0], str(path), *command[1:]]) == 2
         said = capsys.readouterr()
         assert "train: global_batch_size 4 is not a multiple of" in said.err
-        assert "micro_batch_size 1 with 4 processes would do" in said.err
+        assert "use micro_batch_size 1 with 4 processes" in said.err
     assert not (tmp_path / "runs" / "test").exists()
+
+
+def test_a_point_of_a_sweep_is_named_like_a_directory(write_run, tmp_path: Path, capsys) -> None:
+    path = write_run(model={"base": "m"}, preferences={"source": "path", "path": "p.jsonl"})
+    for command in ("train", "evaluate", "report"):
+        assert main([command, str(path), "--point", "a/b"]) == 2
+        assert "the point 'a/b' cannot be the name of a directory" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["sample", str(path), "--point", "a"])
+    assert not (tmp_path / "runs").exists()

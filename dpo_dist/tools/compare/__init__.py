@@ -1,1 +1,1 @@
-"""`dpo-dist compare`: finished runs side by side."""
+"""`dpo-dist compare`: compares finished runs."""

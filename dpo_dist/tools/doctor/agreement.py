@@ -1,4 +1,4 @@
-"""The facts of all nodes side by side: what differs, and what a node lacks."""
+"""Comparison of all nodes' facts: differences between nodes, and missing resources."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dpo_dist.system.machine import GIB
 from dpo_dist.tools.doctor.facts import Facts
 from dpo_dist.tools.doctor.findings import Finding
 
-_OTHERS_MAY_USE = 0.1  # of a GPU's memory, before somebody else is said to be on it
+_IDLE_SHARE = 0.1  # of a GPU's memory: more in use means that another process uses the GPU
 
 
 def compare(nodes: Sequence[Facts]) -> dict[str, list[Finding]]:
-    """What each check has found on each node; node 0 is what the others are measured by."""
+    """Every check's findings, one per node. The other nodes are compared with node 0."""
     first = nodes[0]
     checks: dict[str, Callable[[Facts], Finding]] = {
-        "configuration": _configuration,
-        "versions": lambda node: _versions(node, first),
-        "run file": lambda node: _same(
-            node.run, first.run, "the run file or a --set option differs from node 0's"
+        "configuration": lambda node: (
+            Finding("failed", "; ".join(node.problems)) if node.problems else Finding("ok", "ok")
         ),
+        "versions": lambda node: _versions(node, first),
+        "run file": lambda node: _run_file(node, first),
         "model": lambda node: _same_model(node.model, first.model, "base model"),
         "SFT model": lambda node: _same_model(node.sft, first.sft, "SFT model"),
         "devices": lambda node: _devices(node, first),
@@ -30,10 +30,6 @@ def compare(nodes: Sequence[Facts]) -> dict[str, list[Finding]]:
     if not any(node.sft for node in nodes):
         del checks["SFT model"]
     return {name: [check(node) for node in nodes] for name, check in checks.items()}
-
-
-def _configuration(node: Facts) -> Finding:
-    return Finding("failed", "; ".join(node.problems)) if node.problems else Finding("ok", "ok")
 
 
 def _versions(node: Facts, first: Facts) -> Finding:
@@ -47,44 +43,43 @@ def _versions(node: Facts, first: Facts) -> Finding:
     return Finding("ok", f"torch {node.versions.get('torch', '-')}")
 
 
-def _same(own: str, wanted: str, otherwise: str) -> Finding:
-    return Finding("ok", own[:12]) if own == wanted else Finding("failed", otherwise)
+def _run_file(node: Facts, first: Facts) -> Finding:
+    if node.run == first.run:
+        return Finding("ok", node.run[:12])
+    return Finding("failed", "the run file or a --set option differs from node 0's")
 
 
-def _same_model(own: str, wanted: str, which: str) -> Finding:
-    """Of Hub ids the commit is shown, of files their digest."""
-    if own == wanted:
+def _same_model(own: str, first: str, name: str) -> Finding:
+    """Shows the commit of a Hub id, or the digest of local files."""
+    if own == first:
         return Finding("ok", own.rpartition(" ")[2][:12])
-    hub = own.startswith("hub:") and wanted.startswith("hub:")
-    what = f"{own} (node 0: {wanted})" if hub else "its files are others than node 0's"
-    return Finding("failed", f"the {which}: {what}")
+    hub = own.startswith("hub:") and first.startswith("hub:")
+    difference = f"{own} (node 0: {first})" if hub else "its files differ from node 0's"
+    return Finding("failed", f"the {name}: {difference}")
 
 
 def _devices(node: Facts, first: Facts) -> Finding:
-    found = len(node.gpus)
-    what = f"{found} x {node.gpus[0].name}" if node.gpus else "no GPU"
+    count = len(node.gpus)
+    devices = f"{count} x {node.gpus[0].name}" if node.gpus else "no GPU"
     processes = counted(node.processes, "process", "processes")
-    if found < node.processes and (found or node.wants_gpus or first.gpus):
-        return Finding("failed", f"{what} for {processes}")
+    if count < node.processes and (count or node.wants_gpus or first.gpus):
+        return Finding("failed", f"{devices} for {processes}")
     if node.gpus and first.gpus and node.gpus[0].name != first.gpus[0].name:
-        return Finding("warning", f"{what}; node 0 has {first.gpus[0].name}")
-    return Finding("ok", f"{what}, {processes}")
+        return Finding("warning", f"{devices}; node 0 has {first.gpus[0].name}")
+    return Finding("ok", f"{devices}, {processes}")
 
 
 def _memory(node: Facts) -> Finding:
     needed = f"{node.memory_needed / GIB:.1f} GiB planned per process"
     if not node.gpus:
-        free = node.memory
-        text = f"{free / GIB:.1f} GiB free, {needed}"
-        short = free < node.memory_needed * node.processes
-        return Finding("failed" if short else "ok", text)
-    least = min(node.gpus, key=lambda gpu: gpu.free)
-    text = (
-        f"GPU {least.index}: {least.free / GIB:.1f} of {least.total / GIB:.1f} GiB free, {needed}"
-    )
-    if least.free < node.memory_needed:
+        text = f"{node.memory / GIB:.1f} GiB free, {needed}"
+        enough = node.memory >= node.memory_needed * node.processes
+        return Finding("ok" if enough else "failed", text)
+    gpu = min(node.gpus, key=lambda gpu: gpu.free)
+    text = f"GPU {gpu.index}: {gpu.free / GIB:.1f} of {gpu.total / GIB:.1f} GiB free, {needed}"
+    if gpu.free < node.memory_needed:
         return Finding("failed", text)
-    if least.free < (1 - _OTHERS_MAY_USE) * least.total:
+    if gpu.free < (1 - _IDLE_SHARE) * gpu.total:
         return Finding("warning", f"{text}; in use by another process")
     return Finding("ok", text)
 

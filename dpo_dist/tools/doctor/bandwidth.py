@@ -1,10 +1,9 @@
-"""How fast all processes of a training add up a tensor together, with a process for each GPU (or
-one for each node without GPUs):
+"""The bandwidth of an all-reduce with one process per GPU (or one per node without GPUs).
 
     python -m dpo_dist.tools.doctor.bandwidth ADDRESS PORT RANK WORLD_SIZE LOCAL_RANK
 
-prints megabytes a second: the bus bandwidth, which is comparable between numbers of processes, and
-what a network card is rated in (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
+prints the bus bandwidth in MB/s. It does not depend on the number of processes, and network cards
+are rated in it (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from dpo_dist.training.worker import end_process
 MEGABYTES = {"nccl": 256, "gloo": 32}
 REPEATS = 5
 LIMIT_SECONDS = 60
-SLOW = 0.1  # of what a plan takes for granted
+SLOW = 0.1  # of the bandwidth that `dpo-dist plan` assumes
 
 
 def measure(nodes: Nodes | None, here: int) -> Finding:
-    """Measure with `here` processes on this machine, and as many on each of the others, in
-    processes of their own, that can be ended where the others do not answer."""
+    """Measure with `here` processes on this machine and on each other node. They are child
+    processes, so that they can be killed if another node does not answer."""
     ranks.strip_launcher_variables()
     environment = dict(os.environ)
     if nodes is None:
@@ -46,49 +45,50 @@ def measure(nodes: Nodes | None, here: int) -> Finding:
             environment.setdefault("GLOO_SOCKET_IFNAME", interface)
     command = [sys.executable, "-m", "dpo_dist.tools.doctor.bandwidth", address, str(port)]
     with TemporaryDirectory() as folder:
-        files = [Path(folder) / str(place) for place in range(here)]
+        files = [Path(folder) / str(local_rank) for local_rank in range(here)]
         processes = []
-        for place, file in enumerate(files):
-            words = [*command, str(first + place), str(count), str(place)]
-            with file.open("wb") as said:
+        for rank, file in enumerate(files):
+            words = [*command, str(first + rank), str(count), str(rank)]
+            with file.open("wb") as log:
                 processes.append(
-                    subprocess.Popen(words, env=environment, stdout=said, stderr=subprocess.STDOUT)
+                    subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT)
                 )
         in_time = _wait(processes)
         texts = [file.read_text(encoding="utf-8", errors="replace").strip() for file in files]
-    who = "the nodes" if nodes else "the GPUs"
+    members = "the nodes" if nodes else "the GPUs"
     if not in_time:
-        return Finding("failed", f"{who} could not reach each other within {LIMIT_SECONDS * 2} s")
+        limit = LIMIT_SECONDS * 2
+        return Finding("failed", f"{members} could not reach each other within {limit} s")
     if any(process.returncode for process in processes):
-        # Those that waited for the one that has failed were killed.
+        # Killed processes have a negative exit code: they only waited for the one that failed.
         failed = (t for p, t in zip(processes, texts, strict=True) if t and (p.returncode or 0) > 0)
         last = next(failed, "no message").splitlines()[-1]
-        return Finding("failed", f"an all-reduce between {who} failed: {last}")
+        return Finding("failed", f"an all-reduce between {members} failed: {last}")
     answer = next(line for line in texts[0].splitlines() if line.startswith(tuple(MEGABYTES)))
     backend, speed = answer.split()
-    return judged(backend, float(speed), one_box=nodes is None)
+    return assess(backend, float(speed), one_node=nodes is None)
 
 
-def judged(backend: str, speed: float, *, one_box: bool = False) -> Finding:
-    """The finding for a speed in MB/s. Between nodes a plan takes a network for granted, in a box
-    the slowest link of the GPUs that it knows; processors are not judged."""
+def assess(backend: str, speed: float, *, one_node: bool = False) -> Finding:
+    """The finding for a bandwidth in MB/s. On GPUs it is compared with the bandwidth that
+    `dpo-dist plan` assumes: the network's between nodes, the slowest known GPU link's in one node.
+    """
     text = f"{speed:.0f} MB/s ({backend})"
     gpus = read_gpus().values()
-    planned = min(gpu.link for gpu in gpus) if one_box else Cluster.network
+    planned = min(gpu.link for gpu in gpus) if one_node else Cluster.network
     if backend != "nccl" or speed >= SLOW * planned / 1e6:
         return Finding("ok", text)
     advice = (
         "Do the GPUs reach each other directly? (nvidia-smi topo -m, NCCL_P2P_DISABLE)"
-        if one_box
+        if one_node
         else "Is this the right network? (NCCL_SOCKET_IFNAME, NCCL_IB_HCA)"
     )
-    return Finding(
-        "warning", f"{text}; dpo-dist plan assumes {planned / 1e6:.0f}", f"Slow. {advice}"
-    )
+    text += f"; dpo-dist plan assumes {planned / 1e6:.0f} MB/s"
+    return Finding("warning", text, f"Slow. {advice}")
 
 
 def _wait(processes: list[Process]) -> bool:
-    """Whether all have ended in time; the others are killed. One that fails ends them all."""
+    """Whether the processes ended in time. Kills the rest after a failure or the time limit."""
     deadline = time.monotonic() + LIMIT_SECONDS * 2
     try:
         while any(process.poll() is None for process in processes):
@@ -130,7 +130,7 @@ def main(address: str, port: str, rank: str, world_size: str, local_rank: str) -
     megabytes = MEGABYTES[backend]
     tensor = torch.ones(megabytes * 250_000, device="cuda" if cuda else "cpu")
     best = float("inf")
-    for _ in range(1 + REPEATS):  # the first makes the connections
+    for _ in range(1 + REPEATS):  # the first one also connects the processes
         started = time.perf_counter()
         torch.distributed.all_reduce(tensor)
         if cuda:

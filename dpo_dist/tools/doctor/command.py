@@ -1,37 +1,66 @@
-"""`dpo-dist doctor`."""
+"""`dpo-dist doctor` and `dpo-dist preflight`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from dpo_dist.tools.arguments import Commands, add_command, add_set
+from dpo_dist.tools.arguments import (
+    Command,
+    Parser,
+    add_nodes,
+    add_run_file,
+    add_set,
+    load_run,
+    nodes_of,
+)
 
 
-def run(options: argparse.Namespace) -> int:
-    from dpo_dist.config.runfile import load_config
-    from dpo_dist.tools.doctor.doctor import examine, to_terminal
-
-    config = load_config(options.run_file, options.set) if options.run_file else None
-    findings = examine(config)
-    print(to_terminal(findings))
-    return int(any(finding.state == "failed" for _, finding in findings))
-
-
-def add(commands: Commands) -> None:
-    """The parser of `dpo-dist doctor`."""
-    command = add_command(
-        commands,
-        "doctor",
-        "show this machine's environment and its problems",
-        "Nothing is changed. The exit code is 1 if there are errors.",
-        example="recipes/incident_triage/run.yaml",
-    )
-    command.add_argument(
+def _add_doctor(parser: Parser) -> None:
+    parser.add_argument(
         "run_file",
         type=Path,
         nargs="?",
         metavar="RUN.yaml",
         help="also check what this run file needs",
     )
-    add_set(command)
+    add_set(parser)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from dpo_dist.tools.doctor.doctor import examine, to_terminal
+
+    findings = examine(load_run(options) if options.run_file else None)
+    print(to_terminal(findings))
+    return int(any(finding.state == "failed" for _, finding in findings))
+
+
+def _add_preflight(parser: Parser) -> None:
+    add_run_file(parser)
+    add_nodes(parser, join_seconds=120)  # a person starts it by hand on every machine
+
+
+def _preflight(options: argparse.Namespace) -> int:
+    from dpo_dist.tools.doctor.preflight import preflight
+
+    preflight(load_run(options), nodes_of(options))
+    return 0
+
+
+DOCTOR = Command(
+    "doctor",
+    "show this machine's environment and its problems",
+    "recipes/incident_triage/run.yaml",
+    add=_add_doctor,
+    run=_doctor,
+    details="Nothing is changed. The exit code is 1 if there are errors.",
+)
+PREFLIGHT = Command(
+    "preflight",
+    "check within seconds that every machine is ready for training",
+    "recipes/incident_triage/run.yaml",
+    add=_add_preflight,
+    run=_preflight,
+    details="Checks versions, run file, model, GPUs, memory, disk, the shared directory and the "
+    "network between the machines. If a check fails, the exit code is 2 and the machine is named.",
+)

@@ -1,4 +1,4 @@
-"""What a node knows of itself and of the run: what has to be the same on all, and what it has."""
+"""The facts of one node: what must be the same on all nodes, and its resources."""
 
 from __future__ import annotations
 
@@ -7,23 +7,20 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
-from dpo_dist.config import Config, Optimization
+from dpo_dist.config import Model, Optimization
 from dpo_dist.data.models import check_model, is_hub_id
 from dpo_dist.errors import ConfigError, DpoDistError, ModelError
-from dpo_dist.estimates.disk import training_disk
-from dpo_dist.estimates.memory import ModelShape
+from dpo_dist.estimates.memory import ModelShape, training_disk
 from dpo_dist.phases.pipeline import package_versions
-from dpo_dist.runs.directories import trainings
 from dpo_dist.runs.resources import model_shape, planned_bytes
-from dpo_dist.runs.weights import arm_weights
+from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import file_digest
 from dpo_dist.system.machine import GIB, Gpu, available_memory, free_disk, gpus
 from dpo_dist.system.ranks import Nodes
-from dpo_dist.tools.doctor.surroundings import extension_locks
+from dpo_dist.tools.doctor.environment import extension_locks
 from dpo_dist.training.accelerate_command import check_address, check_launch
 from dpo_dist.training.job import (
     accumulation_steps,
@@ -32,11 +29,11 @@ from dpo_dist.training.job import (
     read_accelerate_config,
 )
 
-BESIDES = GIB  # of disk: tokens, logs, records
+OTHER_FILES = GIB  # on disk: tokens, logs, records
 
 
 class Facts(BaseModel):
-    """One node's; memory and disk in bytes. `problems` are what it has found wrong by itself."""
+    """Memory and disk are in bytes. `problems` are those that need no comparison of nodes."""
 
     rank: int
     host: str
@@ -54,31 +51,33 @@ class Facts(BaseModel):
     problems: list[str]
 
 
-def gather(config: Config, nodes: Nodes | None) -> Facts:
-    """This node's facts. Raises `ConfigError` where the run file trains nothing."""
-    sections = list(trainings(config).values())
+def gather(run: Run, nodes: Nodes | None) -> Facts:
+    """Collect this node's facts. Raises `ConfigError` if the run file has no training."""
+    config, sections = run.config, list(run.trainings.values())
     if not sections:
         raise ConfigError("the run file has neither `sft` nor `train`: there is nothing to check")
-    problems = list(_problems(config, sections, nodes))
+    problems = list(_problems(run, nodes))
     if problems:
-        needed = disk_needed = 0  # what they rest on is not known
-        processes = 0
+        needed = disk_needed = processes = 0  # unknown
+        on_gpus = []
     else:
         paths = [section.accelerate_config for section in sections]
         processes = max(num_processes(path) // machines(path) for path in paths)
-        shape = _shape(config)
+        configs = [read_accelerate_config(path) for path in paths]
+        on_gpus = [c.get("mixed_precision") == "bf16" and not c.get("use_cpu") for c in configs]
+        shape = _shape(config.model)
         needed = max(_planned(shape, section) for section in sections)
         trained = (training_disk(shape, section, config.model) for section in sections)
-        disk_needed = BESIDES + max(sum(parts.values()) for parts in trained)
+        disk_needed = OTHER_FILES + max(sum(parts.values()) for parts in trained)
     return Facts(
         rank=nodes.rank if nodes else 0,
         host=socket.gethostname(),
         versions=package_versions(),
-        run=_digest(config.model_dump(mode="json")),
+        run=_digest(config.dump()),
         model=_model(config.model.base),
-        sft=_model(sft) if (sft := _given_sft(config)) else "",
+        sft=_model(sft) if (sft := _given_sft(config.model)) else "",
         processes=processes,
-        wants_gpus=any(_wants_gpus(section.accelerate_config) for section in sections),
+        wants_gpus=any(on_gpus),
         gpus=gpus(),
         memory=available_memory(),
         memory_needed=needed,
@@ -88,16 +87,17 @@ def gather(config: Config, nodes: Nodes | None) -> Facts:
     )
 
 
-def _problems(config: Config, sections: list[Optimization], nodes: Nodes | None) -> Iterator[str]:
-    """What is wrong by itself, whatever the other nodes have."""
+def _problems(run: Run, nodes: Nodes | None) -> Iterator[str]:
+    """What is wrong on this node, independent of the other nodes."""
+    model = run.config.model
     try:
-        check_model(config.model.base)
-        for section in sections:
+        check_model(model.base)
+        for section in run.trainings.values():
             check_launch(section, nodes)
             accumulation_steps(section, num_processes(section.accelerate_config))
-        _shape(config)
-        if _given_sft(config):
-            arm_weights(config, "sft")  # raises where they are not there, or of another base
+        _shape(model)
+        if _given_sft(model):
+            run.weights("sft")  # raises if they are missing or belong to another base
     except DpoDistError as error:
         yield str(error)
     if (locks := extension_locks()).state == "failed":
@@ -109,42 +109,34 @@ def _problems(config: Config, sections: list[Optimization], nodes: Nodes | None)
             yield str(error)
 
 
-def _shape(config: Config) -> ModelShape:
-    """The base model's sizes. Raises `ModelError` where its configuration cannot be had."""
+def _shape(model: Model) -> ModelShape:
+    """The base model's shape. Raises `ModelError` if its configuration cannot be read."""
     try:
-        return model_shape(config.model.base, config.model.trust_remote_code)
+        return model_shape(model.base, model.trust_remote_code)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise ModelError(
-            f"{config.model.base}: cannot read its configuration ({first}). A Hub model must be "
+            f"{model.base}: cannot read its configuration ({first}). A Hub model must be "
             "in this machine's cache, or the network must be reachable."
         ) from None
 
 
 def _planned(shape: ModelShape, section: Optimization) -> int:
-    """A process's planned peak, at rows of the greatest length, with all checkpointing, and with
-    validation rows, which are there by default."""
+    """The planned peak memory of a process in bytes: rows of the maximum length, full activation
+    checkpointing, and validation rows, which exist by default."""
     lengths = [section.max_length] * section.micro_batch_size
     return planned_bytes(shape, section, lengths, validates=True)["full"]
 
 
-def _wants_gpus(accelerate_config: Path) -> bool:
-    try:
-        values = read_accelerate_config(accelerate_config)
-    except ConfigError:
-        return False  # it is among the problems
-    return not values.get("use_cpu") and values.get("mixed_precision") == "bf16"
-
-
-def _given_sft(config: Config) -> str | None:
-    """The SFT model that training starts from, where it was there before the run."""
-    return None if config.model.sft == "phase" else config.model.sft
+def _given_sft(model: Model) -> str | None:
+    """The SFT model that the run file names; None: the run trains it."""
+    return None if model.sft == "phase" else model.sft
 
 
 def _model(model: str) -> str:
-    """What tells a model's files from others without reading the weights: the digest of its
-    configuration, and every weight file's name and size; of a Hub id the commit in this machine's
-    cache, which is another where another node has fetched the model earlier."""
+    """Identifies a model without reading its weights. For a Hub id: the commit in this machine's
+    cache, which may differ between nodes. For a folder: a digest of the JSON files and of the names
+    and sizes of the weight files."""
     if is_hub_id(model):
         from huggingface_hub import try_to_load_from_cache
 
@@ -157,5 +149,5 @@ def _model(model: str) -> str:
     return _digest([weights, [(path.name, file_digest(path)) for path in texts]])
 
 
-def _digest(value: Any) -> str:
+def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

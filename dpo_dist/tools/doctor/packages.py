@@ -1,4 +1,4 @@
-"""Whether the installed packages are those that were tried together, and fit this machine."""
+"""Checks of the installed packages: tested versions, and builds that fit this machine."""
 
 from __future__ import annotations
 
@@ -13,39 +13,37 @@ from pathlib import Path
 from dpo_dist.system.machine import gpus
 from dpo_dist.tools.doctor.findings import Finding, State
 
-# What drags a CUDA build of itself beside a CPU build of torch, and breaks importing models then.
+# pip may install their CUDA builds next to a CPU build of torch; importing models then fails.
 _TRAPS = ("torchvision", "torchaudio", "torchcodec")
-_DRIVER_OF_CUDA = {13: 580, 12: 525}  # the oldest driver's first number, by CUDA's
+# The oldest driver series by major version of CUDA:
 # https://docs.nvidia.com/deploy/cuda-compatibility
+_DRIVER_OF_CUDA = {13: 580, 12: 525}
 
 
 def versions() -> Iterator[tuple[str, Finding]]:
-    """One finding for every package whose version pyproject.toml fixes."""
+    """One finding per package whose version pyproject.toml pins."""
     for requirement in metadata.requires("dpo_dist") or []:
         match = re.match(r"([\w.-]+)==([\w.]+)\s*(;.*)?$", requirement)
         if match is None:
             continue
         name, wanted, condition = match.groups()
+        advice = f"pip install {name}=={wanted}"
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
             if condition is None:
-                advice = f"pip install {name}=={wanted}"
                 yield name, Finding("failed", "is not installed", advice)
             continue
         if found.partition("+")[0] == wanted:
             yield name, Finding("ok", found)
         else:
-            # An extra's package may be here for other reasons.
+            # A package of an extra may be installed for other reasons.
             state: State = "failed" if condition is None else "warning"
-            yield (
-                name,
-                Finding(state, f"{found}; tested with {wanted}", f"pip install {name}=={wanted}"),
-            )
+            yield name, Finding(state, f"{found}; tested with {wanted}", advice)
 
 
 def companions() -> Iterator[tuple[str, Finding]]:
-    """torchvision and its like: unneeded, and where they do not fit torch, harmful."""
+    """torchvision and similar packages: not needed, and harmful if they do not fit torch."""
     for name in _TRAPS:
         if find_spec(name) is None:
             continue
@@ -61,7 +59,7 @@ def companions() -> Iterator[tuple[str, Finding]]:
 
 
 def torch_build() -> Finding:
-    """Whether torch's build fits the driver, read from its files: importing it takes seconds."""
+    """Whether torch's build fits the driver. Reads torch's files, since importing takes seconds."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return Finding("failed", "torch is not installed")
@@ -72,15 +70,12 @@ def torch_build() -> Finding:
 
 
 def judge_build(cuda: str | None, driver: str | None) -> Finding:
-    """The finding for a CUDA version that torch was built for, and the driver's version."""
+    """The finding for torch's CUDA version and the driver's; None: a CPU build, no driver."""
     if driver is None:
         return Finding("ok", f"{f'CUDA {cuda}' if cuda else 'CPU'} build, no GPU on this machine")
     if cuda is None:
-        return Finding(
-            "failed",
-            f"CPU build on a machine with GPUs (driver {driver})",
-            "Install requirements/cuda.lock",
-        )
+        text = f"CPU build on a machine with GPUs (driver {driver})"
+        return Finding("failed", text, "Install requirements/cuda.lock")
     oldest = _DRIVER_OF_CUDA.get(int(cuda.partition(".")[0]), 0)
     if int(driver.partition(".")[0]) < oldest:
         advice = f"Use driver series {oldest} or later"

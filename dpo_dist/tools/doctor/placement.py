@@ -1,5 +1,4 @@
-"""Whether a training fits what it is started on, and the variables that say how its processes reach
-each other."""
+"""Checks of a training's environment: processes and GPUs, network variables, a SLURM job."""
 
 from __future__ import annotations
 
@@ -22,23 +21,17 @@ from dpo_dist.training.job import (
     read_accelerate_config,
 )
 
-# Each turns the fast way off; all of them are for finding faults.
+# For debugging only: each disables a fast transport.
 _SLOW = ("NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE", "NCCL_IB_DISABLE")
-_SLURM = (
-    "SLURM_JOB_ID",
-    "SLURM_NNODES",
-    "SLURM_NTASKS",
-    "SLURM_CPUS_PER_TASK",
-    "SLURM_GPUS_ON_NODE",
-)
+_SLURM = ("JOB_ID", "NNODES", "NTASKS", "CPUS_PER_TASK", "GPUS_ON_NODE")
 
 
 def training(section: Optimization, gpus: Sequence[Gpu]) -> Finding:
-    """A training's accelerate configuration, on a machine with these GPUs."""
+    """Whether a training's accelerate configuration fits a machine with these GPUs."""
     path = section.accelerate_config
     try:
         count = machines(path)
-        # Of several machines this is one: what the others are is not known here.
+        # One of several machines: the others are unknown here.
         check_launch(section, Nodes(count, 0, "this", 1, "doctor") if count > 1 else None)
         steps = accumulation_steps(section, num_processes(path))
     except UserError as error:
@@ -46,14 +39,14 @@ def training(section: Optimization, gpus: Sequence[Gpu]) -> Finding:
     here = num_processes(path) // count
     processes = counted(here, "process", "processes")
     batches = counted(steps, "micro-batch", "micro-batches")
-    if problem := _without_a_place(section, here, len(gpus)):
+    if problem := _mismatch(section, here, len(gpus)):
         advice = "Name another configuration, or let `dpo-dist launch local` choose"
         return Finding("failed", f"{path}: {problem}", advice)
     return Finding("ok", f"{path}: {processes} here, {batches} per step")
 
 
-def _without_a_place(section: Optimization, here: int, gpus: int) -> str | None:
-    """Why the processes of this machine cannot train on what it has."""
+def _mismatch(section: Optimization, here: int, gpus: int) -> str | None:
+    """Why `here` processes cannot train on this machine; None: they can."""
     path = section.accelerate_config
     values = read_accelerate_config(path)
     _, stage = launch_shape(path)
@@ -68,7 +61,7 @@ def _without_a_place(section: Optimization, here: int, gpus: int) -> str | None:
 
 
 def network_variables() -> Finding:
-    """How NCCL and gloo were told to reach other processes. None of these holds a secret."""
+    """The network settings of NCCL and gloo. None of these variables holds a secret."""
     found = {
         name: value
         for name, value in sorted(os.environ.items())
@@ -76,40 +69,40 @@ def network_variables() -> Finding:
     }
     text = ", ".join(f"{name}={value}" for name, value in found.items()) or "none"
     interfaces = [name for _, name in socket.if_nameindex()]
-    if (own := found.get("GLOO_SOCKET_IFNAME")) and own not in interfaces:
-        advice = f"Set it to one of {', '.join(interfaces)}, or unset it"
-        return Finding("failed", f"{text}: this machine has no interface {own}", advice)
-    wanted = found.get("NCCL_SOCKET_IFNAME", "")
-    if wanted and not any(_admits(wanted, name) for name in interfaces):
-        advice = f"Set it to one of {', '.join(interfaces)}, or unset it"
-        return Finding("failed", f"{text}: this machine has no interface {wanted}", advice)
+    gloo, nccl = found.get("GLOO_SOCKET_IFNAME", ""), found.get("NCCL_SOCKET_IFNAME", "")
+    for wanted, known in (
+        (gloo, gloo in interfaces),
+        (nccl, any(_matches(nccl, name) for name in interfaces)),
+    ):
+        if wanted and not known:
+            advice = f"Set it to one of {', '.join(interfaces)}, or unset it"
+            return Finding("failed", f"{text}: this machine has no interface {wanted}", advice)
     if slow := [name for name in _SLOW if found.get(name) not in (None, "", "0")]:
         return Finding("warning", f"{text}: slow", f"Unset {', '.join(slow)}")
     return Finding("ok", text)
 
 
-def _admits(wanted: str, interface: str) -> bool:
-    """NCCL's way to name interfaces: the beginnings of names; after `=` whole names; after `^`
-    those that are not meant."""
-    names = wanted.lstrip("^=").split(",")
-    if wanted.startswith("^"):
-        return not any(interface.startswith(name) for name in names)
+def _matches(wanted: str, interface: str) -> bool:
+    """Whether NCCL uses an interface: `wanted` lists prefixes of names; after `=`, exact names;
+    after `^`, prefixes to exclude."""
+    names = tuple(wanted.lstrip("^=").split(","))
     if wanted.startswith("="):
         return interface in names
-    return any(interface.startswith(name) for name in names)
+    return interface.startswith(names) != wanted.startswith("^")
 
 
 def slurm() -> Finding:
-    """What a surrounding SLURM job gives to this process."""
-    found = {name: os.environ[name] for name in _SLURM if name in os.environ}
+    """The resources that a surrounding SLURM job gives to this process."""
+    names = [f"SLURM_{name}" for name in _SLURM]
+    found = {name: os.environ[name] for name in names if name in os.environ}
     if not found:
         return Finding("ok", "no job")
     text = ", ".join(f"{name}={value}" for name, value in found.items())
     if int(found.get("SLURM_NTASKS", 1)) > int(found.get("SLURM_NNODES", 1)):
         advice = "dpo-dist starts a node's processes itself: --ntasks-per-node=1"
         return Finding("warning", f"{text}: several tasks on a node", advice)
-    own, there = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    if own < min(there, 2):
+    bound, total = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    if bound < min(total, 2):
         advice = "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK before srun"
-        return Finding("warning", f"{text}: bound to {own} of {there} processors", advice)
+        return Finding("warning", f"{text}: bound to {bound} of {total} cores", advice)
     return Finding("ok", text)

@@ -1,1 +1,1 @@
-"""From a run file and the machines at hand to the files that a scheduler takes."""
+"""`dpo-dist launch`: scripts and manifests that run all phases on a machine or a cluster."""

@@ -1,4 +1,4 @@
-"""`dpo-dist launch`: a command for each target; the target's options are its own arguments."""
+"""`dpo-dist launch`: one command per target, whose options are the target's fields."""
 
 from __future__ import annotations
 
@@ -8,37 +8,22 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpo_dist.tools.arguments import Commands, add_command
-from dpo_dist.tools.launch import launch_images
-from dpo_dist.tools.launch.launch_arguments import (
-    add_common,
-    add_machines,
-    add_setup,
-    fields_of,
-)
+from dpo_dist.system.options import add_options, from_options
+from dpo_dist.tools.arguments import Command, Parser, add_commands, add_run_file, load_run
 
 if TYPE_CHECKING:
     from dpo_dist.tools.launch.render import Target
 
+IN_IMAGE = Path("/workspace")  # the Dockerfile copies recipes/ and accelerate_configs/ there
 
-def run(options: argparse.Namespace) -> int:
-    from dpo_dist.config.runfile import load_config
+
+def _launch(target: Target, options: argparse.Namespace) -> int:
     from dpo_dist.system.console import INNER, counted, say
     from dpo_dist.system.processes import run_to_end
     from dpo_dist.tools.launch.layout import Layout
     from dpo_dist.tools.launch.render import write
 
-    layout = Layout(
-        run_file=options.run_file,
-        config=load_config(options.run_file, options.set),
-        overrides=tuple(options.set),
-        nodes=options.nodes,
-        gpus_per_node=options.gpus_per_node,
-        shards=options.shards,
-        workdir=options.workdir or Path.cwd(),
-        yes=options.yes,
-    )
-    target = _TARGETS[options.target](options)
+    layout = from_options(Layout, options, run=load_run(options), overrides=tuple(options.set))
     files = target.files(layout)
     folder = layout.folder(target.name)
     if options.dry_run:
@@ -48,102 +33,111 @@ def run(options: argparse.Namespace) -> int:
     write(files, folder)
     command = target.submission(folder, layout)
     if options.submit:
-        # What is submitted to others goes on without this process.
+        # Jobs of other targets outlive this process, so they print themselves how to continue.
         inner = {INNER: "1"} if target.name == "local" else {}
         status = run_to_end(command, {**os.environ, **inner})
-        return status if status >= 0 else 128 - status  # ended by a signal, as shells say it
+        return status if status >= 0 else 128 - status  # like a shell for a command that was killed
     say(f"wrote {counted(len(files), 'file')} to {folder}. To submit:\n  {shlex.join(command)}")
     return 0
 
 
-def add(commands: Commands) -> None:
-    """The parser of `dpo-dist launch`, with one of its own for each target."""
-    command = add_command(
-        commands,
-        "launch",
-        "write the scripts that run all phases on one machine or a cluster, and submit them",
-        "They are written to <run>/launch/<target>.",
-        example="local recipes/incident_triage/run.yaml --dry-run",
-    )
-    targets = command.add_subparsers(dest="target", required=True, metavar="TARGET")
-    _add_local(targets)
-    _add_slurm(targets)
-    launch_images.add(targets)
+def _class(name: str) -> type[Target]:
+    match name:
+        case "local":
+            from dpo_dist.tools.launch.local import Local
+
+            return Local
+        case "slurm":
+            from dpo_dist.tools.launch.slurm import Slurm
+
+            return Slurm
+        case "kubernetes":
+            from dpo_dist.tools.launch.kubernetes.target import Kubernetes
+
+            return Kubernetes
+        case "compose":
+            from dpo_dist.tools.launch.compose import Compose
+
+            return Compose
+        case _:
+            from dpo_dist.tools.launch.skypilot import SkyPilot
+
+            return SkyPilot
 
 
-def _add_local(targets: Commands) -> None:
-    command = add_command(
-        targets,
-        "local",
-        "all phases on this machine, with whatever GPUs it has",
-        example="RUN.yaml --submit",
-    )
-    add_common(command)
-    add_setup(command)
-    command.set_defaults(nodes=1, gpus_per_node=0, shards=None)
+def _target(
+    name: str,
+    summary: str,
+    example: str,
+    details: str = "",
+    *,
+    several: bool = True,
+    workdir: Path | None = None,
+) -> Command:
+    """The command of a target. `several`: it can have several machines. `workdir` is its default
+    working directory (None: the current one)."""
 
+    def add(parser: Parser) -> None:
+        from dpo_dist.tools.launch.layout import Layout
 
-def _add_slurm(targets: Commands) -> None:
-    command = add_command(
-        targets,
-        "slurm",
-        "one SLURM job per phase, each waiting for the one before",
-        example="RUN.yaml --nodes 2 --gpus-per-node 8 --partition gpu --submit",
-    )
-    add_common(command)
-    add_machines(command)
-    add_setup(command)
-    add = command.add_argument
-    add("--partition", metavar="NAME", help="partition for jobs with GPUs")
-    add(
-        "--cpu-partition",
-        metavar="NAME",
-        help="partition for jobs without GPUs (default: that of --partition)",
-    )
-    add("--account", metavar="NAME", help="account to charge")
-    add("--time", metavar="LIMIT", help="time limit of each job; a job that reaches it is requeued")
-    add("--cpus-per-gpu", type=int, default=8, metavar="N", help="CPUs per GPU (default: 8)")
-    add("--cpus", type=int, default=4, metavar="N", help="CPUs of jobs without GPUs (default: 4)")
-    add(
-        "--save-seconds",
-        type=int,
-        default=300,
-        metavar="S",
-        help="seconds before the limit at which training is told to save (default: 300)",
-    )
-    add(
-        "--max-requeues",
-        type=int,
-        default=100,
-        metavar="N",
-        help="how often a job is requeued at most (default: 100)",
-    )
-    add(
-        "--container",
-        default="",
-        metavar="WORDS",
-        help="command to put before dpo-dist, e.g. 'apptainer exec IMAGE'",
-    )
-    for name, example in (("sbatch", "--qos=high"), ("srun", "--container-image=IMAGE")):
-        add(
-            f"--{name}",
-            action="append",
-            default=[],
-            metavar="OPTION",
-            help=f"pass an option to {name}, e.g. --{name}={example} (repeatable)",
+        add_run_file(parser)
+        fields = (*(("nodes", "gpus_per_node", "shards") if several else ()), "workdir", "yes")
+        add_options(parser, Layout, fields, workdir=workdir or Path.cwd())
+        group = parser.add_mutually_exclusive_group()
+        group.add_argument(
+            "--dry-run", action="store_true", help="print the files instead of writing them"
         )
+        group.add_argument("--submit", action="store_true", help="also submit them")
+        add_options(parser, _class(name))
+
+    def run(options: argparse.Namespace) -> int:
+        return _launch(from_options(_class(name), options), options)
+
+    return Command(name, summary, f"RUN.yaml {example}", add=add, run=run, details=details)
 
 
-def _slurm(options: argparse.Namespace) -> Target:
-    from dpo_dist.tools.launch.slurm import Slurm
+TARGETS = (
+    _target(
+        "local",
+        "all phases on this machine, with all its GPUs",
+        "--submit",
+        several=False,
+    ),
+    _target(
+        "slurm",
+        "one SLURM job per phase, each starting after the previous one",
+        "--nodes 2 --gpus-per-node 8 --partition gpu --submit",
+    ),
+    _target(
+        "kubernetes",
+        "jobs in a Kubernetes cluster, on a shared volume",
+        "--image registry/dpo-dist:0.1.0 --nodes 2 --gpus-per-node 8",
+        "See docs/kubernetes.md.",
+        workdir=IN_IMAGE,
+    ),
+    _target(
+        "compose",
+        "all phases in a container on one machine, with or without GPUs",
+        "--image dpo-dist:0.1.0",
+        "See docs/kubernetes.md.",
+        several=False,
+        workdir=IN_IMAGE,
+    ),
+    _target(
+        "skypilot",
+        "a managed SkyPilot job on rented machines, one task per phase",
+        "--gpus-per-node 8 --gpu H100 --bucket my-runs --spot",
+        "Run it in the directory that `sky jobs launch` is to upload. See docs/kubernetes.md.",
+        workdir=Path(),
+    ),
+)
 
-    return Slurm(**fields_of(options, Slurm))
 
-
-def _local(options: argparse.Namespace) -> Target:
-    from dpo_dist.tools.launch.local import Local
-
-    return Local(**fields_of(options, Local))
-
-
-_TARGETS = {"local": _local, "slurm": _slurm, **launch_images.TARGETS}
+COMMAND = Command(
+    "launch",
+    "write the scripts that run all phases on one machine or a cluster, and submit them",
+    "local recipes/incident_triage/run.yaml --dry-run",
+    add=lambda parser: add_commands(parser, TARGETS, "target"),
+    run=lambda options: 0,  # the chosen target's `run` replaces it
+    details="The scripts are written to <run>/launch/<target>.",
+)

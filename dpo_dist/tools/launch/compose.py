@@ -1,45 +1,45 @@
-"""One machine with a container engine: the script of the target `local`, in the image."""
+"""One machine with Docker Compose: runs the script of the target `local` in a container."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
-from dpo_dist.tools.launch.images import check_image, dns_name, inside
-from dpo_dist.tools.launch.layout import Layout
+from dpo_dist import __version__
+from dpo_dist.system.options import Option
+from dpo_dist.tools.launch.layout import Layout, check_image, dns_name, inside
 from dpo_dist.tools.launch.local import Local
-from dpo_dist.tools.launch.manifests import to_yaml
+from dpo_dist.tools.launch.render import to_yaml
 
+IMAGE = f"dpo-dist:{__version__}"
 RUNS = PurePosixPath("/workspace/runs")
 SCRIPT = PurePosixPath("/etc/dpo-dist/local.sh")
 
 
 @dataclass(frozen=True)
 class Compose:
-    """Docker Compose, or what understands its files: a service for the GPUs, which runs `image`,
-    and one without them, which runs `cpu_image`."""
+    """Two services: `gpu` runs `image` with all GPUs, `cpu` runs `cpu_image` without GPUs."""
 
     name: ClassVar[str] = "compose"
-    image: str
-    cpu_image: str
+    image: Annotated[str, Option("CUDA image, with its version", "IMAGE")] = IMAGE
+    cpu_image: Annotated[str, Option("CPU image", "IMAGE")] = f"{IMAGE}-cpu"
 
     def __post_init__(self) -> None:
         for image in (self.image, self.cpu_image):
             check_image(image)
 
     def files(self, layout: Layout) -> dict[str, str]:
-        there = inside(layout, RUNS)
+        contained = inside(layout, RUNS)
         gpus = {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
-        reserved = {"deploy": {"resources": {"reservations": {"devices": [gpus]}}}}
-        services = {
-            "gpu": _service(there, self.image) | reserved,
-            "cpu": _service(there, self.cpu_image),
-        }
+        deploy = {"resources": {"reservations": {"devices": [gpus]}}}
         project = {
             "name": dns_name(layout.name),
-            # Neither starts by itself: `docker compose run gpu`, or `cpu`.
-            "services": {name: it | {"profiles": [name]} for name, it in services.items()},
+            # With profiles, `docker compose up` starts neither; `docker compose run gpu` does.
+            "services": {
+                "gpu": _service(contained, self.image, deploy=deploy, profiles=["gpu"]),
+                "cpu": _service(contained, self.cpu_image, profiles=["cpu"]),
+            },
             "configs": {
                 "script": {"file": "./local.sh"},
                 "run-file": {"file": f"./{layout.run_file.name}"},
@@ -49,7 +49,7 @@ class Compose:
         return {
             "compose.yaml": to_yaml([project]),
             layout.run_file.name: layout.run_file.read_text(encoding="utf-8"),
-            **Local().files(there),
+            **Local().files(contained),
         }
 
     def submission(self, folder: Path, layout: Layout) -> list[str]:
@@ -57,13 +57,13 @@ class Compose:
         return [*compose, "run", "--rm", "gpu"]
 
 
-def _service(there: Layout, image: str) -> dict[str, Any]:
+def _service(contained: Layout, image: str, **more: object) -> dict[str, object]:
     return {
         "image": image,
         "entrypoint": ["tini", "--"],
         "command": ["bash", str(SCRIPT)],
-        # Without a value: what the environment of `docker compose` has, or nothing.
-        "environment": dict.fromkeys(there.config.key_variables),
+        # Without a value, Compose passes the variable of its own environment, if it is set.
+        "environment": dict.fromkeys(contained.config.key_variables),
         "user": "10001:10001",
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
@@ -71,8 +71,9 @@ def _service(there: Layout, image: str) -> dict[str, Any]:
         "stop_grace_period": "15m",  # training saves after SIGTERM
         "configs": [
             {"source": "script", "target": str(SCRIPT)},
-            # Into the recipe's folder, from where the run file names its data.
-            {"source": "run-file", "target": str(there.run_file)},
+            # In the recipe's folder, because paths of data are relative to the run file.
+            {"source": "run-file", "target": str(contained.run_file)},
         ],
         "volumes": [f"runs:{RUNS}", "cache:/cache"],
+        **more,
     }

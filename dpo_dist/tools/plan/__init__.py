@@ -1,1 +1,1 @@
-"""What a run file will take, told before it is paid for: memory, hours, money and disk."""
+"""`dpo-dist plan`: estimates the memory, hours, cost and disk space of a run."""

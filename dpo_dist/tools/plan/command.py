@@ -5,50 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dpo_dist.tools.arguments import Commands, add_command, add_set
+from dpo_dist.system.options import add_options, from_options
+from dpo_dist.tools.arguments import Command, Parser, add_run_file, load_run
 
 
-def run(options: argparse.Namespace) -> int:
-    from dpo_dist.config.runfile import load_config
-    from dpo_dist.errors import ConfigError
-    from dpo_dist.estimates.hardware import find_cluster, read_gpus
-    from dpo_dist.storage.artifacts import write_json
-    from dpo_dist.tools.plan.figure import Given
-    from dpo_dist.tools.plan.run import forecast
-    from dpo_dist.tools.plan.show import to_terminal
-    from dpo_dist.tools.plan.subject import find_subject
+def _add(parser: Parser) -> None:
+    from dpo_dist.tools.plan.data import Given
 
-    config = load_config(options.run_file, options.set)
-    if options.gpus is None:
-        raise ConfigError(f"name the GPUs, e.g. --gpus 8xH100-80G; known: {', '.join(read_gpus())}")
-    cluster = find_cluster(options.gpus, nodes=options.nodes, network_gbits=options.network_gbits)
-    given = Given(options.pairs, options.tokens_per_pair, options.prompts, options.eval_prompts)
-    subject = find_subject(
-        config, cluster, given, preset=options.model_shape, calibration=options.calibrate
-    )
-    figures = forecast(subject)
-    print(to_terminal(figures), end="")
-    if options.json:
-        write_json(options.json, figures)
-    if figures["problems"]:
-        raise ConfigError("\n".join(figures["problems"]))
-    return 0
-
-
-def add(commands: Commands) -> None:
-    """The parser of `dpo-dist plan`."""
-    command = add_command(
-        commands,
-        "plan",
-        "estimate what a run will take on given GPUs: memory, hours, money and disk",
-        "Nothing is started or downloaded. The formulas are in docs/scaling.md.",
-        example="recipes/incident_triage/full.yaml --gpus 8xH100-80G --nodes 2",
-    )
-    command.add_argument("run_file", type=Path, metavar="RUN.yaml", help="the run file")
-    add_set(command)
-    add = command.add_argument
+    add_run_file(parser)
+    add = parser.add_argument
     add("--gpus", metavar="NxGPU", help="the GPUs of one node, e.g. 8xH100-80G")
-    add("--nodes", type=int, default=1, metavar="N", help="number of such nodes (default: 1)")
+    add("--nodes", type=int, default=1, metavar="N", help="number of nodes (default: 1)")
     add(
         "--network-gbits",
         type=float,
@@ -57,32 +24,42 @@ def add(commands: Commands) -> None:
         help="network bandwidth of a node in Gb/s, for all its GPUs together (default: 400)",
     )
     add("--model-shape", metavar="NAME", help="shape of a common model, e.g. Llama-3.1-8B")
-    add(
-        "--pairs",
-        type=_count,
-        metavar="N",
-        help="number of preference pairs, if they are not on this machine",
-    )
-    add(
-        "--tokens-per-pair",
-        type=float,
-        metavar="M",
-        help="mean tokens per pair, counting the prompt once",
-    )
-    add(
-        "--prompts",
-        type=_count,
-        metavar="N",
-        help="number of prompts to sample, if they are not on this machine",
-    )
-    add("--eval-prompts", type=_count, metavar="N", help="number of held-out prompts, likewise")
+    add_options(parser, Given)
     add("--calibrate", type=Path, metavar="RUN", help="use rates measured in a finished run")
     add("--json", type=Path, metavar="FILE", help="also write all figures, as JSON")
 
 
-def _count(text: str) -> int:
-    """A number of rows: at least one."""
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return count
+def _run(options: argparse.Namespace) -> int:
+    from dpo_dist.errors import ConfigError
+    from dpo_dist.estimates.hardware import find_cluster, read_gpus
+    from dpo_dist.storage.figures import write_figures
+    from dpo_dist.tools.plan.data import Given
+    from dpo_dist.tools.plan.plan import make_plan
+    from dpo_dist.tools.plan.show import to_terminal
+    from dpo_dist.tools.plan.subject import find_subject
+
+    run = load_run(options)
+    if options.gpus is None:
+        raise ConfigError(f"name the GPUs, e.g. --gpus 8xH100-80G; known: {', '.join(read_gpus())}")
+    cluster = find_cluster(options.gpus, nodes=options.nodes, network_gbits=options.network_gbits)
+    given = from_options(Given, options)
+    subject = find_subject(
+        run, cluster, given, preset=options.model_shape, calibration=options.calibrate
+    )
+    plan = make_plan(subject)
+    print(to_terminal(plan), end="")
+    if options.json:
+        write_figures(options.json, plan)
+    if plan.problems:
+        raise ConfigError("\n".join(plan.problems))
+    return 0
+
+
+COMMAND = Command(
+    "plan",
+    "estimate the memory, hours, cost and disk space of a run on given GPUs",
+    "recipes/incident_triage/full.yaml --gpus 8xH100-80G --nodes 2",
+    add=_add,
+    run=_run,
+    details="Nothing is started or downloaded. The formulas are in docs/scaling.md.",
+)

@@ -1,40 +1,90 @@
-"""How much data a run file asks for: rows that can be read here are counted and measured, others
-are taken from the command line or from published figures. Nothing is downloaded."""
+"""The amount of data of a run, and the source of each number.
+
+Rows that are on this machine are counted and measured. Other numbers come from the command line or
+from published figures. Nothing is downloaded.
+"""
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from dpo_dist.config import (
-    Config,
     DataSource,
     PathPreferences,
     UltraFeedbackPreferences,
+    VllmEngine,
+    required,
 )
 from dpo_dist.data.chat import completion_ids, load_tokenizer, prompt_ids
 from dpo_dist.data.preferences import load_preferences
 from dpo_dist.data.prompts import iterate_prompts, read_demonstrations
 from dpo_dist.errors import ModelError
 from dpo_dist.estimates.throughput import Pair
+from dpo_dist.runs.run import Run
 from dpo_dist.storage.records import Message
 from dpo_dist.system.console import counted
-from dpo_dist.tools.plan.figure import Figure, Given, Source
+from dpo_dist.system.options import Option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHARACTERS_A_TOKEN = 4.0  # of English, where the policy's tokenizer is not here to be asked
-SAMPLED_ROWS = 200  # whose tokens are counted; the longest one is added
-# UltraFeedback-binarized: rows of train_prefs, how long a prompt is in proportion to a completion,
-# and the mean tokens of a completion. Its median of prompt + chosen is 409, but long answers make
-# the mean: log-normal lengths with that median (benchmarks/synthetic_pairs.py) have 349 a
-# completion. The dataset's card says the same in bytes: 405,688,662 for 61,135 rows, of which each
-# repeats its prompt four times and has the chosen answer twice, is 346 tokens a completion at four
-# characters a token.
+
+Source = Literal["counted", "measured", "given", "stated", "assumed"]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number and its source: `counted` in the run's own files, `measured` by a finished run,
+    `given` on the command line, `stated` by the publisher of a dataset, or `assumed`; `note` gives
+    details."""
+
+    value: int | float
+    source: Source
+    note: str = ""
+
+
+def _count(text: str) -> int:
+    """Parse a number of rows, which is at least one."""
+    count = int(text)
+    if count < 1:
+        raise ArgumentTypeError(f"{text}: must be at least 1")
+    return count
+
+
+@dataclass(frozen=True)
+class Given:
+    """Options about data that is not on this machine; None: not given."""
+
+    pairs: Annotated[
+        int | None,
+        Option("number of preference pairs, if they are not on this machine", "N", parse=_count),
+    ] = None
+    tokens_per_pair: Annotated[
+        float | None, Option("mean tokens per pair, counting the prompt once", "M")
+    ] = None
+    prompts: Annotated[
+        int | None,
+        Option("number of prompts to sample, if they are not on this machine", "N", parse=_count),
+    ] = None
+    eval_prompts: Annotated[
+        int | None,
+        Option("number of held-out prompts, if they are not on this machine", "N", parse=_count),
+    ] = None
+
+
+CHARACTERS_PER_TOKEN = 4.0  # in English; used if the policy's tokenizer is not on this machine
+SAMPLED_ROWS = 200  # maximum number of rows that are tokenized, without the longest row
+# UltraFeedback-binarized: the number of rows of train_prefs, the length of a prompt relative to a
+# completion, and the mean tokens per completion. The median of prompt + chosen is 409, but long
+# answers raise the mean: log-normal lengths with that median (benchmarks/synthetic_pairs.py) have
+# 349 tokens per completion. The dataset card is consistent with this: 405,688,662 bytes for 61,135
+# rows, each with four copies of the prompt and two of the chosen answer, correspond to 346 tokens
+# per completion at four characters per token.
 ULTRAFEEDBACK_PAIRS = 61_000
 PROMPT_TO_COMPLETION = 0.42
 COMPLETION_TOKENS = 349
@@ -45,47 +95,70 @@ Row = tuple[Sequence[Message], tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Texts:
-    """Rows of a prompt and its completions: how many, and their mean and greatest lengths in
-    tokens. `prompt` and each of `completions` are means."""
+    """Rows with a prompt and its completions, and their lengths in tokens. `prompt` and
+    `completions` are means; `longest` has the prompt and the completions of the longest row.
+    `source` and `how` say where the lengths come from."""
 
-    count: Figure
+    count: Quantity
     prompt: float
     completions: tuple[float, ...] = ()
     longest: tuple[float, ...] = ()
-    source: Source = "counted"  # of the lengths
+    source: Source = "counted"
     how: str = ""
 
     @property
     def tokens(self) -> float:
-        """Of a row in the mean."""
+        """The mean tokens per row."""
         return self.prompt + sum(self.completions)
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """The preference pairs to train on; `validation` are evaluated on."""
+class Answering:
+    """What a phase generates in each of `rounds`: `per_prompt` answers to each prompt, of `length`
+    tokens on average, on engines that start `starts` times. `rate` is the tokens per second of an
+    engine; None if it was not measured."""
 
-    count: Figure
+    phase: str
+    prompts: Texts
+    per_prompt: int
+    length: Quantity
+    engine: VllmEngine
+    rate: float | None = None
+    rounds: int = 1
+    starts: int = 1
+
+    @property
+    def tokens(self) -> float:
+        """All tokens of a round's answers."""
+        return self.prompts.count.value * self.per_prompt * self.length.value
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The preference pairs for training, and the number of additional pairs for validation.
+    `source` and `how` say where the lengths come from."""
+
+    count: Quantity
     validation: int
     mean: Pair
     longest: Pair
-    source: Source  # of the lengths
+    source: Source
     how: str
 
 
 def prompts_of(source: DataSource, given: int | None, model: str) -> Texts | None:
-    """The prompts of a source; None where they are elsewhere and nobody says how many."""
+    """The prompts of a source; None if they are not on this machine and their number is unknown."""
     if source.path is not None:
         return _measured(((p.messages, ()) for p in iterate_prompts(source)), source.path, model)
     count = given or source.limit
     if count is None:
         return None
-    known = Figure(count, "given", "--prompts" if given else "limit")
-    return Texts(known, PROMPT_TOKENS, source="assumed", how="as long as UltraFeedback's prompts")
+    known = Quantity(count, "given", "--prompts" if given else "limit")
+    return Texts(known, PROMPT_TOKENS, source="assumed", how="as in UltraFeedback")
 
 
 def demonstrations_of(source: DataSource, model: str) -> Texts | None:
-    """The rows of the sft phase; None where they are elsewhere."""
+    """The rows of the sft phase; None if they are not on this machine."""
     if source.path is None:
         return None
     rows = ((d.prompt, (d.completion[0].content,)) for d in read_demonstrations(source))
@@ -93,98 +166,91 @@ def demonstrations_of(source: DataSource, model: str) -> Texts | None:
 
 
 def pairs_of(
-    config: Config, given: Given, prompts: Texts | None, answer: float, kept: float
+    run: Run, given: Given, sampling: Answering | None = None, kept: float = 1.0
 ) -> Pairs | None:
-    """The pairs that `train` takes. Of judged ones there are none yet: every prompt makes one,
-    times `kept`, of two answers of `answer` tokens."""
-    assert config.train is not None
-    preferences, room = config.preferences, config.train.max_length
+    """The pairs for `train`; None if their number is unknown. Judged pairs do not exist yet: the
+    plan assumes that a share `kept` of the sampled prompts gives one pair of candidates each."""
+    preferences = run.config.preferences
     if given.pairs is None and isinstance(preferences, PathPreferences):
-        return _read_pairs(config, preferences)
+        return _read_pairs(run, preferences)
     if given.pairs is not None or isinstance(preferences, UltraFeedbackPreferences):
-        return _stated_pairs(config, given)
-    if prompts is None:
+        return _stated_pairs(run, given)
+    if sampling is None:
         return None
     assert preferences.source == "judged"
+    prompts, candidate = sampling.prompts, sampling.length.value
     whole = prompts.count.value * kept
     validation = round(whole * preferences.validation_fraction)
-    mean = Pair(prompts.prompt, answer, answer)
     long = prompts.longest[0] if prompts.longest else prompts.prompt
-    most = config.sample.max_new_tokens if config.sample else answer
-    longest = _within(Pair(long, most, most), room)
-    count = Figure(whole - validation, "assumed", "a pair a prompt, less what validates")
-    return Pairs(count, validation, mean, longest, "assumed", "a prompt and two such candidates")
+    most = required(run.config.sample).max_new_tokens
+    count = Quantity(whole - validation, "assumed", "one pair per prompt, except for validation")
+    mean = Pair(prompts.prompt, candidate, candidate)
+    longest = _trained(Pair(long, most, most), run)
+    return Pairs(count, validation, mean, longest, "assumed", "a prompt and two candidates")
 
 
-def _read_pairs(config: Config, preferences: PathPreferences) -> Pairs:
-    found = load_preferences(preferences, Path(), config.run.seed)
+def _read_pairs(run: Run, preferences: PathPreferences) -> Pairs:
+    found = load_preferences(preferences, Path(), run.config.run.seed)
     rows = ((p.prompt, (p.chosen, p.rejected)) for p in found.train)
-    texts = _measured(rows, preferences.path, config.model.base)
-    assert config.train is not None
-    longest = _within(Pair(*texts.longest), config.train.max_length)
-    mean = Pair(texts.prompt, *texts.completions)
+    texts = _measured(rows, preferences.path, run.config.model.base)
+    mean, longest = Pair(texts.prompt, *texts.completions), _trained(Pair(*texts.longest), run)
     return Pairs(texts.count, len(found.validation), mean, longest, texts.source, texts.how)
 
 
-def _stated_pairs(config: Config, given: Given) -> Pairs:
-    preferences = config.preferences
-    assert config.train is not None
+def _stated_pairs(run: Run, given: Given) -> Pairs:
+    stated = run.config.preferences
     if given.pairs is not None:
-        count = Figure(given.pairs, "given", "--pairs")
+        count = Quantity(given.pairs, "given", "--pairs")
     else:
-        assert isinstance(preferences, UltraFeedbackPreferences)
-        whole = min(preferences.limit or ULTRAFEEDBACK_PAIRS, ULTRAFEEDBACK_PAIRS)
-        count = Figure(whole, "stated", "UltraFeedback-binarized's train_prefs")
+        assert isinstance(stated, UltraFeedbackPreferences)
+        whole = min(stated.limit or ULTRAFEEDBACK_PAIRS, ULTRAFEEDBACK_PAIRS)
+        count = Quantity(whole, "stated", "UltraFeedback-binarized's train_prefs")
     completion: float = COMPLETION_TOKENS
     source: Source = "stated"
-    how = "mean of UltraFeedback-binarized: an answer 349, the prompt 0.42 of it"
+    how = "UltraFeedback-binarized's means: 349 per answer, 0.42 of that per prompt"
     if given.tokens_per_pair is not None:
         completion = given.tokens_per_pair / (2 + PROMPT_TO_COMPLETION)
-        source, how = "given", "--tokens-per-pair; the prompt 0.42 of an answer"
-    room = config.train.max_length
-    mean = _within(Pair(PROMPT_TO_COMPLETION * completion, completion, completion), room)
-    longest = Pair(mean.prompt, room - mean.prompt, room - mean.prompt)
-    validation = getattr(preferences, "validation_limit", 0)
-    return Pairs(count, validation, mean, longest, source, how)
+        source, how = "given", "--tokens-per-pair; a prompt has 0.42 of an answer's tokens"
+    mean = _trained(Pair(PROMPT_TO_COMPLETION * completion, completion, completion), run)
+    rest = required(run.config.train).max_length - mean.prompt
+    validation = stated.validation_limit if isinstance(stated, UltraFeedbackPreferences) else 0
+    return Pairs(count, validation, mean, Pair(mean.prompt, rest, rest), source, how)
 
 
-def _within(pair: Pair, room: float) -> Pair:
-    """The pair as far as `max_length` lets it in: what is longer is left out of the training."""
-    prompt = min(pair.prompt, room / 2)
-    return Pair(prompt, min(pair.chosen, room - prompt), min(pair.rejected, room - prompt))
+def _trained(pair: Pair, run: Run) -> Pair:
+    """The pair, at most as long as `train.max_length` allows; longer pairs are not trained on."""
+    most = required(run.config.train).max_length
+    prompt = min(pair.prompt, most / 2)
+    return Pair(prompt, min(pair.chosen, most - prompt), min(pair.rejected, most - prompt))
 
 
 def _measured(rows: Iterable[Row], path: Path, model: str) -> Texts:
-    """Counted rows; their tokens are counted on an even sample and on the longest of them."""
+    """The rows of a file. Tokens are counted in evenly spaced rows and in the longest row."""
     kept = list(rows)
     sampled = kept[:: -(-len(kept) // SAMPLED_ROWS)]
-    longest = max(kept, key=_characters)
     try:
         tokenizer = load_tokenizer(model) if Path(model).is_dir() else None
     except ModelError:
         tokenizer = None
     lengths = [_lengths(row, tokenizer) for row in sampled]
-    means = [fmean(column) for column in zip(*lengths, strict=True)]
-    source: Source = "counted" if tokenizer else "assumed"
-    how = f"{counted(len(sampled), 'row')} tokenized"
-    if tokenizer is None:
-        how = f"{CHARACTERS_A_TOKEN:g} characters a token"
+    prompt, *completions = (fmean(column) for column in zip(*lengths, strict=True))
+    estimated = f"{CHARACTERS_PER_TOKEN:g} characters per token"
     return Texts(
-        Figure(len(kept), "counted", path.name),
-        means[0],
-        tuple(means[1:]),
-        tuple(_lengths(longest, tokenizer)),
-        source,
-        how,
+        count=Quantity(len(kept), "counted", path.name),
+        prompt=prompt,
+        completions=tuple(completions),
+        longest=tuple(_lengths(max(kept, key=_characters), tokenizer)),
+        source="counted" if tokenizer else "assumed",
+        how=f"{counted(len(sampled), 'row')} tokenized" if tokenizer else estimated,
     )
 
 
 def _lengths(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> list[float]:
-    """Tokens of the prompt and of each completion."""
+    """The tokens of the prompt and of each completion."""
     messages, completions = row
     if tokenizer is None:
         prompt = sum(len(message.content) for message in messages)
-        return [n / CHARACTERS_A_TOKEN for n in (prompt, *map(len, completions))]
+        return [n / CHARACTERS_PER_TOKEN for n in (prompt, *map(len, completions))]
     answers = [len(completion_ids(tokenizer, messages, text)[1]) for text in completions]
     return [float(len(prompt_ids(tokenizer, messages))), *map(float, answers)]
 

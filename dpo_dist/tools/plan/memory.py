@@ -1,12 +1,11 @@
-"""What training takes of every GPU, for both methods and every way to shard it."""
+"""The memory of training, for both methods and every sharding strategy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
 
-from dpo_dist.config import Config, Full, Lora, Method
+from dpo_dist.config import Checkpointing, Full, Lora, Method, Train, required
 from dpo_dist.estimates.fit import (
     Fit,
     Workload,
@@ -17,12 +16,14 @@ from dpo_dist.estimates.fit import (
 )
 from dpo_dist.estimates.hardware import Cluster
 from dpo_dist.estimates.memory import ModelShape
-from dpo_dist.estimates.sharding import host_bytes
+from dpo_dist.estimates.sharding import MemoryPart, host_bytes
 from dpo_dist.system.machine import GIB
-from dpo_dist.tools.plan.chosen import Chosen, chosen_way
+from dpo_dist.tools.plan.chosen import RunFileWay, chosen_way
 from dpo_dist.tools.plan.data import Pairs
+from dpo_dist.tools.plan.hours import train_time
+from dpo_dist.tools.plan.subject import Subject
 
-REMEDY = {
+REMEDY: dict[MemoryPart, str] = {
     "weights": "ZeRO-3 shards them among more GPUs",
     "gradients": "ZeRO-2 and 3 shard them among more GPUs",
     "optimizer": "every ZeRO stage shards it among more GPUs",
@@ -34,33 +35,45 @@ REMEDY = {
 
 
 @dataclass(frozen=True)
+class Recommendation:
+    """The fastest way to train that fits. `overrides` are for the command line, `remedy` reduces
+    the `largest` part of the memory, `cheaper` names a way with less memory, and
+    `node_memory_bytes` is CPU memory per node."""
+
+    overrides: list[str]
+    accelerate_config: str
+    machines: int
+    processes: int
+    micro_batch_size: int
+    accumulation: int
+    gradient_checkpointing: Checkpointing
+    largest: MemoryPart
+    largest_bytes: int
+    remedy: str
+    cheaper: str
+    node_memory_bytes: int
+    step_seconds: float
+    train_hours: float
+
+
+@dataclass(frozen=True)
 class TrainingMemory:
-    """`rows` are the table's; `work` is what the run file trains, `ways` are the ways to do it,
-    `best` the one that is recommended, `chosen` the run file's own."""
+    """The ways to train; empty if no training is planned. `started` is the way whose hours are
+    planned: the run file's own if it fits, otherwise the recommended one; None if no way fits."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    work: Workload | None = None
-    ways: Sequence[Fit] = ()
-    best: Fit | None = None
-    chosen: Chosen = field(default_factory=Chosen)
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def started(self) -> Fit | None:
-        """What the hours are told for: the run file's own way where it fits."""
-        own = self.chosen.fit
-        return own if own is not None and own.fits else self.best
+    rows: Sequence[Fit] = ()
+    run_file: RunFileWay | None = None
+    recommendation: Recommendation | None = None
+    started: Fit | None = None
+    problems: Sequence[str] = ()
 
 
-def workload(config: Config, method: Method, shape: ModelShape, pairs: Pairs) -> Workload:
-    """What is trained, if `method` were the run file's."""
-    train = config.train
-    assert train is not None
-    asked = train.model_copy(update={"method": method})
-    beside = asked.has_second_model(validates=pairs.validation > 0)
+def workload(train: Train, shape: ModelShape, pairs: Pairs) -> Workload:
+    """The training of a section on these pairs."""
+    beside = train.has_second_model(validates=pairs.validation > 0)
     return Workload(
         shape=shape,
-        method=method,
+        method=train.method,
         pair=pairs.mean,
         longest=pairs.longest,
         global_batch=train.global_batch_size,
@@ -69,126 +82,86 @@ def workload(config: Config, method: Method, shape: ModelShape, pairs: Pairs) ->
     )
 
 
-def methods(config: Config) -> tuple[Method, Method]:
-    """The run file's method, then the other one."""
-    assert config.train is not None
-    asked = config.train.method
-    return asked, (Full() if isinstance(asked, Lora) else Lora())
-
-
-def training_memory(
-    config: Config, shape: ModelShape, pairs: Pairs, cluster: Cluster, utilization: float
-) -> TrainingMemory:
-    """Both methods, every way to shard them, and the way that the run file asks for."""
-    works = [workload(config, method, shape, pairs) for method in methods(config)]
-    found = [ways_to_train(work, cluster, utilization) for work in works]
-    bests = [recommended(ways) for ways in found]
-    rows = [
-        _row(work.method, way, way is best)
-        for work, ways, best in zip(works, found, bests, strict=True)
-        for way in ways
+def training_memory(subject: Subject) -> TrainingMemory:
+    """Plan both methods with every sharding strategy, and the run file's own settings."""
+    if subject.pairs is None:
+        return TrainingMemory()
+    cluster, train = subject.cluster, required(subject.config.train)
+    other: Method = Full() if isinstance(train.method, Lora) else Lora()
+    works = [
+        workload(section, subject.shape, subject.pairs)
+        for section in (train, train.model_copy(update={"method": other}))
     ]
-    work, ways, best = works[0], found[0], bests[0]
-    chosen = chosen_way(config, work, cluster, utilization)
+    found = [ways_to_train(work, cluster, subject.utilization) for work in works]
+    work, ways = works[0], found[0]
+    own, best = chosen_way(train, work, cluster, subject.utilization), recommended(ways)
+    started = own.way if own.way is not None and own.way.fits else None
+    if started is not None:
+        own = replace(own, train_hours=train_time(subject, started.step_seconds).hours)
+    advice = _recommendation(subject, work, ways, best) if best else None
     problems = []
     if best is None:
         problems.append(_too_small(work, cluster, min(ways, key=lambda way: way.total)))
-    if chosen.problem and best is not None:
-        problems.append(f"{chosen.problem}; this would do: {' '.join(overrides(best, cluster))}")
-    elif chosen.problem and chosen.fit is None:
-        problems.append(chosen.problem)
-    return TrainingMemory(rows, work, ways, best, chosen, problems)
+    if own.problem and advice is not None:
+        problems.append(f"{own.problem}; this fits: {' '.join(advice.overrides)}")
+    elif own.problem and own.way is None:
+        problems.append(own.problem)
+    return TrainingMemory(
+        rows=[way for ways in found for way in ways],
+        run_file=own,
+        recommendation=advice,
+        started=started or best,
+        problems=problems,
+    )
 
 
-def overrides(fit: Fit, cluster: Cluster) -> list[str]:
-    """The command line's words for a way to train."""
-    setting = fit.setting
-    return [
-        f"--set train.accelerate_config=accelerate_configs/{config_name(fit, cluster)}.yaml",
-        f"--set train.micro_batch_size={setting.micro_batch}",
-        f"--set train.gradient_checkpointing={setting.checkpointing}",
-    ]
-
-
-def run_file_way(config: Config, chosen: Chosen) -> dict[str, Any]:
-    """What the run file itself asks for; `way` is None where these GPUs have no such way."""
-    train = config.train
-    assert train is not None
-    return {
-        "accelerate_config": str(train.accelerate_config),
-        "micro_batch_size": train.micro_batch_size,
-        "gradient_checkpointing": train.gradient_checkpointing,
-        "way": _row(train.method, chosen.fit, False) if chosen.fit else None,
-        "problem": chosen.problem,
-        "note": chosen.note,
-    }
-
-
-def recommendation(
-    work: Workload, ways: Sequence[Fit], fit: Fit, cluster: Cluster
-) -> dict[str, Any]:
-    """The settings of `fit`, one of `ways`, what takes most, and what would take less."""
-    setting = fit.setting
+def _recommendation(
+    subject: Subject, work: Workload, ways: Sequence[Fit], fit: Fit
+) -> Recommendation:
+    """The settings of `fit`, one of `ways`."""
+    cluster = subject.cluster
+    # `dpo-dist launch` writes the cluster's numbers into its copy of the file.
+    several = fit.strategy == "zero3" and cluster.nodes > 1
+    path = f"accelerate_configs/{'multi_node_zero3' if several else fit.strategy}.yaml"
     cpu = 0
-    if setting.strategy == "zero3_offload":
+    if fit.strategy == "zero3_offload":
         cpu = host_bytes(work.shape, work.method, cluster.size, cluster.per_node)
         cpu += 2 * work.second_model * cluster.per_node // cluster.size
-    return {
-        "overrides": overrides(fit, cluster),
-        "accelerate_config": f"accelerate_configs/{config_name(fit, cluster)}.yaml",
-        "machines": cluster.nodes,
-        "processes": cluster.size,
-        "micro_batch_size": setting.micro_batch,
-        "accumulation": setting.accumulation,
-        "gradient_checkpointing": setting.checkpointing,
-        "largest": fit.largest,
-        "largest_bytes": fit.parts[fit.largest],
-        "remedy": REMEDY[fit.largest],
-        "cheaper": _cheaper(next_cheaper(ways, fit), work.method),
-        "node_memory_bytes": cpu,
-    }
+    return Recommendation(
+        overrides=[
+            f"--set train.accelerate_config={path}",
+            f"--set train.micro_batch_size={fit.micro_batch_size}",
+            f"--set train.gradient_checkpointing={fit.gradient_checkpointing}",
+        ],
+        accelerate_config=path,
+        machines=cluster.nodes,
+        processes=cluster.size,
+        micro_batch_size=fit.micro_batch_size,
+        accumulation=work.global_batch // (fit.micro_batch_size * cluster.size),
+        gradient_checkpointing=fit.gradient_checkpointing,
+        largest=fit.largest,
+        largest_bytes=fit.parts[fit.largest],
+        remedy=REMEDY[fit.largest],
+        cheaper=_cheaper(next_cheaper(ways, fit), work.method),
+        node_memory_bytes=cpu,
+        step_seconds=fit.step_seconds,
+        train_hours=train_time(subject, fit.step_seconds).hours,
+    )
 
 
 def _cheaper(way: Fit | None, method: Method) -> str:
     if way is not None:
-        return f"{way.setting.strategy}, {way.total / GIB:.1f} GiB per GPU"
-    return "train.method.type: lora" if isinstance(method, Full) else "nothing needs less"
-
-
-def config_name(fit: Fit, cluster: Cluster) -> str:
-    """The file in accelerate_configs/ without its ending. Its numbers of machines and processes may
-    be others than the cluster's: `dpo-dist launch` makes a copy with the right ones."""
-    if fit.setting.strategy == "zero3" and cluster.nodes > 1:
-        return "multi_node_zero3"
-    return fit.setting.strategy
-
-
-def _row(method: Method, way: Fit, best: bool) -> dict[str, Any]:
-    return {
-        "method": method.type,
-        "strategy": way.setting.strategy,
-        "micro_batch_size": way.setting.micro_batch,
-        "gradient_checkpointing": way.setting.checkpointing,
-        "parts": way.parts,
-        "total": way.total,
-        "fits": way.fits,
-        "recommended": best,
-        "step_seconds": way.step.seconds,
-        "efficiency": way.step.efficiency,
-    }
+        return f"{way.strategy}, {way.total / GIB:.1f} GiB per GPU"
+    return "train.method.type: lora" if isinstance(method, Full) else "nothing needs less memory"
 
 
 def _too_small(work: Workload, cluster: Cluster, smallest: Fit) -> str:
-    usable = cluster.gpu.usable / GIB
     nodes = nodes_that_fit(work, cluster)
-    enough = (
-        f"{nodes} nodes of {cluster.per_node} would be enough"
-        if nodes
-        else "no number of nodes would be enough"
-    )
+    enough = f"{nodes} nodes with {cluster.per_node} GPUs each" if nodes else "no number of nodes"
     return (
-        f"train does not fit on {cluster.label}: with all weights and states sharded as far as "
-        f"they can be ({smallest.setting.strategy}, one pair at a time) a GPU needs "
-        f"{smallest.total / GIB:.1f} GiB, most of it for {smallest.largest}, but only "
-        f"{usable:.1f} GiB are usable; {enough}. {REMEDY[smallest.largest].capitalize()}."
+        f"train does not fit on {cluster.label}: even with the most sharding "
+        f"({smallest.strategy}, one pair at a time), it needs {smallest.total / GIB:.1f} GiB per "
+        f"GPU, most of it for {smallest.largest}, but only {cluster.gpu.usable / GIB:.1f} GiB are "
+        f"usable; {enough} would be enough. "
+        f"{REMEDY[smallest.largest].capitalize()}."
     )

@@ -1,98 +1,149 @@
-"""What is to be forecast: a run file, a model's shape, GPUs, and as much as can be known of the
-data and of how fast things go."""
+"""The inputs of a plan: run file, model sizes, GPUs, and known data and rates."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_dist.config import Config
-from dpo_dist.errors import ConfigError
+from dpo_dist.config import Config, EngineConfig, Lora, VllmEngine
 from dpo_dist.estimates.fit import check_shares
 from dpo_dist.estimates.hardware import Cluster
 from dpo_dist.estimates.memory import ModelShape
-from dpo_dist.runs.directories import phases_of
-from dpo_dist.runs.shapes import find_shape
-from dpo_dist.tools.plan.data import Pairs, Texts, demonstrations_of, pairs_of, prompts_of
-from dpo_dist.tools.plan.figure import Figure, Given
-from dpo_dist.tools.plan.hours import utilization
+from dpo_dist.runs.resources import find_shape
+from dpo_dist.runs.run import Run
+from dpo_dist.tools.plan.data import (
+    Answering,
+    Given,
+    Pairs,
+    Texts,
+    demonstrations_of,
+    pairs_of,
+    prompts_of,
+)
 from dpo_dist.tools.plan.rates import Rates, calibrate
+
+LIMIT = "max_new_tokens, the upper limit"
+# What to do if a phase's data is not on this machine.
+ELSEWHERE = {
+    "sft": "the demonstrations are not on this machine; download them to a file first",
+    "sample": "the prompts are not on this machine; give their number: --prompts N",
+    "train": "the pairs are not on this machine; give their number: --pairs N --tokens-per-pair M",
+    "evaluate": "the prompts are not on this machine; give their number: --eval-prompts N",
+}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """`candidate` and `answer` are the mean tokens of a candidate and of an answer of the
-    evaluation; `kept` is the share of the prompts that become pairs. What is None is not asked for
-    or not known; `unknown` says how to tell it."""
+    """The inputs of a plan. `utilization` is the share of the GPU's peak that training reaches.
+    Data is None if the run file does not need it or if its amount is unknown; `unknown` names the
+    unknown data, and how to specify its amount."""
 
-    config: Config
+    run: Run
     cluster: Cluster
     shape: ModelShape
     shape_from: str
     rates: Rates
     utilization: float
-    candidate: Figure
-    answer: Figure
-    kept: Figure
-    demonstrations: Texts | None
-    prompts: Texts | None
-    held_out: Texts | None
-    pairs: Pairs | None
-    unknown: list[str] = field(default_factory=list)
+    demonstrations: Texts | None = None
+    sampling: Answering | None = None
+    pairs: Pairs | None = None
+    evaluation: Answering | None = None
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> Config:
+        return self.run.config
 
 
 def find_subject(
-    config: Config,
+    run: Run,
     cluster: Cluster,
     given: Given,
     *,
     preset: str | None = None,
     calibration: Path | None = None,
 ) -> Subject:
-    """Read what can be read. Raises `ConfigError` where the GPUs cannot share the global batch."""
+    """Read what is on this machine. Raises `ConfigError` if the GPUs cannot share the global batch
+    or if `calibration` is a run on other GPUs, and `ModelError` for a model of unknown sizes."""
+    config = run.config
     if config.train is not None:
         check_shares(config.train.global_batch_size, cluster.size)
-    shape, shape_from = find_shape(config, preset)
-    rates = calibrate(calibration, config, shape) if calibration else Rates()
-    reached = utilization(cluster, rates)
-    if reached > 1:
-        raise ConfigError(
-            f"--calibrate {calibration}: that run trained faster than a {cluster.name} can: it "
-            "used another kind of GPU"
-        )
-    model, wanted = config.model.base, phases_of(config)
-    sample, evaluate = config.sample, config.evaluate
-    most = sample.max_new_tokens if sample else 0
-    candidate = _length(rates, rates.candidate_tokens, most, "sample")
-    answer = _length(
-        rates, rates.answer_tokens, evaluate.max_new_tokens if evaluate else 0, "evaluate"
-    )
-    kept = Figure(1.0, "assumed", "no tie, no dropped pair")
-    if rates.kept is not None:
-        kept = Figure(rates.kept, "measured", str(rates.run))
-    rows = demonstrations_of(config.sft.data, model) if config.sft else None
-    prompts = prompts_of(sample.prompts, given.prompts, model) if sample else None
-    held_out = prompts_of(evaluate.prompts, given.eval_prompts, model) if evaluate else None
-    pairs = None
-    if config.train is not None:
-        pairs = pairs_of(config, given, prompts, candidate.value, kept.value)
-    unknown = [
-        f"{phase}: {what} are not on this machine; {flag}"
-        for phase, found, what, flag in (
-            ("sft", rows, "the demonstrations", "fetch them to a file first"),
-            ("sample", prompts, "the prompts", "say how many: --prompts N"),
-            ("train", pairs, "the pairs", "say how many: --pairs N --tokens-per-pair M"),
-            ("evaluate", held_out, "the prompts", "say how many: --eval-prompts N"),
-        )
-        if phase in wanted and found is None
-    ]
+    shape, shape_from = find_shape(config.model, preset)
+    rates = calibrate(calibration, config.model, shape) if calibration else Rates()
+    sft = demonstrations_of(config.sft.data, config.model.base) if config.sft else None
+    sampling, evaluation = _sampling(run, given, rates), _evaluation(run, given, rates)
+    pairs = pairs_of(run, given, sampling, rates.kept) if config.train is not None else None
+    data = {"sft": sft, "sample": sampling, "train": pairs, "evaluate": evaluation}
     return Subject(
-        *(config, cluster, shape, shape_from, rates, reached, candidate, answer, kept),
-        *(rows, prompts, held_out, pairs, unknown),
+        run=run,
+        cluster=cluster,
+        shape=shape,
+        shape_from=shape_from,
+        rates=rates,
+        utilization=rates.utilization(cluster),
+        demonstrations=sft,
+        sampling=sampling,
+        pairs=pairs,
+        evaluation=evaluation,
+        unknown=tuple(
+            f"{phase}: {ELSEWHERE[phase]}"
+            for phase, found in data.items()
+            if phase in run.phases and found is None
+        ),
     )
 
 
-def _length(rates: Rates, measured: float | None, most: int, phase: str) -> Figure:
-    if measured is not None:
-        return Figure(measured, "measured", str(rates.run))
-    return Figure(float(most), "assumed", f"{phase}.max_new_tokens, the upper limit")
+def evaluations(run: Run) -> int:
+    """The number of rounds, each of which evaluates."""
+    return len(run.rounds()) or 1
+
+
+def passes(run: Run) -> int:
+    """The number of rounds that use each prompt for sampling, judging and training."""
+    rounds = run.config.rounds
+    return 1 if rounds is not None and rounds.prompts == "split" else evaluations(run)
+
+
+def _sampling(run: Run, given: Given, rates: Rates) -> Answering | None:
+    section = run.config.sample
+    if section is None or "sample" not in run.phases:
+        return None
+    prompts = prompts_of(section.prompts, given.prompts, run.config.model.base)
+    if prompts is None:
+        return None
+    return Answering(
+        phase="sample",
+        prompts=prompts,
+        per_prompt=len(section.slots),
+        length=rates.measured(rates.candidate_tokens, section.max_new_tokens, f"sample.{LIMIT}"),
+        engine=_as_vllm(section.engine),
+        rate=rates.sampling,
+        rounds=passes(run),
+    )
+
+
+def _evaluation(run: Run, given: Given, rates: Rates) -> Answering | None:
+    section, train = run.config.evaluate, run.config.train
+    if section is None:
+        return None
+    prompts = prompts_of(section.prompts, given.eval_prompts, run.config.model.base)
+    if prompts is None:
+        return None
+    adapters = train is None or isinstance(train.method, Lora)
+    return Answering(
+        phase="evaluate",
+        prompts=prompts,
+        per_prompt=len(section.arms) * len(section.decodings),
+        length=rates.measured(rates.answer_tokens, section.max_new_tokens, f"evaluate.{LIMIT}"),
+        engine=_as_vllm(run.config.evaluation_engine),
+        rate=rates.evaluation,
+        rounds=evaluations(run),
+        starts=1 if adapters else len(section.arms),  # one engine serves a base with its adapters
+    )
+
+
+def _as_vllm(engine: EngineConfig) -> VllmEngine:
+    """An engine's settings; engines other than vLLM are planned as vLLM on the same GPUs."""
+    if isinstance(engine, VllmEngine):
+        return engine
+    return VllmEngine(type="vllm", max_model_len=engine.max_model_len)

@@ -1,1 +1,1 @@
-"""`dpo-dist push`: a folder for the Hugging Face Hub, with a model card."""
+"""`dpo-dist push`: writes a model and its card to a folder, and uploads it to the Hub."""

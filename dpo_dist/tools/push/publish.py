@@ -1,43 +1,43 @@
-"""A trained model as a folder for the Hugging Face Hub, with its card, and the way there."""
+"""Writes a trained model and its card to a folder, and uploads it to the Hugging Face Hub."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from dpo_dist.config import Model
 from dpo_dist.config.runfile import load_config
 from dpo_dist.data.models import is_hub_id
 from dpo_dist.errors import ConfigError, DataError, UploadFailed
-from dpo_dist.runs.directories import round_folders, run_root
+from dpo_dist.reporting.report import ReportData
+from dpo_dist.runs.manifests import EvaluateManifest, TrainManifest
+from dpo_dist.runs.run import Run, round_folders
 from dpo_dist.storage.artifacts import MANIFEST, read_json, write_json, write_text
-from dpo_dist.system.console import say, warn
+from dpo_dist.storage.figures import parse_figures, read_figures
+from dpo_dist.system.console import HUB_KEY, say, warn
 from dpo_dist.tools.push.card import UNKNOWN_LICENSE, CardFacts, model_card
 from dpo_dist.training.merging import merge_adapter
 
-CARD = "card"  # the folder, in the run's directory
-TOKEN = "HF_TOKEN"
-# TRL's template of a card, and pickles, which nobody should load
+CARD = "card"  # the folder in the run's directory
+# TRL's template of a card, and pickles, which are unsafe to load
 LEFT_OUT = shutil.ignore_patterns("README.md", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What is published of a run: the report's figures, and the directory of the training."""
+    """The figures of a complete run's report, and the directory of its last training."""
 
     root: Path
-    report: dict[str, Any]
+    report: ReportData
     train: Path
 
     @classmethod
     def open(cls, path: Path, overrides: list[str]) -> TrainedRun:
-        """From a run's directory or its run file. Raises `DataError` for one that is not complete,
-        since its card would have nothing to show."""
-        root = path if path.is_dir() else run_root(load_config(path, overrides))
+        """Open a run's directory or run file. Raises `DataError` if the run is not complete."""
+        root = path if path.is_dir() else Run(load_config(path, overrides)).root
         report = root / "report" / "report.json"
         if not (root / "report" / MANIFEST).exists():
             raise DataError(f"{root}: run all phases first; the card is written from the report")
@@ -50,7 +50,7 @@ class TrainedRun:
         trained = [folder for folder in trainings if (folder / MANIFEST).exists()]
         if not trained:
             raise DataError(f"{root}: no completed `train` phase, so there is nothing to publish")
-        return cls(root, read_json(report), trained[-1])
+        return cls(root, read_figures(report, ReportData), trained[-1])
 
     @property
     def is_adapter(self) -> bool:
@@ -58,78 +58,56 @@ class TrainedRun:
 
     @property
     def built_on(self) -> str:
-        """The model, a path or Hub id, that an adapter belongs to or that was trained further."""
+        """The path or Hub id of the model that was trained further."""
         if self.is_adapter:
             adapter = read_json(self.train / "model" / "adapter_config.json")
             return str(adapter["base_model_name_or_path"])
-        return str(self.report["config"]["model"]["base"])
+        return self.model.base
 
     @property
-    def held_out(self) -> int:
-        """How many prompts the evaluation had."""
-        folder = self.train.with_name("evaluate")
-        return int(read_json(folder / MANIFEST)["counts"]["kept"])
+    def model(self) -> Model:
+        return parse_figures(self.report.config["model"], Model, "report.json")
 
 
 def prepare(run: TrainedRun, facts: CardFacts, *, merged: bool = False) -> Path:
-    """Write `<run>/card/`: the weights, the tokenizer and README.md, ready for the Hub.
-
-    Weights are hard links where the file system has them. With `merged` the adapter is added to its
-    base, unless training has done so.
-    """
+    """Write the weights, the tokenizer and README.md to `<run>/card/`. Weights are hard links if
+    the file system supports them. With `merged` an adapter is merged, unless training did so."""
     folder = run.root / CARD
     partial = folder.with_name(f".{CARD}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     if merged and run.is_adapter and not (run.train / "merged").exists():
-        model = run.report["config"]["model"]
         merge_adapter(
             run.built_on,
             run.train / "model",
             partial,
-            dtype=model["dtype"],
-            trust_remote_code=model["trust_remote_code"],
+            dtype=run.model.dtype,
+            trust_remote_code=run.model.trust_remote_code,
         )
     else:
         source = run.train / ("merged" if merged and run.is_adapter else "model")
         shutil.copytree(source, partial, copy_function=_link, ignore=LEFT_OUT)
     if facts.adapter:
         _name_base(partial / "adapter_config.json", facts.base_model)
-    manifest = read_json(run.train / MANIFEST)
-    write_text(partial / "README.md", model_card(run.report, manifest, run.held_out, facts))
+    training = read_figures(run.train / MANIFEST, TrainManifest)
+    evaluation = read_figures(run.train.with_name("evaluate") / MANIFEST, EvaluateManifest)
+    card = model_card(run.report, training, evaluation.counts.kept, facts)
+    write_text(partial / "README.md", card)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder
 
 
-def with_base(run: TrainedRun, facts: CardFacts) -> CardFacts:
-    """The facts with the base's Hub id, where the run itself knows it."""
-    if facts.base_model is not None or not is_hub_id(run.built_on):
-        return facts
-    return replace(facts, base_model=run.built_on)
-
-
-def warn_of_gaps(run: TrainedRun, facts: CardFacts) -> None:
-    """Say what the card cannot tell."""
-    if facts.license == UNKNOWN_LICENSE:
-        warn("the card says `license: unknown`; set one with --license (see the base model's)")
-    if facts.base_model is None:
-        warn(f"the card names no base_model: {run.built_on} is not a Hub id; give --base-model")
-
-
 def upload(folder: Path, repo: str, *, private: bool = True) -> str:
-    """Upload a folder to a model repository, which is made where there is none yet, and return the
-    commit's address.
-
-    The token is taken from HF_TOKEN alone. Raises `ConfigError` without one or for a name that
-    the Hub does not allow, `UploadFailed` where the Hub refuses or cannot be reached.
-    """
+    """Upload a folder to a model repository, which is created if it does not exist. Returns the
+    commit's URL. Raises `ConfigError` if HF_TOKEN is not set or the Hub does not allow the name,
+    `UploadFailed` if the Hub refuses or cannot be reached."""
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    token = os.environ.get(TOKEN)
+    token = os.environ.get(HUB_KEY)
     if not token:
-        raise ConfigError(f"{TOKEN} is not set: create a token with write access and export it")
+        raise ConfigError(f"{HUB_KEY} is not set: create a token with write access and export it")
     api = HfApi(token=token)
     try:
         api.create_repo(repo, repo_type="model", private=private, exist_ok=True)
@@ -155,16 +133,21 @@ def push(
     dry_run: bool,
     private: bool,
 ) -> None:
-    """What `dpo-dist push` does: write the folder, and upload it where a repository is named."""
+    """Write the folder, and upload it if a repository is named."""
     run = TrainedRun.open(path, overrides)
-    facts = replace(with_base(run, facts), adapter=run.is_adapter and not merged)
+    facts = replace(facts, adapter=run.is_adapter and not merged)
+    if facts.base_model is None and is_hub_id(run.built_on):
+        facts = replace(facts, base_model=run.built_on)
     if facts.repo and not dry_run and facts.adapter and facts.base_model is None:
         raise ConfigError(
-            f"the adapter belongs to {run.built_on}, which is not a Hub id, so nobody could load "
+            f"the adapter belongs to {run.built_on}, which is not a Hub id, so others cannot load "
             "it: give the base with --base-model OWNER/NAME, or push the whole model (--merged)"
         )
     folder = prepare(run, facts, merged=merged)
-    warn_of_gaps(run, facts)
+    if facts.license == UNKNOWN_LICENSE:
+        warn("the card says `license: unknown`; set one with --license (see the base model's)")
+    if facts.base_model is None:
+        warn(f"the card names no base_model: {run.built_on} is not a Hub id; give --base-model")
     say(f"written: {folder}")
     if dry_run or facts.repo is None:
         say("nothing was uploaded" + ("" if dry_run else ": give a repository with --repo"))
@@ -173,18 +156,16 @@ def push(
 
 
 def _link(source: str, target: str) -> None:
-    """Weights take no space twice; what somebody might edit is the card's own."""
+    """Link weights, which saves space; copy files that a user may edit."""
     if source.endswith(".safetensors"):
-        try:
+        with suppress(OSError):
             os.link(source, target)
             return
-        except OSError:
-            pass
     shutil.copy2(source, target)
 
 
 def _name_base(path: Path, base: str | None) -> None:
-    """Let the adapter name its base by its Hub id; a path of this machine tells nobody anything."""
-    adapter: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """Set the adapter's base to its Hub id, or to its folder's name without the local path."""
+    adapter = read_json(path)
     name = base or Path(str(adapter["base_model_name_or_path"])).name
     write_json(path, {**adapter, "base_model_name_or_path": name})

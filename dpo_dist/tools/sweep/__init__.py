@@ -1,1 +1,1 @@
-"""`dpo-dist sweep`: one training and evaluation for every combination of settings."""
+"""`dpo-dist sweep`: a training and an evaluation for every combination of settings."""

@@ -1,4 +1,4 @@
-"""What a sweep's points gain, against how far they went for it, as SVG."""
+"""The plot of a sweep's points: the measure over the KL, as SVG."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 from dpo_dist.reporting.plots import INK, STYLE, TRAIN, VALIDATION, as_svg
 
-CHANCE = 0.5  # of a win rate, and of an accuracy on pairs
+CHANCE = 0.5  # the win rate and the accuracy at chance level
 
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """A point of the plot: a KL and a share, each with its interval.
-
-    `ahead`: no other point has as much of the share for less KL, or more for as little.
-    """
+    """A point of the plot: a KL and a share, each with its interval. `ahead`: no other point has at
+    least this share at no more KL and is better in one of them."""
 
     label: str
     kl: float
@@ -27,8 +25,8 @@ class FrontierPoint:
 
 
 def frontier_plot(marks: Sequence[FrontierPoint], *, x_label: str, y_label: str) -> str:
-    """The points with their intervals; those ahead of the others are joined by a line, and another
-    one is where chance would be."""
+    """The points with their intervals, a line through the points that are ahead, and a line at
+    chance."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -52,13 +50,8 @@ def frontier_plot(marks: Sequence[FrontierPoint], *, x_label: str, y_label: str)
                 elinewidth=1.2,
                 capsize=3,
             )
-            axes.annotate(
-                mark.label,
-                (mark.kl, share),
-                xytext=(7, 6),
-                textcoords="offset points",
-                color=INK,
-            )
+            at = (mark.kl, share)
+            axes.annotate(mark.label, at, xytext=(7, 6), textcoords="offset points", color=INK)
         axes.axhline(100 * CHANCE, color=INK, lw=1, ls="--")
         axes.margins(x=0.2, y=0.1)
         axes.set_xlim(left=0)  # no KL is negative

@@ -1,1 +1,1 @@
-"""Watching a run from anywhere that sees its directory: files are read, nothing is written."""
+"""`dpo-dist watch`: the progress of a run from its files. Nothing is written."""

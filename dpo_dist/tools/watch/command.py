@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from dpo_dist.tools.arguments import Commands, add_command, add_set
+from dpo_dist.tools.arguments import Command, Parser, add_run
 
 
-def run(options: argparse.Namespace) -> int:
+def _add(parser: Parser) -> None:
+    add_run(parser)
+    parser.add_argument("--once", action="store_true", help="print the state once and exit")
+
+
+def _run(options: argparse.Namespace) -> int:
     from dpo_dist.tools.watch.run import WatchedRun
     from dpo_dist.tools.watch.screen import watch
 
@@ -16,15 +20,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def add(commands: Commands) -> None:
-    """The parser of `dpo-dist watch`."""
-    command = add_command(
-        commands,
-        "watch",
-        "show the progress of a run, from any machine that sees its directory",
-        "Files are only read, never written.",
-        example="runs/incident-triage",
-    )
-    command.add_argument("run_file", type=Path, metavar="RUN", help="a run directory or run file")
-    add_set(command)
-    command.add_argument("--once", action="store_true", help="print the state once and exit")
+COMMAND = Command(
+    "watch",
+    "show the progress of a run, from any machine that can read its directory",
+    "runs/incident-triage",
+    add=_add,
+    run=_run,
+    details="Files are only read, never written.",
+)

@@ -1,9 +1,7 @@
-"""A run as its directory shows it: which phases are complete, which one is at work, and whether
-anybody is.
+"""The state of a run from its directory: complete phases, the running phase, and its activity.
 
-Whether a lock is held cannot be found out from another machine without taking it. What shows work
-is that files change; the clock that decides how long ago is the watcher's own, as soon as it has
-seen a change itself.
+Another machine cannot see whether a lock is held without taking it. So a phase counts as active
+while its files change. Once the watcher has seen a change, it measures the time by its own clock.
 """
 
 from __future__ import annotations
@@ -11,34 +9,33 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import ValidationError
+from typing import Literal
 
 from dpo_dist.config import Config
 from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import DataError
-from dpo_dist.runs.directories import PHASES, ROUND_PHASES, phases_of, round_folders, run_root
+from dpo_dist.runs.manifests import config_of, read_manifest
+from dpo_dist.runs.run import PHASES, ROUND_PHASES, Run, round_folders
 from dpo_dist.storage.artifacts import FINGERPRINT, MANIFEST
-from dpo_dist.tools.watch.progress import Progress, TrainingFollower, follow, read_object
+from dpo_dist.storage.manifest import Manifest
+from dpo_dist.tools.watch.progress import UNMEASURED, Progress, follow
 
 STALE_SECONDS = 300.0
 RATE_SECONDS = 60.0
-LEAST_SECONDS = 2.0  # a rate of less time than that is noise
+LEAST_SECONDS = 2.0  # a rate over a shorter time is noise
 
 State = Literal["done", "running", "quiet", "waiting"]
 
 
 @dataclass(frozen=True)
 class PhaseStatus:
-    """A phase as one look finds it.
-
-    `rate` is units per second, `average` where it is not the last minute's but that since the
-    phase began. `quiet_seconds` is how long nothing has changed, `holder` who has signed the lock.
-    """
+    """The state of a phase at one look. `rate` is in units per second over the last minute, or with
+    `average` since the phase started. `quiet_seconds` is the time since the last change, `holder`
+    the text in the lock file."""
 
     name: str
     state: State
@@ -47,7 +44,7 @@ class PhaseStatus:
     average: bool = False
     quiet_seconds: float = 0.0
     holder: str = ""
-    manifest: dict[str, Any] | None = None
+    manifest: Manifest | None = None
 
     @property
     def seconds_left(self) -> float | None:
@@ -58,8 +55,8 @@ class PhaseStatus:
 
 
 class RateMeter:
-    """Units per second over the last minute, or since the last but one change where that is longer
-    ago: a training step may take minutes."""
+    """Units per second over the last minute, or since the second last change if that is earlier,
+    because a training step may take minutes."""
 
     def __init__(self) -> None:
         self._changes: deque[tuple[float, int]] = deque()
@@ -75,12 +72,12 @@ class RateMeter:
     def rate(self, now: float) -> float | None:
         if len(self._changes) < 2:
             return None
-        (begun, before), (_, done) = self._changes[0], self._changes[-1]
-        return (done - before) / (now - begun) if now - begun >= LEAST_SECONDS else None
+        (started, before), (_, done) = self._changes[0], self._changes[-1]
+        return (done - before) / (now - started) if now - started >= LEAST_SECONDS else None
 
 
-class SignsOfLife:
-    """When anything in a phase's directory, or a lock beside it, has last changed."""
+class Activity:
+    """The time of the last change in a phase's directory or in its locks."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -98,32 +95,32 @@ class SignsOfLife:
 
     def _times(self) -> Iterator[float]:
         folder = self._folder
-        yield from _modified(folder, lambda name: True)
-        for inner in ("checkpoints", "batches"):
-            yield from _modified(folder / inner, lambda name: True)
-        lock = f".{folder.name}."
-        yield from _modified(folder.parent, lambda name: name.startswith(lock))
+        for inner in (folder, folder / "checkpoints", folder / "batches"):
+            yield from _modified(inner)
+        yield from _modified(folder.parent, prefix=f".{folder.name}.")
 
 
 class WatchedPhase:
-    """One phase's directory, looked at again and again."""
+    """Follows one phase's directory."""
 
-    def __init__(self, root: Path, name: str) -> None:
+    def __init__(self, root: Path, name: str, config: Config | None) -> None:
         self._name = name
         self._folder = root / name
-        self._follower = follow(self._folder)
-        self._pace = RateMeter()
-        self._signs = SignsOfLife(self._folder)
+        self._progress = follow(self._folder, config)
+        self._rate = RateMeter()
+        self._activity = Activity(self._folder)
 
     def look(self, now: float) -> PhaseStatus:
         if not self._folder.is_dir():
-            return PhaseStatus(self._name, "waiting", Progress(0, None, ""))
-        if manifest := read_object(self._folder / MANIFEST):
-            return PhaseStatus(self._name, "done", self._end(), manifest=manifest)
-        progress = self._follower.look()
-        self._pace.add(now, progress.done)
-        rate = self._pace.rate(now)
-        quiet = self._signs.quiet_seconds(now)
+            return PhaseStatus(self._name, "waiting", UNMEASURED)
+        if (self._folder / MANIFEST).exists():
+            # Only a training shows more than its manifest.
+            progress = self._progress() if self._folder.name in ("sft", "train") else UNMEASURED
+            return PhaseStatus(self._name, "done", progress, manifest=_manifest(self._folder))
+        progress = self._progress()
+        self._rate.add(now, progress.done)
+        rate = self._rate.rate(now)
+        quiet = self._activity.quiet_seconds(now)
         return PhaseStatus(
             self._name,
             "running" if quiet < STALE_SECONDS else "quiet",
@@ -134,13 +131,8 @@ class WatchedPhase:
             holder=_holder(self._folder),
         )
 
-    def _end(self) -> Progress:
-        """Of a complete phase the manifest says all that a journal could, but for a training's."""
-        training = isinstance(self._follower, TrainingFollower)
-        return self._follower.look() if training else Progress(0, None, "")
-
     def _average(self, done: int, until: float) -> float | None:
-        """What one look alone can tell: the rate from the phase's beginning to its last write."""
+        """Units per second from the phase's start to its last change."""
         try:
             seconds = until - (self._folder / FINGERPRINT).stat().st_mtime
         except OSError:
@@ -149,7 +141,7 @@ class WatchedPhase:
 
 
 class WatchedRun:
-    """A run's directory, and the phases in it or to come."""
+    """A run's directory, with its phases and those that have not started."""
 
     def __init__(self, root: Path, config: Config | None = None) -> None:
         self.root = root
@@ -158,29 +150,29 @@ class WatchedRun:
 
     @classmethod
     def open(cls, path: Path, overrides: Sequence[str] = ()) -> WatchedRun:
-        """From a run's directory or a run file. Raises `ConfigError` or `DataError`."""
+        """Open a run's directory or a run file. Raises `ConfigError` or `DataError`."""
         if path.is_dir():
             if not any(path.glob(f"*/{FINGERPRINT}")) and any(path.glob("*.yaml")):
                 raise DataError(f"{path} contains run files but no run: name one of the files")
             return cls(path)
         config = load_config(path, overrides)
-        return cls(run_root(config), config)
+        return cls(Run(config).root, config)
 
     def look(self, now: float | None = None) -> list[PhaseStatus]:
-        """All phases in order as they are now (seconds since the epoch)."""
+        """The status of all phases in order; `now` is in seconds since the epoch."""
         now = time.time() if now is None else now
         names = self._names()
         for name in names:
-            self._phases.setdefault(name, WatchedPhase(self.root, name))
+            self._phases.setdefault(name, WatchedPhase(self.root, name, self._config))
         return [self._phases[name].look(now) for name in names]
 
     def _names(self) -> list[str]:
-        """The phases' directories; those of rounds as they appear."""
+        """The phases' directories, with those of the rounds that exist."""
         if self._config is None:
             self._config = _config_in(self.root)
         rounds = round_folders(self.root)
         if self._config is not None:
-            wanted = phases_of(self._config)
+            wanted = Run(self._config).phases
         else:
             patterns = (f"*/{FINGERPRINT}", f"round-*/*/{FINGERPRINT}")
             found = {path.parent.name for pattern in patterns for path in self.root.glob(pattern)}
@@ -196,18 +188,27 @@ class WatchedRun:
 
 
 def _config_in(root: Path) -> Config | None:
-    """The run file as the first complete phase has kept it."""
+    """The run file from the manifest of a complete phase; None if there is none."""
     for pattern in (f"*/{MANIFEST}", f"round-*/*/{MANIFEST}"):
         for path in sorted(root.glob(pattern)):
+            manifest = _manifest(path.parent)
             try:
-                return Config.model_validate(read_object(path).get("config"))
-            except ValidationError:
-                continue  # of another version of this program
+                return config_of(manifest) if manifest is not None else None
+            except DataError:
+                continue  # written by another version of dpo_dist
     return None
 
 
+def _manifest(folder: Path) -> Manifest | None:
+    """The manifest of a phase; None if it is damaged or of another version."""
+    try:
+        return read_manifest(folder)
+    except (OSError, DataError):
+        return None
+
+
 def _holder(folder: Path) -> str:
-    """Who has signed the lock: a process, or how many shards the work is cut into."""
+    """The text in the lock file: a process, or the number of shards."""
     try:
         text = folder.with_name(f".{folder.name}.lock").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -215,15 +216,10 @@ def _holder(folder: Path) -> str:
     return text[:200]
 
 
-def _modified(folder: Path, wanted: Callable[[str], bool]) -> Iterator[float]:
-    """When the folder's wanted entries were changed; what vanishes in between is left out."""
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if wanted(entry.name):
-                    try:
-                        yield entry.stat().st_mtime
-                    except OSError:
-                        continue
-    except OSError:
-        return
+def _modified(folder: Path, prefix: str = "") -> Iterator[float]:
+    """When the entries with this prefix changed, without those that disappear meanwhile."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefix):
+                with suppress(OSError):
+                    yield entry.stat().st_mtime

@@ -1,4 +1,4 @@
-"""What is seen of a run: redrawn in place on a terminal, lines with the news elsewhere."""
+"""Shows a run: redrawn in place on a terminal, elsewhere printed when something changes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from contextlib import suppress
 from typing import TextIO
 
 from dpo_dist.reporting.text import visible
-from dpo_dist.tools.watch.progress import duration
+from dpo_dist.runs.manifests import EvaluateManifest, JudgeManifest
+from dpo_dist.tools.watch.ballots import duration
 from dpo_dist.tools.watch.run import PhaseStatus, State, WatchedRun
 
 LOOK_SECONDS = 2.0
-LINES_SECONDS = 15.0  # between two reports without news where there is no terminal
+LINES_SECONDS = 15.0  # between two prints without a new state, if there is no terminal
 
 
 def watch(run: WatchedRun, *, once: bool = False, screen: TextIO | None = None) -> None:
-    """Show the run until it is complete or the user has seen enough; `once`, just as it is now."""
+    """Show the run until it is complete or the user interrupts; with `once`, only its state now."""
     screen = screen or sys.stdout
     in_place = screen.isatty() and not once
     drawn, written = 0, float("-inf")
@@ -27,20 +28,20 @@ def watch(run: WatchedRun, *, once: bool = False, screen: TextIO | None = None) 
         while True:
             steps = run.look()
             lines = [visible(line).replace("\n", " ") for line in describe(run, steps)]
-            now = [step.state for step in steps]
+            new_states = [step.state for step in steps]
             if in_place:
                 drawn = _redraw(screen, lines, drawn)
-            elif now != states or time.monotonic() - written >= LINES_SECONDS:
+            elif new_states != states or time.monotonic() - written >= LINES_SECONDS:
                 screen.write("\n".join(lines) + "\n")
                 screen.flush()
-                states, written = now, time.monotonic()
-            if once or (steps and set(now) == {"done"}):
+                states, written = new_states, time.monotonic()
+            if once or (steps and set(new_states) == {"done"}):
                 return
             time.sleep(LOOK_SECONDS)
 
 
 def describe(run: WatchedRun, steps: Sequence[PhaseStatus]) -> list[str]:
-    """The run in lines of text."""
+    """The state of the run as lines of text."""
     lines = [f"{run.root.name}  {run.root}  {time.strftime('%H:%M:%S')}"]
     if all(step.state == "waiting" for step in steps):
         lines.append("  no phase has started")
@@ -56,29 +57,27 @@ def _about(step: PhaseStatus) -> list[str]:
     progress = step.progress
     if step.state == "waiting":
         return ["-"]
-    if step.manifest is not None:
-        return [_outcome(step), *progress.figures, *(f"! {alarm}" for alarm in progress.alarms)]
+    details = [*progress.figures, *(f"! {alarm}" for alarm in progress.alarms)]
+    if step.state == "done":
+        return [_outcome(step), *details]
     state, by = "running", "by"
     if step.state == "quiet":
         state, by = f"no sign of work for {duration(step.quiet_seconds)}", "last by"
-    return [
-        f"{state}: {_measure(step)}",
-        *progress.figures,
-        *(f"! {alarm}" for alarm in progress.alarms),
-        *([f"{by} {step.holder}"] if step.holder else []),
-    ]
+    holder = [f"{by} {step.holder}"] if step.holder else []
+    return [f"{state}: {_measure(step)}", *details, *holder]
 
 
 def _outcome(step: PhaseStatus) -> str:
-    """What a complete phase's manifest says."""
-    assert step.manifest is not None
-    counts = step.manifest.get("counts", {})
-    words = [f"done in {duration(float(step.manifest.get('wall_seconds', 0)))}"]
-    if step.name != "report" and "kept" in counts:
-        words.append(f"{counts['kept']} of {counts.get('in')} kept")
-    spend = step.manifest.get("spend") or {}
-    if spend.get("usd") is not None:
-        words.append(f"${spend['usd']:.2f}")
+    """The result of a complete phase; its manifest is None if it is of another version."""
+    manifest = step.manifest
+    if manifest is None:
+        return "done"
+    words = [f"done in {duration(manifest.wall_seconds)}"]
+    if step.name != "report":
+        words.append(f"{manifest.counts.kept} of {manifest.counts.received} kept")
+    spend = manifest.spend if isinstance(manifest, JudgeManifest | EvaluateManifest) else None
+    if spend is not None and spend.usd is not None:
+        words.append(f"${spend.usd:.2f}")
     return ", ".join(words)
 
 
@@ -100,14 +99,12 @@ def _measure(step: PhaseStatus) -> str:
 
 
 def _redraw(screen: TextIO, lines: Sequence[str], before: int) -> int:
-    """Put the lines where the last ones stood, and return how many there are.
-
-    Each is cut to the terminal's width: one that wraps would not be found again. Of more than fit,
-    the first is kept and the last ones: what is at work stands below what is done.
-    """
+    """Replace the `before` lines drawn last, and return the number of new lines. They are cut to
+    the terminal's width, because wrapped lines would break the count. Of too many lines, the first
+    and the last ones are shown: running phases are below complete ones."""
     size = shutil.get_terminal_size()
-    below = min(len(lines) - 1, size.lines - 2)
-    shown = [line[: size.columns - 1] for line in (lines[0], *lines[len(lines) - below :])]
+    last = min(len(lines) - 1, size.lines - 2)
+    shown = [line[: size.columns - 1] for line in (lines[0], *lines[len(lines) - last :])]
     up = f"\x1b[{before}F" if before else ""
     screen.write(up + "\x1b[J" + "\n".join(shown) + "\n")
     screen.flush()

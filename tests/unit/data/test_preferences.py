@@ -164,7 +164,7 @@ def test_a_leaked_validation_prompt_is_dropped(tmp_path: Path, write_jsonl) -> N
         ),
         (
             {"rejected": [turn("user", "another"), turn("assistant", "bad")]},
-            "does not begin with the row's prompt",
+            "does not start with the row's prompt",
         ),
         ({"prompt": None}, "`prompt` is missing"),
     ],

@@ -1,4 +1,4 @@
-"""Which ways to train fit, which is recommended, and what is said where none does."""
+"""Which ways to train fit, which is recommended, and the advice where none fits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def work(method, batch: int = 128, second_model: int = 0) -> Workload:
     return Workload(LLAMA, method, Pair(120, 288, 288), longest, batch, second_model)
 
 
-def test_the_longest_pair_tells_the_memory() -> None:
+def test_the_longest_pair_decides_the_memory() -> None:
     fit = measure(work(Full()), BOX, Setting("zero3", 2, 8, "full"))
     tokens = 2 * (119 + 2 * 1928)
     # The layers' inputs, 2h a token, and one whole layer: 20h + 4h/4 + 8f + 4a + 8, and 6h once.
@@ -44,7 +44,7 @@ def test_the_longest_pair_tells_the_memory() -> None:
 
 
 def test_all_weights_of_8_b_fit_eight_h100_from_stage_2_on() -> None:
-    fits = {way.setting.strategy: way.fits for way in ways_to_train(work(Full()), BOX)}
+    fits = {way.strategy: way.fits for way in ways_to_train(work(Full()), BOX)}
     assert fits == {
         "ddp": False,
         "zero1": True,
@@ -53,17 +53,17 @@ def test_all_weights_of_8_b_fit_eight_h100_from_stage_2_on() -> None:
         "zero3_offload": True,
     }
     with_kl = ways_to_train(work(Full(), second_model=LLAMA.parameters), BOX)
-    assert not next(way for way in with_kl if way.setting.strategy == "zero1").fits
+    assert not next(way for way in with_kl if way.strategy == "zero1").fits
 
 
 def test_the_fastest_is_recommended_and_of_the_equally_fast_the_simplest() -> None:
-    assert recommended(ways_to_train(work(Lora()), BOX)).setting.strategy == "ddp"
+    assert recommended(ways_to_train(work(Lora()), BOX)).strategy == "ddp"
     ways = ways_to_train(work(Full()), BOX)
     chosen = recommended(ways)
     fitting = [way for way in ways if way.fits]
-    assert chosen.step.seconds <= 1.02 * min(way.step.seconds for way in fitting)
+    assert chosen.step_seconds <= 1.02 * min(way.step_seconds for way in fitting)
     for way in fitting[: fitting.index(chosen)]:
-        assert way.step.seconds > 1.02 * min(w.step.seconds for w in fitting)
+        assert way.step_seconds > 1.02 * min(w.step_seconds for w in fitting)
     cheaper = next_cheaper(ways, chosen)
     assert cheaper.total < chosen.total
 
@@ -71,15 +71,15 @@ def test_the_fastest_is_recommended_and_of_the_equally_fast_the_simplest() -> No
 def test_zero3_never_checkpoints_selectively_since_the_trainer_refuses_it() -> None:
     for gpus in ("8xH100-80G", "8xA100-40G", "8xL40S-48G"):
         for way in ways_to_train(work(Lora()), find_cluster(gpus)):
-            if way.setting.strategy.startswith("zero3"):
-                assert way.setting.checkpointing != "selective"
+            if way.strategy.startswith("zero3"):
+                assert way.gradient_checkpointing != "selective"
 
 
 def test_one_gpu_has_its_own_ways() -> None:
     assert strategies(find_cluster("L4-24G")) == ("single_gpu", "zero3_offload")
 
 
-def test_where_nothing_fits_the_nodes_that_would_are_told() -> None:
+def test_where_nothing_fits_the_nodes_that_would_do_are_counted() -> None:
     small = find_cluster("2xL4-24G")
     big = Workload(
         preset_shape("Llama-3.1-8B"), Full(), Pair(120, 288, 288), Pair(120, 60000, 60000), 128
@@ -91,7 +91,7 @@ def test_where_nothing_fits_the_nodes_that_would_are_told() -> None:
 
 def test_a_batch_that_cannot_be_shared_comes_with_ones_that_can() -> None:
     check_shares(128, 16)
-    with pytest.raises(ConfigError, match="take 126 or 132, or 4 of the GPUs"):
+    with pytest.raises(ConfigError, match="set it to 126 or 132, or use 4 of the GPUs"):
         check_shares(128, 6)
-    with pytest.raises(ConfigError, match="take 16, or 8 of the GPUs"):
+    with pytest.raises(ConfigError, match="set it to 16, or use 8 of the GPUs"):
         check_shares(8, 16)

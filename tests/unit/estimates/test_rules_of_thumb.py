@@ -1,4 +1,4 @@
-"""What accelerate_configs/ and docs/scaling.md say of the largest model is what the plan finds."""
+"""The largest models that accelerate_configs/ and docs/scaling.md name are those of the plan."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_accumulation_costs_zero3_its_weights_again_and_ddp_nothing() -> None:
     assert zero2 == pytest.approx((8 * 2 + 2) * P * 7 / 8)
 
 
-def test_one_gpu_waits_for_nobody() -> None:
+def test_one_gpu_never_waits() -> None:
     alone = find_cluster("H200-141G")
     found = training_step(LLAMA, Lora(), PAIR, alone, Setting("single_gpu", 2, 64, "selective"))
     flops = 128 * training_flops(LLAMA, Lora(), PAIR, "selective")

@@ -14,7 +14,8 @@ import yaml
 from dpo_dist.cli import main
 from dpo_dist.config.runfile import load_config
 from dpo_dist.evaluation.benchmarks import BenchmarkResult, benchmark_rows, read_results
-from dpo_dist.phases.benchmarks import ask_benchmarks
+from dpo_dist.phases.verdicts import arm_benchmarks
+from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import phase_directory, write_json
 from tests.conftest import ROOT
 
@@ -115,7 +116,7 @@ def test_an_arm_that_is_done_is_not_done_again(run_file: Path, tmp_path: Path) -
     with phase_directory(tmp_path / "out", {}) as out:
         for arm in ("base", "sft"):
             write_json(out.path / f"benchmarks-{arm}.json", results)
-        figures, scores = ask_benchmarks(load_config(run_file), out)
+        figures, scores = arm_benchmarks(Run(load_config(run_file)), out)
     assert [figure.label for figure in figures] == ["Benchmark t, acc"]
     assert [(s.arm, s.prompt_id, s.value) for s in scores] == [
         ("base", "7", 0.25),

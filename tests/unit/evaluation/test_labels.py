@@ -16,6 +16,7 @@ from dpo_dist.evaluation.labels import (
     bootstrap_labels,
     label_rows,
 )
+from dpo_dist.evaluation.scores import MetricRow
 from dpo_dist.evaluation.scoring import Labelled
 from dpo_dist.intervals import Estimate
 
@@ -128,35 +129,35 @@ def test_no_figure_and_no_interval_where_the_labels_give_none() -> None:
 def test_the_rows_stand_below_the_accuracy() -> None:
     pairs = draw(30, seed=4)
     gold, given = columns(pairs)
-    accuracy = {
-        "metric": "label_match:severity",
-        "label": "Severity match",
-        "unit": "share",
-        "better": "higher",
-        "judged": False,
-        "decoding": 1,
-        "arms": {"base": {}, "sft": {}, "dpo": {}},
-        "delta": {},
-        "missing": {"sft": {"no_reference": 2}},
-    }
+    accuracy = MetricRow(
+        metric="label_match:severity",
+        label="Severity match",
+        unit="share",
+        better="higher",
+        judged=False,
+        decoding=1,
+        arms=dict.fromkeys(("base", "sft", "dpo"), Estimate(30, 0.5)),
+        delta=Estimate(30, 0.1),
+        missing={"sft": {"no_reference": 2}},
+    )
     labelled = Labelled(gold, {(1, "sft"): given, (1, "dpo"): gold})
     f1, kappa = label_rows(accuracy, labelled, ORDER, seed=0)
-    assert (f1["metric"], f1["label"], f1["unit"], f1["better"], f1["decoding"]) == (
+    assert (f1.metric, f1.label, f1.unit, f1.better, f1.decoding) == (
         "label_match:severity/macro_f1",
         "Severity match, macro-F1",
         "share",
         "higher",
         1,
     )
-    assert set(f1) == set(kappa) == set(accuracy)
-    assert f1["arms"]["base"] == {"n": 0, "mean": None, "low": None, "high": None}
-    assert f1["arms"]["dpo"]["mean"] == 1.0 and f1["missing"] == {"sft": {"no_reference": 2}}
-    assert f1["delta"]["mean"] == pytest.approx(1 - f1_by_hand(pairs))
+    assert not f1.judged and f1.differences is kappa.differences is None, "there is no test"
+    assert f1.arms["base"] == Estimate(0, None, None, None)
+    assert f1.arms["dpo"].mean == 1.0 and f1.missing == {"sft": {"no_reference": 2}}
+    assert f1.delta.mean == pytest.approx(1 - f1_by_hand(pairs))
     nowhere = Counter(given in ORDER for _, given in pairs)[False]
-    assert kappa["unit"] == "kappa" and kappa["delta"]["n"] == 30 - nowhere > 0
-    assert kappa["missing"] == {"sft": {"no_reference": 2, "no_label": nowhere}}
+    assert kappa.unit == "kappa" and kappa.delta.n == 30 - nowhere > 0
+    assert kappa.missing == {"sft": {"no_reference": 2, "no_label": nowhere}}
     assert len(label_rows(accuracy, labelled, (), seed=0)) == 1, "no order, no kappa"
     texts = {f"p{n}": f"text {n}" for n in range(MOST_LABELS + 1)}
     assert label_rows(accuracy, Labelled(texts, {(1, "sft"): texts}), (), seed=0) == []
-    lonely = {**accuracy, "arms": {"sft": {}}, "delta": None}
-    assert label_rows(lonely, labelled, (), seed=0)[0]["delta"] is None
+    lonely = accuracy.model_copy(update={"arms": {"sft": Estimate(30, 0.5)}, "delta": None})
+    assert label_rows(lonely, labelled, (), seed=0)[0].delta is None

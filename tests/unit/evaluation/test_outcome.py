@@ -3,24 +3,53 @@ from typing import Any
 import pytest
 
 from dpo_dist.evaluation.outcome import decide
+from dpo_dist.evaluation.scores import (
+    HEADLINE,
+    ArmDifference,
+    ArmWinRate,
+    Comparisons,
+    MetricRow,
+    Outcome,
+)
 
 
-def row(label: str, change: float | None, p: float | None, **more: Any) -> dict[str, Any]:
-    delta = {"n": 50, "mean": change, "low": None, "high": None, "p_holm": p}
-    return {
+def row(label: str, change: float | None, p: float | None, **more: Any) -> MetricRow:
+    values = {
+        "metric": label,
         "label": label,
-        "decoding": 0,
-        "judged": False,
+        "unit": "share",
         "better": "higher",
-        "differences": [],
-        "delta": delta,
-        **more,
+        "judged": False,
+        "decoding": 0,
+        "arms": {},
+        "differences": (),
+        "delta": ArmDifference(*HEADLINE, n=50, mean=change, p_holm=p),
+        "missing": {},
     }
+    return MetricRow(**values | more)
 
 
-def scores(*rows: dict[str, Any], rate: tuple[float, float] | None = (0.52, 0.7)) -> dict[str, Any]:
-    preferred = rate and {"low": rate[0], "high": rate[1], "note": "", "worst": 0.51}
-    return {"metrics": list(rows), "preferred": preferred}
+def win_rate(low: float | None, high: float | None, **more: Any) -> ArmWinRate:
+    a, b = HEADLINE
+    counts = dict.fromkeys(("n", "wins", "losses", "ties", "inconsistent"), 0)
+    values = counts | {"mean": None, "missing": {}, "worst": 0.51, "best": None, "p": None}
+    values |= {"p_holm": None, "detectable": None, "length_controlled": None, "note": ""}
+    return ArmWinRate(decoding=0, a=a, b=b, low=low, high=high, **values | more)
+
+
+def scores(
+    *rows: MetricRow, rate: tuple[float | None, float | None] | None = (0.52, 0.7), **more: Any
+) -> Comparisons:
+    """What two arms show; `more` is about the win rate."""
+    return Comparisons(
+        decodings=(),
+        arms=HEADLINE,
+        metrics=rows,
+        preferred=None if rate is None else win_rate(*rate, **more),
+        pairwise=(),
+        length=None,
+        ranking=None,
+    )
 
 
 SAME, BETTER, WORSE = row("Same", 0.01, 0.4), row("Up", 0.2, 0.001), row("Down", -0.1, 0.05)
@@ -49,15 +78,17 @@ def test_the_rule(rows, rate, outcome: str) -> None:
 
 def test_missing_verdicts_that_could_turn_the_result_are_no_improvement() -> None:
     """20 won and 2 lost, but 138 refused: whoever was asked about the rest may say otherwise."""
-    figures = scores(SAME, BETTER, rate=(0.72, 0.98))
-    figures["preferred"] |= {"n": 22, "missing": {"refusal": 138}, "worst": 0.125}
-    found = decide(figures)
+
+    def asked(refused: int, worst: float) -> Outcome:
+        missing = {"refusal": refused}
+        return decide(scores(SAME, BETTER, rate=(0.72, 0.98), n=22, missing=missing, worst=worst))
+
+    found = asked(138, 0.125)
     assert found.outcome == "no_evidence"
     assert found.reasons[1] == (
         "138 of 160 verdicts are missing: if all of them were losses, the rate would be 12.5 %"
     )
-    figures["preferred"] |= {"missing": {"refusal": 8}, "worst": 0.53}
-    assert decide(figures).outcome == "improved"
+    assert asked(8, 0.53).outcome == "improved"
 
 
 def test_what_is_guarded() -> None:
@@ -80,10 +111,9 @@ def test_the_reasons_carry_the_figures() -> None:
 
 
 def test_what_could_not_be_compared_is_no_evidence_and_said() -> None:
-    refused = {"low": None, "high": None, "note": "no_verdict"}
     absent = row("Absent", None, None)
     nobody = row("Alone", None, None, delta=None)
-    found = decide({"metrics": [absent, nobody], "preferred": refused})
+    found = decide(scores(absent, nobody, rate=(None, None), note="no_verdict"))
     assert found.outcome == "no_evidence"
     assert found.reasons == (
         "SFT+DPO's win rate over SFT has no interval (no verdict)",

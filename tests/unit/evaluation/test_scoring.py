@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import TypeAdapter
 
-from dpo_dist.config import MetricConfig
+from dpo_dist.config import MetricConfig, Sampling
 from dpo_dist.evaluation.comparison import summarise
 from dpo_dist.evaluation.scoring import score_answers
 from dpo_dist.metrics import Answer, Metric, build_metrics
@@ -81,12 +81,12 @@ def test_the_summary_has_the_rest_and_says_what_is_missing() -> None:
         scored.scores,
         None,
         ARMS,
-        [{"temperature": 0.0, "top_p": 1.0}],
+        [Sampling(temperature=0.0)],
         seed=0,
         unscored=scored.unscored,
         labelled=scored.labelled,
     )
-    rows = {row["metric"]: row for row in summary["metrics"]}
+    rows = {row.metric: row for row in summary.metrics}
     assert list(rows) == [
         "label_match:severity",
         "label_match:severity/macro_f1",
@@ -99,8 +99,8 @@ def test_the_summary_has_the_rest_and_says_what_is_missing() -> None:
 
     def figures(metric: str) -> list[tuple[int, float | None]]:
         row = rows[metric]
-        cells = [*(row["arms"][arm] for arm in ARMS), row["delta"]]
-        return [(cell["n"], cell["mean"]) for cell in cells]
+        cells = [*(row.arms[arm] for arm in ARMS), row.delta]
+        return [(cell.n, cell.mean) for cell in cells]
 
     assert figures("label_match:severity") == [(3, 1 / 3), (3, 2 / 3), (3, 1 / 3)]
     # sft: low 1 of 2 given and 1 of 2 wanted, high none; dpo: low 1 of 1 and 1 of 2, high 1 and 1.
@@ -109,11 +109,11 @@ def test_the_summary_has_the_rest_and_says_what_is_missing() -> None:
     # sft answers high for low and low for high: observed 2/3, expected 4/9.
     assert [cell[0] for cell in figures("label_match:severity/kappa")] == [3, 2, 2]
     assert figures("length:tokens") == [(4, 3.5), (4, 3.5), (4, 0.0)]
-    assert rows["length:tokens"]["unit"] == "tokens" and rows["length:tokens"]["better"] is None
+    assert rows["length:tokens"].unit == "tokens" and rows["length:tokens"].better is None
     assert figures("stop_rate") == [(4, 0.75), (4, 0.75), (4, 0.0)]
     assert figures("rouge_l:summary") == [(0, None)] * 3, "n/a, not 0"
     assert figures("own") == [(4, 1.0), (3, 1.0), (3, 0.0)]
-    assert {metric: row["missing"] for metric, row in rows.items() if row["missing"]} == {
+    assert {metric: row.missing for metric, row in rows.items() if row.missing} == {
         "label_match:severity": {"sft": {"no_reference": 1}, "dpo": {"no_reference": 1}},
         "label_match:severity/macro_f1": {"sft": {"no_reference": 1}, "dpo": {"no_reference": 1}},
         "label_match:severity/kappa": {

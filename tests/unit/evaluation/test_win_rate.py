@@ -1,7 +1,6 @@
 import pytest
 
-from dpo_dist.evaluation.length_control import LengthControlled, length_controlled
-from dpo_dist.evaluation.win_rate import WinRate, win_rate
+from dpo_dist.evaluation.win_rate import LengthControlled, WinRate, length_controlled, win_rate
 from dpo_dist.storage.records import Verdict
 
 

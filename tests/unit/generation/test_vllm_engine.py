@@ -43,5 +43,7 @@ def test_adapters_are_served_at_the_next_rank_that_vllm_has(tmp_path: Path) -> N
         adapters[-1].mkdir()
         (adapters[-1] / "adapter_config.json").write_text(json.dumps({"r": r}))
     assert lora_rank(adapters[:2]) == 64
-    with pytest.raises(ModelError, match=rf"{adapters[2]}: an adapter of rank 600, .* than 512"):
+    with pytest.raises(
+        ModelError, match=rf"{adapters[2]}: the adapter has rank 600, .* at most 512"
+    ):
         lora_rank(adapters)

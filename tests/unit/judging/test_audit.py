@@ -8,7 +8,8 @@ from itertools import combinations
 import pytest
 
 from dpo_dist.judging.audit import Share, audit
-from dpo_dist.judging.panel import Contest, comparisons, reconcile
+from dpo_dist.judging.judge import Comparison
+from dpo_dist.judging.panel import orders, reconcile
 from dpo_dist.storage.records import Message, Prompt
 from tests.unit.judging.test_panel import Planted
 
@@ -17,19 +18,21 @@ def shares(
     texts: list[tuple[str, str]], decide: Callable[[str, str], str], *, both: bool = True
 ) -> dict[str, Share]:
     """The audit of a judge that decides by the two texts in the order shown."""
-    contests = [
-        Contest(Prompt(id=f"p{n}", messages=(Message(role="user", content="q"),)), "0", "1", a, b)
+    comparisons = [
+        Comparison(
+            Prompt(id=f"p{n}", messages=(Message(role="user", content="q"),)), "0", "1", a, b
+        )
         for n, (a, b) in enumerate(texts)
     ]
     ballots, verdicts = [], []
-    for contest in contests:
+    for comparison in comparisons:
         group = [
             Planted().ballot(asked, decide(asked.first_text, asked.second_text))
-            for asked in comparisons(contest, both_orders=both, seed=0)
+            for asked in orders(comparison, both_orders=both, seed=0)
         ]
         ballots += group
-        verdicts.append(reconcile(contest, group))
-    return {share.name: share for share in audit(contests, verdicts, ballots)}
+        verdicts.append(reconcile(comparison, group))
+    return {share.name: share for share in audit(comparisons, verdicts, ballots)}
 
 
 def counted(share: Share) -> tuple[int, int]:
@@ -74,19 +77,19 @@ def test_one_order_has_no_consistency() -> None:
 
 def several(answers: list[tuple[str, ...]], decide: Callable[[str, str], str]) -> dict[str, Share]:
     """The audit where every prompt has as many slots as answers."""
-    contests, ballots, verdicts = [], [], []
+    comparisons, ballots, verdicts = [], [], []
     for n, texts in enumerate(answers):
         prompt = Prompt(id=f"p{n}", messages=(Message(role="user", content="q"),))
         for number, (a, b) in enumerate(combinations(range(len(texts)), 2)):
-            contest = Contest(prompt, f"slot-{a}", f"slot-{b}", texts[a], texts[b], number)
+            comparison = Comparison(prompt, f"slot-{a}", f"slot-{b}", texts[a], texts[b], number)
             group = [
                 Planted().ballot(asked, decide(asked.first_text, asked.second_text))
-                for asked in comparisons(contest, both_orders=True, seed=0)
+                for asked in orders(comparison, both_orders=True, seed=0)
             ]
-            contests.append(contest)
+            comparisons.append(comparison)
             ballots += group
-            verdicts.append(reconcile(contest, group))
-    return {share.name: share for share in audit(contests, verdicts, ballots)}
+            verdicts.append(reconcile(comparison, group))
+    return {share.name: share for share in audit(comparisons, verdicts, ballots)}
 
 
 def test_of_several_slots_each_has_its_share() -> None:
@@ -115,7 +118,7 @@ def test_a_judge_that_runs_in_circles_is_seen() -> None:
     assert "cyclic" in found["transitive"].remedy
 
 
-def test_contests_with_the_same_two_names_are_told_apart_by_the_prompt() -> None:
+def test_comparisons_with_the_same_two_names_are_told_apart_by_the_prompt() -> None:
     found = several([("a", "b", "c")] * 5, lambda a, b: "first")
     assert counted(found["swap_consistency"]) == (0, 15)
     assert counted(found["first_position"]) == (30, 30)

@@ -14,12 +14,12 @@ from dpo_dist.judging.canaries import (
     INSTRUCTION,
     LABELS,
     Canary,
+    canary_results,
     drawn_canaries,
-    marks,
     own_canaries,
 )
 from dpo_dist.judging.judge import Comparison
-from dpo_dist.judging.panel import comparisons
+from dpo_dist.judging.panel import orders
 from dpo_dist.judging.planted import Decision, PlantedJudge, always, obeys, prefers_length
 from dpo_dist.storage.records import BallotOutcome, Message, PreferencePair, Prompt
 
@@ -58,17 +58,21 @@ def test_every_kind_is_made_of_the_pairs_own_texts() -> None:
     }
     for kind, canaries in found.items():
         for canary in canaries:
-            contest = canary.contest
-            name, n = re.fullmatch(r"canary:(\w+):p(\d+)", contest.prompt.id).groups()
-            assert name == kind and contest.prompt.messages == prompts[f"p{n}"].messages
-            assert contest.prompt.reference == prompts[f"p{n}"].reference
-            assert (contest.a, contest.b, contest.a_text) == ("right", "wrong", f"chosen {n}")
+            comparison = canary.comparison
+            name, n = re.fullmatch(r"canary:(\w+):p(\d+)", comparison.prompt.id).groups()
+            assert name == kind and comparison.prompt.messages == prompts[f"p{n}"].messages
+            assert comparison.prompt.reference == prompts[f"p{n}"].reference
+            assert (comparison.first, comparison.second, comparison.first_text) == (
+                "right",
+                "wrong",
+                f"chosen {n}",
+            )
             if kind == "other_prompt":
-                other = int(re.fullmatch(r"chosen (\d+)", contest.b_text).group(1))
+                other = int(re.fullmatch(r"chosen (\d+)", comparison.second_text).group(1))
                 assert other % 3 != int(n) % 3, "as right here as there, were it the same"
                 continue
             assert (
-                contest.b_text
+                comparison.second_text
                 == {
                     "identical": f"chosen {n}",
                     "empty": "",
@@ -81,16 +85,19 @@ def test_every_kind_is_made_of_the_pairs_own_texts() -> None:
 def test_few_more_rows_change_few_canaries_and_another_seed_changes_them() -> None:
     def asked(count: int, seed: int) -> set[tuple[str, str, str]]:
         drawn = drawn_canaries(*rows(count), per_kind=4, seed=seed)
-        return {(c.contest.prompt.id, c.contest.a_text, c.contest.b_text) for c in drawn}
+        return {
+            (c.comparison.prompt.id, c.comparison.first_text, c.comparison.second_text)
+            for c in drawn
+        }
 
     assert len(asked(200, 1)) == 20
     assert len(asked(200, 1) & asked(210, 1)) >= 16
     assert len(asked(200, 1) & asked(200, 2)) <= 4
     shuffled = list(reversed(rows(200)[0]))
     drawn = drawn_canaries(shuffled, rows(200)[1], per_kind=4, seed=1)
-    assert {(c.contest.prompt.id, c.contest.a_text, c.contest.b_text) for c in drawn} == asked(
-        200, 1
-    )
+    assert {
+        (c.comparison.prompt.id, c.comparison.first_text, c.comparison.second_text) for c in drawn
+    } == asked(200, 1)
 
 
 def test_there_are_as_many_as_the_pairs_allow() -> None:
@@ -109,11 +116,9 @@ def examined(decide: Decision) -> dict[str, tuple[int, int, int]]:
     """(passed, of how many, without a comparison) by kind, asked in both orders."""
     canaries = drawn_canaries(*rows(30), per_kind=4, seed=1)
     judge = PlantedJudge("p", decide, seed=0)
-    asked = [
-        c for canary in canaries for c in comparisons(canary.contest, both_orders=True, seed=0)
-    ]
+    asked = [c for canary in canaries for c in orders(canary.comparison, both_orders=True, seed=0)]
     ballots = [ballot for group in judge.compare(asked) for ballot in group]
-    return {m.kind: (m.passed, m.n, m.not_compared) for m in marks(canaries, ballots)}
+    return {m.kind: (m.passed, m.n, m.not_compared) for m in canary_results(canaries, ballots)}
 
 
 def sound(comparison: Comparison) -> BallotOutcome:
@@ -169,11 +174,11 @@ def test_own_canaries_are_read_as_they_stand(tmp_path: Path, write_jsonl) -> Non
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
     more = {**OWN, "name": "m", "prompt": turns, "reference": {"level": 2}}
     first, second = own_canaries(write_jsonl(tmp_path / "c.jsonl", [OWN, more]))
-    assert (first.kind, first.contest.prompt.id) == ("own", "canary:own:n")
-    assert (first.contest.a_text, first.contest.b_text) == ("g", "b")
-    assert first.contest.prompt.messages == (Message(role="user", content="q"),)
-    assert [m.role for m in second.contest.prompt.messages] == ["system", "user"]
-    assert second.contest.prompt.reference == {"level": 2}
+    assert (first.kind, first.comparison.prompt.id) == ("own", "canary:own:n")
+    assert (first.comparison.first_text, first.comparison.second_text) == ("g", "b")
+    assert first.comparison.prompt.messages == (Message(role="user", content="q"),)
+    assert [m.role for m in second.comparison.prompt.messages] == ["system", "user"]
+    assert second.comparison.prompt.reference == {"level": 2}
 
 
 @pytest.mark.parametrize(
@@ -208,4 +213,4 @@ def test_several_pairs_of_a_prompt_make_one_canary_of_a_kind() -> None:
     every = sorted([*pairs, *more], key=lambda pair: pair.prompt_id)
     drawn = drawn_canaries(every, prompts, per_kind=4, seed=1)
     assert drawn == drawn_canaries(pairs, prompts, per_kind=4, seed=1)
-    assert len({canary.contest.prompt.id for canary in drawn}) == len(drawn) == 4 * len(DRAWN)
+    assert len({canary.comparison.prompt.id for canary in drawn}) == len(drawn) == 4 * len(DRAWN)

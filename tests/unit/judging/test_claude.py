@@ -211,7 +211,7 @@ def test_a_wrong_key_is_said_before_any_question(server: Server, rubric: Path, m
 
 def test_a_missing_key_is_said_before_any_request(rubric: Path, monkeypatch) -> None:
     monkeypatch.delenv("ANTHROPIC_API_KEY")
-    with pytest.raises(ConfigError, match="set ANTHROPIC_API_KEY"):
+    with pytest.raises(ConfigError, match="needs ANTHROPIC_API_KEY, which is not set"):
         ClaudeJudge(ClaudeConfig(type="claude", model="m", rubric=rubric))
 
 

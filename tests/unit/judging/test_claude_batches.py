@@ -13,7 +13,7 @@ import pytest
 from dpo_dist.config import ClaudeConfig
 from dpo_dist.errors import ConfigError, JudgeFailed
 from dpo_dist.judging import claude_batches
-from dpo_dist.judging.batch_record import BatchRecord, read_batches
+from dpo_dist.judging.batch_service import BatchRecord, read_batches
 from dpo_dist.judging.claude_batches import ClaudeBatchJudge
 from dpo_dist.judging.panel import Judged, judge_all
 from dpo_dist.judging.spend import Ledger, open_ledger
@@ -21,7 +21,7 @@ from dpo_dist.storage.artifacts import Journal
 from dpo_dist.storage.records import Ballot
 from tests.anthropic_server import KEY, Fault, Server, serve
 from tests.contracts.test_judges import asked, comparison
-from tests.unit.judging.test_panel import contests
+from tests.unit.judging.test_panel import comparisons
 
 A_REQUEST = (100 * 5 + 10 * 25) / 1e6 / 2  # the server's usage at the batch price, USD
 
@@ -51,11 +51,11 @@ def build(config: ClaudeConfig, folder: Path) -> ClaudeBatchJudge:
 
 
 def poll(config: ClaudeConfig, folder: Path, ledger: Ledger | None = None) -> Judged:
-    """Forty contests, eighty requests."""
+    """Forty comparisons, eighty requests."""
     with Journal(folder / "ballots.jsonl", Ballot) as journal:
         return judge_all(
             build(config, folder),
-            contests(),
+            comparisons(),
             journal,
             ledger=ledger or open_ledger(config),
             both_orders=True,
@@ -64,8 +64,8 @@ def poll(config: ClaudeConfig, folder: Path, ledger: Ledger | None = None) -> Ju
 
 
 def check(judged: Judged) -> None:
-    for contest, verdict in zip(contests(), judged.verdicts, strict=True):
-        assert verdict.preferred == ("slot-0" if contest.a_text == "GOOD" else "slot-1")
+    for item, verdict in zip(comparisons(), judged.verdicts, strict=True):
+        assert verdict.preferred == ("slot-0" if item.first_text == "GOOD" else "slot-1")
 
 
 def sizes(server: Server) -> list[int]:
@@ -253,7 +253,7 @@ def test_archived_results_are_explained(
     server: Server, config: ClaudeConfig, tmp_path: Path
 ) -> None:
     server.batches.archived = True
-    with pytest.raises(JudgeFailed, match=r"are gone .*delete .*0001\.json"):
+    with pytest.raises(JudgeFailed, match=r"no longer exist .*delete .*0001\.json"):
         poll(config, tmp_path)
     (tmp_path / "batches" / "0001.json").unlink()
     server.batches.archived = False

@@ -12,14 +12,14 @@ import pytest
 
 from dpo_dist.config import HumanConfig
 from dpo_dist.errors import DataError, JudgeFailed
-from dpo_dist.judging.human import HumanJudge, spread
-from dpo_dist.judging.panel import Contest, Judged, comparisons, judge_all
-from dpo_dist.judging.sheet import COLUMNS, harmless, row_key
+from dpo_dist.judging.human import COLUMNS, HumanJudge, harmless, row_key, spread
+from dpo_dist.judging.judge import Comparison
+from dpo_dist.judging.panel import Judged, judge_all, orders
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.storage.artifacts import Journal
 from dpo_dist.storage.records import Ballot
 from tests.contracts.test_judges import comparison, fill_in, prefers_good
-from tests.unit.judging.test_panel import contests, contests_of
+from tests.unit.judging.test_panel import comparisons, comparisons_of
 
 
 @pytest.fixture
@@ -31,11 +31,11 @@ def judge(sheet: Path) -> HumanJudge:
     return HumanJudge(HumanConfig(type="human", sheet=sheet), sheet.with_name("ballots.jsonl"))
 
 
-def poll(sheet: Path, items: list[Contest] | None = None) -> Judged:
+def poll(sheet: Path, items: list[Comparison] | None = None) -> Judged:
     with Journal(sheet.with_name("ballots.jsonl"), Ballot) as journal:
         return judge_all(
             judge(sheet),
-            contests(10) if items is None else items,
+            comparisons(10) if items is None else items,
             journal,
             ledger=Ledger(),
             both_orders=True,
@@ -43,7 +43,7 @@ def poll(sheet: Path, items: list[Contest] | None = None) -> Judged:
         )
 
 
-def export(sheet: Path, items: list[Contest] | None = None) -> None:
+def export(sheet: Path, items: list[Comparison] | None = None) -> None:
     with pytest.raises(JudgeFailed, match="fill in the column `choice`"):
         poll(sheet, items)
 
@@ -67,8 +67,8 @@ def test_a_filled_in_sheet_becomes_the_labels(sheet: Path) -> None:
     assert {row["choice"] for row in written} == {""}
     assert not any("slot" in cell for row in written for cell in row.values()), "no name is shown"
     fill_in(sheet, prefers_good)
-    for contest, verdict in zip(contests(10), poll(sheet).verdicts, strict=True):
-        assert verdict.preferred == ("slot-0" if contest.a_text == "GOOD" else "slot-1")
+    for item, verdict in zip(comparisons(10), poll(sheet).verdicts, strict=True):
+        assert verdict.preferred == ("slot-0" if item.first_text == "GOOD" else "slot-1")
 
 
 def test_it_may_be_filled_in_in_parts(sheet: Path) -> None:
@@ -100,21 +100,21 @@ def test_a_choice_that_was_changed_counts_as_it_stands(sheet: Path) -> None:
 
 
 def test_what_the_sheet_lacks_is_appended(sheet: Path) -> None:
-    export(sheet, contests(10))
+    export(sheet, comparisons(10))
     fill_in(sheet, prefers_good)
     before = sheet.read_bytes()
     with pytest.raises(JudgeFailed, match="4 comparisons still to be judged"):
-        poll(sheet, contests(12))
+        poll(sheet, comparisons(12))
     assert sheet.read_bytes().startswith(before)
     assert [row["number"] for row in rows(sheet)] == [str(n) for n in range(1, 25)]
     fill_in(sheet, prefers_good)
-    assert {verdict.outcome for verdict in poll(sheet, contests(12)).verdicts} == {"preferred"}
+    assert {verdict.outcome for verdict in poll(sheet, comparisons(12)).verdicts} == {"preferred"}
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
 def test_a_sheet_may_come_back_as_spreadsheets_save_it(sheet: Path, delimiter: str) -> None:
     """Another delimiter, other line ends, columns moved and added, empty rows, loose spelling."""
-    export(sheet, contests(2))
+    export(sheet, comparisons(2))
     written = rows(sheet)
     columns = ["key", "choice", "my notes", "comment", *COLUMNS[:4]]
     with sheet.open("w", encoding="utf-8", newline="") as file:
@@ -123,7 +123,7 @@ def test_a_sheet_may_come_back_as_spreadsheets_save_it(sheet: Path, delimiter: s
         for row in written:
             writer.writerow(row | {"choice": " TIE ", "comment": "so; so", "my notes": ""})
         file.write(delimiter * 7 + "\r\n\r\n")
-    export(sheet, contests(3))
+    export(sheet, comparisons(3))
     with sheet.open(encoding="utf-8", newline="") as file:
         appended = list(csv.DictReader(file, delimiter=delimiter))[-2:]
     assert all(row["key"].isalpha() and row["choice"] == "" for row in appended)
@@ -132,7 +132,7 @@ def test_a_sheet_may_come_back_as_spreadsheets_save_it(sheet: Path, delimiter: s
         start = f'"{row["key"]}"{delimiter}"'
         fill_in_text = fill_in_text.replace(start, start + "tie")
     sheet.write_text(fill_in_text, encoding="utf-8")
-    judged = poll(sheet, contests(3))
+    judged = poll(sheet, comparisons(3))
     assert {verdict.outcome for verdict in judged.verdicts} == {"tie"}
     assert "so; so" in ballots(sheet)[0]
 
@@ -212,8 +212,8 @@ def test_the_questions_on_a_prompt_lie_apart() -> None:
     for count in (2, 3, 10, 100):
         asked = {
             human.key(question): question
-            for contest in contests(count)
-            for question in comparisons(contest, both_orders=True, seed=0, repeat=0.3)
+            for comparison in comparisons(count)
+            for question in orders(comparison, both_orders=True, seed=0, repeat=0.3)
         }
         order = [asked[key].prompt.id for key in spread(asked)]
         assert sorted(spread(asked)) == sorted(asked)
@@ -232,8 +232,8 @@ def test_the_two_orders_of_a_comparison_are_half_a_sheet_apart(slots: int) -> No
     human = judge(Path("sheet.csv"))
     asked = {
         human.key(question): question
-        for contest in contests_of(slots, 10)
-        for question in comparisons(contest, both_orders=True, seed=0)
+        for comparison in comparisons_of(slots, 10)
+        for question in orders(comparison, both_orders=True, seed=0)
     }
     order = [asked[key] for key in spread(asked)]
     assert len(order) == 10 * slots * (slots - 1)
@@ -251,15 +251,19 @@ def test_the_rows_of_a_prompt_with_several_comparisons_find_their_own_way_back(
     sheet: Path,
 ) -> None:
     items = [
-        replace(item, a_text=f"{good(item.a)} {item.a}", b_text=f"{good(item.b)} {item.b}")
-        for item in contests_of(4, 5)
+        replace(
+            item,
+            first_text=f"{good(item.first)} {item.first}",
+            second_text=f"{good(item.second)} {item.second}",
+        )
+        for item in comparisons_of(4, 5)
     ]
     export(sheet, items)
     fill_in(sheet, prefers_good)
     for item, verdict in zip(items, poll(sheet, items).verdicts, strict=True):
-        a, b = good(item.a), good(item.b)
-        assert verdict.between == (item.a, item.b)
-        assert verdict.preferred == (None if a == b else item.a if a == "GOOD" else item.b)
+        a, b = good(item.first), good(item.second)
+        assert verdict.between == (item.first, item.second)
+        assert verdict.preferred == (None if a == b else item.first if a == "GOOD" else item.second)
 
 
 def good(slot: str) -> str:

@@ -11,17 +11,18 @@ import pytest
 from dpo_dist.config import JudgeSection
 from dpo_dist.errors import DataError
 from dpo_dist.judging.audit import length_band
+from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.labels import Label, balanced, best_vs_worst, fitting_smoothing, labels_of
-from dpo_dist.judging.panel import Contest, Judged, comparisons, reconcile
+from dpo_dist.judging.panel import Judged, orders, reconcile
 from dpo_dist.storage.records import BallotOutcome, Message, Prompt
 from tests.unit.judging.test_panel import Planted
 
 SORRY = "I'm sorry, but I can't assist with that."
 
 
-def contest(name: str, a: str = "GOOD", b: str = "bad") -> Contest:
+def comparison(name: str, a: str = "GOOD", b: str = "bad") -> Comparison:
     prompt = Prompt(id=name, messages=(Message(role="user", content="q"),))
-    return Contest(prompt, "slot-0", "slot-1", a, b)
+    return Comparison(prompt, "slot-0", "slot-1", a, b)
 
 
 def settings(**values: object) -> JudgeSection:
@@ -30,20 +31,20 @@ def settings(**values: object) -> JudgeSection:
     return JudgeSection.model_validate({"judge": judge, **values})
 
 
-def judged(contests: list[Contest], preferred: list[list[str]]) -> Judged:
+def judged(comparisons: list[Comparison], preferred: list[list[str]]) -> Judged:
     """Ballots that prefer the named answers, forward and then backward; any other name is the
     ballot's outcome. A third is a repeat."""
     ballots, verdicts = [], []
-    for item, names in zip(contests, preferred, strict=True):
+    for item, names in zip(comparisons, preferred, strict=True):
         asked = sorted(
-            comparisons(item, both_orders=True, seed=0, repeat=len(names) - 2),
+            orders(item, both_orders=True, seed=0, repeat=len(names) - 2),
             key=lambda c: (c.repeat, c.first),
         )
         group = []
         for comparison, name in zip(asked, names, strict=True):
             outcome: BallotOutcome | str = name
             if name in "ab":
-                wanted = item.a if name == "a" else item.b
+                wanted = item.first if name == "a" else item.second
                 outcome = "first" if comparison.first == wanted else "second"
             group.append(Planted().ballot(comparison, outcome))  # type: ignore[arg-type]
         ballots += group
@@ -53,11 +54,11 @@ def judged(contests: list[Contest], preferred: list[list[str]]) -> Judged:
 
 
 def chosen(labels: list[Label]) -> dict[str, str]:
-    return {label.contest.prompt.id: label.texts[0] for label in labels}
+    return {label.comparison.prompt.id: label.texts[0] for label in labels}
 
 
 def test_only_decided_pairs_are_labels_by_default() -> None:
-    items = [contest(f"p{n}") for n in range(5)]
+    items = [comparison(f"p{n}") for n in range(5)]
     ballots = judged(items, [["a", "a"], ["b", "b"], ["a", "b"], ["tie", "tie"], ["a", "refusal"]])
     dropped: Counter[str] = Counter()
     labels = labels_of(items, ballots, settings(), 3, dropped)
@@ -69,9 +70,9 @@ def test_only_decided_pairs_are_labels_by_default() -> None:
 
 def test_a_refusal_may_be_rejected_and_never_chosen() -> None:
     items = [
-        contest("chosen", SORRY, "Sure."),
-        contest("rejected", "Sure.", SORRY),
-        contest("both", SORRY, SORRY + " Really."),
+        comparison("chosen", SORRY, "Sure."),
+        comparison("rejected", "Sure.", SORRY),
+        comparison("both", SORRY, SORRY + " Really."),
     ]
     dropped: Counter[str] = Counter()
     labels = labels_of(items, judged(items, [["a", "a"]] * 3), settings(), 3, dropped)
@@ -80,10 +81,17 @@ def test_a_refusal_may_be_rejected_and_never_chosen() -> None:
 
 
 def test_inconsistent_pairs_are_kept_when_wanted() -> None:
-    items = [contest(f"p{n}") for n in range(6)]
-    votes = [["a", "tie"], ["tie", "b"], ["a", "b"], ["a", "a"], ["tie", "tie"], ["a", "unparsed"]]
+    items = [comparison(f"p{n}") for n in range(6)]
+    ballots = [
+        ["a", "tie"],
+        ["tie", "b"],
+        ["a", "b"],
+        ["a", "a"],
+        ["tie", "tie"],
+        ["a", "unparsed"],
+    ]
     dropped: Counter[str] = Counter()
-    labels = labels_of(items, judged(items, votes), settings(inconsistent="keep"), 3, dropped)
+    labels = labels_of(items, judged(items, ballots), settings(inconsistent="keep"), 3, dropped)
     found = chosen(labels)
     assert (found.pop("p0"), found.pop("p1"), found.pop("p3")) == ("GOOD", "bad", "GOOD")
     assert list(found) == ["p2"]
@@ -94,21 +102,21 @@ def test_inconsistent_pairs_are_kept_when_wanted() -> None:
 
 
 def test_a_repeat_settles_nothing() -> None:
-    (item,) = items = [contest("p")]
-    votes = judged(items, [["a", "tie", "b"]])
-    (label,) = labels_of(items, votes, settings(inconsistent="keep"), 3, Counter())
-    assert label.a_is_chosen and not label.contradicting and label.contest is item
+    (item,) = items = [comparison("p")]
+    ballots = judged(items, [["a", "tie", "b"]])
+    (label,) = labels_of(items, ballots, settings(inconsistent="keep"), 3, Counter())
+    assert label.first_is_chosen and not label.contradicting and label.comparison is item
 
 
 def test_the_coin_is_fair_seeded_and_each_prompt_s_own() -> None:
-    items = [contest(f"p{n}") for n in range(400)]
+    items = [comparison(f"p{n}") for n in range(400)]
     keep = settings(inconsistent="keep")
-    votes = judged(items, [["a", "b"]] * 400)
-    first = chosen(labels_of(items, votes, keep, 3, Counter()))
+    ballots = judged(items, [["a", "b"]] * 400)
+    first = chosen(labels_of(items, ballots, keep, 3, Counter()))
     assert 160 < Counter(first.values())["GOOD"] < 240
     turned = judged(items[::-1], [["a", "b"]] * 400)
     assert chosen(labels_of(items[::-1], turned, keep, 3, Counter())) == first
-    assert chosen(labels_of(items, votes, keep, 4, Counter())) != first
+    assert chosen(labels_of(items, ballots, keep, 4, Counter())) != first
     assert fitting_smoothing([Label(item, True, True, True) for item in items]) == 0.5
 
 
@@ -116,7 +124,7 @@ def biased(shares: dict[str, tuple[int, int]]) -> list[Label]:
     """Per band of lengths, labels that choose the first slot and the second."""
     texts = {"shorter": ("x", "xxxx"), "similar": ("xxx", "yyy"), "longer": ("xxxx", "x")}
     return [
-        Label(contest(f"{band}-{first}-{n}", *texts[band]), first)
+        Label(comparison(f"{band}-{first}-{n}", *texts[band]), first)
         for band, counts in shares.items()
         for first, count in zip((True, False), counts, strict=True)
         for n in range(count)
@@ -126,7 +134,7 @@ def biased(shares: dict[str, tuple[int, int]]) -> list[Label]:
 def test_a_balanced_set_prefers_no_slot_in_any_band() -> None:
     labels = biased({"shorter": (30, 4), "similar": (0, 9), "longer": (5, 5)})
     kept = balanced(labels, seed=3)
-    counts = Counter((length_band(label.contest), label.a_is_chosen) for label in kept)
+    counts = Counter((length_band(label.comparison), label.first_is_chosen) for label in kept)
     assert counts == {
         ("shorter", True): 4,
         ("shorter", False): 4,
@@ -138,19 +146,19 @@ def test_a_balanced_set_prefers_no_slot_in_any_band() -> None:
 
 def test_what_is_dropped_is_drawn_by_the_prompt_and_not_by_the_order() -> None:
     labels = biased({"similar": (40, 10)})
-    kept = {label.contest.prompt.id for label in balanced(labels, seed=3)}
+    kept = {label.comparison.prompt.id for label in balanced(labels, seed=3)}
     shuffled = random.Random(1).sample(labels, len(labels))
-    assert {label.contest.prompt.id for label in balanced(shuffled, seed=3)} == kept
-    assert {label.contest.prompt.id for label in balanced(labels, seed=4)} != kept
+    assert {label.comparison.prompt.id for label in balanced(shuffled, seed=3)} == kept
+    assert {label.comparison.prompt.id for label in balanced(labels, seed=4)} != kept
     assert not {f"similar-True-{n}" for n in range(10)} <= kept, "not simply the first ones"
 
 
 def test_balancing_is_counted_and_says_when_it_leaves_nothing() -> None:
-    items = [contest(f"p{n}") for n in range(6)]
-    votes = [["a", "a"]] * 4 + [["b", "b"], ["a", "b"]]
+    items = [comparison(f"p{n}") for n in range(6)]
+    ballots = [["a", "a"]] * 4 + [["b", "b"], ["a", "b"]]
     dropped: Counter[str] = Counter()
-    labels = labels_of(items, judged(items, votes), settings(balance="temperature"), 3, dropped)
-    assert Counter(label.a_is_chosen for label in labels) == {True: 1, False: 1}
+    labels = labels_of(items, judged(items, ballots), settings(balance="temperature"), 3, dropped)
+    assert Counter(label.first_is_chosen for label in labels) == {True: 1, False: 1}
     assert dropped == {"unbalanced": 3, "inconsistent": 1}
     one_sided = judged(items, [["a", "a"]] * 6)
     with pytest.raises(DataError, match=r"judge\.balance: temperature leaves none of 6 pairs"):
@@ -158,17 +166,17 @@ def test_balancing_is_counted_and_says_when_it_leaves_nothing() -> None:
 
 
 def test_nothing_decided_is_not_blamed_on_the_balance() -> None:
-    items = [contest("p")]
-    votes = judged(items, [["tie", "tie"]])
-    assert labels_of(items, votes, settings(balance="temperature"), 3, Counter()) == []
+    items = [comparison("p")]
+    ballots = judged(items, [["tie", "tie"]])
+    assert labels_of(items, ballots, settings(balance="temperature"), 3, Counter()) == []
 
 
 def decided(prompt: str, *wins: str) -> list[Label]:
     """Labels of one prompt: "ab" says that a is preferred to b, "ab?" that it is inconsistent."""
     return [
         Label(
-            Contest(contest(prompt).prompt, win[0], win[1], win[0], win[1], number),
-            a_is_chosen=True,
+            Comparison(comparison(prompt).prompt, win[0], win[1], win[0], win[1], number),
+            first_is_chosen=True,
             inconsistent=win.endswith("?"),
         )
         for number, win in enumerate(wins)
@@ -176,7 +184,7 @@ def decided(prompt: str, *wins: str) -> list[Label]:
 
 
 def kept(labels: list[Label], seed: int = 3) -> list[str]:
-    return [label.chosen + label.rejected for label in best_vs_worst(labels, seed)]
+    return [label.ordered.first + label.ordered.second for label in best_vs_worst(labels, seed)]
 
 
 def test_best_against_worst_is_the_decided_pair_whose_scores_differ_most() -> None:
@@ -216,23 +224,23 @@ def test_a_cycle_is_drawn_from_and_still_follows_a_verdict() -> None:
 
 def test_an_inconsistent_label_is_taken_only_where_there_is_no_other() -> None:
     assert kept(decided("p", "ab?", "ac?", "bc")) == ["bc"]
-    votes = ("ca?", "da?", "db?", "ab", "bc", "cd")
-    assert kept(decided("p", *votes)) in (["ab"], ["cd"]), "nor does it count for a score"
-    assert {kept(decided(f"p{n}", *votes))[0] for n in range(20)} == {"ab", "cd"}
+    ballots = ("ca?", "da?", "db?", "ab", "bc", "cd")
+    assert kept(decided("p", *ballots)) in (["ab"], ["cd"]), "nor does it count for a score"
+    assert {kept(decided(f"p{n}", *ballots))[0] for n in range(20)} == {"ab", "cd"}
     found = {kept(decided(f"p{n}", "ab?", "bc?"))[0] for n in range(20)}
     assert found == {"ab", "bc"}
 
 
-def several(votes: list[list[str]]) -> tuple[list[Contest], Judged]:
+def several(ballots: list[list[str]]) -> tuple[list[Comparison], Judged]:
     """One prompt with three slots, and its ballots."""
     texts = ("one", "two", "three")
-    prompt = contest("p").prompt
+    prompt = comparison("p").prompt
     pairs = ((0, 1), (0, 2), (1, 2))
     items = [
-        Contest(prompt, f"slot-{a}", f"slot-{b}", texts[a], texts[b], number)
+        Comparison(prompt, f"slot-{a}", f"slot-{b}", texts[a], texts[b], number)
         for number, (a, b) in enumerate(pairs)
     ]
-    return items, judged(items, votes)
+    return items, judged(items, ballots)
 
 
 def test_what_is_not_taken_is_counted_and_all_takes_everything() -> None:

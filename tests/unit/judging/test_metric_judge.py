@@ -5,7 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from dpo_dist.config import MetricJudgeConfig
-from dpo_dist.judging.judge import Comparison, build_judge
+from dpo_dist.judging.build import build_judge
+from dpo_dist.judging.judge import Comparison
 from dpo_dist.storage.records import Ballot, Message, Prompt
 
 PROMPT = Prompt(

@@ -166,9 +166,9 @@ def test_only_a_server_that_wants_a_key_may_send_a_bill(
     ledger = open_ledger(config)
     ledger.add(asked(OpenAiJudge(config), questions[:1])[0].usage)
     assert "the price is unknown" in ledger.forecast(5, usage)
-    figures = ledger.figures()
-    assert figures is not None and figures["usd"] is None
-    assert figures["usage"]["input_tokens"] == 60
+    spend = ledger.spend()
+    assert spend is not None and spend.usd is None
+    assert spend.usage["input_tokens"] == 60
 
 
 def test_what_decides_a_verdict_is_in_the_identity(server: Server, tmp_path: Path) -> None:

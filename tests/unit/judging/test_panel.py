@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.errors import JudgeFailed, NotConfirmed
-from dpo_dist.judging.ballots import vote
 from dpo_dist.judging.judge import Comparison, Judge
-from dpo_dist.judging.panel import Contest, Judged, comparisons, judge_all, reconcile
+from dpo_dist.judging.panel import BallotSummary, Judged, judge_all, orders, reconcile
 from dpo_dist.judging.spend import Ledger
 from dpo_dist.storage.artifacts import Journal, read_records
 from dpo_dist.storage.records import Ballot, BallotOutcome, Message, Prompt
@@ -48,28 +47,28 @@ class AlwaysFirst(Planted):
         return "first"
 
 
-def contests(count: int = 40) -> list[Contest]:
+def comparisons(count: int = 40) -> list[Comparison]:
     prompt = [
         Prompt(id=f"p{n}", messages=(Message(role="user", content=str(n)),)) for n in range(count)
     ]
     texts = [("GOOD", "bad") if n * 7 % 5 < 2 else ("bad", "GOOD") for n in range(count)]
-    return [Contest(p, "slot-0", "slot-1", *pair) for p, pair in zip(prompt, texts, strict=True)]
+    return [Comparison(p, "slot-0", "slot-1", *pair) for p, pair in zip(prompt, texts, strict=True)]
 
 
-def contests_of(slots: int, count: int) -> list[Contest]:
+def comparisons_of(slots: int, count: int) -> list[Comparison]:
     """All pairs of as many slots, for so many prompts."""
     return [
-        Contest(one.prompt, f"slot-{a}", f"slot-{b}", f"text {a}", f"text {b}", number)
-        for one in contests(count)
+        Comparison(one.prompt, f"slot-{a}", f"slot-{b}", f"text {a}", f"text {b}", number)
+        for one in comparisons(count)
         for number, (a, b) in enumerate((a, b) for b in range(slots) for a in range(b))
     ]
 
 
-def run(judge: Planted, path: Path, *, both: bool = True, items: list[Contest] | None = None):
+def run(judge: Planted, path: Path, *, both: bool = True, items: list[Comparison] | None = None):
     with Journal(path, Ballot) as journal:
         return judge_all(
             judge,
-            items or contests(),
+            items or comparisons(),
             journal,
             ledger=Ledger(),
             both_orders=both,
@@ -80,12 +79,12 @@ def run(judge: Planted, path: Path, *, both: bool = True, items: list[Contest] |
 @pytest.mark.parametrize("both", [True, False])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_planted_judge_labels_every_pair_right(tmp_path: Path, both: bool, seed: int) -> None:
-    items = contests()
+    items = comparisons()
     random.Random(seed).shuffle(items)
     verdicts = run(Planted(seed), tmp_path / "j", both=both, items=items)
-    for contest, verdict in zip(items, verdicts, strict=True):
-        assert verdict.prompt_id == contest.prompt.id
-        assert verdict.preferred == ("slot-0" if contest.a_text == "GOOD" else "slot-1")
+    for comparison, verdict in zip(items, verdicts, strict=True):
+        assert verdict.prompt_id == comparison.prompt.id
+        assert verdict.preferred == ("slot-0" if comparison.first_text == "GOOD" else "slot-1")
         assert {verdict.preferred, verdict.other} == {"slot-0", "slot-1"}
 
 
@@ -112,29 +111,29 @@ def test_a_judge_that_looks_at_the_order_yields_no_label(tmp_path: Path) -> None
 
 
 def test_a_single_order_shows_no_slot_first_more_often() -> None:
-    shown = [comparisons(c, both_orders=False, seed=1)[0].first for c in contests(1000)]
+    shown = [orders(c, both_orders=False, seed=1)[0].first for c in comparisons(1000)]
     assert 440 < shown.count("slot-0") < 560
 
 
 @pytest.mark.parametrize("slots", [3, 4])
 def test_no_slot_of_several_is_shown_first_more_often(slots: int) -> None:
-    items = contests_of(slots, 2000)
-    asked = [comparisons(item, both_orders=False, seed=1, repeat=0.1) for item in items]
+    items = comparisons_of(slots, 2000)
+    asked = [orders(item, both_orders=False, seed=1, repeat=0.1) for item in items]
     first = Counter(group[0].first for group in asked)
     for slot in range(slots):
         assert 0.48 < first[f"slot-{slot}"] / (2000 * (slots - 1)) < 0.52
-    turned = [group[0].first == item.b for group, item in zip(asked, items, strict=True)]
+    turned = [group[0].first == item.second for group, item in zip(asked, items, strict=True)]
     size = slots * (slots - 1) // 2
     of_prompt = [turned[start : start + size] for start in range(0, len(turned), size)]
     for one, other in combinations(range(size), 2):
-        alike = sum(orders[one] == orders[other] for orders in of_prompt)
-        assert 0.45 < alike / 2000 < 0.55, "the contests of a prompt draw each for itself"
+        alike = sum(draws[one] == draws[other] for draws in of_prompt)
+        assert 0.45 < alike / 2000 < 0.55, "the comparisons of a prompt draw each for itself"
     assert 0.09 < sum(len(group) - 1 for group in asked) / len(asked) < 0.11
 
 
-def test_a_contest_that_stays_draws_the_same_when_a_slot_is_added() -> None:
+def test_a_comparison_that_stays_draws_the_same_when_a_slot_is_added() -> None:
     few, many = (
-        {item.id: comparisons(item, both_orders=False, seed=1) for item in contests_of(slots, 20)}
+        {item.id: orders(item, both_orders=False, seed=1) for item in comparisons_of(slots, 20)}
         for slots in (3, 4)
     )
     assert len(few) == 60 and all(many[name] == asked for name, asked in few.items())
@@ -156,11 +155,11 @@ def test_a_contest_that_stays_draws_the_same_when_a_slot_is_added() -> None:
 def test_two_ballots_make_one_verdict(
     outcomes: tuple[BallotOutcome, BallotOutcome], expected: str
 ) -> None:
-    (contest,) = contests(1)
-    asked = comparisons(contest, both_orders=True, seed=0)
+    (comparison,) = comparisons(1)
+    asked = orders(comparison, both_orders=True, seed=0)
     ballots = [Planted().ballot(c, outcome) for c, outcome in zip(asked, outcomes, strict=True)]
     for order in (ballots, ballots[::-1]):
-        assert reconcile(contest, order).outcome == expected
+        assert reconcile(comparison, order).outcome == expected
 
 
 def test_a_share_is_asked_once_more_and_decides_nothing(tmp_path: Path) -> None:
@@ -168,22 +167,24 @@ def test_a_share_is_asked_once_more_and_decides_nothing(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", Ballot) as journal:
         judged = judge_all(
             judge,
-            contests(1000),
+            comparisons(1000),
             journal,
             ledger=Ledger(),
             both_orders=True,
             seed=3,
             repeat=0.1,
         )
-    again = [vote for vote in judged.votes if vote.repeat]
+    again = [ballot for ballot in judged.ballots if ballot.repeat]
     assert 70 < len(again) < 130 and judge.asked == 2000 + len(again)
-    assert len(judged.votes) == judge.asked
-    (contest,) = contests(1)
-    asked = comparisons(contest, both_orders=True, seed=0, repeat=1.0)
+    assert len(judged.ballots) == judge.asked
+    (comparison,) = comparisons(1)
+    asked = orders(comparison, both_orders=True, seed=0, repeat=1.0)
     outcomes: list[BallotOutcome] = ["first", "second", "second"]
     assert [c.repeat for c in asked] == [0, 0, 1] and asked[2].first == asked[0].first
-    votes = [vote(judge.ballot(c, o), c) for c, o in zip(asked, outcomes, strict=True)]
-    assert reconcile(contest, votes).outcome == "preferred"
+    ballots = [
+        BallotSummary.of(judge.ballot(c, o), c) for c, o in zip(asked, outcomes, strict=True)
+    ]
+    assert reconcile(comparison, ballots).outcome == "preferred"
 
 
 class Paid(Planted):
@@ -193,7 +194,7 @@ class Paid(Planted):
         return {"input_tokens": 10 * len(comparisons)}
 
 
-def poll(judge: Judge, path: Path, *earlier: Path, items: list[Contest]) -> Judged:
+def poll(judge: Judge, path: Path, *earlier: Path, items: list[Comparison]) -> Judged:
     with Journal(path, Ballot) as journal:
         return judge_all(
             judge, items, journal, ledger=Ledger(), both_orders=True, seed=3, earlier=earlier
@@ -201,25 +202,27 @@ def poll(judge: Judge, path: Path, *earlier: Path, items: list[Contest]) -> Judg
 
 
 def test_what_another_run_has_paid_for_is_used_under_this_runs_names(tmp_path: Path) -> None:
-    poll(Paid(), tmp_path / "a", items=contests())
+    poll(Paid(), tmp_path / "a", items=comparisons())
     with (tmp_path / "a").open("a") as torn:
         torn.write('{"key": "to')
     moved = [
-        replace(c, prompt=c.prompt.model_copy(update={"id": f"other-{n}"}), a="dpo", b="sft")
-        for n, c in enumerate(reversed(contests(50)))
+        replace(
+            c, prompt=c.prompt.model_copy(update={"id": f"other-{n}"}), first="dpo", second="sft"
+        )
+        for n, c in enumerate(reversed(comparisons(50)))
     ]
     judge = Paid()
     judged = poll(judge, tmp_path / "b", tmp_path / "a", tmp_path / "none", items=moved)
-    assert judge.asked == 2 * 10, "ten contests are new, whatever the order of the others"
-    for contest, verdict in zip(moved, judged.verdicts, strict=True):
-        assert verdict.prompt_id == contest.prompt.id
-        assert verdict.preferred == ("dpo" if contest.a_text == "GOOD" else "sft")
+    assert judge.asked == 2 * 10, "ten comparisons are new, whatever the order of the others"
+    for comparison, verdict in zip(moved, judged.verdicts, strict=True):
+        assert verdict.prompt_id == comparison.prompt.id
+        assert verdict.preferred == ("dpo" if comparison.first_text == "GOOD" else "sft")
     written = list(read_records(tmp_path / "b", Ballot))
     assert {b.prompt_id for b in written} == {c.prompt.id for c in moved}
 
 
 def test_equal_questions_are_asked_once(tmp_path: Path) -> None:
-    (one,) = contests(1)
+    (one,) = comparisons(1)
     twin = replace(one, prompt=one.prompt.model_copy(update={"id": "twin"}))
     judge = Planted()
     judged = poll(judge, tmp_path / "j", items=[one, twin])
@@ -233,9 +236,9 @@ def test_what_was_not_answered_is_asked_again(tmp_path: Path) -> None:
         def decide(self, item: Comparison) -> BallotOutcome:
             return "not_answered"
 
-    (verdict,) = poll(Silent(), tmp_path / "j", items=contests(1)).verdicts
+    (verdict,) = poll(Silent(), tmp_path / "j", items=comparisons(1)).verdicts
     assert verdict.outcome == "not_answered"
-    (verdict,) = poll(Planted(), tmp_path / "j", items=contests(1)).verdicts
+    (verdict,) = poll(Planted(), tmp_path / "j", items=comparisons(1)).verdicts
     assert verdict.outcome == "preferred"
 
 
@@ -247,7 +250,7 @@ def test_nothing_is_asked_that_was_not_agreed_to(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", Ballot) as journal, pytest.raises(NotConfirmed, match="80 req"):
         judge_all(
             judge,
-            contests(),
+            comparisons(),
             journal,
             ledger=Ledger(),
             both_orders=True,
@@ -258,14 +261,16 @@ def test_nothing_is_asked_that_was_not_agreed_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("outcome", ["first", "tie", "refusal"])
-def test_a_verdict_says_which_contest_it_is_about(tmp_path: Path, outcome: BallotOutcome) -> None:
+def test_a_verdict_says_which_comparison_it_is_about(
+    tmp_path: Path, outcome: BallotOutcome
+) -> None:
     class Fixed(Planted):
         def decide(self, item: Comparison) -> BallotOutcome:
             return outcome
 
-    items = contests_of(4, 3)
+    items = comparisons_of(4, 3)
     verdicts = run(Fixed(), tmp_path / "j", items=items)
     assert {verdict.outcome for verdict in verdicts} <= {"inconsistent", "tie", "refusal"}
     assert [(v.prompt_id, v.between) for v in verdicts] == [
-        (item.prompt.id, (item.a, item.b)) for item in items
+        (item.prompt.id, (item.first, item.second)) for item in items
     ]

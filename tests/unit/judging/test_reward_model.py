@@ -15,13 +15,13 @@ from transformers import AutoModelForSequenceClassification
 from dpo_dist.config import RewardModelConfig
 from dpo_dist.errors import ConfigError, JudgeFailed, ModelError
 from dpo_dist.judging.judge import Comparison
-from dpo_dist.judging.panel import comparisons
+from dpo_dist.judging.panel import orders
 from dpo_dist.judging.reward_model import RewardModelJudge
-from dpo_dist.runs.inputs import judge_files
+from dpo_dist.runs.weights import resource_digests
 from dpo_dist.storage.records import Ballot
 from tests.contracts.test_judges import asked, comparison
 from tests.tiny import make_model, make_reward_model, make_tokenizer
-from tests.unit.judging.test_panel import contests
+from tests.unit.judging.test_panel import comparisons
 
 
 def settings(model: Path | str, **more: object) -> RewardModelConfig:
@@ -99,8 +99,8 @@ def test_a_text_is_scored_once_for_both_orders(model: Path) -> None:
     judge = Counting(settings(model, batch_size=2))
     questions = [
         question
-        for contest in contests(30)
-        for question in comparisons(contest, both_orders=True, seed=0, repeat=0.5)
+        for comparison in comparisons(30)
+        for question in orders(comparison, both_orders=True, seed=0, repeat=0.5)
     ]
     random.Random(0).shuffle(questions)
     ballots = asked(judge, questions)
@@ -135,7 +135,7 @@ def test_what_decides_a_score_is_in_the_identity(tmp_path: Path) -> None:
     def identity(**more: object) -> str:
         return RewardModelJudge(settings(model, **more)).identity
 
-    first, files = identity(), judge_files(settings(model))
+    first, files = identity(), resource_digests([settings(model)])
     assert identity(batch_size=1) == first
     others: list[dict[str, object]] = [
         {"max_length": 100},
@@ -144,7 +144,7 @@ def test_what_decides_a_score_is_in_the_identity(tmp_path: Path) -> None:
     ]
     assert len({first, *(identity(**other) for other in others)}) == 4
     make_reward_model(model, seed=1)
-    assert identity() != first and judge_files(settings(model)) != files
+    assert identity() != first and resource_digests([settings(model)]) != files
 
 
 def test_bfloat16_scores(model: Path) -> None:

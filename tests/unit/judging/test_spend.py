@@ -15,7 +15,7 @@ from dpo_dist.judging.spend import Ledger, Price, open_ledger, read_prices
 from dpo_dist.storage.artifacts import Journal
 from dpo_dist.storage.records import Ballot
 from tests.anthropic_server import KEY, Fault, Server, serve
-from tests.unit.judging.test_panel import contests
+from tests.unit.judging.test_panel import comparisons
 
 PRICE = Price(input=5, output=25, cache_write=6.25, cache_read=0.5)
 A_REQUEST = (100 * 5 + 10 * 25) / 1e6  # what the server's usage costs, USD
@@ -28,12 +28,12 @@ def settings(tmp_path: Path, **more: object) -> ClaudeConfig:
 
 
 def judge_with(config: ClaudeConfig, path: Path) -> Ledger:
-    """Judge twenty contests, 40 requests, and return the ledger."""
+    """Judge twenty comparisons, 40 requests, and return the ledger."""
     ledger = open_ledger(config)
     with Journal(path, Ballot) as journal:
         judge_all(
             ClaudeJudge(config, backoff_base=0.001),
-            contests(20),
+            comparisons(20),
             journal,
             ledger=ledger,
             both_orders=True,
@@ -63,12 +63,12 @@ def test_every_kind_of_token_has_its_price() -> None:
 def test_a_repaired_verdict_costs_both_attempts(server: Server, tmp_path: Path) -> None:
     server.faults += [Fault(text="not JSON"), Fault(status=500)]
     config = settings(tmp_path, base_url=server.url, concurrency=1)
-    figures = judge_with(config, tmp_path / "ballots.jsonl").figures()
-    assert figures is not None
-    assert figures["usd"] == pytest.approx(41 * A_REQUEST)
-    assert figures["usage"]["attempts"] == 42
-    assert figures["usage"]["attempts_with_unknown_usage"] == 1
-    assert date.fromisoformat(figures["prices_as_of"]) <= date.today()
+    spend = judge_with(config, tmp_path / "ballots.jsonl").spend()
+    assert spend is not None
+    assert spend.usd == pytest.approx(41 * A_REQUEST)
+    assert spend.usage["attempts"] == 42
+    assert spend.usage["attempts_with_unknown_usage"] == 1
+    assert date.fromisoformat(spend.prices_as_of) <= date.today()
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
@@ -95,8 +95,8 @@ def test_an_unknown_price_is_unknown_and_not_zero(server: Server, tmp_path: Path
     config = settings(tmp_path, base_url=server.url, model="claude-next")
     ledger = judge_with(config, tmp_path / "ballots.jsonl")
     assert ledger.usd is None and ledger.note == ""
-    figures = ledger.figures()
-    assert figures is not None and figures["usd"] is None
+    spend = ledger.spend()
+    assert spend is not None and spend.usd is None
     assert "the price is unknown" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="price of claude-next is unknown"):
         open_ledger(config.model_copy(update={"max_usd": 1.0}))

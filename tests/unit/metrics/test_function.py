@@ -12,7 +12,7 @@ from dpo_dist.config import FunctionMetric
 from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError
 from dpo_dist.metrics import Answer, NotScored, attempt, build_metric
-from dpo_dist.runs.inputs import metric_files
+from dpo_dist.runs.weights import resource_digests
 from dpo_dist.storage.artifacts import file_digest
 from dpo_dist.storage.records import Message, Prompt
 
@@ -36,13 +36,9 @@ constant = 1
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch) -> str:
-    """The name of a module in a folder that is not yet on the path."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    name = f"own_metrics_{tmp_path.name}".replace("-", "_")
-    (tmp_path / f"{name}.py").write_text(CODE)
+def module(tmp_path: Path, write_module) -> str:
     (tmp_path / "neighbour_of_metrics.py").write_text("LIMIT = 40")
-    return name
+    return write_module(CODE)
 
 
 def section(folder: Path, name: str, **more: str) -> FunctionMetric:
@@ -99,7 +95,7 @@ def test_a_function_that_is_not_there_is_named(tmp_path: Path, module: str) -> N
 
 def test_the_fingerprint_has_the_module(tmp_path: Path, module: str) -> None:
     file = tmp_path / f"{module}.py"
-    assert metric_files([section(tmp_path, f"{module}:share")]) == {
+    assert resource_digests([section(tmp_path, f"{module}:share")]) == {
         f"{module}:share": file_digest(file)
     }
 

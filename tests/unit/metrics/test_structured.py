@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.config import FaithfulQuotesMetric, JsonSchemaMetric, LabelMatchMetric
+from dpo_dist.config.metrics import FaithfulQuotesMetric, JsonSchemaMetric, LabelMatchMetric
 from dpo_dist.errors import ConfigError
 from dpo_dist.metrics import Answer, NotScored, build_metric
 from dpo_dist.storage.records import Message, Prompt

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.cli import main
-from dpo_dist.config import ClaudeConfig, Config
+from dpo_dist.config import ClaudeConfig, Config, JudgeSection
 from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import JudgeFailed, NotConfirmed
 from dpo_dist.judging import panel
@@ -18,9 +18,12 @@ from dpo_dist.judging.claude_batches import ClaudeBatchJudge
 from dpo_dist.judging.judge import Comparison, Judge
 from dpo_dist.judging.planted import Decision, PlantedJudge, always, obeys, prefers_good
 from dpo_dist.judging.spend import Ledger
+from dpo_dist.phases.asking import JudgeSession
 from dpo_dist.phases.judge import label
 from dpo_dist.phases.selftest import PROMPTS, write_candidates
+from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import phase_directory, read_records, write_records
+from dpo_dist.storage.figures import to_json
 from dpo_dist.storage.records import Ballot, BallotOutcome, Candidate, Message, Prompt
 from dpo_dist.system.console import YES
 from tests.anthropic_server import KEY, serve
@@ -32,12 +35,12 @@ def config(write_run) -> Config:
     metric = {"type": "label_match", "field": "level"}
     judge = {"judge": {"type": "metric", "metrics": [metric]}}
     config = load_config(write_run(model={"base": "m"}, judge=judge))
-    write_candidates(config)
+    write_candidates(Run(config))
     return config
 
 
 def judged(config: Config, decide: Decision = prefers_good, **canaries: object) -> dict:
-    """What the phase hands to its manifest."""
+    """The phase's result, as the manifest has it."""
     judge = PlantedJudge("planted", decide, seed=1)
     return label_with(judge, config, **canaries)
 
@@ -45,13 +48,17 @@ def judged(config: Config, decide: Decision = prefers_good, **canaries: object) 
 def label_with(judge: Judge, config: Config, **canaries: object) -> dict:
     assert config.judge is not None and config.judge.canaries is not None
     settings = config.judge.canaries.model_copy(update=canaries)
-    section = config.judge.model_copy(update={"canaries": settings})
+    return label_as(judge, config, config.judge.model_copy(update={"canaries": settings}))
+
+
+def label_as(judge: Judge, config: Config, section: JudgeSection) -> dict:
+    run = Run(config.model_copy(update={"judge": section}))
     with phase_directory(folder(config), {}) as out:
-        return label(judge, Ledger(), config.model_copy(update={"judge": section}), out)
+        return to_json(label(JudgeSession(judge, Ledger(), out, run)))
 
 
 def folder(config: Config) -> Path:
-    return config.run.output_dir / config.run.name / "judge"
+    return Run(config).directory("judge")
 
 
 def card(result: dict) -> dict[str, tuple[int, int, str]]:
@@ -159,9 +166,7 @@ def test_they_can_be_switched_off(config: Config) -> None:
     assert judged(config, obeys, per_kind=0)["canaries"] == []
     assert config.judge is not None
     section = config.judge.model_copy(update={"canaries": None})
-    judge = PlantedJudge("planted", obeys, seed=1)
-    with phase_directory(folder(config), {}) as out:
-        off = label(judge, Ledger(), config.model_copy(update={"judge": section}), out)
+    off = label_as(PlantedJudge("planted", obeys, seed=1), config, section)
     assert off["canaries"] == []
 
 

@@ -13,8 +13,12 @@ import pytest
 from dpo_dist.config import Config
 from dpo_dist.errors import DataError
 from dpo_dist.judging.judge import Comparison
-from dpo_dist.phases import judge, sample
+from dpo_dist.phases import asking, sample
+from dpo_dist.phases.judge import JudgePhase
+from dpo_dist.phases.sample import SamplePhase
+from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import phase_directory, write_records
+from dpo_dist.storage.figures import to_json
 from dpo_dist.storage.records import BallotOutcome, Candidate, Message, Prompt
 from tests.unit.judging.test_panel import Planted
 
@@ -36,7 +40,7 @@ class Scripted(Planted):
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     planted = Scripted()
-    monkeypatch.setattr(judge, "build_judge", lambda config, folder: planted)
+    monkeypatch.setattr(asking, "build_judge", lambda config, folder: planted)
     return planted
 
 
@@ -56,7 +60,8 @@ def config(tmp_path: Path, write_jsonl: Any, held_out: list[str] | None, **secti
 
 
 def run(config: Config, rows: Sequence[tuple[str, ...]]) -> dict[str, Any]:
-    """The phase's result on rows of a prompt and its answers; CUT ones are not whole."""
+    """The phase's result, as the manifest has it, on rows of a prompt and its answers; CUT ones
+    are not whole."""
     folder = config.run.output_dir / "test" / "sample"
     folder.mkdir(parents=True, exist_ok=True)
     prompts = [
@@ -79,7 +84,7 @@ def run(config: Config, rows: Sequence[tuple[str, ...]]) -> dict[str, Any]:
     ]
     write_records(folder / "candidates.jsonl", candidates)
     with phase_directory(folder.parent / "judge", {}) as out:
-        result = judge.run(config, out)
+        result = to_json(JudgePhase().run(Run(config), out))
     counts = result["counts"]
     compared = sum(comb(len(row) - 1, 2) for row in rows)
     assert counts["in"] == counts["kept"] + sum(counts["dropped"].values()) == compared
@@ -132,7 +137,7 @@ def test_an_evaluation_prompt_ends_the_phases_before_anything_is_done(
     monkeypatch.setattr(sample, "load_tokenizer", load)
     write_jsonl(tmp_path / "prompts.jsonl", [{"id": "a", "prompt": "q0"}, {"prompt": "Q1 "}])
     with phase_directory(tmp_path / "out", {}) as out, pytest.raises(DataError, match="proves"):
-        sample.run(settings, out)
+        SamplePhase().run(Run(settings), out)
 
 
 def test_other_held_out_prompts_are_another_fingerprint(tmp_path: Path, write_jsonl: Any) -> None:
@@ -145,7 +150,7 @@ def test_other_held_out_prompts_are_another_fingerprint(tmp_path: Path, write_js
     metric = {"type": "json_schema", "schema_path": schema}
     task = {"judge": {"type": "metric", "metrics": [metric]}}
     found = [
-        judge.inputs(config(tmp_path, write_jsonl, held_out, **task))
+        JudgePhase().inputs(Run(config(tmp_path, write_jsonl, held_out, **task)))
         for held_out in (None, ["a"], ["b"], ["b"])
     ]
     assert found[0] != found[1] != found[2] == found[3]
@@ -196,8 +201,8 @@ def test_kept_inconsistent_pairs_are_counted_and_ask_for_their_smoothing(
     assert pairs(settings)["p0"] == "GOOD" and pairs(settings)["p2"] == "LEAN"
     said = capsys.readouterr().err
     assert "2 of 3 pairs are inconsistent and kept" in said
-    assert "train.label_smoothing: 0.167 " in said
-    assert ("only train.loss: robust accounts" in said) is warned
+    assert "train.label_smoothing is 0.167\n" in said
+    assert ("only train.loss: robust handles" in said) is warned
 
 
 def test_by_default_inconsistent_pairs_are_dropped(

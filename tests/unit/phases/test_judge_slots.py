@@ -14,7 +14,7 @@ import pytest
 from dpo_dist.errors import ConfigError, DataError, JudgeFailed
 from dpo_dist.intervals import wilson
 from dpo_dist.judging.judge import Comparison
-from dpo_dist.phases import judge
+from dpo_dist.phases import asking
 from dpo_dist.storage.artifacts import read_records
 from dpo_dist.storage.records import Ballot, BallotOutcome, Verdict
 from tests.unit.judging.test_panel import Planted
@@ -24,7 +24,7 @@ from tests.unit.phases.test_judge import LONG, Scripted, config, every_pair, run
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     planted = Scripted()
-    monkeypatch.setattr(judge, "build_judge", lambda config, folder: planted)
+    monkeypatch.setattr(asking, "build_judge", lambda config, folder: planted)
     return planted
 
 
@@ -64,7 +64,7 @@ def test_of_several_slots_every_label_is_right_in_any_order_and_after_failures(
         judges.append(Graded(seed=len(judges), patience=next(patience)))
         return judges[-1]
 
-    monkeypatch.setattr(judge, "build_judge", build)
+    monkeypatch.setattr(asking, "build_judge", build)
     for _ in range(4):
         with pytest.raises(JudgeFailed, match="planned"):
             run(settings, rows)
@@ -156,7 +156,7 @@ def test_a_cycle_is_one_pair_or_three(
             beats = {"rock": "scissors", "scissors": "paper", "paper": "rock"}
             return "first" if beats[item.first_text] == item.second_text else "second"
 
-    monkeypatch.setattr(judge, "build_judge", lambda config, folder: Circle())
+    monkeypatch.setattr(asking, "build_judge", lambda config, folder: Circle())
     rows = [(f"question {n}", "rock", "scissors", "paper") for n in range(60)]
     won = {("rock", "scissors"), ("scissors", "paper"), ("paper", "rock")}
     for mode, kept in (("best_vs_worst", 60), ("all", 180)):
@@ -189,7 +189,7 @@ def test_the_interval_of_several_slots_is_over_prompts(
             longer = len(item.first_text) > len(item.second_text)
             return "first" if longer == ("x" in item.first_text) else "second"
 
-    monkeypatch.setattr(judge, "build_judge", lambda config, folder: Longest())
+    monkeypatch.setattr(asking, "build_judge", lambda config, folder: Longest())
     rows = [(f"question {n}", *((c, 2 * c, 3 * c))) for n in range(40) for c in "xz"[n % 2]]
     settings = config(tmp_path, write_jsonl, None)
     (share,) = [s for s in run(settings, rows)["audit"] if s["name"] == "chosen_is_longer"]

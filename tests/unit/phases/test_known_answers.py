@@ -1,4 +1,5 @@
-"""Answers of the same weights are generated once, whichever point of a sweep asks for them."""
+"""Answers of the same weights are generated once, whichever round or point of a sweep asks for
+them."""
 
 from __future__ import annotations
 
@@ -9,10 +10,19 @@ from typing import Any
 import pytest
 
 from dpo_dist.cli import main
+from dpo_dist.config import Config
 from dpo_dist.phases import evaluate
+from dpo_dist.phases.known_answers import known_answers
+from dpo_dist.runs.run import Run
+from dpo_dist.storage.artifacts import write_json, write_records
+from dpo_dist.storage.records import Generation
+from tests.report_run import manifest
 from tests.tiny import make_model
+from tests.unit.runs.test_run import at
 
 HELD_OUT = 5
+WEIGHTS = {"base": {"model": "b"}, "sft": {"model": "s"}, "dpo": {"model": "two"}}
+PROMPTS = {"sha256": "x", "limit": None}
 
 
 @pytest.fixture
@@ -32,7 +42,7 @@ def run_file(tmp_path: Path, tiny_model: Path, write_run, write_jsonl) -> Path:
 
 
 def ask(run_file: Path, point: str, *more: str) -> int:
-    return main(["evaluate", str(run_file), "--set", f"run.point={point}", *more])
+    return main(["evaluate", str(run_file), "--point", point, *more])
 
 
 def results(tmp_path: Path, point: str) -> tuple[str, dict[str, Any]]:
@@ -93,3 +103,75 @@ def test_a_point_that_is_not_complete_is_not_believed(run_file: Path, tmp_path: 
     (tmp_path / "runs/test/sweep/x=1/evaluate/manifest.json").unlink()
     assert ask(run_file, "x=2") == 0
     assert results(tmp_path, "x=2")[1]["taken_over"] == 0
+
+
+def evaluated(run: Run, weights: dict[str, Any], **inputs: Any) -> None:
+    """A finished evaluation of a round, in which every arm has answered one prompt."""
+    folder = run.directory("evaluate")
+    answers = [
+        Generation(
+            prompt_id="p",
+            arm=arm,
+            decoding=0,
+            text=f"{arm} in round {run.round}",
+            token_ids=(1,),
+            finish_reason="stop",
+            engine="e",
+        )
+        for arm in weights
+    ]
+    write_records(folder / "generations.jsonl", answers)
+    inputs = {"weights": weights, "prompts": PROMPTS} | inputs
+    write_json(folder / "fingerprint.json", {"inputs": inputs})
+    write_json(folder / "manifest.json", manifest("evaluate", run.config))
+
+
+def known(run: Run) -> list[str]:
+    return [
+        answer.text
+        for answer in known_answers(run, {"weights": WEIGHTS, "prompts": PROMPTS}).values()
+    ]
+
+
+def test_arms_of_the_same_weights_are_taken_over_by_later_rounds(tmp_path: Path) -> None:
+    first, second, third = at(tmp_path, rounds=3).rounds()
+    assert known(first) == known(second) == []
+    evaluated(first, WEIGHTS | {"dpo": {"model": "one"}})
+    assert known(second) == ["base in round 1", "sft in round 1"]
+    evaluated(second, WEIGHTS | {"sft": {"model": "another"}})
+    assert sorted(known(third)) == ["base in round 2", "dpo in round 2", "sft in round 1"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"evaluate": {"max_new_tokens": 7}},
+        {"evaluate": {"decodings": [{"temperature": 0.3}]}},
+        {"evaluate": {"engine": {"type": "hf", "batch_size": 3}}},
+        {"sample": {"engine": {"type": "hf", "batch_size": 3}}},
+        {"run": {"seed": 5}},
+        {"model": {"dtype": "float32"}},
+    ],
+)
+def test_no_round_takes_over_answers_to_other_settings(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    first, second = at(tmp_path, rounds=2).rounds()
+    evaluated(first, WEIGHTS)
+    values = second.config.dump()
+    other = Config.model_validate(
+        values | {section: values[section] | keys for section, keys in change.items()}
+    )
+    assert known(second) and not known(Run(other, round=2))
+
+
+def test_no_round_takes_over_answers_to_other_prompts_or_of_an_unfinished_evaluation(
+    tmp_path: Path,
+) -> None:
+    first, second = at(tmp_path, rounds=2).rounds()
+    evaluated(first, WEIGHTS, prompts={"sha256": "y", "limit": None})
+    assert not known(second)
+    evaluated(first, WEIGHTS)
+    assert known(second)
+    (first.directory("evaluate") / "manifest.json").unlink()
+    assert not known(second)

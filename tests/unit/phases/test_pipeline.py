@@ -1,29 +1,39 @@
-"""Which settings may change between an interrupted phase and the command that goes on with it."""
+"""A training that several machines do together."""
 
 from __future__ import annotations
 
-from dpo_dist.config import Evaluate, HfEngine, RewardModelConfig, VllmServer
-from dpo_dist.phases.pipeline import _fixed
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from dpo_dist.config.runfile import load_config
+from dpo_dist.errors import Preempted
+from dpo_dist.phases import pipeline
+from dpo_dist.runs.run import Run
+from dpo_dist.training.nodes import Rendezvous, rendezvous_folder
+from tests.unit.training.test_nodes import node
 
 
-def test_batches_decide_what_an_engine_samples_and_not_what_a_reward_model_scores() -> None:
-    engine = HfEngine(type="hf").model_dump(mode="json")
-    reward = RewardModelConfig(type="reward_model", model="m").model_dump(mode="json")
-    assert "batch_size" in _fixed({"sample": {"engine": engine}})["sample"]["engine"]
-    fixed = _fixed({"judge": {"judge": reward}})["judge"]["judge"]
-    assert reward.keys() - fixed.keys() == {"batch_size"}
-
-
-def test_what_is_guarded_may_change_after_the_evaluation() -> None:
-    section = {
-        "prompts": {"path": "p.jsonl"},
-        "metrics": [{"type": "faithful_quotes", "field": "evidence"}],
-    }
-    plain = Evaluate.model_validate(section).model_dump(mode="json")
-    guarded = Evaluate.model_validate({**section, "guard": ["Faithfulness"]})
-    assert _fixed(guarded.model_dump(mode="json")) == _fixed(plain)
-
-
-def test_servers_may_change_between_two_commands_and_the_room_for_tokens_may_not() -> None:
-    engine = VllmServer(type="vllm_server", urls=("http://a:1",)).model_dump(mode="json")
-    assert _fixed({"engine": engine})["engine"] == {"type": "vllm_server", "max_model_len": 1024}
+def test_sigterm_before_a_training_is_told_to_the_others(
+    tmp_path: Path, write_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerate = tmp_path / "two.yaml"
+    accelerate.write_text("{num_machines: 2, num_processes: 2}\n")
+    config = load_config(
+        write_run(
+            model={"base": "m"},
+            preferences={"source": "path", "path": "p.jsonl"},
+            train={"accelerate_config": str(accelerate)},
+        )
+    )
+    monkeypatch.setattr(pipeline, "check_address", lambda nodes: None)
+    monkeypatch.setattr(
+        pipeline, "run_phase", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    run = Run(config)
+    with pytest.raises(Preempted):
+        pipeline.run_on_nodes("train", run, node(0))
+    rendezvous = Rendezvous(rendezvous_folder(run.directory("train"), node(0)), node(1))
+    assert rendezvous.ended() == (75, "stopped while no training was running")

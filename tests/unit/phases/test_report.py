@@ -25,22 +25,22 @@ def verdicts(a: str, b: str, wins: int, losses: int) -> list[Verdict]:
 
 def test_the_policies_of_all_rounds_have_strengths_beside_base_and_sft(tmp_path: Path) -> None:
     sft_over_base = verdicts("sft", "base", 15, 5)
-    for number, wins in ((1, 12), (2, 16)):
-        folder = tmp_path / f"round-{number}" / "evaluate"
+    folders = [tmp_path / f"round-{number}" / "evaluate" for number in (1, 2)]
+    for folder, wins in zip(folders, (12, 16), strict=True):
         records = [*verdicts("dpo", "sft", wins, 20 - wins), *sft_over_base]
         write_records(folder / "verdicts.jsonl", records)
-    found = ranking_of_rounds([tmp_path / "round-1", tmp_path / "round-2"])
-    assert found is not None and found["n"] == 20 and not found["circular"]
-    assert [s["arm"] for s in found["strengths"]] == ["round 2", "round 1", "sft", "base"]
+    found = ranking_of_rounds(folders)
+    assert found is not None and found.n == 20 and not found.circular
+    assert [s.arm for s in found.strengths] == ["round 2", "round 1", "sft", "base"]
 
     # What is asked again in every round counts once.
-    once = ranking_of_rounds([tmp_path / "round-1"])
+    once = ranking_of_rounds(folders[:1])
     assert once is not None
-    apart = {s["arm"]: s["strength"] for s in once["strengths"]}
-    together = {s["arm"]: s["strength"] for s in found["strengths"]}
+    apart = {s.arm: s.strength for s in once.strengths}
+    together = {s.arm: s.strength for s in found.strengths}
     assert abs(apart["sft"] - apart["base"] - (together["sft"] - together["base"])) < 1e-6
 
 
 def test_without_verdicts_there_is_no_ranking(tmp_path: Path) -> None:
     assert ranking_of_rounds([]) is None
-    assert ranking_of_rounds([tmp_path / "round-1"]) is None
+    assert ranking_of_rounds([tmp_path / "round-1" / "evaluate"]) is None

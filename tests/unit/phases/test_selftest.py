@@ -110,10 +110,10 @@ def test_it_fails_where_canaries_are_not_asked(capsys, monkeypatch) -> None:
 
 
 def test_it_fails_where_pairs_are_written_before_the_canaries(capsys, monkeypatch) -> None:
-    def late(judge_, ledger, canaries, out, config, **more):
+    def late(session, canaries, settings, **more):
         pair = PreferencePair(prompt_id="p", prompt=(), chosen="a", rejected="b")
-        judge.write_pairs(out.path / JUDGED_FILE, [pair])
-        return examine(judge_, ledger, canaries, out, config, **more)
+        judge.write_pairs(session.out.path / JUDGED_FILE, [pair])
+        return examine(session, canaries, settings, **more)
 
     examine = judge.examine
     monkeypatch.setattr(judge, "examine", late)
@@ -127,17 +127,17 @@ def test_it_fails_where_the_order_decides(capsys, monkeypatch) -> None:
     """A panel that takes the first ballot's word, and a judge that nobody examines."""
     monkeypatch.setattr(judge, "examine", lambda *arguments, **more: [])
     reconcile = panel.reconcile
-    monkeypatch.setattr(panel, "reconcile", lambda contest, b: reconcile(contest, b[:1]))
+    monkeypatch.setattr(panel, "reconcile", lambda comparison, b: reconcile(comparison, b[:1]))
     assert "always prefers the first answer: was accepted with 38 pairs" in failed(run(capsys)[1])
 
 
 def test_it_fails_where_kept_ballots_are_asked_for_again(capsys, monkeypatch) -> None:
     ask = panel.judge_all
 
-    def forgetful(judge_, contests, journal, **more) -> Judged:
+    def forgetful(judge_, comparisons, journal, **more) -> Judged:
         kept = journal.read
         journal.read = lambda: iter(())
-        judged = ask(judge_, contests, journal, **more)
+        judged = ask(judge_, comparisons, journal, **more)
         journal.read = kept
         return judged
 

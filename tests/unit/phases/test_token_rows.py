@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+import pytest
 
 from dpo_dist.phases.token_rows import token_rows, write_token_rows
 from dpo_dist.storage.records import Message, PreferencePair
@@ -74,6 +75,7 @@ def test_nothing_that_fits_is_no_rows(tmp_path: Path) -> None:
     assert not written and written.largest == -1
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_pairs(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("dpo_dist.data.rows.ROW_GROUP", 100)
     monkeypatch.setattr("dpo_dist.phases.token_rows.BATCH", 50)

@@ -10,7 +10,8 @@ from dpo_dist.config import Config
 from dpo_dist.errors import DataError, ModelError
 from dpo_dist.estimates.memory import ModelShape
 from dpo_dist.phases import train
-from dpo_dist.phases.train import _check_vocabulary
+from dpo_dist.phases.train import TrainPhase, _check_vocabulary
+from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import phase_directory
 from dpo_dist.storage.records import Prompt
 
@@ -21,7 +22,7 @@ SHAPE = ModelShape(
 
 def test_a_tokenizer_of_another_model_is_refused() -> None:
     _check_vocabulary("m", SHAPE, 258)
-    with pytest.raises(ModelError, match="token 259, but the model has only 259 embeddings"):
+    with pytest.raises(ModelError, match="token id 259, but the model has only 259 embeddings"):
         _check_vocabulary("m", SHAPE, 259)
 
 
@@ -50,5 +51,5 @@ def test_pairs_from_elsewhere_are_held_against_the_evaluation(
         }
     )
     with phase_directory(tmp_path / "out", {}) as out, pytest.raises(DataError, match="enough"):
-        train.run(config, out)
+        TrainPhase().run(Run(config), out)
     assert seen == expected

@@ -8,6 +8,7 @@ import pytest
 
 from dpo_dist.config.runfile import load_config
 from dpo_dist.phases.verdicts import pairs_to_compare
+from dpo_dist.runs.run import Run
 
 
 @pytest.mark.parametrize(
@@ -37,4 +38,4 @@ def test_models_are_compared_with_others_only(
             **changes,
         },
     )
-    assert pairs_to_compare(load_config(run_file)) == pairs
+    assert pairs_to_compare(Run(load_config(run_file))) == pairs

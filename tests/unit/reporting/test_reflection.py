@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
 from dpo_dist.reporting.reflection import metric_kind, reflect
-from dpo_dist.reporting.sentence import Sentence, look_up
+from dpo_dist.reporting.report import RunFigures, Sentence, look_up
+from dpo_dist.storage.figures import parse_figures, to_json
+from tests.report_figures import SCORES, estimate, kl, lengths, metric_row, training, win_rate
 
 SAME = (-0.1, 0.1)
 BETTER, WORSE = (0.1, 0.3), (-0.3, -0.1)
@@ -17,42 +18,37 @@ STILL = "no change shown in 1 metric."
 
 
 def row(metric: str, interval: tuple[float, float] | None, **changes: Any) -> dict[str, Any]:
-    delta = {"n": 50, "mean": None, "low": None, "high": None}
+    delta = estimate(50, None)
     if interval is not None:
-        delta |= {"mean": sum(interval) / 2, "low": interval[0], "high": interval[1]}
-    row = {"metric": metric, "label": metric, "unit": "share", "better": "higher", "decoding": 0}
-    return {**row, "delta": delta, **changes}
+        delta = estimate(50, sum(interval) / 2, *interval)
+    return metric_row(**{"metric": metric, "label": metric, "delta": delta, **changes})
 
 
 def figures(**changes: Any) -> dict[str, Any]:
     """The figures of a run of which everything was measured and nothing is remarkable."""
-    preferred = {"n": 100, "mean": 0.6, "low": 0.52, "high": 0.7, "losses": 30, "detectable": 0.12}
-    preferred["length_controlled"] = {"n": 100, "mean": 0.58, "low": 0.5, "high": 0.66}
+    preferred = win_rate(
+        estimate(100, 0.6, 0.52, 0.7),
+        losses=30,
+        detectable=0.12,
+        length_controlled=estimate(100, 0.58, 0.5, 0.66),
+    )
     report: dict[str, Any] = {
-        "outcome": {"outcome": "improved", "reasons": [], "guarded": []},
+        **{"run": "test", "summary": [], "outcome": outcome("improved")},
         "comparison": {
+            **SCORES,
             "metrics": [row("json_schema", BETTER), row("label_match:x", BETTER)],
             "preferred": preferred,
-            "length": {
-                "unit": "characters",
-                "arms": {"sft": {"n": 100, "mean": 200.0}, "dpo": {"n": 100, "mean": 204.0}},
-                "delta": {"n": 100, "mean": 4.0, "low": -3.0, "high": 11.0},
-            },
+            "length": lengths(200.0, estimate(100, 4.0, -3.0, 11.0)),
         },
-        "cut_off": {"sft": {"n": 100, "mean": 0.02}, "dpo": {"n": 100, "mean": 0.03}},
-        "training": {
-            "selected_step": 20,
-            "beta": 0.1,
-            "kl_budget": None,
-            "margin": {"first": 0.0, "last": 0.8},
-            "accuracy": 0.8,
-            "kl": {"per_token": 0.15, "se": 0.02, "cut_off": 0.1},
-        },
-        "alarms": [],
+        "cut_off": {"sft": estimate(100, 0.02), "dpo": estimate(100, 0.03)},
+        "training": training(margin={"first": 0.0, "last": 0.8}, kl=kl(0.15, se=0.02, cut_off=0.1)),
         "regressions": {
             "fell": [{"label": "Form", "prompts": 7}],
             "worst": [{"id": name, "lost": True, "fell": {}} for name in ("a", "b", "c", "d")],
         },
+        **{"funnel": [], "audit": [], "canaries": [], "alarms": [], "rounds": []},
+        **{"phases": {}, "judges": {}, "spend": {}, "judge_scores": []},
+        **{"versions": {}, "git": None, "fingerprints": {}, "config": {}},
     }
     for name, value in changes.items():
         *path, last = name.split("__")
@@ -63,12 +59,18 @@ def figures(**changes: Any) -> dict[str, Any]:
     return report
 
 
-def about(topic: str, report: dict[str, Any]) -> list[Sentence]:
-    sentences = reflect(json.loads(json.dumps(report)))
+def said(report: dict[str, Any]) -> list[Sentence]:
+    """All sentences; every figure that they name is in the report."""
+    figures = parse_figures(report, RunFigures, "test")
+    sentences = reflect(figures)
     for sentence in sentences:
         for name in sentence.figures:
-            look_up(report, name)  # raises where the report has no such figure
-    return [sentence for sentence in sentences if sentence.topic == topic]
+            look_up(to_json(figures), name)  # raises where the report has no such figure
+    return sentences
+
+
+def about(topic: str, report: dict[str, Any]) -> list[Sentence]:
+    return [sentence for sentence in said(report) if sentence.topic == topic]
 
 
 def outcome(name: str) -> dict[str, Any]:
@@ -81,9 +83,9 @@ def test_a_sentence_without_a_figure_cannot_be_made() -> None:
 
 
 def test_the_topics_stand_in_order_and_every_figure_exists() -> None:
-    topics = [sentence.topic for sentence in reflect(figures())]
+    topics = [sentence.topic for sentence in said(figures())]
     assert list(dict.fromkeys(topics)) == [
-        *("Form and facts", "Length", "Reward gap", "KL", "Where it lost", "Beta"),
+        *("Form and facts", "Length", "Reward gap", "KL", "Regressions", "Beta"),
         "What to try next",
     ]
     with pytest.raises(KeyError):
@@ -168,14 +170,14 @@ def test_without_one_of_the_two_kinds_nothing_is_concluded() -> None:
 @pytest.mark.parametrize(
     ("mean", "low", "high", "text"),
     [
-        (4.0, -3.0, 11.0, "are not shown to differ in length from SFT's: +4 characters"),
+        (4.0, -3.0, 11.0, "show no difference in length from SFT's: +4 characters"),
         (50.0, 30.0, 70.0, "are longer than SFT's (+25 %): +50 characters [+30, +70]."),
         (-50.0, -70.0, -30.0, "are shorter than SFT's (-25 %): -50 characters [-70, -30]."),
-        (0.0, None, None, "are not shown to differ in length from SFT's: +0 characters."),
+        (0.0, None, None, "show no difference in length from SFT's: +0 characters."),
     ],
 )
 def test_the_change_in_length(mean: float, low: float | None, high: float, text: str) -> None:
-    longer = {"n": 100, "mean": mean, "low": low, "high": high}
+    longer = estimate(100, mean, low, high)
     assert text in about("Length", figures(comparison__length__delta=longer))[0].text
 
 
@@ -183,11 +185,11 @@ def test_the_change_in_length(mean: float, low: float | None, high: float, text:
     ("raw", "controlled", "warning", "text"),
     [
         ((0.60, 0.52), (0.57, 0.51), False, "60.0 %, and 57.0 % at equal lengths: length makes"),
-        ((0.58, 0.51), (0.49, 0.41), True, "of the gain, none is shown at equal lengths."),
-        ((0.58, 0.51), (0.55, 0.48), True, "of the gain, none is shown at equal lengths."),
-        ((0.75, 0.65), (0.62, 0.55), True, "13 points of it go with length."),
-        ((0.55, 0.48), (0.40, 0.30), True, "15 points of it go with length."),
-        ((0.60, 0.52), (0.75, 0.66), False, "its length speaks against SFT+DPO, not for it."),
+        ((0.58, 0.51), (0.49, 0.41), True, "no gain is shown at equal lengths."),
+        ((0.58, 0.51), (0.55, 0.48), True, "no gain is shown at equal lengths."),
+        ((0.75, 0.65), (0.62, 0.55), True, "13 points of it are due to length."),
+        ((0.55, 0.48), (0.40, 0.30), True, "15 points of it are due to length."),
+        ((0.60, 0.52), (0.75, 0.66), False, "length lowers SFT+DPO's win rate."),
         ((0.50, 0.40), (0.49, 0.39), False, "length makes little difference."),
     ],
 )
@@ -202,7 +204,7 @@ def test_a_win_rate_that_goes_with_length_is_flagged(
     assert text in sentence.text and sentence.warning is warning
 
 
-@pytest.mark.parametrize("rate", [None, {"mean": None}])
+@pytest.mark.parametrize("rate", [None, estimate(2, None)])
 def test_without_a_rate_at_equal_lengths_only_the_length_is_said(rate: dict | None) -> None:
     assert len(about("Length", figures(comparison__preferred__length_controlled=rate))) == 1
 
@@ -211,8 +213,8 @@ def test_without_a_rate_at_equal_lengths_only_the_length_is_said(rate: dict | No
     ("last", "name", "text", "warning"),
     [
         (0.8, "improved", "grew from 0 to 0.8, and the evaluation agrees", False),
-        (0.8, "no_evidence", "shows no gain: a gap is necessary, not sufficient", True),
-        (0.8, "regressed", "got worse: a gap is necessary, not sufficient", True),
+        (0.8, "no_evidence", "shows no gain: a larger gap is necessary, but not sufficient", True),
+        (0.8, "regressed", "got worse: a larger gap is necessary, but not sufficient", True),
         (-0.1, "improved", "improved without a growing reward gap", True),
         (-0.1, "no_evidence", "did not grow (from 0 to -0.1)", False),
     ],
@@ -245,35 +247,43 @@ def test_a_kl_that_was_not_measured_is_not_spoken_of() -> None:
     assert about("KL", figures(training__kl=None)) == []
 
 
-def test_where_it_lost() -> None:
-    (sentence,) = about("Where it lost", figures())
+def test_the_regressions() -> None:
+    (sentence,) = about("Regressions", figures())
     assert sentence.text == (
-        "SFT was preferred on 30 of 100 prompts; Form got worse on 7. Worst of all: a, b, c."
+        "SFT was preferred on 30 of 100 prompts; Form got worse on 7. Worst prompts: a, b, c."
     )
     nowhere = figures(comparison__preferred=None, regressions={"fell": [], "worst": []})
-    assert about("Where it lost", nowhere) == []
+    assert about("Regressions", nowhere) == []
 
 
-LITTLE = {"per_token": 0.004, "se": 0.002, "cut_off": 0.0}
+LITTLE = kl(0.004, se=0.002)
+
+
+def alarms(kind: str) -> list[dict[str, Any]]:
+    return [{"step": 20, "kind": kind, "message": "m"}]
 
 
 @pytest.mark.parametrize(
     ("changes", "verdict", "advice"),
     [
         ({"training__kl_budget": 0.1}, "too low", "Beta 0.2, or half the learning rate"),
-        ({"cut_off__dpo__mean": 0.09}, "7 points more answers are cut off", "Beta 0.2"),
         (
-            {"alarms": [{"kind": "displacement"}], "outcome": outcome("no_evidence")},
+            {"cut_off__dpo__mean": 0.09},
+            "cut-off answers is 7 points higher than SFT's",
+            "Beta 0.2",
+        ),
+        (
+            {"alarms": alarms("displacement"), "outcome": outcome("no_evidence")},
             "(displacement)",
             "Beta 0.2",
         ),
-        ({"alarms": [{"kind": "displacement"}]}, "Nothing measured speaks", "another seed"),
+        ({"alarms": alarms("displacement")}, "No measured signal", "another seed"),
         (
             {"training__kl": LITTLE, "outcome": outcome("no_evidence")},
             "too high, or the training too short: the KL is only 0.0040",
             "Beta 0.05, or twice",
         ),
-        ({"training__kl": LITTLE}, "Nothing measured speaks", "another seed"),
+        ({"training__kl": LITTLE}, "No measured signal", "another seed"),
         (
             {
                 "training__kl": None,
@@ -288,43 +298,42 @@ LITTLE = {"per_token": 0.004, "se": 0.002, "cut_off": 0.0}
             "is unknown",
             "another seed",
         ),
-        ({"alarms": [{"kind": "gap"}]}, "Nothing measured speaks", "More pairs, or fewer epochs"),
-        ({"alarms": [{"kind": "saturation"}]}, "Nothing measured speaks", "Harder pairs"),
+        ({"alarms": alarms("gap")}, "No measured signal", "More pairs, or fewer epochs"),
+        ({"alarms": alarms("saturation")}, "No measured signal", "Harder pairs"),
         (
             {"outcome": outcome("no_evidence")},
-            "Nothing",
+            "No measured signal",
             "with 100, a win rate within 12 points of 50 %",
         ),
-        ({"outcome": outcome("regressed")}, "Nothing", "Read the worst regressions"),
+        ({"outcome": outcome("regressed")}, "No measured signal", "Read the worst regressions"),
     ],
 )
 def test_beta_and_what_to_try_next(changes: dict, verdict: str, advice: str) -> None:
     report = figures(**changes)
     (beta,) = about("Beta", report)
     assert verdict in beta.text and "training.beta" in beta.figures
-    assert beta.warning is ("Nothing" not in verdict and "unknown" not in verdict)
+    assert beta.warning is ("No measured signal" not in verdict and "unknown" not in verdict)
     (following,) = about("What to try next", report)
     assert advice in following.text
 
 
 def test_a_standard_error_can_keep_beta_from_looking_too_high() -> None:
-    unsure = {"per_token": 0.004, "se": 0.004, "cut_off": 0.0}
-    report = figures(training__kl=unsure, outcome=outcome("no_evidence"))
+    report = figures(training__kl=kl(0.004, se=0.004), outcome=outcome("no_evidence"))
     (beta,) = about("Beta", report)
     assert beta.text == (
-        "Nothing measured speaks against beta 0.1: the KL is 0.004 nats per token; 3 % of the "
-        "answers are cut off, of SFT's 2 %."
+        "No measured signal suggests that beta 0.1 is wrong: the KL is 0.004 nats per token; 3 % "
+        "of the answers are cut off (SFT: 2 %)."
     )
     assert {"training.kl.per_token", "cut_off.dpo.mean"} <= set(beta.figures)
 
 
 def test_a_displacement_that_did_no_harm_is_told_all_the_same() -> None:
-    (beta,) = about("Beta", figures(alarms=[{"kind": "displacement"}]))
+    (beta,) = about("Beta", figures(alarms=alarms("displacement")))
     assert "less likely, too (displacement), but the evaluation improved" in beta.text
     assert "alarms.0.kind" in beta.figures and not beta.warning
 
 
 def test_without_a_training_nothing_is_said_of_it() -> None:
     report = figures(training=None)
-    topics = {sentence.topic for sentence in reflect(report)}
-    assert topics == {"Form and facts", "Length", "Where it lost"}
+    topics = {sentence.topic for sentence in said(report)}
+    assert topics == {"Form and facts", "Length", "Regressions"}

@@ -11,39 +11,30 @@ import pytest
 from dpo_dist.config.runfile import load_config
 from dpo_dist.reporting.build import build
 from dpo_dist.reporting.plots import KL_BY_ROUND, WIN_RATE, round_plots
-from dpo_dist.reporting.rounds import rounds_table
+from dpo_dist.reporting.rounds import RoundFigures, rounds_table
+from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import write_json
-from tests.unit.reporting.test_report import make_run
+from dpo_dist.storage.figures import parse_figures
+from tests.report_figures import estimate, evaluation, training
+from tests.unit.reporting.test_build import make_run
 
-FIRST: dict[str, Any] = {
-    "round": 1,
-    "prompts": 24,
-    "pairs": 11,
-    "training": {
-        "reference": "SFT",
-        "selected_step": 20,
-        "first_loss": 0.69312,
-        "kl": {"step": 18, "per_token": 0.0664, "se": 0.012, "answers": 16, "cut_off": 0.0},
-        "accuracy": {"n": 8, "mean": 0.75, "low": 0.41, "high": 0.93},
-        "margin": {"first": 0.0, "last": -0.0631},
-    },
-    "evaluation": {
-        "preferred": {"n": 20, "mean": 0.55, "low": 0.4, "high": 0.7},
-        "cut_off": {"n": 40, "mean": 0.025, "low": 0.004, "high": 0.129},
-    },
-    "wall_seconds": 61.4,
-}
+CUT_OFF = estimate(40, 0.025, 0.004, 0.129)
 NOT_MEASURED = dict.fromkeys(("first_loss", "kl", "accuracy", "margin"))
 
 
-def changed(**training: Any) -> dict[str, Any]:
-    return {**FIRST, "training": {**FIRST["training"], **training}}
+def round_of(number: int, evaluated: dict[str, Any] | None = None, **trained: Any) -> RoundFigures:
+    margin = {"first": 0.0, "last": -0.0631}
+    figures = {
+        **{"round": number, "prompts": 24, "pairs": 11, "taken_over": 0, "funnel": []},
+        "training": training(**{"margin": margin, **trained}),
+        "evaluation": evaluation(cut_off=CUT_OFF, **(evaluated or {})),
+        "wall_seconds": 61.4,
+    }
+    return parse_figures(figures, RoundFigures, "test")
 
 
-SECOND = changed(reference="round 1", **NOT_MEASURED) | {
-    "round": 2,
-    "evaluation": {**FIRST["evaluation"], "preferred": None},
-}
+FIRST = round_of(1)
+SECOND = round_of(2, {"preferred": None}, reference="round 1", **NOT_MEASURED)
 
 
 def test_a_row_has_the_rounds_figures_and_what_was_not_measured_is_said() -> None:
@@ -61,19 +52,19 @@ def test_a_row_has_the_rounds_figures_and_what_was_not_measured_is_said() -> Non
 
 
 def test_win_rate_and_kl_are_drawn_by_round_with_their_intervals() -> None:
-    third = changed(reference="round 2") | {"round": 3}
+    third = round_of(3, reference="round 2")
     plots = dict(round_plots([FIRST, SECOND, third]))
     assert list(plots) == [WIN_RATE, KL_BY_ROUND]
     for svg in plots.values():
         assert ">round</text>" in svg and "LineCollection" in svg
     assert "chance" in plots[WIN_RATE] and "from its start" in plots[KL_BY_ROUND]
-    to_base = [changed(reference="base"), changed(reference="base") | {"round": 2}]
+    to_base = [round_of(number, reference="base") for number in (1, 2)]
     assert "from base, 95 % interval" in dict(round_plots(to_base))[KL_BY_ROUND]
 
 
 def test_what_was_measured_in_no_round_is_not_drawn() -> None:
     assert round_plots([SECOND]) == []
-    (title,) = [title for title, _ in round_plots([SECOND, changed(kl=None)])]
+    (title,) = [title for title, _ in round_plots([SECOND, round_of(1, kl=None)])]
     assert title == WIN_RATE
 
 
@@ -92,18 +83,18 @@ def report(tmp_path: Path, write_run) -> Path:
             evaluate={"prompts": prompts, "metrics": metrics},
         )
     )
-    root = tmp_path / "run"
-    rounds = [root / "round-1", root / "round-2"]
-    for folder in rounds:
-        make_run(folder)
-    path = rounds[1] / "train" / "manifest.json"
+    run = Run(config)
+    first, second = run.rounds()
+    for at_round in (first, second):
+        make_run(at_round.folder)
+    path = second.directory("train") / "manifest.json"
     write_json(path, json.loads(path.read_text()) | {"reference": "round 1"})
-    path = rounds[0] / "judge" / "manifest.json"
+    path = first.directory("judge") / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["counts"] |= {"in": 58, "kept": 40}
     spend = {"usd": 1.5, "usage": {"attempts": 9}}
     write_json(path, manifest | {"spend": spend})
-    build(config, root, tmp_path / "report", rounds=rounds)
+    build(run, tmp_path / "report")
     return tmp_path / "report"
 
 

@@ -48,17 +48,6 @@ def test_a_damaged_middle_line_names_file_and_line(tmp_path: Path) -> None:
         list(read_records(path, Message))
 
 
-def test_a_directory_is_complete_only_with_its_manifest(tmp_path: Path) -> None:
-    with phase_directory(tmp_path / "sample", {"a": 1}) as out:
-        assert not out.complete
-    with phase_directory(tmp_path / "sample", {"a": 1}) as out:
-        out.write_manifest({"in": 2, "kept": 1, "dropped": {"tie": 1}}, engine="x")
-    with phase_directory(tmp_path / "sample", {"a": 1}) as out:
-        assert out.complete
-        assert out.manifest["counts"]["dropped"] == {"tie": 1}
-        assert out.manifest["engine"] == "x"
-
-
 def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
     with phase_directory(tmp_path / "p", {"config": {"beta": 0.1, "r": 16}}):
         pass
@@ -100,15 +89,6 @@ def test_a_second_process_is_turned_away_naming_the_owner(tmp_path: Path) -> Non
         owner.join()
     with phase_directory(tmp_path / "p", {}):
         pass
-
-
-def test_wall_time_adds_up_over_interruptions(tmp_path: Path) -> None:
-    with phase_directory(tmp_path / "p", {}) as out:
-        pass
-    (tmp_path / "p" / ".seconds").write_text("100.0")
-    with phase_directory(tmp_path / "p", {}) as out:
-        out.write_manifest({})
-    assert 100 <= out.manifest["wall_seconds"] < 101
 
 
 def test_json_files_are_replaced_whole(tmp_path: Path) -> None:

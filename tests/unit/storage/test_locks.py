@@ -43,7 +43,7 @@ def test_another_cut_waits_until_nobody_is_at_work(tmp_path) -> None:
 def test_who_works_alone_and_who_has_a_shard_keep_each_other_out(tmp_path) -> None:
     path = tmp_path / "sample"
     with (
-        locks.sole(path),
+        locks.exclusive(path),
         pytest.raises(DirectoryLocked, match="process"),
         locks.shared(path, Shard(0, 2)),
     ):
@@ -51,7 +51,7 @@ def test_who_works_alone_and_who_has_a_shard_keep_each_other_out(tmp_path) -> No
     with (
         locks.shared(path, Shard(0, 2)),
         pytest.raises(DirectoryLocked, match="2 shards"),
-        locks.sole(path),
+        locks.exclusive(path),
     ):
         pass
 
@@ -66,6 +66,11 @@ def test_a_file_system_without_locks_is_no_other_process(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    for held in (locks.sole(tmp_path / "a"), locks.shared(tmp_path / "a", Shard(0, 2))):
-        with pytest.raises(NoFileLocks, match=r"no lock \(.*`dpo-dist doctor RUN.yaml`"), held:
+    for held in (locks.exclusive(tmp_path / "a"), locks.shared(tmp_path / "a", Shard(0, 2))):
+        with (
+            pytest.raises(
+                NoFileLocks, match=r"does not support locks \(.*`dpo-dist doctor RUN.yaml`"
+            ),
+            held,
+        ):
             pass

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dpo_dist.system import processes
 from dpo_dist.system.processes import run_to_end
 
 
@@ -16,6 +17,8 @@ def test_the_exit_code_is_the_child_s() -> None:
 
 
 def test_ctrl_c_waits_until_the_child_has_cleaned_up(tmp_path, monkeypatch) -> None:
+    wait, *more = processes._SIGNALS
+    monkeypatch.setattr(processes, "_SIGNALS", ((0.5, wait[1]), *more))
     program = (
         "import pathlib, time\n"
         "pathlib.Path('ready').touch()\n"

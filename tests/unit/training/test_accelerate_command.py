@@ -83,7 +83,7 @@ def test_the_interface_to_an_address_is_found() -> None:
         (
             {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}},
             nodes(),
-            "silently leaves out on a CPU",
+            "silently ignores on a CPU",
         ),
     ],
 )

@@ -18,7 +18,7 @@ from dpo_dist.training.checkpoints import (
     seal_files,
 )
 from dpo_dist.training.job import TrainingJob
-from dpo_dist.training.resume import resume
+from dpo_dist.training.supervise import resume
 
 
 def write_checkpoint(

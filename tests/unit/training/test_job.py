@@ -17,9 +17,9 @@ def test_the_global_batch_is_what_stays_fixed() -> None:
 @pytest.mark.parametrize(
     ("batch", "micro", "processes", "advice"),
     [
-        (4, 4, 8, "micro_batch_size 1 with 4 processes would do, or global_batch_size 32"),
-        (16, 8, 4, "micro_batch_size 4 would do, or global_batch_size 32"),
-        (6, 2, 4, "micro_batch_size 2 with 3 processes would do, or global_batch_size 8"),
+        (4, 4, 8, "micro_batch_size 1 with 4 processes, or global_batch_size 32"),
+        (16, 8, 4, "micro_batch_size 4, or global_batch_size 32"),
+        (6, 2, 4, "micro_batch_size 2 with 3 processes, or global_batch_size 8"),
     ],
 )
 def test_what_would_do_is_said(batch: int, micro: int, processes: int, advice: str) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError, NodeLost, PhaseFailed, Preempted
-from dpo_dist.phases import on_nodes
 from dpo_dist.system.ranks import Nodes
 from dpo_dist.training import nodes as module
 from dpo_dist.training.follow import follow
-from dpo_dist.training.nodes import Leader, Meeting, leading, meeting_folder
+from dpo_dist.training.nodes import Leader, Rendezvous, leading, rendezvous_folder
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +29,7 @@ def node(rank: int, *, join: float = 5, silent: float = 5) -> Nodes:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    path = meeting_folder(tmp_path / "run" / "train", node(0))
+    path = rendezvous_folder(tmp_path / "run" / "train", node(0))
     assert path == tmp_path / "run" / ".train.nodes" / "first"
     return path
 
@@ -87,9 +83,9 @@ def test_a_follower_that_comes_late_learns_that_all_is_over(folder: Path) -> Non
 
 def test_a_leader_that_dies_without_a_word_is_given_up(folder: Path) -> None:
     folder.mkdir(parents=True)
-    leader = Meeting(folder, node(0))
-    leader.sign_in()
-    with leader.beating():
+    leader = Rendezvous(folder, node(0))
+    leader.join()
+    with leader.heartbeat():
         result = follower(folder, node(1, silent=0.5))
     died = result()
     assert isinstance(died, NodeLost)
@@ -101,9 +97,9 @@ def test_a_follower_that_dies_without_a_word_is_given_up(folder: Path) -> None:
         pytest.raises(NodeLost, match=r"node 1 .* no sign of life"),
         leading(node(0, silent=0.5), folder) as leader,
     ):
-        other = Meeting(folder, node(1))
-        other.sign_in()
-        with other.beating():
+        other = Rendezvous(folder, node(1))
+        other.join()
+        with other.heartbeat():
             leader.wait_for_all()
             leader.check(stopping=False)
         while True:
@@ -114,10 +110,10 @@ def test_a_follower_that_dies_without_a_word_is_given_up(folder: Path) -> None:
 
 def test_a_follower_that_leaves_is_named_unless_all_are_stopping(folder: Path) -> None:
     folder.mkdir(parents=True)
-    other = Meeting(folder, node(1))
-    leader = Leader(Meeting(folder, node(0)))
-    other.sign_in()
-    with other.beating():
+    other = Rendezvous(folder, node(1))
+    leader = Leader(Rendezvous(folder, node(0)))
+    other.join()
+    with other.heartbeat():
         other.post("left", "its training processes exited with code 1")
         for _ in range(20):
             leader.check(stopping=True)
@@ -140,7 +136,7 @@ def test_a_follower_that_is_told_to_stop_stops_all_before_the_next_training(
         while True:
             leader.wait_for_all()
     status, message = result()
-    assert status == 75 and re.match(r"node 1 \(.+\) was stopped while nothing", message)
+    assert status == 75 and re.match(r"node 1 \(.+\) was stopped while no training", message)
 
 
 def test_a_directory_that_is_not_shared_is_named_on_both_sides(tmp_path: Path) -> None:
@@ -159,25 +155,3 @@ def test_a_launch_id_serves_one_start(folder: Path) -> None:
         pass
     with pytest.raises(ConfigError, match="Give every launch a new id"), leading(node(0), folder):
         pass
-
-
-def test_sigterm_before_a_training_is_told_to_the_others(
-    tmp_path: Path, write_run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    accelerate = tmp_path / "two.yaml"
-    accelerate.write_text("{num_machines: 2, num_processes: 2}\n")
-    config = load_config(
-        write_run(
-            model={"base": "m"},
-            preferences={"source": "path", "path": "p.jsonl"},
-            train={"accelerate_config": str(accelerate)},
-        )
-    )
-    monkeypatch.setattr(on_nodes, "check_address", lambda nodes: None)
-    monkeypatch.setattr(
-        on_nodes, "run_phase", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
-    )
-    with pytest.raises(Preempted):
-        on_nodes.run_on_nodes("train", config, node(0))
-    meeting = Meeting(meeting_folder(tmp_path / "runs" / "test" / "train", node(0)), node(1))
-    assert meeting.ended() == (75, "stopped while no training was running")

@@ -1,15 +1,25 @@
+"""The log-probs of the reference: their cache, and the pass for a reference which training does not
+start from."""
+
 import fcntl
 from pathlib import Path
 
 import pytest
 
+from dpo_dist.config import Train
+from dpo_dist.errors import Preempted
+from dpo_dist.storage.artifacts import write_json
 from dpo_dist.training import reference
+from dpo_dist.training.job import OUTCOME, STOP, InitialReference, TrainingJob
 from dpo_dist.training.reference import (
     ReferenceCache,
     ReferenceLogProbs,
+    compute_reference,
+    reference_job,
     reference_key,
     row_key,
 )
+from tests.conftest import ROOT
 
 WEIGHTS = {"model": "a", "adapter": None}
 
@@ -72,7 +82,7 @@ def test_all_ranks_wait_together_for_another_run_and_say_so_once(
         assert is_locked(tmp_path / "key.lock")
     assert not is_locked(tmp_path / "key.lock")
     said = capsys.readouterr().err
-    assert said == f"waiting for another run, which computes the reference ({tmp_path}/key.jsonl)\n"
+    assert said == f"waiting for another run that computes the reference ({tmp_path}/key.jsonl)\n"
 
 
 def test_a_rank_without_the_lock_goes_by_what_rank_0_says(
@@ -84,3 +94,58 @@ def test_a_rank_without_the_lock_goes_by_what_rank_0_says(
     with cache.locked(lambda taken: not taken and next(answers)):
         assert not is_locked(tmp_path / "key.lock")
     assert next(answers, None) is None
+
+
+def job(tmp_path: Path) -> TrainingJob:
+    settings = Train(
+        global_batch_size=16,
+        micro_batch_size=2,
+        accelerate_config=ROOT / "accelerate_configs" / "cpu_zero2.yaml",
+        select="best",
+    )
+    return TrainingJob(
+        kind="dpo",
+        settings=settings,
+        model="base",
+        adapter=tmp_path / "round-1",
+        dtype="float32",
+        rows=tmp_path / "train.parquet",
+        validation_rows=tmp_path / "validation.parquet",
+        reference_folder=tmp_path / "logps",
+        start={"adapter": "one"},
+        reference=InitialReference(
+            model="base", adapter=tmp_path / "sft", identity={"adapter": "sft"}
+        ),
+        planned_peak_bytes={},
+        out=tmp_path / "train",
+        seed=1,
+        run_name="r",
+    )
+
+
+def test_the_pass_starts_from_the_reference_and_takes_one_micro_batch(tmp_path: Path) -> None:
+    whole = job(tmp_path)
+    own = reference_job(whole)
+    assert TrainingJob.model_validate_json(own.model_dump_json()) == own
+    assert (own.kind, own.adapter, own.start) == ("reference", tmp_path / "sft", {"adapter": "sft"})
+    assert own.reference is None and own.out == tmp_path / "train" / "reference"
+    assert (own.rows, own.validation_rows) == (whole.rows, whole.validation_rows)
+    assert own.reference_folder == whole.reference_folder
+    assert own.settings.global_batch_size == 2 * 2, "a micro-batch for each of two processes"
+
+
+def test_a_stopped_pass_does_not_go_on_to_train_and_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[TrainingJob] = []
+
+    def launch(own: TrainingJob, leader: None) -> None:
+        launched.append(own)
+        write_json(own.out / OUTCOME, {"rows": 1})
+        (own.out / STOP).touch()
+
+    monkeypatch.setattr(reference, "launch", launch)
+    with pytest.raises(Preempted, match="before its first step"):
+        compute_reference(job(tmp_path))
+    compute_reference(job(tmp_path))
+    assert len(launched) == 1

@@ -1,14 +1,14 @@
-"""Jobs: one pod, one for each shard, or one for each node of a training."""
+"""Jobs with one pod, a pod per shard, or a pod per node of a training."""
 
 from __future__ import annotations
 
 from dpo_dist.errors import Preempted, UserError
-from dpo_dist.tools.launch.kubernetes.pods import Manifest
+from dpo_dist.tools.launch.kubernetes.pods import Manifest, manifest
 
-RETRIES = 3  # of a pod that fails for no known reason
-KEPT_SECONDS = 7 * 24 * 3600  # then the cluster forgets a job that has ended; the volume does not
-# Stopped and saved; no place for the other nodes (the code of `timeout`); and ended by SIGTERM, to
-# which a phase without workers has no answer.
+RETRIES = 3  # of a pod after an unknown failure
+KEPT_SECONDS = 7 * 24 * 3600  # then the cluster deletes a finished job; the volume stays
+# Stopped and saved; other nodes were not scheduled in time (exit code of `timeout`); ended by
+# SIGTERM, which a phase without workers does not handle.
 STOPPED_CODES = (Preempted.exit_code, 124, 143)
 
 BAD_INPUT = {
@@ -17,68 +17,51 @@ BAD_INPUT = {
 }
 DISRUPTED = {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
 STOPPED = {"onExitCodes": {"operator": "In", "values": list(STOPPED_CODES)}}
-# What the input has to change for fails at once. Who was stopped comes again, as often as it
-# happens; other failures count.
+# Bad input fails the job at once. Stopped pods restart without limit; other failures use retries.
 POLICY = {
     "rules": [BAD_INPUT, {"action": "Ignore", **DISRUPTED}, {"action": "Ignore", **STOPPED}],
 }
 
 
 def single_job(name: str, labels: dict[str, str], pod: Manifest) -> Manifest:
-    """One pod, which goes on where the one before it was stopped."""
-    return _job(name, labels, {"backoffLimit": RETRIES, "podFailurePolicy": POLICY}, pod)
+    """A job with one pod. A new pod resumes where the previous one stopped."""
+    return _job(name, labels, pod, {"backoffLimit": RETRIES, "podFailurePolicy": POLICY})
 
 
 def sharded_job(name: str, labels: dict[str, str], pod: Manifest, shards: int) -> Manifest:
-    """A pod for each shard; one that fails is tried again by itself, and the others go on."""
-    spec = {
-        "completionMode": "Indexed",
-        "completions": shards,
-        "parallelism": shards,
-        "backoffLimitPerIndex": RETRIES,
-        "podFailurePolicy": POLICY,
-    }
-    return _job(name, labels, spec, pod)
+    """A job with a pod per shard. A failed pod is retried alone, and the others continue."""
+    retries = {"backoffLimitPerIndex": RETRIES, "podFailurePolicy": POLICY}
+    return _job(name, labels, pod, retries, pods=shards)
 
 
 def gang_job(name: str, labels: dict[str, str], pod: Manifest, nodes: int) -> Manifest:
-    """A pod for each node of a training. When one ends, the others cannot go on: the job fails
-    as a whole, and whoever has submitted it starts all of them again."""
+    """A job with a pod per node of a training. If a pod ends, the others cannot continue: the whole
+    job fails, and `submit.sh` starts it again."""
+    retries = {"backoffLimit": 0, "podFailurePolicy": {"rules": [BAD_INPUT]}}
+    return _job(name, labels, pod, retries, pods=nodes)
+
+
+def headless_service(name: str, labels: dict[str, str], port: int) -> Manifest:
+    """Gives the pods of the job `name` the host names `<name>-<index>.<name>` at once."""
     spec = {
-        "completionMode": "Indexed",
-        "completions": nodes,
-        "parallelism": nodes,
-        "backoffLimit": 0,
-        "podFailurePolicy": {"rules": [BAD_INPUT]},
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": {"batch.kubernetes.io/job-name": name},
+        "ports": [{"name": "rendezvous", "port": port}],
     }
-    return _job(name, labels, spec, pod)
+    return manifest("v1", "Service", name, labels, spec=spec)
 
 
-def headless_service(name: str, labels: dict[str, str], job: str, port: int) -> Manifest:
-    """Names for the pods of a job, `<job>-<index>.<service>`, before they are ready."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": name, "labels": labels},
-        "spec": {
-            "clusterIP": "None",
-            "publishNotReadyAddresses": True,
-            "selector": {"batch.kubernetes.io/job-name": job},
-            "ports": [{"name": "rendezvous", "port": port}],
-        },
+def _job(
+    name: str, labels: dict[str, str], pod: Manifest, retries: Manifest, pods: int | None = None
+) -> Manifest:
+    indexed = {"completionMode": "Indexed", "completions": pods, "parallelism": pods}
+    spec = {
+        **(indexed if pods else {}),
+        **retries,
+        # No new pod while the old one still saves to the same directory.
+        "podReplacementPolicy": "Failed",
+        "ttlSecondsAfterFinished": KEPT_SECONDS,
+        "template": pod,
     }
-
-
-def _job(name: str, labels: dict[str, str], spec: Manifest, pod: Manifest) -> Manifest:
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": name, "labels": labels},
-        "spec": {
-            **spec,
-            # Not while the old one still saves: both would want the same directory.
-            "podReplacementPolicy": "Failed",
-            "ttlSecondsAfterFinished": KEPT_SECONDS,
-            "template": pod,
-        },
-    }
+    return manifest("batch/v1", "Job", name, labels, spec=spec)

@@ -1,4 +1,4 @@
-"""The pod that every job of a run is made of."""
+"""The pod template of all jobs."""
 
 from __future__ import annotations
 
@@ -9,32 +9,27 @@ from typing import Any
 
 Manifest = dict[str, Any]
 
-VOLUME = PurePosixPath("/shared")  # the claim: runs, and what is downloaded
-SETTINGS = PurePosixPath("/etc/dpo-dist")  # the ConfigMap: the run file, accelerate's files
-USER = 10001  # the image's
+VOLUME = PurePosixPath("/shared")  # the claim: runs and the download cache
+SETTINGS = PurePosixPath("/etc/dpo-dist")  # the ConfigMap: run file, accelerate configurations
+USER = 10001  # of the image
 GPU = "nvidia.com/gpu"
-CONTAINER = "node"  # Kubeflow's trainer looks for this name
-# Those that are done before that one starts, where nodes train together.
-PLACES, PREFLIGHT = "places", "preflight"
-SHARED_MEMORY = "8Gi"  # NCCL's and the data loaders'; it counts towards the pod's limit
+CONTAINER = "node"  # the name that Kubeflow's trainer expects
+PLACES, PREFLIGHT = "places", "preflight"  # init containers
+SHARED_MEMORY = "8Gi"  # for NCCL and data loaders; counts towards the pod's memory limit
 
-# After SIGTERM training ends its step and saves; everything else has its records on disk.
+# After SIGTERM a training finishes its step and saves; other phases have their records on disk.
 TRAINING_GRACE_SECONDS = 900
 GRACE_SECONDS = 60
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What the pods of a run have in common.
-
-    `settings` is the name of the ConfigMap, `claim` of the shared volume, `secret` of the object
-    that holds the `keys`, by the names of their variables; `run_file` is where the pods see the
-    run file, `workdir` where they start. A pod gets `cpus` and `memory` (GiB) for every GPU,
-    and as much when it has none.
-    """
+class PodSettings:
+    """The settings of all pods of a run. `config_map`, `claim` and `secret` are names of objects;
+    the secret holds `keys` by their environment variables. `run_file` is the run file's path in the
+    pods. A pod gets `cpus` and `memory` (GiB) per GPU, and the same without a GPU."""
 
     image: str
-    settings: str
+    config_map: str
     claim: str
     secret: str
     keys: Sequence[str]
@@ -44,23 +39,29 @@ class Surroundings:
     memory: int
 
 
+def manifest(api: str, kind: str, name: str, labels: dict[str, str], **content: object) -> Manifest:
+    """An object of the cluster; `api` is its `apiVersion`."""
+    metadata = {"name": name, "labels": labels}
+    return {"apiVersion": api, "kind": kind, "metadata": metadata, **content}
+
+
 def pod_template(
-    around: Surroundings,
-    words: Sequence[str],
+    settings: PodSettings,
+    command: Sequence[str],
     labels: dict[str, str],
     *,
     gpus: int = 0,
     trains: bool = False,
     environment: Sequence[Manifest] = (),
-    before: Mapping[str, Sequence[str]] | None = None,
+    init: Mapping[str, Sequence[str]] | None = None,
     subdomain: str | None = None,
 ) -> Manifest:
-    """A pod that runs a command, after those `before` it, by the names of their containers.
-    `$(NAME)` in them stands for a variable of the container."""
+    """A pod that runs a command. `init` has the commands of the init containers by name.
+    Kubernetes replaces `$(NAME)` in commands by the container's variable."""
     spec: Manifest = {
-        "restartPolicy": "Never",  # the job starts another pod, or fails: its policy says which
+        "restartPolicy": "Never",  # the job's failure policy decides about a new pod
         "automountServiceAccountToken": False,
-        # Variables such as VLLM_PORT, made from the names of Services, are read by vLLM as its own.
+        # Otherwise vLLM would read variables of Services, such as VLLM_PORT, as its settings.
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": TRAINING_GRACE_SECONDS if trains else GRACE_SECONDS,
         "securityContext": {
@@ -71,18 +72,17 @@ def pod_template(
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(around, CONTAINER, words, gpus, environment)],
+        "containers": [_container(settings, CONTAINER, command, gpus, environment)],
         "volumes": [
-            {"name": "shared", "persistentVolumeClaim": {"claimName": around.claim}},
-            {"name": "settings", "configMap": {"name": around.settings}},
+            {"name": "shared", "persistentVolumeClaim": {"claimName": settings.claim}},
+            {"name": "settings", "configMap": {"name": settings.config_map}},
             {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY}},
         ],
     }
-    if before:
-        # With the same GPUs and the same limits, which they hand on.
+    if init:
+        # They run before the main container, so they can use the same GPUs and limits.
         spec["initContainers"] = [
-            _container(around, name, its_words, gpus, environment)
-            for name, its_words in before.items()
+            _container(settings, name, words, gpus, environment) for name, words in init.items()
         ]
     if gpus:
         spec["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
@@ -92,55 +92,46 @@ def pod_template(
 
 
 def _container(
-    around: Surroundings,
+    settings: PodSettings,
     name: str,
-    words: Sequence[str],
+    command: Sequence[str],
     gpus: int,
     environment: Sequence[Manifest],
 ) -> Manifest:
-    resources = _resources(around, gpus)
+    units = max(1, gpus)
+    resources = {"cpu": str(units * settings.cpus), "memory": f"{units * settings.memory}Gi"}
+    if gpus:
+        resources[GPU] = str(gpus)
+    secret = {"name": settings.secret, "optional": True}
     return {
         "name": name,
-        "image": around.image,
+        "image": settings.image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["tini", "--"],
-        "args": list(words),
-        "workingDir": str(around.workdir),
+        "args": list(command),
+        "workingDir": str(settings.workdir),
         "env": [
             {"name": "HF_HOME", "value": str(VOLUME / "cache" / "huggingface")},
-            *(_key(name, around.secret) for name in around.keys),
+            # A key is optional in the secret, because a run that needs it reports its absence.
+            *(
+                {"name": key, "valueFrom": {"secretKeyRef": {**secret, "key": key}}}
+                for key in settings.keys
+            ),
             *environment,
         ],
-        # Requests equal to limits: such a pod is the last one that a full node evicts.
+        # With requests equal to limits, a full node evicts this pod last.
         "resources": {"requests": resources, "limits": dict(resources)},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [
             {"name": "shared", "mountPath": str(VOLUME)},
             {"name": "settings", "mountPath": str(SETTINGS), "readOnly": True},
-            # Into the recipe's folder, from where the run file names its data.
+            # In the recipe's folder, because paths of data are relative to the run file.
             {
                 "name": "settings",
-                "mountPath": str(around.run_file),
-                "subPath": around.run_file.name,
+                "mountPath": str(settings.run_file),
+                "subPath": settings.run_file.name,
                 "readOnly": True,
             },
             {"name": "memory", "mountPath": "/dev/shm"},
         ],
-    }
-
-
-def _resources(around: Surroundings, gpus: int) -> dict[str, str]:
-    times = max(1, gpus)
-    resources = {"cpu": str(times * around.cpus), "memory": f"{times * around.memory}Gi"}
-    return resources | ({GPU: str(gpus)} if gpus else {})
-
-
-def _key(name: str, secret: str) -> Manifest:
-    """A variable from the secret; a run that needs it says so itself when it is not there."""
-    return {
-        "name": name,
-        "valueFrom": {"secretKeyRef": {"name": secret, "key": name, "optional": True}},
     }

@@ -1,21 +1,21 @@
-"""A training on several nodes as a TrainJob of Kubeflow's trainer, with a runtime of its own.
+"""A training on several nodes as a TrainJob of Kubeflow's trainer with its own runtime.
 
-The runtime is a JobSet: it starts all nodes again when one of them is lost, without anybody
-watching from outside the cluster.
+The runtime is a JobSet: if a node is lost, the cluster itself restarts all nodes.
 """
 
 from __future__ import annotations
 
 from dpo_dist.errors import UserError
 from dpo_dist.tools.launch.kubernetes.jobs import BAD_INPUT, DISRUPTED, STOPPED, STOPPED_CODES
-from dpo_dist.tools.launch.kubernetes.pods import CONTAINER, PREFLIGHT, Manifest
+from dpo_dist.tools.launch.kubernetes.pods import CONTAINER, PREFLIGHT, Manifest, manifest
 
 GROUP = "trainer.kubeflow.org"
-# The variables that the trainer gives to the container `node`.
+API = f"{GROUP}/v1alpha1"
+# Variables that the trainer sets.
 RANK, HOST, PORT = "$(PET_NODE_RANK)", "$(PET_MASTER_ADDR)", "$(PET_MASTER_PORT)"
-RESTARTS = 5  # besides those after a preemption
+RESTARTS = 5  # not counting restarts after a preemption
 
-# A job tells a JobSet why it failed in its condition's words: the exit code is among them.
+# The JobSet sees a failure's exit code only in the message of the job's condition.
 FAILURE_POLICY = {
     "maxRestarts": RESTARTS,
     "rules": [
@@ -39,21 +39,17 @@ FAILURE_POLICY = {
 
 
 def pod_name(train_job: str) -> str:
-    """What the names of its pods begin with; their index follows."""
+    """The prefix of the pods' names; their index follows."""
     return f"{train_job}-{CONTAINER}-0"
 
 
 def train_job(name: str, labels: dict[str, str], pod: Manifest, nodes: int) -> list[Manifest]:
-    """The runtime, which says how the nodes run, and the job, which says how many there are."""
-    job = {
+    """The runtime, which describes the nodes, and the job, which sets their number."""
+    node = {
         "completionMode": "Indexed",
         "backoffLimit": 0,
         "podFailurePolicy": {
-            "rules": [
-                BAD_INPUT,
-                {"action": "FailJob", **DISRUPTED},
-                {"action": "FailJob", **STOPPED},
-            ]
+            "rules": [BAD_INPUT, *({"action": "FailJob", **rule} for rule in (DISRUPTED, STOPPED))]
         },
         "podReplacementPolicy": "Failed",
         "template": pod,
@@ -63,28 +59,21 @@ def train_job(name: str, labels: dict[str, str], pod: Manifest, nodes: int) -> l
         "replicas": 1,
         "template": {
             "metadata": {"labels": {f"{GROUP}/trainjob-ancestor-step": "trainer"}},
-            "spec": job,
+            "spec": node,
         },
     }
-    # Else the trainer tells only the container `node` who it is.
-    told = {"targets": [{"jobName": CONTAINER, "containerNames": [PREFLIGHT]}]}
+    # The trainer sets its variables in the container `node`, and in these.
+    injection = {"targets": [{"jobName": CONTAINER, "containerNames": [PREFLIGHT]}]}
     runtime = {
-        "apiVersion": f"{GROUP}/v1alpha1",
-        "kind": "TrainingRuntime",
-        "metadata": {"name": name, "labels": labels},
-        "spec": {
-            "mlPolicy": {"numNodes": nodes, "torch": {"envInjection": told}},
-            "template": {"spec": {"failurePolicy": FAILURE_POLICY, "replicatedJobs": [replicated]}},
-        },
+        "mlPolicy": {"numNodes": nodes, "torch": {"envInjection": injection}},
+        "template": {"spec": {"failurePolicy": FAILURE_POLICY, "replicatedJobs": [replicated]}},
     }
-    train = {
-        "apiVersion": f"{GROUP}/v1alpha1",
-        "kind": "TrainJob",
-        "metadata": {"name": name, "labels": labels},
-        "spec": {
-            "runtimeRef": {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": name},
-            # Without this section the trainer gives the nodes no ranks.
-            "trainer": {"numNodes": nodes},
-        },
+    job = {
+        "runtimeRef": {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": name},
+        # Without this section the trainer assigns no ranks.
+        "trainer": {"numNodes": nodes},
     }
-    return [runtime, train]
+    return [
+        manifest(API, "TrainingRuntime", name, labels, spec=runtime),
+        manifest(API, "TrainJob", name, labels, spec=job),
+    ]

@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 
 from dpo_dist.cli import main
+from dpo_dist.config import Config, Sampling
 from dpo_dist.config.runfile import load_config
 from dpo_dist.data.rows import write_parquet
 from dpo_dist.errors import DataError, UserError
 from dpo_dist.evaluation.comparison import summarise
-from dpo_dist.evaluation.differences import paired_difference
+from dpo_dist.evaluation.significance import paired_difference
 from dpo_dist.metrics import Metric
 from dpo_dist.runs.finished import find_run
 from dpo_dist.storage.artifacts import write_json, write_records
+from dpo_dist.storage.figures import write_figures
 from dpo_dist.storage.records import Message, Prompt, Score, Verdict
 from dpo_dist.tools.compare.runs import compare_runs, differing
+from tests.report_run import manifest
 
 N = 12
 GREEDY = {"temperature": 0.0, "top_p": 1.0, "max_tokens": None}
@@ -36,11 +39,12 @@ def make_run(tmp_path: Path, write_run):
         decodings: tuple[dict[str, Any], ...] = (GREEDY,),
         question: str = "question",
         schema: str = "digest",
+        metric: dict[str, str] | None = None,
         wins: int | None = None,
         versions: dict[str, str] | None = None,
     ) -> Path:
         (tmp_path / "schema.json").write_text("{}")
-        section = {"type": "json_schema", "label": "Format", "schema_path": "schema.json"}
+        section = metric or {"type": "json_schema", "schema_path": "schema.json"}
         config = load_config(
             write_run(
                 run={"name": name, "output_dir": str(tmp_path / "runs")},
@@ -52,20 +56,13 @@ def make_run(tmp_path: Path, write_run):
                     "engine": {"type": "hf"},
                     "arms": ["sft", "dpo"],
                     "decodings": list(decodings),
-                    "metrics": [section],
+                    "metrics": [{**section, "label": "Format"}],
                 },
             )
         )
-        manifest = {
-            "counts": {"in": N, "kept": N, "dropped": {}},
-            "wall_seconds": 10.0,
-            "seed": 17,
-            "versions": {"torch": "2.13.0", **(versions or {})},
-            "git": "abc",
-            "config": config.model_dump(mode="json"),
-        }
+        used = {"torch": "2.13.0", **(versions or {})}
         root = tmp_path / "runs" / name
-        write_training(root / "train", manifest)
+        write_training(root / "train", config, used)
         verdicts = None if wins is None else [verdict(n, n < wins) for n in range(N)]
         scores = [
             Score(prompt_id=f"p{n}", arm=arm, decoding=number, metric="json_schema", value=value)
@@ -74,25 +71,29 @@ def make_run(tmp_path: Path, write_run):
             for n, value in enumerate(values)
         ]
         out = root / "evaluate"
-        metric = Metric("json_schema", "Format", lambda prompt, answer: 0.0)
+        scored_by = Metric("json_schema", "Format", lambda prompt, answer: 0.0)
         arms = ("sft", "dpo")
         given = None if verdicts is None else {("dpo", "sft"): verdicts}
-        scored = summarise([metric], scores, given, arms, decodings, seed=17)
-        write_json(out / "scores.json", scored)
+        sampled = [Sampling.model_validate(decoding) for decoding in decodings]
+        scored = summarise([scored_by], scores, given, arms, sampled, seed=17)
+        write_figures(out / "scores.json", scored)
         write_records(out / "scores.jsonl", scores)
         write_records(out / "verdicts.jsonl", verdicts or [])
         write_records(out / "prompts.jsonl", (prompt(n, question) for n in range(N)))
-        fingerprint = {"inputs": {"metric_files": {"schema.json": schema}}}
+        fingerprint = {
+            "inputs": {"metric_files": dict.fromkeys(("schema.json", "gone:score"), schema)}
+        }
         write_json(out / "fingerprint.json", fingerprint)
-        judged = {"judge": None if wins is None else "claude:m:1", "judge_scores": []}
+        judge = None if wins is None else "claude:m:1"
         spend = {"usd": 1.5, "usage": {"attempts": 24}}
-        write_json(out / "manifest.json", {**manifest, **judged, "spend": spend})
+        evaluated = manifest("evaluate", config, versions=used, judge=judge, spend=spend)
+        write_json(out / "manifest.json", evaluated)
         return root
 
     return make
 
 
-def write_training(train: Path, manifest: dict[str, Any]) -> None:
+def write_training(train: Path, config: Config, versions: dict[str, str]) -> None:
     rows = [{"id": f"v{n // 2}"} for n in range(8)]  # two pairs a prompt
     write_parquet(train / "tokens" / "validation.parquet", rows)
     lines = [
@@ -107,9 +108,8 @@ def write_training(train: Path, manifest: dict[str, Any]) -> None:
     ]
     (train / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_json(train / "fingerprint.json", {"inputs": {}})
-    done = {"steps": 12, "selected_step": 10, "pairs": {"train": 30, "validation": 8}}
-    done |= {"reference": "SFT", "peak_rss_bytes": 2**30}
-    write_json(train / "manifest.json", {**manifest, **done})
+    done = {"steps": 12, "selected_step": 10, "reference": "SFT"}
+    write_json(train / "manifest.json", manifest("train", config, versions=versions, **done))
 
 
 def prompt(number: int, question: str) -> Prompt:
@@ -135,38 +135,39 @@ def test_what_differs_is_shown_and_nothing_else(make_run) -> None:
     a = make_run("a", A_VALUES, beta=0.1)
     b = make_run("b", B_VALUES, beta=0.3, versions={"torch": "2.14.0", "vllm": "0.33.0"})
     figures = compare_runs([a, b])
-    assert figures["runs"] == {"A": str(a), "B": str(b)}
-    assert figures["settings"] == {"train.beta": [0.1, 0.3]}
-    assert figures["versions"] == {"torch": ["2.13.0", "2.14.0"], "vllm": [None, "0.33.0"]}
+    assert figures.runs == {"A": str(a), "B": str(b)}
+    assert figures.settings == {"train.beta": (0.1, 0.3)}
+    assert figures.versions == {"torch": ("2.13.0", "2.14.0"), "vllm": (None, "0.33.0")}
     assert differing([{"x": None}, {}]) == {}
 
 
 def test_dpo_against_dpo_is_paired_by_prompt(make_run) -> None:
     a, b = make_run("a", A_VALUES, wins=9), make_run("b", B_VALUES, wins=3)
-    (pair,) = compare_runs([a, b])["paired"]
-    assert (pair["a"], pair["b"], pair["why_not"], pair["left_out"]) == ("A", "B", None, [])
-    rows = {row["label"]: row for row in pair["rows"]}
+    (pair,) = compare_runs([a, b]).paired
+    assert (pair.a, pair.b, pair.why_not, pair.left_out) == ("A", "B", None, ())
+    rows = {row.label: row for row in pair.rows}
     ids = [f"p{n}" for n in range(N)]
     expected = paired_difference(
         dict(zip(ids, A_VALUES, strict=True)), dict(zip(ids, B_VALUES, strict=True)), 17
     )
-    assert rows["Format"]["mean"] == pytest.approx(5 / 12)
-    assert (rows["Format"]["low"], rows["Format"]["high"]) == (expected.low, expected.high)
-    assert rows["Preferred over its SFT (judge)"]["mean"] == pytest.approx(0.5)
-    assert rows["Preferred over its SFT (judge)"]["n"] == N
+    assert rows["Format"].mean == pytest.approx(5 / 12)
+    assert (rows["Format"].low, rows["Format"].high) == (expected.low, expected.high)
+    assert rows["Preferred over its SFT (judge)"].mean == pytest.approx(0.5)
+    assert rows["Preferred over its SFT (judge)"].n == N
 
 
 def test_training_figures_are_those_of_the_selected_step(make_run) -> None:
     a, b = make_run("a", A_VALUES), make_run("b", B_VALUES)
-    training = compare_runs([a, b])["training"][0]
-    assert (training["steps"], training["selected_step"], training["loss"]) == (12, 10, 0.5)
-    assert training["validation_loss"] == 0.61, "not that of a step which was given up"
+    training = compare_runs([a, b]).training[0]
+    assert training is not None and training.accuracy is not None and training.kl is not None
+    assert (training.steps, training.selected_step, training.loss) == (12, 10, 0.5)
+    assert training.validation_loss == 0.61, "not that of a step which was given up"
     # Eight pairs of four prompts: 3 of 4, Wilson's interval.
-    accuracy = training["accuracy"]
-    assert (accuracy["n"], accuracy["mean"]) == (4, 0.75)
-    assert (accuracy["low"], accuracy["high"]) == pytest.approx((0.3006, 0.9544), abs=1e-4)
-    assert training["reference"] == "SFT"
-    assert (training["kl"]["per_token"], training["kl"]["step"]) == (0.04, 10)
+    accuracy = training.accuracy
+    assert (accuracy.n, accuracy.mean) == (4, 0.75)
+    assert (accuracy.low, accuracy.high) == pytest.approx((0.3006, 0.9544), abs=1e-4)
+    assert training.reference == "SFT"
+    assert (training.kl.per_token, training.kl.step) == (0.04, 10)
 
 
 @pytest.mark.parametrize(
@@ -181,26 +182,34 @@ def test_other_prompts_or_decodings_cannot_be_paired(
     make_run, capsys, other: dict[str, Any], reason: str
 ) -> None:
     a, b = make_run("a", A_VALUES), make_run("b", B_VALUES, **other)
-    (pair,) = compare_runs([a, b])["paired"]
-    assert reason in pair["why_not"] and pair["rows"] == []
+    (pair,) = compare_runs([a, b]).paired
+    assert pair.why_not is not None and reason in pair.why_not and pair.rows == ()
     assert main(["compare", str(a), str(b)]) == 0
-    assert f"cannot be paired: {pair['why_not']}" in capsys.readouterr().out
+    assert f"cannot be paired: {pair.why_not}" in capsys.readouterr().out
 
 
 def test_decodings_are_found_wherever_they_stand(make_run) -> None:
     warm = {**GREEDY, "temperature": 0.7}
     a = make_run("a", A_VALUES, decodings=(GREEDY, warm))
     b = make_run("b", B_VALUES, decodings=(warm,))
-    (pair,) = compare_runs([a, b])["paired"]
-    assert [(row["label"], row["decoding"]) for row in pair["rows"]] == [("Format", 1)]
+    (pair,) = compare_runs([a, b]).paired
+    assert [(row.label, row.decoding) for row in pair.rows] == [("Format", 1)]
 
 
 def test_a_metric_with_another_schema_is_not_the_same_metric(make_run, capsys) -> None:
     a, b = make_run("a", A_VALUES), make_run("b", B_VALUES, schema="another digest")
-    (pair,) = compare_runs([a, b])["paired"]
-    assert pair["left_out"] == ["Format"] and pair["rows"] == []
+    (pair,) = compare_runs([a, b]).paired
+    assert pair.left_out == ("Format",) and pair.rows == ()
     assert main(["compare", str(a), str(b)]) == 0
     assert "measured differently: Format" in capsys.readouterr().out
+
+
+def test_a_metric_of_the_user_s_own_is_compared_without_its_module(make_run) -> None:
+    own = {"type": "function", "path": "gone:score"}
+    a, b = make_run("a", A_VALUES, metric=own), make_run("b", B_VALUES, metric=own)
+    assert [row.label for row in compare_runs([a, b]).paired[0].rows] == ["Format"]
+    other = make_run("c", B_VALUES, metric=own, schema="another digest")
+    assert compare_runs([a, other]).paired[0].left_out == ("Format",)
 
 
 def test_what_is_no_finished_run_is_named(make_run, tmp_path: Path, capsys) -> None:
@@ -232,12 +241,12 @@ def test_a_point_of_a_sweep_has_the_other_phases_of_its_run(make_run, tmp_path: 
     moved = tmp_path / "runs" / "base" / "sweep" / "beta=0.1"
     moved.parent.mkdir(parents=True)
     point.rename(moved)
-    manifest = json.loads((moved / "train" / "manifest.json").read_text())
-    for phase in ("fingerprint.json", "manifest.json"):
-        write_json(tmp_path / "runs" / "base" / "sft" / phase, manifest)
+    sft = tmp_path / "runs" / "base" / "sft"
+    write_json(sft / "fingerprint.json", {})
+    write_json(sft / "manifest.json", manifest("sft", load_config(tmp_path / "run.yaml")))
     found = find_run(moved)
     assert set(found.folders) == {"sft", "train", "evaluate"}
-    assert found.folders["sft"] == tmp_path / "runs" / "base" / "sft"
+    assert found.folders["sft"] == sft
 
 
 def test_the_text_fits_a_terminal_and_the_files_are_written(

@@ -8,7 +8,7 @@ import pytest
 
 from dpo_dist.system.machine import GIB, Gpu
 from dpo_dist.tools.doctor.agreement import compare
-from dpo_dist.tools.doctor.bandwidth import judged, measure
+from dpo_dist.tools.doctor.bandwidth import assess, measure
 from dpo_dist.tools.doctor.facts import Facts
 from dpo_dist.tools.doctor.findings import table
 
@@ -52,8 +52,8 @@ def test_nodes_that_are_alike_are_well() -> None:
         ({"versions": {"torch": "2.12.0"}}, "versions", "failed", "torch 2.12.0 (node 0: 2.13.0)"),
         ({"versions": {}}, "versions", "failed", "torch is missing (node 0: 2.13.0)"),
         ({"run": "x"}, "run file", "failed", "differs from node 0's"),
-        ({"model": "x"}, "model", "failed", "base model: its files are others than node 0's"),
-        ({"sft": "x"}, "SFT model", "failed", "the SFT model: its files are others"),
+        ({"model": "x"}, "model", "failed", "base model: its files differ from node 0's"),
+        ({"sft": "x"}, "SFT model", "failed", "the SFT model: its files differ"),
         ({"gpus": [gpu()]}, "devices", "failed", "1 x H100 for 2 processes"),
         ({"gpus": []}, "devices", "failed", "no GPU for 2 processes"),
         ({"gpus": [], "wants_gpus": False}, "devices", "failed", "no GPU"),
@@ -84,7 +84,7 @@ def test_two_commits_of_a_model_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "speed", "one_box", "state"),
+    ("backend", "speed", "one_node", "state"),
     [
         ("nccl", 1_100, False, "warning"),  # 10 Gb/s Ethernet, where a plan takes 400 for granted
         ("nccl", 20_000, False, "ok"),
@@ -94,11 +94,11 @@ def test_two_commits_of_a_model_are_named() -> None:
     ],
 )
 def test_a_network_far_below_what_is_planned_is_a_warning(
-    backend: str, speed: float, one_box: bool, state: str
+    backend: str, speed: float, one_node: bool, state: str
 ) -> None:
-    found = judged(backend, speed, one_box=one_box)
+    found = assess(backend, speed, one_node=one_node)
     assert found.state == state
-    assert ("NCCL_SOCKET_IFNAME" in found.advice) == (state == "warning" and not one_box)
+    assert ("NCCL_SOCKET_IFNAME" in found.advice) == (state == "warning" and not one_node)
 
 
 def test_all_processes_of_a_box_measure_together() -> None:

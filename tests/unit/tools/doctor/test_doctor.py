@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.cli import main
-from dpo_dist.system import keys, machine
+from dpo_dist.system import machine
+from dpo_dist.system.console import USUAL_KEYS
 from dpo_dist.system.ranks import launcher_variables
-from dpo_dist.tools.doctor import packages, surroundings
+from dpo_dist.tools.doctor import environment, packages
 from dpo_dist.tools.doctor.packages import judge_build
 from tests.conftest import ROOT
 
@@ -73,9 +74,11 @@ def test_keys_that_judges_and_servers_lack_are_found(
     )
     assert main(["doctor", str(path)]) == 1
     told = capsys.readouterr().out
-    assert "X judge" in told and "Claude judges, and ANTHROPIC_API_KEY is not set" in told
-    assert "! judge" in told and "http://b/v1 judges, and OPENAI_API_KEY is not set" in told
-    assert "X engine" in told and "SERVER_KEY is not set" in told
+    assert (
+        "X judge" in told and "The Claude judge needs ANTHROPIC_API_KEY, which is not set" in told
+    )
+    assert "! judge" in told and "http://b/v1 may need OPENAI_API_KEY, which is not set" in told
+    assert "X engine" in told and "The vLLM server needs SERVER_KEY, which is not set" in told
     assert "http://a/v1" not in told
 
 
@@ -88,9 +91,9 @@ def test_the_driver_is_asked_once(tmp_path: Path, monkeypatch, capsys) -> None:
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    machine._asked_driver.cache_clear()
+    machine._nvidia_smi.cache_clear()
     main(["doctor"])
-    machine._asked_driver.cache_clear()
+    machine._nvidia_smi.cache_clear()
     assert "1: H100" in capsys.readouterr().out
     assert said.read_text() == "x\n"
 
@@ -98,7 +101,7 @@ def test_the_driver_is_asked_once(tmp_path: Path, monkeypatch, capsys) -> None:
 def test_keys_are_said_to_be_there_and_never_shown(monkeypatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "a-secret-value")
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    text = surroundings.key_variables(keys.USUAL).text
+    text = environment.key_variables(USUAL_KEYS).text
     assert "WANDB_API_KEY set" in text and "HF_TOKEN not set" in text
     assert "a-secret-value" not in text
 
@@ -140,20 +143,20 @@ def test_a_lock_that_a_killed_compilation_left_is_found(tmp_path: Path, monkeypa
     lock = tmp_path / "py311_cpu" / "op" / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
-    assert surroundings.extension_locks().state == "ok", "somebody compiles right now"
+    assert environment.extension_locks().state == "ok", "somebody compiles right now"
     os.utime(lock, (time.time() - 3600,) * 2)
-    found = surroundings.extension_locks()
+    found = environment.extension_locks()
     assert found.state == "failed" and str(lock) in found.text
 
 
 def test_variables_of_another_launcher_are_found(monkeypatch) -> None:
     for name in launcher_variables():  # other tests have trained in this process
         monkeypatch.delenv(name)
-    assert surroundings.launcher_variables().state == "ok"
+    assert environment.launcher_variables().state == "ok"
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
-    assert surroundings.launcher_variables().state == "warning"
+    assert environment.launcher_variables().state == "warning"
     monkeypatch.setenv("RANK", "3")
-    found = surroundings.launcher_variables()
+    found = environment.launcher_variables()
     assert found.state == "failed" and "MASTER_ADDR, RANK" in found.text
 
 
@@ -161,4 +164,4 @@ def test_a_directory_without_a_place_for_sockets_is_found(tmp_path: Path, monkey
     long = tmp_path / ("a" * 80)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
-    assert surroundings.temporary_folder().state == "failed"
+    assert environment.temporary_folder().state == "failed"

@@ -10,6 +10,7 @@ import pytest
 
 from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError
+from dpo_dist.runs.run import Run
 from dpo_dist.tools.doctor.facts import gather
 from tests.conftest import ROOT
 
@@ -30,7 +31,7 @@ def load(write_run, tiny_model: Path):
                 "accelerate_config": str(ROOT / "accelerate_configs" / "cpu_zero2.yaml"),
             },
         )
-        return load_config(path, overrides)
+        return Run(load_config(path, overrides))
 
     return of
 
@@ -114,4 +115,4 @@ def test_a_lock_that_was_left_is_a_problem(load, tmp_path: Path) -> None:
 def test_a_run_file_that_trains_nothing_needs_no_preflight(write_run) -> None:
     path = write_run(model={"base": "m"}, preferences={"source": "path", "path": "p.jsonl"})
     with pytest.raises(ConfigError, match="there is nothing to check"):
-        gather(load_config(path), None)
+        gather(Run(load_config(path)), None)

@@ -8,6 +8,7 @@ import pytest
 
 from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError
+from dpo_dist.runs.run import Run
 from dpo_dist.system.ranks import Nodes
 from dpo_dist.tools.doctor.preflight import preflight
 
@@ -26,7 +27,7 @@ def test_a_node_s_own_fault_is_said_although_the_other_does_not_come(
     )
     nodes = Nodes(2, rank, "no-such-host.invalid", 29500, "first", join_seconds=0.2)
     with pytest.raises(ConfigError) as raised:
-        preflight(load_config(path, ()), nodes)
+        preflight(Run(load_config(path)), nodes)
     message, at_once = str(raised.value), capsys.readouterr().err
     assert f"node {1 - rank}" in message and "did not join via" in message
     for text in (message, at_once):

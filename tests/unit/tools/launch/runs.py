@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpo_dist.config.runfile import load_config
+from dpo_dist.runs.run import Run
 from dpo_dist.tools.launch.layout import Layout
 from tests.conftest import ROOT
 
@@ -24,7 +25,7 @@ def layout(*overrides: str, run_file: Path = ROOT / RECIPE, **machines: object) 
     """The demo's layout on some machines."""
     return Layout(
         run_file=RECIPE if run_file == ROOT / RECIPE else run_file,
-        config=load_config(run_file, overrides),
+        run=Run(load_config(run_file, overrides)),
         overrides=tuple(overrides),
         **machines,  # type: ignore[arg-type]
     )

@@ -10,6 +10,7 @@ import yaml
 
 from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError
+from dpo_dist.runs.run import Run
 from dpo_dist.tools.launch.compose import Compose
 from dpo_dist.tools.launch.layout import Layout
 from tests.conftest import ROOT
@@ -22,8 +23,8 @@ TARGET = Compose(image="dpo-dist:0.1.0", cpu_image="dpo-dist:0.1.0-cpu")
 def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.chdir(ROOT)
     overrides = ("train.beta=0.3",)
-    config = load_config(RUN_FILE, overrides)
-    return TARGET.files(Layout(RUN_FILE, config, overrides, workdir=Path("/workspace")))
+    run = Run(load_config(RUN_FILE, overrides))
+    return TARGET.files(Layout(RUN_FILE, run, overrides, workdir=Path("/workspace")))
 
 
 @pytest.fixture

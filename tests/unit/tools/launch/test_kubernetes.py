@@ -13,13 +13,13 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime, TrainerV1alpha1TrainJob
 
-from dpo_dist.cli import _parser
+from dpo_dist.cli import parser
 from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError
+from dpo_dist.runs.run import Run
 from dpo_dist.tools.arguments import nodes_of
-from dpo_dist.tools.launch.images import dns_name
 from dpo_dist.tools.launch.kubernetes.target import Kubernetes
-from dpo_dist.tools.launch.layout import Layout
+from dpo_dist.tools.launch.layout import Layout, dns_name
 from tests.conftest import ROOT
 
 RUN_FILE = Path("recipes/incident_triage/run.yaml")
@@ -43,8 +43,8 @@ def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def layout(
     run_file: Path = RUN_FILE, overrides: tuple[str, ...] = OVERRIDES, **more: Any
 ) -> Layout:
-    config = load_config(run_file, overrides)
-    return Layout(run_file, config, overrides, workdir=Path("/workspace"), **more)
+    run = Run(load_config(run_file, overrides))
+    return Layout(run_file, run, overrides, workdir=Path("/workspace"), **more)
 
 
 def manifests(cluster: Kubernetes = CLUSTER, **more: Any) -> list[dict]:
@@ -277,7 +277,7 @@ def test_nodes_get_options_that_dpo_dist_takes(trainer: str) -> None:
     }
     for container in (pod["initContainers"][1], pod["containers"][0]):
         words = [VARIABLE.sub(lambda name: given[name[1]], word) for word in container["args"]]
-        nodes = nodes_of(_parser().parse_args(words[1:]))
+        nodes = nodes_of(parser().parse_args(words[1:]))
         assert nodes is not None
         assert (nodes.count, nodes.rank, nodes.port) == (2, 1, 29500)
         assert nodes.launch_id == given["LAUNCH_ID"]
@@ -322,7 +322,7 @@ def test_every_command_is_one_of_dpo_dist() -> None:
     for pod in pods(manifests(shards=4)):
         words = [VARIABLE.sub("3", word) for word in pod["containers"][0]["args"]]
         assert words[0] == "dpo-dist"
-        options = _parser().parse_args(words[1:])
+        options = parser().parse_args(words[1:])
         seen.add(options.command)
         assert options.run_file == Path("/workspace") / RUN_FILE
         assert options.set[-1] == "run.output_dir=/shared/runs" or options.command in TRAINS

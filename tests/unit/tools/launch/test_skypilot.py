@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from dpo_dist.cli import _parser
+from dpo_dist.cli import parser
 from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError
+from dpo_dist.runs.run import Run
 from dpo_dist.tools.arguments import nodes_of
 from dpo_dist.tools.launch.layout import Layout
 from dpo_dist.tools.launch.skypilot import SkyPilot
@@ -47,9 +48,9 @@ def render(accelerate: Path, monkeypatch: pytest.MonkeyPatch):
     )
 
     def tasks(target: SkyPilot, more: tuple[str, ...] = (), **machines: Any) -> dict[str, dict]:
-        config = load_config(RUN_FILE, (*overrides, *more))
+        run = Run(load_config(RUN_FILE, (*overrides, *more)))
         machines = {"gpus_per_node": 8, **machines}
-        layout = Layout(RUN_FILE, config, (*overrides, *more), workdir=Path(), **machines)
+        layout = Layout(RUN_FILE, run, (*overrides, *more), workdir=Path(), **machines)
         header, *tasks = yaml.safe_load_all(target.files(layout)["skypilot.yaml"])
         assert header == {"name": "incident-triage"}
         return {task["name"].removeprefix("incident-triage-"): task for task in tasks}
@@ -93,7 +94,7 @@ def test_machines_train_together_and_share_the_prompts(render, tmp_path: Path) -
     assert list(tasks) == ["sft", "sample", "judge", "train", "evaluate", "score", "report"]
     assert [task["num_nodes"] for task in tasks.values()] == [2, 2, 1, 2, 2, 1, 1]
     told = [run_task(tasks["train"], tmp_path, **node(rank)) for rank in (0, 1)]
-    leader, other = [nodes_of(_parser().parse_args(words)) for words in told]
+    leader, other = [nodes_of(parser().parse_args(words)) for words in told]
     assert leader is not None and other is not None
     assert (leader.count, leader.rank, leader.address) == (2, 0, "10.0.0.1")
     assert other == replace(leader, rank=1)
@@ -122,7 +123,7 @@ def test_the_accelerate_configuration_travels_with_the_task(render, tmp_path: Pa
 def test_every_command_is_one_of_dpo_dist(render, tmp_path: Path) -> None:
     alone = {"SKYPILOT_NODE_RANK": "0", "SKYPILOT_NUM_NODES": "1"}
     for name, task in render(IN_BUCKET).items():
-        options = _parser().parse_args(run_task(task, tmp_path, **alone))
+        options = parser().parse_args(run_task(task, tmp_path, **alone))
         assert options.command == name.replace("score", "evaluate")
         assert "run.output_dir=/shared/runs" in options.set
 

@@ -1,4 +1,4 @@
-"""The run file's own way to train, among those that `dpo-dist plan` reckons."""
+"""The run file's own way to train, as `dpo-dist plan` understands it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from dpo_dist.cli import main
 from dpo_dist.config import Config, Train
 from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError
+from dpo_dist.estimates.fit import Workload, measure
 from dpo_dist.estimates.hardware import find_cluster, preset_shape
+from dpo_dist.estimates.scaling import Setting
 from dpo_dist.runs.resources import strategy as strategy_of
+from dpo_dist.runs.run import Run
 from dpo_dist.tools.plan.chosen import chosen_way
-from dpo_dist.tools.plan.data import pairs_of
-from dpo_dist.tools.plan.figure import Given
+from dpo_dist.tools.plan.data import Given, pairs_of
 from dpo_dist.tools.plan.memory import workload
 from dpo_dist.training import activations
-from dpo_dist.training.job import FITS
+from dpo_dist.training.job import MEMORY_SHARE
 from tests.conftest import ROOT
 
 MISTRAL = preset_shape("Mistral-7B")
@@ -36,10 +38,15 @@ def recipe(**train: object) -> Config:
     return load_config(RECIPE, [f"train.{key}={value}" for key, value in train.items()])
 
 
-def chosen(config: Config, cluster=BOX):
-    pairs = pairs_of(config, Given(), None, 0, 1)
+def work(config: Config) -> Workload:
+    pairs = pairs_of(Run(config), Given())
     assert config.train is not None and pairs is not None
-    return chosen_way(config, workload(config, config.train.method, MISTRAL, pairs), cluster, 0.35)
+    return workload(config.train, MISTRAL, pairs)
+
+
+def chosen(config: Config, cluster=BOX):
+    assert config.train is not None
+    return chosen_way(config.train, work(config), cluster, 0.35)
 
 
 @pytest.mark.parametrize(
@@ -72,30 +79,29 @@ def test_a_deepspeed_file_is_read_as_well(tmp_path: Path) -> None:
 
 
 def test_micro_batch_and_checkpointing_are_the_run_file_s() -> None:
-    found = chosen(recipe(micro_batch_size=4, gradient_checkpointing="full"))
-    assert found.fit is not None
-    setting = found.fit.setting
-    assert (setting.strategy, setting.micro_batch, setting.accumulation) == ("zero3", 4, 4)
-    assert setting.checkpointing == "full" and found.problem == found.note == ""
+    config = recipe(micro_batch_size=4, gradient_checkpointing="full")
+    found = chosen(config)
+    assert found.way == measure(work(config), BOX, Setting("zero3", 4, 4, "full"), 0.35)
+    assert found.problem == found.note == ""
 
 
 def test_auto_checkpoints_when_the_trainer_would() -> None:
-    assert activations.FITS == FITS
+    assert activations.MEMORY_SHARE == MEMORY_SHARE
     little, much = chosen(recipe(micro_batch_size=1)), chosen(recipe(micro_batch_size=2))
-    assert little.fit is not None and much.fit is not None
-    assert little.fit.setting.checkpointing == "none"
-    assert little.fit.total <= FITS * BOX.gpu.memory
+    assert little.way is not None and much.way is not None
+    assert little.way.gradient_checkpointing == "none"
+    assert little.way.total <= MEMORY_SHARE * BOX.gpu.memory
     # Two pairs at a time would fill more than that without; selective is not for ZeRO-3.
-    assert much.fit.setting.checkpointing == "full"
+    assert much.way.gradient_checkpointing == "full"
     as_set = chosen(recipe(micro_batch_size=2, gradient_checkpointing="none"))
-    assert as_set.fit is not None and as_set.fit.total > FITS * BOX.gpu.memory
+    assert as_set.way is not None and as_set.way.total > MEMORY_SHARE * BOX.gpu.memory
 
 
 def test_what_does_not_fit_is_a_problem() -> None:
     found = chosen(recipe(accelerate_config="accelerate_configs/ddp.yaml"))
-    assert found.fit is not None and not found.fit.fits
+    assert found.way is not None and not found.way.fits
     assert "accelerate_configs/ddp.yaml, micro_batch_size 2" in found.problem
-    assert "most of it optimizer, and 69.7 GiB may be filled" in found.problem
+    assert "(largest part: optimizer), and 69.7 GiB are usable" in found.problem
 
 
 @pytest.mark.parametrize(
@@ -108,30 +114,30 @@ def test_what_does_not_fit_is_a_problem() -> None:
 )
 def test_what_cannot_be_started_is_a_problem(settings: dict, problem: str) -> None:
     found = chosen(recipe(**settings))
-    assert found.fit is None and problem in found.problem
+    assert found.way is None and problem in found.problem
 
 
 def test_a_configuration_for_processors_asks_for_no_way() -> None:
     found = chosen(recipe(accelerate_config="accelerate_configs/cpu.yaml"))
-    assert found.fit is None and not found.problem
-    assert "cpu.yaml trains on processors" in found.note
+    assert found.way is None and not found.problem
+    assert "cpu.yaml is for CPUs" in found.note
 
 
 def test_other_numbers_of_processes_are_left_to_launch() -> None:
     found = chosen(recipe(), find_cluster("8xH100-80G", nodes=2))
-    assert found.fit is not None and not found.problem
-    assert "is for 1 x 8 processes; reckoned for 2 x 8" in found.note
-    assert "`dpo-dist launch` makes a copy" in found.note
+    assert found.way is not None and not found.problem
+    assert "is for 1 x 8 processes, this plan for 2 x 8" in found.note
+    assert "`dpo-dist launch` adapts a copy" in found.note
     one = chosen(
         recipe(accelerate_config="accelerate_configs/single_gpu.yaml"), find_cluster("H200-141G")
     )
-    assert one.fit is not None and one.fit.setting.strategy == "single_gpu" and not one.note
+    assert one.way is not None and one.way.strategy == "single_gpu" and not one.note
 
 
 def test_no_accelerate_configuration_is_an_error(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ConfigError, match=r"nowhere.yaml: no such file"):
         chosen(recipe(accelerate_config="nowhere.yaml"))
-    # The default that nobody has put there yet is none.
+    # A default file that does not exist is no error.
     config = recipe()
     assert config.train is not None
     settings = config.train.model_dump(exclude={"accelerate_config"})
@@ -151,8 +157,8 @@ def test_a_run_file_that_does_not_fit_ends_with_2(capsys, tmp_path: Path) -> Non
     override = "train.accelerate_config=accelerate_configs/ddp.yaml"
     code, out, err, figures = plan(capsys, tmp_path, "--set", override)
     assert code == 2
-    assert "train does not fit as the run file has it (accelerate_configs/ddp.yaml" in err
-    assert "this would do: --set train.accelerate_config=accelerate_configs/zero" in err
+    assert "train does not fit with the run file's settings (accelerate_configs/ddp.yaml" in err
+    assert "this fits: --set train.accelerate_config=accelerate_configs/zero" in err
     row = next(line for line in out.splitlines() if line.startswith(" the run file's "))
     assert " no " in row
     assert "does not fit, 166.3 GiB" in " ".join(out.split())
@@ -169,6 +175,6 @@ def test_hours_are_those_of_the_run_file_s_own_way(capsys, tmp_path: Path) -> No
     assert own["way"]["strategy"] == "zero3" and own["way"]["fits"]
     assert figures["phases"][0]["hours"] == own["train_hours"] > advice["train_hours"]
     assert f"steps of {own['way']['step_seconds']:.2f} s" in figures["phases"][0]["note"]
-    assert f"{own['way']['step_seconds']:.2f} s a step" in out
-    assert f"{advice['step_seconds']:.2f} s a step" in out
-    assert "in that file" not in out  # nobody is sent to edit a shipped file
+    assert f"{own['way']['step_seconds']:.2f} s per step" in out
+    assert f"{advice['step_seconds']:.2f} s per step" in out
+    assert "in that file" not in out  # shipped files need no editing

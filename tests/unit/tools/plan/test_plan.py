@@ -74,16 +74,16 @@ def test_a_full_fine_tuning_of_8_b_on_two_nodes(ultrafeedback, tmp_path: Path, c
     shown = capsys.readouterr().out
     assert "--set train.accelerate_config=accelerate_configs/multi_node_zero3.yaml" in shown
     assert "GPU      79.6 GiB; NVIDIA H100" in shown
-    assert "network  400 Gb/s a node" in shown
+    assert "network  400 Gb/s per node" in shown
     known = {figure["source"] for figure in figures["figures"].values()}
     assert known == {"given", "stated", "assumed"}  # nothing was counted here, nothing measured
     assert not any(phase["measured"] for phase in figures["phases"])
 
 
-def test_each_way_to_train_is_reckoned_once(ultrafeedback, tmp_path, monkeypatch) -> None:
+def test_each_way_to_train_is_estimated_once(ultrafeedback, tmp_path, monkeypatch) -> None:
     asked = []
-    reckon = memory.ways_to_train
-    monkeypatch.setattr(memory, "ways_to_train", lambda *a: asked.append(a[0].method) or reckon(*a))
+    ways = memory.ways_to_train
+    monkeypatch.setattr(memory, "ways_to_train", lambda *a: asked.append(a[0].method) or ways(*a))
     plan(tmp_path, ultrafeedback("full"), "--gpus", "8xH100-80G")
     assert sorted(method.type for method in asked) == ["full", "lora"]
 
@@ -118,8 +118,8 @@ def test_a_model_that_no_engine_holds_is_a_problem(ultrafeedback, capsys) -> Non
     [
         ([], "name the GPUs, e.g. --gpus 8xH100-80G; known: A100-40G"),
         (["--gpus", "8xH10"], "unknown GPU 'H10' (did you mean H100-80G?)"),
-        (["--gpus", "6xH100-80G"], "cannot be shared evenly by 6 GPUs: take 126 or 132"),
-        (["--gpus", "8xH100-80G", "--model-shape", "GPT-9"], "--model-shape GPT-9: not known"),
+        (["--gpus", "6xH100-80G"], "cannot be shared evenly by 6 GPUs: set it to 126 or 132"),
+        (["--gpus", "8xH100-80G", "--model-shape", "GPT-9"], "--model-shape GPT-9: unknown model"),
         (["--gpus", "8xH100-80G", "--calibrate", "nowhere"], "nowhere: no such directory"),
     ],
 )
@@ -131,7 +131,7 @@ def test_bad_input_is_named(ultrafeedback, capsys, arguments, message: str) -> N
 def test_an_unknown_model_asks_for_its_shape(ultrafeedback, tmp_path, capsys) -> None:
     path = ultrafeedback(base="owner/unheard-of")
     assert main(["plan", path, "--gpus", "8xH100-80G"]) == 2
-    assert "give the shape with --model-shape" in capsys.readouterr().err
+    assert "name its shape with --model-shape" in capsys.readouterr().err
     figures = plan(tmp_path, path, "--gpus", "8xH100-80G", "--model-shape", "Mistral-7B")
     assert figures["model"]["parameters"] == 7_241_732_096
 
@@ -144,17 +144,17 @@ def test_an_unknown_price_is_printed_as_unknown(ultrafeedback, tmp_path, capsys)
     assert line.count("unknown") == 2 and "$" not in line
 
 
-def test_what_is_elsewhere_is_not_told_but_how_to_is(ultrafeedback, tmp_path, capsys) -> None:
+def test_unknown_data_comes_with_how_to_give_it(ultrafeedback, tmp_path, capsys) -> None:
     path = ultrafeedback()
     override = ["--set", "evaluate.prompts.limit=null"]
     figures = plan(tmp_path, path, "--gpus", "8xH100-80G", *override)
     assert figures["unknown"] == [
-        "evaluate: the prompts are not on this machine; say how many: --eval-prompts N"
+        "evaluate: the prompts are not on this machine; give their number: --eval-prompts N"
     ]
     assert figures["judges"] == []
     assert "Not included: evaluate" in capsys.readouterr().out
-    told = plan(tmp_path, path, "--gpus", "8xH100-80G", *override, "--eval-prompts", "200")
-    assert told["judges"][0]["requests"] == 200 * 3 * 2
+    given = plan(tmp_path, path, "--gpus", "8xH100-80G", *override, "--eval-prompts", "200")
+    assert given["judges"][0]["requests"] == 200 * 3 * 2
 
 
 def test_rounds_are_paid_for_as_often_as_they_are(write_run, write_jsonl, tmp_path) -> None:

@@ -8,9 +8,11 @@ import pytest
 
 from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError
-from dpo_dist.runs.directories import evaluations, phase_dir, phases_of
+from dpo_dist.phases.pipeline import command_of
+from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import write_json
-from dpo_dist.tools.sweep.points import _tried_before, plan_sweep, split_values
+from dpo_dist.tools.sweep.figures import tried_before
+from dpo_dist.tools.sweep.points import plan_sweep, split_values
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def test_points_are_the_product_with_names_to_read(run_file: Path) -> None:
         "beta=0.3,learning_rate=5e-06",
         "beta=0.3,learning_rate=1e-05",
     ]
-    trained = [point.config.train for point in plan.points]
+    trained = [point.run.config.train for point in plan.points]
     assert [(t.beta, t.learning_rate, t.num_epochs) for t in trained if t is not None] == [
         (0.1, 5e-6, 2),
         (0.1, 1e-5, 2),
@@ -57,8 +59,13 @@ def test_points_are_the_product_with_names_to_read(run_file: Path) -> None:
     ]
     assert plan.swept == ("train.beta", "train.learning_rate")
     # The overrides are what the phases' processes get: read again they are the same point.
-    again = load_config(run_file, plan.points[0].overrides)
-    assert again == plan.points[0].config and again.run.point == plan.points[0].name
+    first = plan.points[0]
+    assert Run(load_config(run_file, first.overrides), point=first.name) == first.run
+    command = command_of("train", first.run, run_file, first.overrides)
+    assert command[command.index("--point") + 1] == first.name
+    assert [command[n + 1] for n, word in enumerate(command) if word == "--set"] == [
+        *first.overrides
+    ]
 
 
 def test_a_value_that_is_no_number_makes_a_name_that_a_directory_may_have(run_file: Path) -> None:
@@ -79,26 +86,12 @@ def test_a_value_that_is_no_number_makes_a_name_that_a_directory_may_have(run_fi
         (["train.beta=0.1,0.10"], r"the point beta=0\.1 is listed twice"),
         (["train.beta=0.1,0.2", "train.beta=0.3,0.4"], "given twice"),
         (["train.beta=0.1,fast"], r"train\.beta: .*valid number"),
-        (["train.beta=0.1,0.2", "run.point=x"], "is set by the sweep"),
+        (["train.beta=0.1,0.2", "run.point=x"], r"run\.point: unknown key"),
     ],
 )
 def test_what_is_no_sweep_is_refused(run_file: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_sweep(run_file, overrides)
-
-
-def test_a_point_has_its_training_and_evaluation_and_the_run_everything_else(
-    run_file: Path, tmp_path: Path
-) -> None:
-    config = load_config(run_file, ["run.point=beta=0.1"])
-    root = tmp_path / "runs" / "test"
-    assert phase_dir(config, "sample") == root / "sample"
-    assert phase_dir(config, "train") == root / "sweep" / "beta=0.1" / "train"
-    assert phases_of(config) == ["train", "evaluate", "report"]
-    assert phase_dir(config, "report") == root / "sweep" / "beta=0.1" / "report"
-    for point in ("beta=0.1", "beta=0.3"):
-        (root / "sweep" / point / "evaluate").mkdir(parents=True)
-    assert evaluations(config) == [root / "evaluate", root / "sweep" / "beta=0.3" / "evaluate"]
 
 
 def test_points_of_earlier_sweeps_count_as_tried_where_the_prompts_were_the_same(
@@ -110,4 +103,6 @@ def test_points_of_earlier_sweeps_count_as_tried_where_the_prompts_were_the_same
         write_json(folder / "fingerprint.json", {"inputs": {"prompts": digest}})
         if point != "beta=0.9":
             write_json(folder / "manifest.json", {})
-    assert _tried_before(plan_sweep(run_file, ["train.beta=0.1,0.3"])) == ["beta=0.5"]
+    assert tried_before(
+        plan_sweep(run_file, ["train.beta=0.1,0.3"]).base, ["beta=0.1", "beta=0.3"]
+    ) == ["beta=0.5"]

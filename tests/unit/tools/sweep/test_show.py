@@ -9,45 +9,34 @@ from typing import Any
 
 import pytest
 
+from dpo_dist.storage.figures import parse_figures
+from dpo_dist.tools.sweep.figures import SweepFigures
 from dpo_dist.tools.sweep.show import caveats, findings, frontier, sweep_table, write_report
+from tests import report_figures
+from tests.report_figures import estimate, evaluation, training, win_rate
 
 
 def point(
     name: str, kl: float | None, rate: float | None, *, accuracy: float = 0.8
 ) -> dict[str, Any]:
     """A complete point; without a KL it was not measured, without a rate nobody judged."""
-    share = {"n": 64, "mean": rate, "low": None, "high": None}
+    preferred = None
     if rate is not None:
-        share |= {"low": rate - 0.1, "high": rate + 0.1}
-    measured = {"step": 18, "per_token": kl, "se": 0.01, "answers": 16, "cut_off": 0.0}
+        preferred = win_rate(estimate(64, rate, rate - 0.1, rate + 0.1))
+    measured = None if kl is None else report_figures.kl(kl, se=0.01, step=18)
     return {
         "point": name,
         "report": f"../{name}/report/",
         "settings": {},
-        "training": {
-            "steps": 20,
-            "selected_step": 20,
-            "reference": "SFT",
-            "accuracy": {"n": 17, "mean": accuracy, "low": 0.5, "high": 0.95},
-            "margin": {"first": 0.0, "last": 1.5},
-            "kl": None if kl is None else measured,
-        },
-        "evaluation": {
-            "decoding": {"temperature": 0.7, "top_p": 1.0},
-            "preferred": None if rate is None else share,
-            "length": {
-                "unit": "characters",
-                "arms": {"sft": {"n": 64, "mean": 60.0}},
-                "delta": {"n": 64, "mean": -3.0, "low": -5.0, "high": -1.0},
-            },
-            "cut_off": {"n": 64, "mean": 0.125, "low": 0.06, "high": 0.23},
-        },
+        "training": training(accuracy=estimate(17, accuracy, 0.5, 0.95), kl=measured),
+        "evaluation": evaluation(preferred=preferred),
     }
 
 
-def sweep_of(*points: dict[str, Any], **more: Any) -> dict[str, Any]:
+def sweep_of(*points: dict[str, Any], **more: Any) -> SweepFigures:
     figures = {"run": "test", "swept": ["train.beta"], "measure": "preferred", "evaluated": True}
-    return {**figures, "points": list(points), "tried_before": [], **more}
+    figures |= {"points": points, "tried_before": [], **more}
+    return parse_figures(figures, SweepFigures, "test")
 
 
 FOUR = (

@@ -16,9 +16,10 @@ from dpo_dist.config.runfile import load_config
 from dpo_dist.data.rows import write_parquet
 from dpo_dist.storage.artifacts import write_json, write_records
 from dpo_dist.storage.records import Ballot, Candidate, Generation, Message, Prompt, Record
-from dpo_dist.tools.watch.progress import duration
+from dpo_dist.tools.watch.ballots import duration
 from dpo_dist.tools.watch.run import RateMeter, WatchedRun
 from dpo_dist.tools.watch.screen import describe, watch
+from tests.report_run import manifest
 
 CLAUDE = "claude-opus-4-7"
 HOSTILE = "\x1b[31mred\x1b[2J \u202eabc"
@@ -57,7 +58,7 @@ def root(tmp_path: Path) -> Path:
 def begin(root: Path, config: Config, phase: str) -> Path:
     """A phase's directory as `phase_directory` makes it, with its lock."""
     out = root / phase
-    write_json(out / "fingerprint.json", {"config": config.dump(phase), "inputs": {}})
+    write_json(out / "fingerprint.json", {"config": config.fixed_sections([phase])})
     (root / f".{phase}.lock").write_text("process 17 on node3")
     return out
 
@@ -65,8 +66,8 @@ def begin(root: Path, config: Config, phase: str) -> Path:
 def complete(root: Path, config: Config, phase: str, kept: int, **more: Any) -> None:
     out = begin(root, config, phase)
     counts = {"in": kept + 1, "kept": kept, "dropped": {"x": 1}}
-    values = {"phase": phase, "counts": counts, "wall_seconds": 75.2, **more}
-    write_json(out / "manifest.json", {**values, "config": config.model_dump(mode="json")})
+    values = manifest(phase, config, counts=counts, wall_seconds=75.2, **more)
+    write_json(out / "manifest.json", values)
 
 
 def append(path: Path, records: list[Record], torn: int = 0) -> None:
@@ -192,11 +193,11 @@ def test_ballots_whose_price_is_unknown_have_no_price(root: Path, config: Config
     complete(root, config, "sample", kept=8)
     out = begin(root, config, "judge")
     append(out / "ballots.jsonl", [ballot(0, "first", judge="claude:claude-next:0123456789ab")])
-    assert "cost unknown" in once(root, capsys)
+    assert "101000 tokens, cost unknown" in once(root, capsys)
     (out / "ballots.jsonl").unlink()
     own = "openai_compatible:m:0123456789ab"
     append(out / "ballots.jsonl", [ballot(n, "first", judge=own) for n in range(2)])
-    assert "202000 tokens" in once(root, capsys)
+    assert "202000 tokens, cost unknown" in once(root, capsys)
 
 
 def test_batches_that_are_out_are_told(root: Path, config: Config, capsys) -> None:
@@ -268,7 +269,8 @@ def test_an_evaluation_answers_and_is_then_judged(root: Path, config: Config, ca
 
 def test_a_complete_run_ends_the_watch(root: Path, config: Config, capsys) -> None:
     for phase in ("sample", "judge", "train", "evaluate", "report"):
-        complete(root, config, phase, kept=8, spend={"usd": 1.5} if phase == "judge" else None)
+        spend = {"usd": 1.5, "usage": {}} if phase == "judge" else None
+        complete(root, config, phase, kept=8, spend=spend)
     assert main(["watch", str(root)]) == 0
     said = capsys.readouterr().out
     assert "judge     done in 1 min, 8 of 9 kept, $1.50" in said

@@ -1,0 +1,1 @@
+"""`dpo-dist run` and the commands of the phases."""

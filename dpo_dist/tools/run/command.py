@@ -1,0 +1,136 @@
+"""`dpo-dist run`, and one command per phase."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dpo_dist.errors import INTERRUPTED, Preempted, UserError
+from dpo_dist.system.options import add_options, from_options, set_options
+from dpo_dist.system.ranks import WHOLE
+from dpo_dist.tools.arguments import (
+    Command,
+    Parser,
+    RunOptions,
+    add_nodes,
+    add_run_file,
+    load_run,
+    nodes_of,
+    show_report,
+)
+
+if TYPE_CHECKING:
+    from dpo_dist.runs.run import Run
+
+
+def _run(options: argparse.Namespace) -> int:
+    from dpo_dist.phases.pipeline import run_all
+
+    run = load_run(options)
+    if options.preflight and (status := _preflight(options, run)):
+        return status
+    status = run_all(options.run_file, run, options.set, force=options.force)
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
+    folder = run.root / "report"
+    if status == 0 and (folder / "table.txt").exists():
+        show_report(folder, "report.html")
+    elif status == 0:
+        print(f"done: {run.root}")
+    return status
+
+
+def _preflight(options: argparse.Namespace, run: Run) -> int:
+    """Check this machine if a training remains to be done, and return the exit code."""
+    from dpo_dist.phases.pipeline import check_batches
+    from dpo_dist.system.processes import run_to_end
+
+    check_batches(run)
+    if run.is_trained():
+        return 0
+    command = [sys.executable, "-m", "dpo_dist", "preflight", str(options.run_file)]
+    # A separate process, so that this one does not keep the imports in memory for hours.
+    status = run_to_end([*command, *set_options(options.set)])
+    if status == -signal.SIGTERM:
+        raise Preempted("stopped during the preflight")
+    return abs(status)
+
+
+def _phase(options: argparse.Namespace) -> int:
+    """Run one phase, on this machine or together with others."""
+    from dpo_dist.phases.pipeline import command_of, run_on_nodes, run_phase
+
+    phase, run, given = options.command, load_run(options), from_options(RunOptions, options)
+    shard = given.shard or WHOLE
+    if given.force and not shard.whole:
+        raise UserError("--force cannot be combined with --shard: other shards may be running")
+    run = run.select_round(phase, given.round)
+    if phase in ("sft", "train") and (nodes := nodes_of(options)) is not None:
+        return run_on_nodes(phase, run, nodes, force=given.force)
+    command = () if given.worker else command_of(phase, run, options.run_file, options.set)
+    run_phase(phase, run, force=given.force, shard=shard, command=command)
+    if given.gate:
+        from dpo_dist.phases.evaluate import gate
+
+        return gate(run)
+    return 0
+
+
+def _judge(options: argparse.Namespace) -> int:
+    if not options.selftest:
+        return _phase(options)
+    from dpo_dist.phases.selftest import selftest
+
+    return selftest(load_run(options).config)
+
+
+def _command(
+    name: str,
+    summary: str,
+    options: tuple[str, ...] = (),
+    *,
+    nodes: bool = False,
+    run: Callable[[argparse.Namespace], int] = _phase,
+) -> Command:
+    """A command with `--force` and the options of these fields of `RunOptions`."""
+
+    def add(parser: Parser) -> None:
+        add_run_file(parser)
+        add_options(parser, RunOptions, ("force", *options))
+        if nodes:
+            add_nodes(parser)
+
+    recipe = "recipes/incident_triage/run.yaml"
+    return Command(name, summary, recipe, add=add, run=run, exit_codes=True)
+
+
+RUN = _command(
+    "run",
+    "run all phases of the run file in order; completed ones are skipped",
+    ("preflight", "yes"),
+    run=_run,
+)
+PHASES = (
+    _command("sft", "train the SFT model on demonstrations", nodes=True),
+    _command(
+        "sample",
+        "sample an answer from the SFT model for every prompt and slot",
+        ("shard", "worker", "round"),
+    ),
+    _command(
+        "judge",
+        "have the judge compare the answers, and write the preference pairs",
+        ("yes", "round", "selftest"),
+        run=_judge,
+    ),
+    _command("train", "train with DPO on the preference pairs", ("round", "point"), nodes=True),
+    _command(
+        "evaluate",
+        "compare base, SFT and SFT+DPO on held-out prompts",
+        ("yes", "shard", "worker", "gate", "round", "point"),
+    ),
+    _command("report", "write report.html, report.md and report.json", ("point",)),
+)
