@@ -43,14 +43,12 @@ class ArmDifference(Difference, ArmPair):
 
 
 @dataclass(frozen=True)
-class _ComparedArms:
+class _AtDecoding:
     decoding: int
-    a: str
-    b: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArmWinRate(WinRate, _ComparedArms):
+class ArmWinRate(WinRate, ArmPair, _AtDecoding):
     """a's win rate over b; `p_holm` is `p` after Holm's adjustment over all pairs of arms."""
 
     p_holm: float | None

@@ -13,6 +13,7 @@ from dpo_dist.phases.report import ReportPhase
 from dpo_dist.phases.sample import SamplePhase
 from dpo_dist.phases.sft import SftPhase
 from dpo_dist.phases.train import TrainPhase
+from dpo_dist.runs.run import PHASES as PHASE_NAMES
 from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import PhaseDirectory
 from dpo_dist.storage.manifest import PhaseResult
@@ -68,4 +69,5 @@ PHASES: dict[str, Phase] = {
     "evaluate": EvaluatePhase(),
     "report": ReportPhase(),
 }
+assert tuple(PHASES) == PHASE_NAMES
 SHARDED = frozenset(name for name, phase in PHASES.items() if isinstance(phase, ShardedPhase))
