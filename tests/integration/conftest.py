@@ -22,6 +22,12 @@ def training_file(tmp_path: Path, tiny_model: Path) -> Path:
     return write_training(tmp_path, tiny_model)
 
 
+@pytest.fixture
+def long_file(tmp_path: Path, tiny_model: Path) -> Path:
+    """A run file of a training that is to be interrupted: it saves a checkpoint at every step."""
+    return write_training(tmp_path, tiny_model, num_epochs=EPOCHS, save_steps=1)
+
+
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Callable[[str], Path]:
     """`whole(name)` is the directory of a train phase of `EPOCHS` epochs that was not interrupted,

@@ -19,7 +19,6 @@ from tests.conftest import ROOT
 from tests.in_process import in_this_process
 from tests.integration.test_saving import load_adapter, mean_logp
 from tests.integration.trainings import (
-    EPOCHS,
     command,
     losses,
     newest,
@@ -27,28 +26,26 @@ from tests.integration.trainings import (
     shipped,
     stop,
     train,
-    write_training,
 )
 
 
 @pytest.mark.slow
 def test_a_training_that_is_killed_stopped_and_damaged_ends_as_an_undisturbed_one(
     tmp_path: Path,
-    tiny_model: Path,
+    long_file: Path,
     whole: Callable[[str], Path],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """One training: every command continues what the one before it left."""
-    run_file = write_training(tmp_path, tiny_model, num_epochs=EPOCHS, save_steps=1)
     folder = tmp_path / "runs" / "test" / "train"
-    stop(command(run_file), folder, signal.SIGKILL, group=True)
+    stop(command(long_file), folder, signal.SIGKILL, group=True)
     assert not (folder / "manifest.json").exists()
-    _refuse_other_inputs(run_file, capfd)
-    _stop_run(run_file, folder, capfd)
-    _refuse_zero(run_file, capfd)
+    _refuse_other_inputs(long_file, capfd)
+    _stop_run(long_file, folder, capfd)
+    _refuse_zero(long_file, capfd)
     state = newest(folder) / "optimizer.pt"
     state.write_bytes(state.read_bytes()[:-100])
-    log = _stop_local_script(run_file, folder)
+    log = _stop_local_script(long_file, folder)
     assert f"{state.parent.name} is incomplete (optimizer.pt has changed)" in log
     undisturbed = whole("cpu")
     assert losses(folder) == pytest.approx(losses(undisturbed), abs=1e-6)

@@ -17,12 +17,10 @@ import pytest
 from dpo_dist.errors import PREEMPTED
 from tests.conftest import ROOT
 from tests.integration.trainings import (
-    EPOCHS,
     command,
     losses,
     saved,
     variant,
-    write_training,
 )
 from tests.namespaces import Machine, two_machines, why_not
 
@@ -92,12 +90,11 @@ def stopped_at(log: Path) -> int:
 
 @pytest.mark.slow
 def test_two_nodes_train_as_one_process_and_survive_a_death_and_preemptions(
-    tmp_path: Path, tiny_model: Path, two_nodes: str, whole: Callable[[str], Path]
+    tmp_path: Path, long_file: Path, two_nodes: str, whole: Callable[[str], Path]
 ) -> None:
-    run_file = write_training(tmp_path, tiny_model, num_epochs=EPOCHS, save_steps=1)
     expected = losses(whole("cpu"))
     folder = tmp_path / "runs" / "test" / "train"
-    words = command(run_file, two_nodes)
+    words = command(long_file, two_nodes)
 
     with two_machines() as machines:
         leader, follower = start(machines, words, "killed", tmp_path)
