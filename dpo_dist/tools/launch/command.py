@@ -59,10 +59,12 @@ def _class(name: str) -> type[Target]:
             from dpo_dist.tools.launch.compose import Compose
 
             return Compose
-        case _:
+        case "skypilot":
             from dpo_dist.tools.launch.skypilot import SkyPilot
 
             return SkyPilot
+        case _:
+            raise AssertionError(f"no class for the target {name}")
 
 
 def _target(
