@@ -26,6 +26,7 @@ from dpo_dist.config import Checkpointing, Full, Lora
 from dpo_dist.estimates.memory import ModelShape
 from dpo_dist.estimates.sharding import MemoryPart, planned_peak
 from dpo_dist.runs.resources import model_shape, strategy
+from dpo_dist.training.launch_shape import LaunchShape
 
 CONFIGS = Path("accelerate_configs")
 # Tensors of 128 KiB and more are allocated by the kernel, and returned to it when they are freed.
@@ -102,7 +103,7 @@ def planned(block: Block, shape: ModelShape) -> dict[MemoryPart, int]:
     return planned_peak(
         shape,
         method,
-        strategy(Path(block.accelerate_config)),
+        strategy(LaunchShape.read(Path(block.accelerate_config))),
         block.processes,
         tokens=block.computed,
         scored=block.scored,

@@ -24,6 +24,7 @@ from dpo_dist.data.rows import write_parquet
 from dpo_dist.system import ranks
 from dpo_dist.system.console import quiet_libraries
 from dpo_dist.training.job import TrainingJob
+from dpo_dist.training.launch_shape import LaunchShape
 from dpo_dist.training.reference import row_key
 from dpo_dist.training.trainer import build_dpo_trainer
 
@@ -120,6 +121,7 @@ def build(block: Block) -> Any:
     job = TrainingJob(
         kind="dpo",
         settings=settings,
+        shape=LaunchShape.read(settings.accelerate_config),
         model=block.model,
         dtype="bfloat16",
         rows=Path(block.out) / "rows.parquet",

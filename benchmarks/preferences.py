@@ -41,13 +41,7 @@ from dpo_dist.config import Config, Train
 from dpo_dist.config.runfile import load_config
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.storage.figures import write_figures
-from dpo_dist.training.job import (
-    OUTCOME,
-    TrainingJob,
-    TrainingOutcome,
-    accumulation_steps,
-    num_processes,
-)
+from dpo_dist.training.job import OUTCOME, TrainingJob, TrainingOutcome, accumulation_steps
 
 RECIPE = Path("recipes/ultrafeedback/full.yaml")
 PAIRS = 61_000
@@ -183,7 +177,7 @@ def deal_an_epoch(job: TrainingJob) -> dict[str, float]:
 
     settings = job.settings
     assert isinstance(settings, Train)
-    world = num_processes(settings.accelerate_config)
+    world = job.shape.processes
     rows = Dataset.from_parquet(str(job.rows))
     lengths = list(rows["tokens"])
     dealing, packing = Stopwatch(), Stopwatch()

@@ -18,7 +18,7 @@ from dpo_dist.errors import DpoDistError
 from dpo_dist.phases import pipeline
 from dpo_dist.system.processes import run_to_end
 from dpo_dist.training import supervise
-from dpo_dist.training.job import TrainingJob, num_processes
+from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.logs import record
 
 
@@ -51,7 +51,7 @@ def _training(command: Sequence[str], env: Mapping[str, str], **options: Any) ->
     from dpo_dist.training.trainer import train
 
     job = TrainingJob.model_validate_json(Path(command[-1]).read_text(encoding="utf-8"))
-    if num_processes(job.settings.accelerate_config) > 1:
+    if job.shape.processes > 1:
         return run_to_end(command, env, **options)
     assert job.logs is not None
     try:

@@ -28,7 +28,8 @@ from dpo_dist.system.processes import Process, handling_sigterm, run_to_end
 from dpo_dist.system.ranks import WHOLE, Nodes, Shard
 from dpo_dist.training.accelerate_command import check_address, check_launch
 from dpo_dist.training.follow import follow
-from dpo_dist.training.job import accumulation_steps, num_processes
+from dpo_dist.training.job import accumulation_steps
+from dpo_dist.training.launch_shape import LaunchShape
 from dpo_dist.training.nodes import Leader, leading, rendezvous_folder
 
 PACKAGES = (
@@ -173,7 +174,7 @@ def check_batches(run: Run) -> None:
     before sampling takes hours and the judge costs money."""
     for phase, section in run.trainings.items():
         try:
-            accumulation_steps(section, num_processes(section.accelerate_config))
+            accumulation_steps(section, LaunchShape.read(section.accelerate_config).processes)
         except ConfigError as error:
             raise ConfigError(f"{phase}: {error}") from None
 

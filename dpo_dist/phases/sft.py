@@ -15,6 +15,7 @@ from dpo_dist.storage.artifacts import PhaseDirectory
 from dpo_dist.storage.manifest import Counts, PhaseResult
 from dpo_dist.system.console import counted, warn
 from dpo_dist.training.job import TrainingJob
+from dpo_dist.training.launch_shape import LaunchShape
 from dpo_dist.training.nodes import Leader
 from dpo_dist.training.supervise import launch
 
@@ -52,6 +53,7 @@ class SftPhase:
         job = TrainingJob(
             kind="sft",
             settings=section,
+            shape=LaunchShape.read(section.accelerate_config),
             model=base,
             dtype=config.model.dtype,
             trust_remote_code=config.model.trust_remote_code,

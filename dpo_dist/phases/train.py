@@ -24,8 +24,8 @@ from dpo_dist.training.job import (
     TrainingJob,
     TrainingOutcome,
     accumulation_steps,
-    num_processes,
 )
+from dpo_dist.training.launch_shape import LaunchShape
 from dpo_dist.training.merging import merge_adapter
 from dpo_dist.training.nodes import Leader
 from dpo_dist.training.reference import compute_reference
@@ -47,7 +47,7 @@ class TrainPhase:
         model's own answers.
         """
         config, section = run.config, required(run.config.train)
-        accumulation_steps(section, num_processes(section.accelerate_config))
+        accumulation_steps(section, LaunchShape.read(section.accelerate_config).processes)
         start = run.start_weights()
         _check_method(section, start)
         judged = config.preferences.source == "judged"
@@ -97,7 +97,7 @@ class TrainPhase:
             ),
             pairs=PairCounts(train=len(train_rows), validation=len(validation_rows)),
             reference=run.reference_name,
-            processes=num_processes(section.accelerate_config),
+            processes=LaunchShape.read(section.accelerate_config).processes,
             **read_figures(out.path / OUTCOME, TrainingOutcome).model_dump(),
         )
 
@@ -148,6 +148,7 @@ def _job(
     return TrainingJob(
         kind="dpo",
         settings=section,
+        shape=LaunchShape.read(section.accelerate_config),
         model=start.model,
         adapter=start.adapter,
         dtype=config.model.dtype,

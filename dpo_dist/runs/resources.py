@@ -13,7 +13,7 @@ from dpo_dist.estimates.hardware import preset_for, preset_shape
 from dpo_dist.estimates.memory import ModelShape
 from dpo_dist.estimates.sharding import ZERO_STAGE, Strategy, planned_peak
 from dpo_dist.system.machine import has_cuda
-from dpo_dist.training.job import launch_shape, offloads, uses_fsdp
+from dpo_dist.training.launch_shape import LaunchShape
 
 
 def model_shape(model: str, trust_remote_code: bool) -> ModelShape:
@@ -31,7 +31,8 @@ def planned_bytes(
     kind of checkpointing. `lengths` are the rows' numbers of tokens; each token may have to be
     predicted. `validates`: there are validation rows, on which the KL is measured."""
     longest = sum(sorted(lengths)[-settings.micro_batch_size :])
-    processes, _ = launch_shape(settings.accelerate_config)
+    launch = LaunchShape.read(settings.accelerate_config)
+    processes = launch.processes
     on_cpu = not has_cuda()
     second = isinstance(settings, Train) and settings.has_second_model(validates=validates)
     live = isinstance(settings, Train) and settings.reference == "live"
@@ -41,7 +42,7 @@ def planned_bytes(
             planned_peak(
                 shape,
                 settings.method,
-                strategy(settings.accelerate_config),
+                strategy(launch),
                 processes,
                 tokens=longest,
                 scored=longest,
@@ -56,18 +57,17 @@ def planned_bytes(
     }
 
 
-def strategy(accelerate_config: Path, processes: int | None = None) -> Strategy:
-    """The sharding strategy of an accelerate configuration, for its own or the given number of
-    processes. FSDP2 shards the same tensors as ZeRO-3."""
-    own, stage = launch_shape(accelerate_config)
-    processes = processes or own
-    if uses_fsdp(accelerate_config):
+def strategy(launch: LaunchShape, processes: int | None = None) -> Strategy:
+    """The sharding strategy of a training, for its own or the given number of processes. FSDP2
+    shards the same tensors as ZeRO-3."""
+    processes = processes or launch.processes
+    if launch.fsdp:
         return "zero3"
-    if stage == 3 and offloads(accelerate_config):
+    if launch.zero_stage == 3 and launch.offloads:
         return "zero3_offload"
-    if stage == 0:
+    if launch.zero_stage == 0:
         return "single_gpu" if processes == 1 else "ddp"
-    return next(name for name, its_stage in ZERO_STAGE.items() if its_stage == stage)
+    return next(name for name, stage in ZERO_STAGE.items() if stage == launch.zero_stage)
 
 
 def find_shape(model: Model, preset: str | None = None) -> tuple[ModelShape, str]:

@@ -17,7 +17,7 @@ from dpo_dist.system import ranks
 from dpo_dist.system.console import TERMINAL
 from dpo_dist.system.machine import has_cuda
 from dpo_dist.system.ranks import Nodes
-from dpo_dist.training.job import machines, num_processes, read_accelerate_config, uses_fsdp
+from dpo_dist.training.launch_shape import LaunchShape, read_accelerate_config
 
 # By default glibc returns every large freed buffer to the kernel, and the next allocation causes
 # page faults. Keeping the buffers makes a CPU training step about twice as fast.
@@ -61,7 +61,7 @@ def launcher_environment(accelerate_config: Path, nodes: Nodes | None) -> dict[s
     if sys.stderr.isatty():
         environment[TERMINAL] = "1"
     if not has_cuda():
-        local = num_processes(accelerate_config) // machines(accelerate_config)
+        local = LaunchShape.read(accelerate_config).per_machine
         threads = max(1, (os.cpu_count() or 1) // local)
         environment |= {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu"}
         environment |= {**CPU_ALLOCATOR, **CPU_THREADS}
@@ -86,7 +86,7 @@ def check_launch(settings: Optimization, nodes: Nodes | None) -> None:
             f"accelerate_config: {path} says mixed_precision bf16, but `bf16` is false: "
             "accelerate would still train in bfloat16. Change one of them."
         )
-    if uses_fsdp(path):
+    if LaunchShape.read(path).fsdp:
         _check_fsdp(path, settings, values)
 
 
@@ -106,7 +106,8 @@ def _check_fsdp(path: Path, settings: Optimization, values: dict[str, Any]) -> N
 
 
 def _check_machines(path: Path, nodes: Nodes | None) -> None:
-    configured, processes = machines(path), num_processes(path)
+    shape = LaunchShape.read(path)
+    configured, processes = shape.machines, shape.processes
     given = nodes.count if nodes else 1
     if configured != given:
         problem = f"accelerate_config: {path} is for num_machines {configured}, but"

@@ -22,7 +22,7 @@ from dpo_dist.system import ranks
 from dpo_dist.system.console import say
 from dpo_dist.system.machine import GIB, available_memory
 from dpo_dist.training import CausalLM
-from dpo_dist.training.job import MEMORY_SHARE, TrainingJob, launch_shape
+from dpo_dist.training.job import MEMORY_SHARE, TrainingJob
 
 # Products with a narrower matrix belong to LoRA layers: cheap to recompute, with large outputs.
 NARROW = 32
@@ -33,7 +33,7 @@ def choose_checkpointing(job: TrainingJob, free: float) -> Checkpointing:
     smallest `free` (bytes) of all ranks. All connected ranks must call this and get the same kind,
     because under ZeRO-3 recomputation gathers weights from all ranks. Raises `ConfigError`."""
     configured = job.settings.gradient_checkpointing
-    zero3 = launch_shape(job.settings.accelerate_config)[1] == 3
+    zero3 = job.shape.zero_stage == 3
     if configured == "selective" and zero3:
         raise ConfigError(
             "gradient_checkpointing: selective is not possible under ZeRO-3, which releases "

@@ -1,13 +1,10 @@
-"""The job of a training process: a JSON file that the phase writes and every rank reads; and the
-readers of accelerate configurations."""
+"""The job of a training process: a JSON file that the phase writes and every rank reads."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
 from pydantic import Field, JsonValue
 
 from dpo_dist.config import Checkpointing, Optimization, Section, Sft, Train
@@ -15,6 +12,7 @@ from dpo_dist.errors import ConfigError
 from dpo_dist.storage.figures import Figures
 from dpo_dist.system.console import counted
 from dpo_dist.tracking import TrackedRun
+from dpo_dist.training.launch_shape import LaunchShape
 
 # Files through which the phase and its training processes communicate, in the phase's directory.
 OUTCOME = "outcome.json"  # the `TrainingOutcome`
@@ -50,6 +48,7 @@ class TrainingJob(Section):
       `id, row, tokens, prompt_ids, chosen_ids, rejected_ids` for DPO.
     - `start`: identifies the weights that DPO starts from. They are also the reference, unless
       `reference` is another one. `reference_folder` has the log-probs of either.
+    - `shape`: the processes that train, and what is sharded between them.
     - `planned_peak_bytes`: planned memory per process, by kind of activation checkpointing.
     - `checkpoint`: where training resumes; with `reshard`, from its universal form.
     - `logs`: the folder for the logs of the processes; None: they write to the console.
@@ -57,6 +56,7 @@ class TrainingJob(Section):
 
     kind: Literal["sft", "dpo", "reference"]
     settings: Sft | Train
+    shape: LaunchShape = LaunchShape()
     model: str
     adapter: Path | None = None
     dtype: Literal["bfloat16", "float32"]
@@ -79,70 +79,6 @@ class TrainingJob(Section):
     def model_dir(self) -> Path:
         """The directory of the finished adapter or model."""
         return self.out / "model"
-
-
-def num_processes(accelerate_config: Path) -> int:
-    """The number of processes that an accelerate configuration starts on all machines."""
-    return launch_shape(accelerate_config)[0]
-
-
-def machines(accelerate_config: Path) -> int:
-    """The number of machines that an accelerate configuration is for."""
-    return int(read_accelerate_config(accelerate_config).get("num_machines", 1))
-
-
-def launch_shape(accelerate_config: Path) -> tuple[int, int]:
-    """(processes, ZeRO stage or 0) of an accelerate configuration."""
-    values = read_accelerate_config(accelerate_config)
-    return int(values["num_processes"]), _zero_stage(values.get("deepspeed_config") or {})
-
-
-def for_one_process(accelerate_config: Path) -> bool:
-    """Whether accelerate starts one process, whatever `num_processes` says."""
-    kind = read_accelerate_config(accelerate_config).get("distributed_type")
-    return kind in ("NO", False)  # YAML reads an unquoted NO as False
-
-
-def uses_fsdp(accelerate_config: Path) -> bool:
-    return read_accelerate_config(accelerate_config).get("distributed_type") == "FSDP"
-
-
-def offloads(accelerate_config: Path) -> bool:
-    """Whether DeepSpeed offloads weights and optimizer states from the GPU."""
-    settings = read_accelerate_config(accelerate_config).get("deepspeed_config") or {}
-    keys = ("offload_param", "offload_optimizer")
-    if file := settings.get("deepspeed_config_file"):
-        zero = _zero_optimization(file)
-        devices = [(zero.get(key) or {}).get("device") for key in keys]
-    else:
-        devices = [settings.get(f"{key}_device") for key in keys]
-    return all(device in ("cpu", "nvme") for device in devices)
-
-
-def read_accelerate_config(accelerate_config: Path) -> dict[str, Any]:
-    """Its values. Raises `ConfigError` if it is not a valid accelerate configuration."""
-    try:
-        values = yaml.safe_load(accelerate_config.read_text(encoding="utf-8"))
-        int(values["num_processes"]), int(values.get("num_machines", 1))
-        _zero_stage(values.get("deepspeed_config") or {})
-        return dict(values)
-    except FileNotFoundError:
-        raise ConfigError(f"accelerate_config: {accelerate_config}: no such file") from None
-    except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
-        raise ConfigError(
-            f"accelerate_config: {accelerate_config}: cannot read `num_processes` ({error})"
-        ) from None
-
-
-def _zero_stage(settings: dict[str, Any]) -> int:
-    if file := settings.get("deepspeed_config_file"):
-        return int(_zero_optimization(file).get("stage", 0))
-    return int(settings.get("zero_stage", 0))
-
-
-def _zero_optimization(deepspeed_config: str) -> dict[str, Any]:
-    settings = json.loads(Path(deepspeed_config).read_text(encoding="utf-8"))
-    return dict(settings.get("zero_optimization", {}))
 
 
 def accumulation_steps(settings: Optimization, processes: int) -> int:

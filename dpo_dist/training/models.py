@@ -12,7 +12,7 @@ from dpo_dist.system import ranks
 from dpo_dist.system.console import warn
 from dpo_dist.training import CausalLM, attention
 from dpo_dist.training.activations import checkpoint_selectively
-from dpo_dist.training.job import TrainingJob, uses_fsdp
+from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.layout import why_not_packed
 
 # The name of the reference adapter if training does not start from the reference.
@@ -106,12 +106,11 @@ def lighten(model: CausalLM, job: TrainingJob, checkpointing: Checkpointing) -> 
         checkpoint_selectively(model)
 
 
-def choose_layout(model: CausalLM, settings: Train) -> bool:
+def choose_layout(model: CausalLM, settings: Train, *, fsdp: bool = False) -> bool:
     """Set the attention of the layout; return whether it uses packed rows. If the model cannot use
     them, `layout: auto` warns and uses TRL's padded batches; `packed` raises `ConfigError`."""
     reason = None
     if settings.layout != "padded":
-        fsdp = uses_fsdp(settings.accelerate_config)
         reason = "packed rows are not tested under FSDP" if fsdp else why_not_packed(model)
     if reason is not None:
         if settings.layout == "packed":

@@ -29,7 +29,7 @@ from dpo_dist.storage.artifacts import Journal, read_records
 from dpo_dist.storage.records import Record
 from dpo_dist.system import ranks
 from dpo_dist.system.console import say
-from dpo_dist.training.job import OUTCOME, STOP, TrainingJob, num_processes
+from dpo_dist.training.job import OUTCOME, STOP, TrainingJob
 from dpo_dist.training.nodes import Leader
 from dpo_dist.training.supervise import launch
 
@@ -111,7 +111,7 @@ def reference_job(job: TrainingJob) -> TrainingJob:
     """The job of the separate pass: it starts from the reference, with a minimal global batch."""
     assert job.reference is not None
     settings = job.settings
-    batch = settings.micro_batch_size * num_processes(settings.accelerate_config)
+    batch = settings.micro_batch_size * job.shape.processes
     smaller = {"global_batch_size": batch, "kl": KlMonitor(prompts=0), "select": "last"}
     return job.model_copy(
         update={

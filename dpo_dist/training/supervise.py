@@ -16,7 +16,7 @@ from dpo_dist.training.accelerate_command import (
     launcher_environment,
 )
 from dpo_dist.training.checkpoints import convert_shards, last_complete
-from dpo_dist.training.job import PREEMPTED, STOP, TrainingJob, launch_shape
+from dpo_dist.training.job import PREEMPTED, STOP, TrainingJob
 from dpo_dist.training.logs import Echo, any_failed, explain, new_attempt, node_log, rank_log
 from dpo_dist.training.nodes import GRACE_SECONDS, Leader
 
@@ -30,7 +30,7 @@ def resume(job: TrainingJob) -> TrainingJob:
     if checkpoint is None:
         return job
     accelerate_config = job.settings.accelerate_config
-    processes, stage = launch_shape(accelerate_config)
+    processes, stage = job.shape.processes, job.shape.zero_stage
     if stage != checkpoint.zero_stage:
         raise ConfigError(
             f"accelerate_config: {accelerate_config} trains {_zero_name(stage)}, but "

@@ -29,7 +29,6 @@ from dpo_dist.training.job import (
     TrainingJob,
     TrainingOutcome,
     accumulation_steps,
-    launch_shape,
 )
 from dpo_dist.training.layout import install
 from dpo_dist.training.models import (
@@ -56,7 +55,7 @@ def train(job: TrainingJob, preempted: Event) -> None:
         if ranks.is_main():
             write_json(job.out / OUTCOME, {"rows": len(trainer.train_dataset)})
         return
-    zero_stage = launch_shape(job.settings.accelerate_config)[1]
+    zero_stage = job.shape.zero_stage
     trainer.add_callback(CheckpointKeeper(job.settings.keep_checkpoints, zero_stage))
     if job.wandb is not None and ranks.is_main():
         trainer.add_callback(WandbLog(job.wandb.prefix))
@@ -93,7 +92,7 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
     model, peft_config = load_policy(job)
     reference = load_reference(job)  # before DPOConfig: ZeRO-3 would shard it
     tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
-    packed = choose_layout(model, settings)
+    packed = choose_layout(model, settings, fsdp=job.shape.fsdp)
     rows = Dataset.from_parquet(str(job.rows))
     validation = Dataset.from_parquet(str(job.validation_rows)) if job.validation_rows else None
     args = DPOConfig(

@@ -16,7 +16,8 @@ from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError
 from dpo_dist.system.ranks import Nodes
 from dpo_dist.training.accelerate_command import check_launch
-from dpo_dist.training.job import accumulation_steps, launch_shape, machines, num_processes
+from dpo_dist.training.job import accumulation_steps
+from dpo_dist.training.launch_shape import LaunchShape
 from tests.conftest import ROOT
 from tests.field_reads import unread
 
@@ -34,14 +35,16 @@ def test_a_run_file_loads_and_all_it_names_is_there(path, monkeypatch) -> None:
         assert (ROOT / file).is_file(), file
     for section in (config.sft, config.train):
         if section is not None:
-            assert accumulation_steps(section, num_processes(section.accelerate_config)) > 0
+            shape = LaunchShape.read(section.accelerate_config)
+            assert accumulation_steps(section, shape.processes) > 0
 
 
 @pytest.mark.parametrize("path", ACCELERATE_FILES, ids=lambda path: path.name)
 def test_an_accelerate_config_is_accelerate_s(path) -> None:
     loaded = load_config_from_file(str(path))
-    assert (loaded.num_processes, loaded.num_machines) == (num_processes(path), machines(path))
-    stage = launch_shape(path)[1]
+    shape = LaunchShape.read(path)
+    assert (loaded.num_processes, loaded.num_machines) == (shape.processes, shape.machines)
+    stage = shape.zero_stage
     assert stage == int((loaded.deepspeed_config or {}).get("zero_stage", 0))
     assert (stage > 0) == (str(loaded.distributed_type) == "DistributedType.DEEPSPEED")
     assert path.read_text().startswith("# "), "when to use it"
@@ -62,9 +65,9 @@ def test_a_deepspeed_config_asks_for_what_the_trainer_expects(path) -> None:
 @pytest.mark.parametrize("path", ACCELERATE_FILES, ids=lambda path: path.name)
 def test_an_accelerate_config_fits_the_defaults_of_the_run_file(path, monkeypatch) -> None:
     monkeypatch.setattr("dpo_dist.training.accelerate_command.has_cuda", lambda: True)
-    count = machines(path)
+    count = LaunchShape.read(path).machines
     nodes = Nodes(count, 0, "localhost", 29500, "id") if count > 1 else None
-    processes = num_processes(path)
+    processes = LaunchShape.read(path).processes
     batch = {"global_batch_size": 128, "micro_batch_size": 2, "accelerate_config": path}
     for settings in (Sft(data={"path": "rows.jsonl"}, **batch), Train(**batch)):
         check_launch(settings, nodes)

@@ -22,12 +22,8 @@ from dpo_dist.system.machine import GIB, Gpu, available_memory, free_disk, gpus
 from dpo_dist.system.ranks import Nodes
 from dpo_dist.tools.doctor.environment import extension_locks
 from dpo_dist.training.accelerate_command import check_address, check_launch
-from dpo_dist.training.job import (
-    accumulation_steps,
-    machines,
-    num_processes,
-    read_accelerate_config,
-)
+from dpo_dist.training.job import accumulation_steps
+from dpo_dist.training.launch_shape import LaunchShape, read_accelerate_config
 
 OTHER_FILES = GIB  # on disk: tokens, logs, records
 
@@ -62,7 +58,7 @@ def gather(run: Run, nodes: Nodes | None) -> Facts:
         on_gpus = []
     else:
         paths = [section.accelerate_config for section in sections]
-        processes = max(num_processes(path) // machines(path) for path in paths)
+        processes = max(LaunchShape.read(path).per_machine for path in paths)
         configs = [read_accelerate_config(path) for path in paths]
         on_gpus = [c.get("mixed_precision") == "bf16" and not c.get("use_cpu") for c in configs]
         shape = _shape(config.model)
@@ -94,7 +90,7 @@ def _problems(run: Run, nodes: Nodes | None) -> Iterator[str]:
         check_model(model.base)
         for section in run.trainings.values():
             check_launch(section, nodes)
-            accumulation_steps(section, num_processes(section.accelerate_config))
+            accumulation_steps(section, LaunchShape.read(section.accelerate_config).processes)
         _shape(model)
         if _given_sft(model):
             run.weights("sft")  # raises if they are missing or belong to another base

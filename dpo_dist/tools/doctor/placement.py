@@ -13,13 +13,8 @@ from dpo_dist.system.machine import Gpu
 from dpo_dist.system.ranks import Nodes
 from dpo_dist.tools.doctor.findings import Finding
 from dpo_dist.training.accelerate_command import check_launch
-from dpo_dist.training.job import (
-    accumulation_steps,
-    launch_shape,
-    machines,
-    num_processes,
-    read_accelerate_config,
-)
+from dpo_dist.training.job import accumulation_steps
+from dpo_dist.training.launch_shape import LaunchShape, read_accelerate_config
 
 # For debugging only: each disables a fast transport.
 _SLOW = ("NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE", "NCCL_IB_DISABLE")
@@ -30,13 +25,14 @@ def training(section: Optimization, gpus: Sequence[Gpu]) -> Finding:
     """Whether a training's accelerate configuration fits a machine with these GPUs."""
     path = section.accelerate_config
     try:
-        count = machines(path)
+        shape = LaunchShape.read(path)
+        count = shape.machines
         # One of several machines: the others are unknown here.
         check_launch(section, Nodes(count, 0, "this", 1, "doctor") if count > 1 else None)
-        steps = accumulation_steps(section, num_processes(path))
+        steps = accumulation_steps(section, shape.processes)
     except UserError as error:
         return Finding("failed", str(error))
-    here = num_processes(path) // count
+    here = shape.per_machine
     processes = counted(here, "process", "processes")
     batches = counted(steps, "micro-batch", "micro-batches")
     if problem := _mismatch(section, here, len(gpus)):
@@ -49,7 +45,7 @@ def _mismatch(section: Optimization, here: int, gpus: int) -> str | None:
     """Why `here` processes cannot train on this machine; None: they can."""
     path = section.accelerate_config
     values = read_accelerate_config(path)
-    _, stage = launch_shape(path)
+    stage = LaunchShape.read(path).zero_stage
     if values.get("use_cpu"):
         return "use_cpu: true silently turns DeepSpeed off" if stage else None
     processes = counted(here, "process", "processes")

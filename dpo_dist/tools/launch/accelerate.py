@@ -10,13 +10,8 @@ from dpo_dist.config import Optimization
 from dpo_dist.errors import ConfigError
 from dpo_dist.system.console import counted
 from dpo_dist.tools.launch.layout import Layout, accelerate_name
-from dpo_dist.training.job import (
-    accumulation_steps,
-    for_one_process,
-    machines,
-    num_processes,
-    read_accelerate_config,
-)
+from dpo_dist.training.job import accumulation_steps
+from dpo_dist.training.launch_shape import LaunchShape, read_accelerate_config
 
 
 def accelerate_files(layout: Layout) -> dict[str, str]:
@@ -41,7 +36,7 @@ def _file(phase: str, section: Optimization, layout: Layout) -> str:
         accumulation_steps(section, processes)
     except ConfigError as error:
         raise ConfigError(f"{phase}: {error}") from None
-    if processes > 1 and for_one_process(path):
+    if processes > 1 and LaunchShape.read(path).one_process:
         raise ConfigError(
             f"{phase}.accelerate_config: {path} is for one process (distributed_type NO), but "
             f"this layout needs {processes}: name another with --set {phase}.accelerate_config=..."
@@ -55,7 +50,7 @@ def _file(phase: str, section: Optimization, layout: Layout) -> str:
 
 def _processes_per_node(phase: str, path: Path, gpus: int) -> int:
     if not gpus:
-        return max(1, num_processes(path) // machines(path))
+        return max(1, LaunchShape.read(path).per_machine)
     if for_cpu(path):
         raise ConfigError(
             f"{phase}.accelerate_config: {path} trains on the CPU, but the nodes have "

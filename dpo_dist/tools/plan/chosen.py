@@ -12,15 +12,8 @@ from dpo_dist.estimates.scaling import Setting
 from dpo_dist.runs.resources import strategy
 from dpo_dist.system.console import counted
 from dpo_dist.system.machine import GIB
-from dpo_dist.training.job import (
-    MEMORY_SHARE,
-    accumulation_steps,
-    for_one_process,
-    machines,
-    num_processes,
-    read_accelerate_config,
-    uses_fsdp,
-)
+from dpo_dist.training.job import MEMORY_SHARE, accumulation_steps
+from dpo_dist.training.launch_shape import LaunchShape, read_accelerate_config
 
 
 @dataclass(frozen=True)
@@ -47,12 +40,12 @@ def chosen_way(train: Train, work: Workload, cluster: Cluster, utilization: floa
         return replace(own, note="The run file names no accelerate configuration yet.")
     if read_accelerate_config(path).get("use_cpu"):
         return replace(own, note=f"{path} is for CPUs: name a configuration for GPUs.")
-    if cluster.size > 1 and for_one_process(path):
+    if cluster.size > 1 and LaunchShape.read(path).one_process:
         problem = (
             f"{path} is for one process (distributed_type NO), but there are {cluster.size} GPUs"
         )
         return replace(own, problem=f"train.accelerate_config: {problem}")
-    way = strategy(path, cluster.size)
+    way = strategy(LaunchShape.read(path), cluster.size)
     try:
         times = accumulation_steps(train, cluster.size)
     except ConfigError as error:
@@ -83,14 +76,15 @@ def _too_large(train: Train, fit: Fit, cluster: Cluster) -> str:
 def _note(train: Train, cluster: Cluster) -> str:
     """How the plan deviates from the files."""
     path = train.accelerate_config
-    processes, nodes = num_processes(path), machines(path)
+    launch = LaunchShape.read(path)
+    processes, nodes = launch.processes, launch.machines
     notes = []
     if (processes, nodes) != (cluster.size, cluster.nodes):
         notes.append(
             f"{path} is for {_spread(processes, nodes)}, this plan for "
             f"{_spread(cluster.size, cluster.nodes)}: `dpo-dist launch` adapts a copy of it."
         )
-    if uses_fsdp(path):
+    if launch.fsdp:
         notes.append("FSDP is planned as ZeRO-3.")
     if not train.bf16:
         notes.append("The plan is for bf16, although the run file's `bf16` is false.")

@@ -14,6 +14,7 @@ from dpo_dist.estimates.hardware import find_cluster, preset_shape
 from dpo_dist.estimates.scaling import Setting
 from dpo_dist.estimates.throughput import Pair
 from dpo_dist.runs.resources import planned_bytes, strategy
+from dpo_dist.training.launch_shape import LaunchShape
 from tests.conftest import ROOT
 
 MISTRAL = preset_shape("Mistral-7B")
@@ -32,7 +33,7 @@ CONFIGS = ROOT / "accelerate_configs"
     ],
 )
 def test_every_shipped_configuration_has_its_strategy(name: str, expected: str) -> None:
-    assert strategy(CONFIGS / f"{name}.yaml") == expected
+    assert strategy(LaunchShape.read(CONFIGS / f"{name}.yaml")) == expected
 
 
 def test_deepspeed_s_own_file_says_whether_it_offloads(tmp_path: Path) -> None:
@@ -42,10 +43,10 @@ def test_deepspeed_s_own_file_says_whether_it_offloads(tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump(values))
     zero = {"stage": 3, "offload_param": {"device": "cpu"}}
     own.write_text(json.dumps({"zero_optimization": zero}))
-    assert strategy(config) == "zero3", "the optimizer stays on the GPU"
+    assert strategy(LaunchShape.read(config)) == "zero3", "the optimizer stays on the GPU"
     zero["offload_optimizer"] = {"device": "cpu"}
     own.write_text(json.dumps({"zero_optimization": zero}))
-    assert strategy(config) == "zero3_offload"
+    assert strategy(LaunchShape.read(config)) == "zero3_offload"
 
 
 @pytest.mark.parametrize("name", ["ddp", "zero1", "zero2", "zero3", "zero3_offload"])

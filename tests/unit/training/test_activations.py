@@ -13,6 +13,7 @@ from dpo_dist.config import Train
 from dpo_dist.errors import ConfigError
 from dpo_dist.training.activations import choose_checkpointing
 from dpo_dist.training.job import TrainingJob
+from dpo_dist.training.launch_shape import LaunchShape
 from tests.conftest import ROOT
 
 PLAN = {"none": 900, "selective": 500, "full": 300}
@@ -47,10 +48,11 @@ def test_what_is_asked_for_is_done() -> None:
 
 
 def test_zero3_knows_no_selective_checkpointing() -> None:
-    zero3 = {"accelerate_config": Path("accelerate_configs/cpu_zero3.yaml")}
-    assert choose_checkpointing(job(**zero3), 1000) == "full"
+    zero3 = {"shape": LaunchShape(processes=2, zero_stage=3)}
+    assert choose_checkpointing(job().model_copy(update=zero3), 1000) == "full"
     with pytest.raises(ConfigError, match="ZeRO-3"):
-        choose_checkpointing(job(gradient_checkpointing="selective", **zero3), 1000)
+        selective = job(gradient_checkpointing="selective")
+        choose_checkpointing(selective.model_copy(update=zero3), 1000)
 
 
 RANK = """

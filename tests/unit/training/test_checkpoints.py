@@ -18,6 +18,7 @@ from dpo_dist.training.checkpoints import (
     seal_files,
 )
 from dpo_dist.training.job import TrainingJob
+from dpo_dist.training.launch_shape import LaunchShape
 from dpo_dist.training.supervise import resume
 
 
@@ -100,12 +101,10 @@ def test_the_marker_says_who_wrote_what(tmp_path: Path) -> None:
 
 
 def make_job(folder: Path, processes: int, stage: int) -> TrainingJob:
-    config = folder / "accelerate.yaml"
-    settings = {"num_processes": processes, "deepspeed_config": {"zero_stage": stage}}
-    config.write_text(json.dumps(settings))
     return TrainingJob(
         kind="dpo",
-        settings=Train(accelerate_config=config),
+        settings=Train(),
+        shape=LaunchShape(processes=processes, zero_stage=stage),
         model="m",
         dtype="float32",
         rows=folder / "rows.parquet",

@@ -11,6 +11,7 @@ from dpo_dist.errors import Preempted
 from dpo_dist.storage.artifacts import write_json
 from dpo_dist.training import reference
 from dpo_dist.training.job import OUTCOME, STOP, InitialReference, TrainingJob
+from dpo_dist.training.launch_shape import LaunchShape
 from dpo_dist.training.reference import (
     ReferenceCache,
     ReferenceLogProbs,
@@ -106,6 +107,7 @@ def job(tmp_path: Path) -> TrainingJob:
     return TrainingJob(
         kind="dpo",
         settings=settings,
+        shape=LaunchShape.read(settings.accelerate_config),
         model="base",
         adapter=tmp_path / "round-1",
         dtype="float32",
