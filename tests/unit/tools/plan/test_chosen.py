@@ -22,6 +22,7 @@ from dpo_dist.tools.plan.data import Given, pairs_of
 from dpo_dist.tools.plan.memory import workload
 from dpo_dist.training import activations
 from dpo_dist.training.job import MEMORY_SHARE
+from dpo_dist.training.launch_shape import LaunchShape
 from tests.conftest import ROOT
 
 MISTRAL = preset_shape("Mistral-7B")
@@ -62,7 +63,9 @@ def chosen(config: Config, cluster=BOX):
     ],
 )
 def test_the_strategy_is_the_accelerate_configuration_s(name: str, strategy: str) -> None:
-    assert strategy_of(Path(f"accelerate_configs/{name}.yaml"), BOX.size) == strategy
+    assert (
+        strategy_of(LaunchShape.read(Path(f"accelerate_configs/{name}.yaml")), BOX.size) == strategy
+    )
 
 
 def test_a_deepspeed_file_is_read_as_well(tmp_path: Path) -> None:
@@ -72,10 +75,10 @@ def test_a_deepspeed_file_is_read_as_well(tmp_path: Path) -> None:
     settings = {"deepspeed_config_file": str(deepspeed)}
     path.write_text(yaml.safe_dump({"num_processes": 8, "deepspeed_config": settings}))
     deepspeed.write_text(json.dumps({"zero_optimization": zero}))
-    assert strategy_of(path, BOX.size) == "zero3_offload"
+    assert strategy_of(LaunchShape.read(path), BOX.size) == "zero3_offload"
     # The weights stay on the GPU: their part is the larger one while training.
     deepspeed.write_text(json.dumps({"zero_optimization": zero | {"offload_param": None}}))
-    assert strategy_of(path, BOX.size) == "zero3"
+    assert strategy_of(LaunchShape.read(path), BOX.size) == "zero3"
 
 
 def test_micro_batch_and_checkpointing_are_the_run_file_s() -> None:
