@@ -144,7 +144,7 @@ def run(block: Block) -> dict[str, Any]:
 def _stock_trainer(job: TrainingJob, block: Block) -> StockTrainer:
     settings = job.settings
     assert isinstance(settings, Train)
-    model, peft_config = load_policy(job)
+    model, peft_config = load_policy(job, torch.device("cpu"))
     return StockTrainer(
         settings=settings,
         model=model,

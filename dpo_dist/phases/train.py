@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 from pydantic import JsonValue
 
 from dpo_dist.config import Full, Lora, Train, required
@@ -18,6 +22,7 @@ from dpo_dist.storage.artifacts import PhaseDirectory, read_json
 from dpo_dist.storage.figures import read_figures
 from dpo_dist.storage.manifest import Counts, read_fingerprint
 from dpo_dist.system.console import counted, warn
+from dpo_dist.system.machine import has_cuda
 from dpo_dist.training.job import (
     OUTCOME,
     InitialReference,
@@ -30,6 +35,9 @@ from dpo_dist.training.merging import merge_adapter
 from dpo_dist.training.nodes import Leader
 from dpo_dist.training.reference import compute_reference
 from dpo_dist.training.supervise import launch
+
+# Models that full fine-tuning starts from, if the SFT model is an adapter; removed at its end.
+MERGED = "merged_start"
 
 
 class TrainPhase:
@@ -82,6 +90,7 @@ class TrainPhase:
         if job.reference is not None:
             compute_reference(job, leader)
         launch(job, leader)
+        shutil.rmtree(out.path / MERGED, ignore_errors=True)
         if section.merge:
             merge_adapter(
                 start.model,
@@ -140,15 +149,21 @@ def _job(
     config, section, start = run.config, required(run.config.train), run.start_weights()
     shape = model_shape(start.model, config.model.trust_remote_code)
     _check_vocabulary(start.model, shape, max(train_rows.largest, validation_rows.largest))
-    reference = None
+    launch_shape = LaunchShape.read(section.accelerate_config)
+    identity, reference = start.identity(), None
+    if isinstance(section.method, Full):
+        start = _merged(run, start, launch_shape, out.path / MERGED / "start")
     if found := run.reference_weights():
+        its_identity = found.identity()
+        if isinstance(section.method, Full):
+            found = _merged(run, found, launch_shape, out.path / MERGED / "reference")
         reference = InitialReference(
-            model=found.model, adapter=found.adapter, identity=found.identity()
+            model=found.model, adapter=found.adapter, identity=its_identity
         )
     return TrainingJob(
         kind="dpo",
         settings=section,
-        shape=LaunchShape.read(section.accelerate_config),
+        shape=launch_shape,
         model=start.model,
         adapter=start.adapter,
         dtype=config.model.dtype,
@@ -157,7 +172,7 @@ def _job(
         validation_rows=validation_rows.path if validation_rows else None,
         # Shared by all runs and by the points of a sweep, so that it is computed once.
         reference_folder=config.run.output_dir / "reference_logps",
-        start=start.identity(),
+        start=identity,
         reference=reference,
         planned_peak_bytes=planned_bytes(
             shape,
@@ -172,17 +187,29 @@ def _job(
     )
 
 
+def _merged(run: Run, weights: Weights, launch_shape: LaunchShape, folder: Path) -> Weights:
+    """The weights without an adapter, which full fine-tuning needs: a merged model in `folder`. It
+    is in float32 if the training is."""
+    if weights.adapter is None:
+        return weights
+    in_half = launch_shape.zero_stage > 0 and has_cuda()
+    if not folder.exists():
+        merge_adapter(
+            weights.model,
+            weights.adapter,
+            folder,
+            dtype=run.config.model.dtype if in_half else "float32",
+            trust_remote_code=run.config.model.trust_remote_code,
+        )
+    return replace(weights, model=str(folder), adapter=None)
+
+
 def _check_method(section: Train, start: Weights) -> None:
     """Raise `ConfigError` for a method that cannot start from these weights."""
     if isinstance(section.method, Full) and section.merge:
         raise ConfigError("train.merge: there is no adapter to merge when all weights are trained")
     if start.adapter is None:
         return
-    if isinstance(section.method, Full) and section.reference == "live":
-        raise ConfigError(
-            "train.reference: live cannot be the SFT adapter when all weights are trained: TRL "
-            "would load the base model instead. Use `cached`."
-        )
     if isinstance(section.method, Lora):
         adapter = read_json(start.adapter / "adapter_config.json")
         for ours, theirs in (("r", "r"), ("alpha", "lora_alpha")):

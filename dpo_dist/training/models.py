@@ -26,34 +26,39 @@ def uses_bf16(job: TrainingJob) -> bool:
 
 
 def weights_dtype(job: TrainingJob) -> torch.dtype:
-    """The dtype of the loaded weights. With LoRA the frozen base is in bfloat16 (autocast would
-    cast it in every layer of every step), and the adapters are in float32. Full fine-tuning needs
-    float32 weights: bfloat16 would lose updates of 5e-7 times the weight."""
-    lora = isinstance(job.settings.method, Lora)
-    half = lora and uses_bf16(job) and job.dtype == "bfloat16"
+    """The dtype of the loaded weights.
+
+    - DeepSpeed trains bfloat16 weights from float32 master weights, whatever it gets, so float32
+      would only take memory while loading.
+    - With LoRA the frozen base is in bfloat16 (autocast would cast it in every layer of every
+      step), and the adapters are in float32.
+    - Otherwise full fine-tuning needs float32 weights: bfloat16 would lose updates of 5e-7 times
+      the weight.
+    """
+    halves = isinstance(job.settings.method, Lora) or job.shape.zero_stage > 0
+    half = halves and uses_bf16(job) and job.dtype == "bfloat16"
     return torch.bfloat16 if half else torch.float32
 
 
-def load_policy(job: TrainingJob) -> tuple[CausalLM, LoraConfig | None]:
-    """(the model to train, the LoRA configuration that TRL should add).
+def load_policy(job: TrainingJob, device: torch.device) -> tuple[CausalLM, LoraConfig | None]:
+    """(the model to train, the LoRA configuration that TRL should add). The trainer's arguments
+    must exist: with them, ZeRO-3 loads a shard of each weight, and FSDP2 loads on the main process
+    alone.
 
     - LoRA on an SFT adapter: a `PeftModel`. TRL copies the adapter to a frozen adapter "ref", so
       the reference is the SFT model. (With a new LoRA it would be the *base*.)
     - LoRA on a full model: the reference is that model with the new adapter disabled.
-    - all weights: an SFT adapter is merged first; the reference is the merged model.
+    - all weights: the reference is the model itself. An SFT adapter has been merged into it.
 
     If `job.reference` has an adapter, it is loaded as "initial".
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        job.model,
-        dtype=weights_dtype(job),
-        trust_remote_code=job.trust_remote_code,
-        use_safetensors=True,
-        attn_implementation="sdpa",
-    )
+    model = _load(job.model, job, weights_dtype(job), device)
     model.config.use_cache = False
     method = job.settings.method
-    if isinstance(method, Lora) and job.adapter is None:
+    if not isinstance(method, Lora):
+        assert job.adapter is None, "the phase merges it"
+        return model, None
+    if job.adapter is None:
         return model, LoraConfig(
             r=method.r,
             lora_alpha=method.alpha,
@@ -61,19 +66,15 @@ def load_policy(job: TrainingJob) -> tuple[CausalLM, LoraConfig | None]:
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-    if job.adapter is None:
-        return model, None
-    adapted = PeftModel.from_pretrained(
-        model, str(job.adapter), is_trainable=isinstance(method, Lora)
-    )
-    if isinstance(method, Lora):
-        if job.reference is not None and job.reference.adapter is not None:
-            adapted.load_adapter(str(job.reference.adapter), INITIAL)
-        return adapted, None
-    return adapted.merge_and_unload().requires_grad_(True), None  # PEFT froze the base
+    # DeepSpeed's ZeRO-3 needs one dtype for all weights.
+    options = {"autocast_adapter_dtype": job.shape.zero_stage != 3}
+    adapted = PeftModel.from_pretrained(model, str(job.adapter), is_trainable=True, **options)
+    if job.reference is not None and job.reference.adapter is not None:
+        adapted.load_adapter(str(job.reference.adapter), INITIAL, **options)
+    return adapted, None
 
 
-def load_reference(job: TrainingJob) -> CausalLM | None:
+def load_reference(job: TrainingJob, device: torch.device) -> CausalLM | None:
     """The reference's weights, if all weights are trained and they are needed: in every step
     (`reference: live`), or to measure the KL. With LoRA the policy contains the reference.
 
@@ -84,14 +85,25 @@ def load_reference(job: TrainingJob) -> CausalLM | None:
     assert isinstance(settings, Train)
     if not settings.has_second_model(validates=job.validation_rows is not None):
         return None
-    if job.reference is not None:
-        other = {"model": job.reference.model, "adapter": job.reference.adapter}
-        job = job.model_copy(update=other | {"reference": None})
-    model, _ = load_policy(job)
-    if uses_bf16(job) and settings.reference != "live":
-        model.to(getattr(torch, job.dtype))
+    live = settings.reference == "live" or not uses_bf16(job)
+    dtype = weights_dtype(job) if live else getattr(torch, job.dtype)
+    model = _load(job.reference.model if job.reference else job.model, job, dtype, device)
     model.requires_grad_(False)
     return model.eval()
+
+
+def _load(model: str, job: TrainingJob, dtype: torch.dtype, device: torch.device) -> CausalLM:
+    # Straight to the device, without a copy in the host's memory. Sharded weights cannot be: there
+    # transformers asks DeepSpeed or FSDP where each weight goes.
+    place = {} if job.shape.shards_weights else {"device_map": {"": device}}
+    return AutoModelForCausalLM.from_pretrained(
+        model,
+        dtype=dtype,
+        trust_remote_code=job.trust_remote_code,
+        use_safetensors=True,
+        attn_implementation="sdpa",
+        **place,
+    )
 
 
 def lighten(model: CausalLM, job: TrainingJob, checkpointing: Checkpointing) -> None:

@@ -8,16 +8,19 @@ every loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object, send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from trl import DPOTrainer
-from trl.models import prepare_deepspeed
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer
+from trl.trainer import dpo_trainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo_dist.config import Train
@@ -42,13 +45,22 @@ _COMPLETIONS = ("chosen", "rejected")
 
 @dataclass
 class PairCollator(DataCollatorForPreference):  # type: ignore[misc]  # TRL is not typed
-    """TRL's padded batch with the pairs' ids as `rows` and, if `packed`, a `PackPlan` as `pack`."""
+    """TRL's padded batch with the pairs' ids as `rows`, the log-probs of the `reference` if these
+    are known, and, if `packed`, a `PackPlan` as `pack`.
+
+    `reference` has the log-probs by row key. The trainer fills it before the first step.
+    """
 
     packed: bool = True
+    reference: dict[str, ReferenceLogProbs] = field(default_factory=dict)
 
     def torch_call(self, examples: list[Batch]) -> Batch:
         batch: Batch = super().torch_call(examples)
         batch["rows"] = [example["id"] for example in examples]
+        if self.reference:
+            known = [self.reference[example["row"]] for example in examples]
+            batch["ref_chosen_logps"] = torch.tensor([logps.chosen for logps in known])
+            batch["ref_rejected_logps"] = torch.tensor([logps.rejected for logps in known])
         if self.packed:
             pairs = len(examples)  # TRL stacks all chosen rows, then all rejected ones
             batch["pack"] = plan_packing(
@@ -61,9 +73,15 @@ class PairCollator(DataCollatorForPreference):  # type: ignore[misc]  # TRL is n
 
 
 class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
-    """Trains on rows of `id, row, tokens, prompt_ids, chosen_ids, rejected_ids`."""
+    """Trains on rows of `id, row, tokens, prompt_ids, chosen_ids, rejected_ids`.
 
-    def __init__(self, *args: object, job: TrainingJob, packed: bool, **kwargs: object) -> None:
+    Before the first step, when the policy is sharded, it computes the reference's log-probs that
+    are not in the cache. So no process needs memory for a whole model.
+    """
+
+    def __init__(
+        self, *, job: TrainingJob, packed: bool, args: DPOConfig, **kwargs: object
+    ) -> None:
         assert isinstance(job.settings, Train)
         self._job = job
         self._settings = job.settings
@@ -72,12 +90,18 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         self._start = Start()
         # (log-probs, tokens) summed since the last log, by mode and completion.
         self._sums: dict[tuple[str, str], tuple[float, float]] = {}
-        super().__init__(*args, **kwargs)
+        # TRL would hash the whole model for a cache of its own, and compute the log-probs now, with
+        # a policy that is not sharded yet.
+        args.precompute_ref_log_probs = False
+        with _without_second_model():
+            super().__init__(args=args, **kwargs)
+        self.precompute_ref_logps = self._settings.reference == "cached"
         self._wrap_forwards()
+        if self.precompute_ref_logps:
+            self.add_callback(_ReferencePass(self))
 
     def _wrap_forwards(self) -> None:
-        """Wrap the forwards of policy and reference, after TRL has added its fused head, and before
-        the reference's log-probs are computed: it must round as the policy does."""
+        """Wrap the forwards of policy and reference, after TRL has added its fused head."""
         lora_linear.install(self.model)
         for wrapped in (self.model, self.ref_model):
             if wrapped is not None:
@@ -106,18 +130,21 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             wrapper.set_epoch = sampler.set_epoch  # type: ignore[union-attr]
         return loader
 
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """Add the reference's log-probs as two columns; TRL calls this in its constructor."""
-        self._wrap_forwards()
-        reference = self._job.reference
-        if reference is None:
-            values = self._start_logps(dataset, name, batch_size)
-        else:
-            values = self._cached_logps(dataset, reference.identity)
-            if name == "train":
-                self._start = self._first_log_ratios(dataset, values, batch_size)
-        dataset = dataset.add_column("ref_chosen_logps", [v.chosen for v in values])
-        return dataset.add_column("ref_rejected_logps", [v.rejected for v in values])
+    def prepare_reference(self) -> None:
+        """Give the collator the reference's log-probs of all rows, after computing those that are
+        missing. All ranks call this when the policy is prepared for training."""
+        found: dict[str, ReferenceLogProbs] = {}
+        for name, dataset in (("train", self.train_dataset), ("eval", self.eval_dataset)):
+            if dataset is None:
+                continue
+            if self._job.reference is None:
+                values = self._start_logps(dataset, name)
+            else:
+                values = self._cached_logps(dataset, self._job.reference.identity)
+                if name == "train" and self.state.global_step == 0:
+                    self._start = self._first_log_ratios(dataset, values)
+            found.update(zip(dataset["row"], values, strict=True))
+        self.data_collator.reference.update(found)
 
     def _cached_logps(self, dataset: Dataset, weights: Batch) -> list[ReferenceLogProbs]:
         """The log-probs of a reference that is not loaded, computed by a separate pass."""
@@ -130,21 +157,20 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             )
         return [known[row] for row in dataset["row"]]
 
-    def _first_log_ratios(
-        self, dataset: Dataset, reference: Sequence[ReferenceLogProbs], batch_size: int
-    ) -> Start:
+    def _first_log_ratios(self, dataset: Dataset, reference: Sequence[ReferenceLogProbs]) -> Start:
         """The expected log-ratios of the first micro-batch of all ranks: start minus reference."""
         samplers = [_sampler(self, dataset, rank) for rank in range(self.args.world_size)]
         first = [row for sampler in samplers for row in next(iter(sampler))]
-        start = self._start_logps(dataset.select(first), "the first batch", batch_size)
+        start = self._start_logps(dataset.select(first), "the first batch")
         pairs = [(s, reference[row]) for s, row in zip(start, first, strict=True)]
         return Start(
             chosen=tuple(s.chosen - r.chosen for s, r in pairs),
             rejected=tuple(s.rejected - r.rejected for s, r in pairs),
         )
 
-    def _start_logps(self, dataset: Dataset, name: str, batch_size: int) -> list[ReferenceLogProbs]:
-        """The log-probs of the weights that training starts from, from the cache or computed."""
+    def _start_logps(self, dataset: Dataset, name: str) -> list[ReferenceLogProbs]:
+        """The log-probs of the weights that training starts from, from the cache or computed.
+        Raises `ModelError` if a resumed training needs them and no longer has those weights."""
         cache = ReferenceCache(self._reference_file(self._job.start))
         with cache.locked(lambda taken: bool(gather_object([taken])[0])):
             if ranks.is_main():
@@ -155,7 +181,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             # Longest rows first: batches have rows of similar length, and memory peaks at once.
             missing.sort(key=lambda i: -tokens[i])
             if missing:
-                self._fill(cache, dataset.select(missing), name, REFERENCE_BATCHES * batch_size)
+                self._check_at_start(cache.path)
+                self._fill(cache, dataset.select(missing), name)
                 known = cache.read()
             self.accelerator.wait_for_everyone()
         return [known[row] for row in dataset["row"]]
@@ -166,14 +193,19 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         assert self._job.reference_folder is not None
         return self._job.reference_folder / f"{key}.jsonl"
 
-    def _fill(self, cache: ReferenceCache, rows: Dataset, name: str, batch_size: int) -> None:
+    def _check_at_start(self, cache: Path) -> None:
+        moved = self.state.global_step > 0 and not hasattr(self.model, "peft_config")
+        if moved:  # with LoRA, the reference is still in the model
+            raise ModelError(
+                f"{cache} lacks log-probs of the reference, whose weights this resumed training "
+                "has changed. Restore the file, or start over with --force."
+            )
+
+    def _fill(self, cache: ReferenceCache, rows: Dataset, name: str) -> None:
         """Compute the rows' log-probs on all ranks; rank 0 writes them to the cache."""
-        model, engine = self.model, None
-        if self.is_deepspeed_enabled:
-            # The policy is not prepared yet; under ZeRO-3 its weights are sharded.
-            model = engine = prepare_deepspeed(self.model, self.accelerator)
-        else:
-            model.to(self.accelerator.device)
+        model = self.model_wrapped
+        model.eval()
+        batch_size = REFERENCE_BATCHES * self.args.per_device_train_batch_size
         world, rank = self.args.world_size, self.args.process_index
         journal = cache.journal() if ranks.is_main() else None
         with progress(f"reference: {name}", len(rows)) as advance:
@@ -194,8 +226,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
                 advance(min(batch_size * world, len(rows) - start))
         if journal is not None:
             journal.close()
-        if engine is not None:
-            engine.destroy()  # its hooks would count every module twice in training
         self.accelerator.wait_for_everyone()
 
     def evaluate(self, *args: object, **kwargs: object) -> Metrics:
@@ -263,6 +293,28 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             self._sums[mode, name] = logps, count
             metrics[key] = [logps / max(count, 1.0)]
         return metrics
+
+
+class _ReferencePass(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
+    """Runs the reference pass when the policy is prepared, before the first step."""
+
+    def __init__(self, trainer: PreferenceTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, *_: object, **__: object) -> None:
+        self._trainer.prepare_reference()
+
+
+@contextmanager
+def _without_second_model() -> Iterator[None]:
+    """Keep TRL from loading a reference in full fine-tuning: it would load the whole model on every
+    process, and this trainer has the reference's log-probs or its weights."""
+    create = dpo_trainer.create_model_from_path
+    dpo_trainer.create_model_from_path = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        dpo_trainer.create_model_from_path = create
 
 
 def _sampler(trainer: Trainer, dataset: Dataset, rank: int) -> GlobalBatchSampler:

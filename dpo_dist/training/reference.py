@@ -59,31 +59,31 @@ class ReferenceCache:
     """The cached values of one reference. A run must hold the lock to fill it."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
 
     @contextmanager
     def locked(self, agreed: Callable[[bool], bool]) -> Iterator[None]:
         """Hold the lock; wait for other runs that fill the same cache. All ranks enter, and rank 0
         takes the lock. `agreed` broadcasts its success in every attempt, so that no rank waits
         alone in a collective until its time-out."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.with_suffix(".lock").open("w") as file:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_suffix(".lock").open("w") as file:
             waiting = False
             while not agreed(ranks.is_main() and _lock(file)):
                 if not waiting:
-                    say(f"waiting for another run that computes the reference ({self._path})")
+                    say(f"waiting for another run that computes the reference ({self.path})")
                 waiting = True
                 time.sleep(POLL_SECONDS)
             yield
 
     def read(self) -> dict[str, ReferenceLogProbs]:
         """The values by row key. `journal` has removed an incomplete last line."""
-        if not self._path.exists():
+        if not self.path.exists():
             return {}
-        return {record.row: record for record in read_records(self._path, ReferenceLogProbs)}
+        return {record.row: record for record in read_records(self.path, ReferenceLogProbs)}
 
     def journal(self) -> Journal[ReferenceLogProbs]:
-        return Journal(self._path, ReferenceLogProbs)
+        return Journal(self.path, ReferenceLogProbs)
 
 
 def _lock(file: IO[str]) -> bool:

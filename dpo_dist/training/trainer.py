@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainingArguments
 from trl import DPOConfig, SFTConfig, SFTTrainer
 
 from dpo_dist.config import Sft, Train
@@ -50,8 +50,8 @@ def train(job: TrainingJob, preempted: Event) -> None:
         warn("several CPU processes train in float32: transformers refuses bf16 for them")
     trainer = _sft_trainer(job) if job.kind == "sft" else build_dpo_trainer(job)
     trainer.remove_callback(PrinterCallback)  # MetricsWriter replaces it
-    if job.kind == "reference":  # building the trainer has filled the cache
-        trainer.train()  # checks the first loss; the weights are discarded
+    if job.kind == "reference":
+        trainer.train()  # fills the cache, and checks the first loss; the weights are discarded
         if ranks.is_main():
             write_json(job.out / OUTCOME, {"rows": len(trainer.train_dataset)})
         return
@@ -61,7 +61,6 @@ def train(job: TrainingJob, preempted: Event) -> None:
         trainer.add_callback(WandbLog(job.wandb.prefix))
     stop = StopAtStepEnd(job.out, preempted)
     trainer.add_callback(stop)
-    _configure_deepspeed(trainer, job)
     # The displacement alarm compares with the validation before the first step.
     trainer.args.eval_on_start = trainer.eval_dataset is not None and job.checkpoint is None
     trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
@@ -72,9 +71,9 @@ def train(job: TrainingJob, preempted: Event) -> None:
     _save(trainer, job)
 
 
-def _configure_deepspeed(trainer: Trainer, job: TrainingJob) -> None:
+def _configure_deepspeed(args: TrainingArguments, job: TrainingJob) -> None:
     """Set options for which accelerate's configuration has no key."""
-    plugin = trainer.accelerator.state.deepspeed_plugin
+    plugin = args.deepspeed_plugin
     if plugin is not None:
         config = plugin.hf_ds_config.config
         # The default is the dtype of the weights, and bfloat16 loses small gradients.
@@ -88,21 +87,20 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
     """The trainer of a job. Building it also computes the reference's log-probs."""
     settings = job.settings
     assert isinstance(settings, Train)
-    free = free_bytes()
-    model, peft_config = load_policy(job)
-    reference = load_reference(job)  # before DPOConfig: ZeRO-3 would shard it
-    tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
-    packed = choose_layout(model, settings, fsdp=job.shape.fsdp)
     rows = Dataset.from_parquet(str(job.rows))
     validation = Dataset.from_parquet(str(job.validation_rows)) if job.validation_rows else None
     args = DPOConfig(
         **_arguments(job),
         **_evaluation(settings, rows, validation if job.kind == "dpo" else None),
         **loss_arguments(settings),
-        precompute_ref_log_probs=settings.reference == "cached",
-        precompute_ref_batch_size=settings.micro_batch_size,
     )
-    checkpointing = choose_checkpointing(job, free)  # `args` has connected the ranks
+    _configure_deepspeed(args, job)
+    # `args` has connected the ranks, and knows what is sharded: DeepSpeed and FSDP load shards.
+    checkpointing = choose_checkpointing(job, free_bytes())
+    model, peft_config = load_policy(job, args.device)
+    reference = load_reference(job, args.device)
+    tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
+    packed = choose_layout(model, settings, fsdp=job.shape.fsdp)
     args.gradient_checkpointing = checkpointing == "full"  # `lighten` enables `selective`
     trainer = PreferenceTrainer(
         job=job,
@@ -158,10 +156,10 @@ def _evaluation(settings: Train, rows: Dataset, validation: Dataset | None) -> d
 
 def _sft_trainer(job: TrainingJob) -> SFTTrainer:
     assert isinstance(job.settings, Sft)
-    free = free_bytes()
-    model, peft_config = load_policy(job)
     args = SFTConfig(**_arguments(job), completion_only_loss=True, packing=False)
-    checkpointing = choose_checkpointing(job, free)
+    _configure_deepspeed(args, job)
+    checkpointing = choose_checkpointing(job, free_bytes())
+    model, peft_config = load_policy(job, args.device)
     args.gradient_checkpointing = checkpointing == "full"
     trainer = SFTTrainer(
         model=model,

@@ -97,6 +97,3 @@ def test_a_method_that_cannot_start_from_the_adapter_is_refused(
     assert train(training_file, adapter, "train.method={type: lora, r: 16}") == 2
     said = capsys.readouterr().err
     assert "train.method.r is 16" in said and "whose r is 4. Set it to 4" in said
-    full = "train.method={type: full}"
-    assert train(training_file, adapter, full, "train.reference=live") == 2
-    assert "TRL would load the base" in capsys.readouterr().err

@@ -178,7 +178,7 @@ def test_the_losses_of_twenty_steps_are_trl_s(
         )
 
     common = {"train_dataset": data, "processing_class": tokenizer}
-    model, peft_config = load_policy(job)
+    model, peft_config = load_policy(job, torch.device("cpu"))
     stock = logged(
         StockTrainer(
             model=model,
@@ -188,12 +188,12 @@ def test_the_losses_of_twenty_steps_are_trl_s(
             **common,
         )
     )
-    model, peft_config = load_policy(job)
+    model, peft_config = load_policy(job, torch.device("cpu"))
     trainer = PreferenceTrainer(
         job=job,
         packed=choose_layout(model, settings),
         model=model,
-        args=arguments(checkpointing == "full", precompute_ref_log_probs=True),
+        args=arguments(checkpointing == "full"),
         peft_config=peft_config,
         data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id, packed=True),
         **common,

@@ -30,9 +30,9 @@ def trainer(tiny_model: Path, tmp_path_factory) -> PreferenceTrainer:
     folder = tmp_path_factory.mktemp("losses")
     settings = Train(method={"type": "full"}, bf16=False, learning_rate=1e-3)
     job = make_job(tiny_model, folder, None, settings)
-    model, _ = load_policy(job)
+    model, _ = load_policy(job, torch.device("cpu"))
     tokenizer = load_tokenizer(str(tiny_model))
-    return PreferenceTrainer(
+    trainer = PreferenceTrainer(
         job=job,
         packed=choose_layout(model, settings),
         model=model,
@@ -42,12 +42,13 @@ def trainer(tiny_model: Path, tmp_path_factory) -> PreferenceTrainer:
             use_cpu=True,
             report_to="none",
             gradient_checkpointing=False,
-            precompute_ref_log_probs=True,
         ),
         train_dataset=Dataset.from_list(rows()),
         processing_class=tokenizer,
         data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id, packed=True),
     )
+    trainer.prepare_reference()
+    return trainer
 
 
 def loss_of(trainer: PreferenceTrainer, shift: float, **settings: Any) -> float:
