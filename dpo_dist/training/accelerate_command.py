@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.config import Optimization, Train
+from dpo_dist.config import Optimization
 from dpo_dist.errors import ConfigError
 from dpo_dist.system import ranks
 from dpo_dist.system.console import TERMINAL
@@ -97,11 +97,6 @@ def _check_fsdp(path: Path, settings: Optimization, values: dict[str, Any]) -> N
         raise ConfigError(
             f"accelerate_config: {path} shards with FSDP, which accelerate silently ignores on a "
             "CPU. Use cpu_zero2.yaml or cpu_zero3.yaml."
-        )
-    if isinstance(settings, Train) and settings.select == "best":
-        raise ConfigError(
-            "train.select: best takes the weights from a checkpoint, and FSDP checkpoints are not "
-            "in the model's format. Use `last`, or a configuration with DeepSpeed."
         )
 
 

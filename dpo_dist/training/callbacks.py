@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from threading import Event
 
@@ -89,21 +88,17 @@ class CheckpointKeeper(TrainerCallback):  # type: ignore[misc]  # transformers i
             )
 
 
-def put_best(model: Path, state: TrainerState) -> int:
-    """Replace the last step's weights in `model` by the best step's; return that step. They are
-    copied, because ZeRO cannot load shards that another number of processes wrote."""
+def best_checkpoint(state: TrainerState) -> Path | None:
+    """The checkpoint of the best step; None if that is the last step (also without
+    `select: best`), or, with a warning, if the checkpoint is damaged."""
     step, checkpoint = state.best_global_step, state.best_model_checkpoint
     if step is None or step == state.global_step:
-        return int(state.global_step)
+        return None
     problem = "it was deleted" if checkpoint is None else damage(Path(checkpoint))
     if problem:
         warn(f"the best step, {step}, cannot be selected: {problem}. Using the last one instead.")
-        return int(state.global_step)
-    for file in model.glob("*.safetensors*"):
-        file.unlink()
-    for file in Path(str(checkpoint)).glob("*.safetensors*"):
-        shutil.copy2(file, model / file.name)
-    return int(step)
+        return None
+    return Path(str(checkpoint))
 
 
 class WandbLog(WandbCallback):  # type: ignore[misc]  # transformers is not followed

@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -32,9 +33,18 @@ from dpo_dist.system import ranks
 from dpo_dist.training import CausalLM
 from dpo_dist.training.layout import output_head
 from dpo_dist.training.logprobs import TILE_ROWS, Head
+from dpo_dist.training.sharded import generating, readable
 
 # Entered for every use of the model, which may be both policy and reference (with adapters).
 ModelContext = Callable[[], AbstractContextManager[CausalLM]]
+
+
+class Models(NamedTuple):
+    """Policy and reference for a forward pass, and the policy for a generation."""
+
+    policy: ModelContext
+    reference: ModelContext
+    sampler: ModelContext
 
 
 @dataclass(frozen=True)
@@ -58,29 +68,35 @@ class SequenceDivergence:
 
 def policy_and_reference(
     model: CausalLM, ref_model: CausalLM, accelerator: Accelerator, *, adapter: str | None = "ref"
-) -> tuple[ModelContext, ModelContext]:
-    """The policy and the reference of a TRL `DPOTrainer` (`trainer.model`, `trainer.ref_model`,
+) -> Models:
+    """The models of a TRL `DPOTrainer` (`trainer.model_wrapped`, `trainer.ref_model`,
     `trainer.accelerator`), in its precision. As in TRL, without a `ref_model` the reference is the
     model with `adapter`, or without any adapter if it has none of that name."""
     from trl.trainer.utils import use_adapter
 
-    policy = accelerator.unwrap_model(model)
+    def named(policy: CausalLM) -> str | None:
+        return adapter if adapter in policy.peft_config else None
 
     @contextmanager
     def as_policy() -> Iterator[CausalLM]:
-        with accelerator.autocast():
+        with accelerator.autocast(), readable(model, accelerator) as policy:
+            yield policy
+
+    @contextmanager
+    def as_sampler() -> Iterator[CausalLM]:
+        with accelerator.autocast(), generating(model, accelerator) as policy:
             yield policy
 
     @contextmanager
     def as_reference() -> Iterator[CausalLM]:
-        with accelerator.autocast():
-            if ref_model is not None:
-                yield accelerator.unwrap_model(ref_model)
-            else:
-                with use_adapter(policy, adapter if adapter in policy.peft_config else None):
-                    yield policy
+        if ref_model is not None:
+            with accelerator.autocast(), readable(ref_model, accelerator) as reference:
+                yield reference
+            return
+        with as_policy() as policy, use_adapter(policy, named(policy)):
+            yield policy
 
-    return as_policy, as_reference
+    return Models(as_policy, as_reference, as_sampler)
 
 
 def share(prompts: Sequence[Sequence[int]], rank: int, world_size: int) -> list[tuple[int, ...]]:
@@ -91,8 +107,7 @@ def share(prompts: Sequence[Sequence[int]], rank: int, world_size: int) -> list[
 
 
 def sample_divergence(
-    policy: ModelContext,
-    reference: ModelContext,
+    models: Models,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     *,
@@ -107,16 +122,17 @@ def sample_divergence(
     and has its own seed. The random state, the models' modes and their generation settings are
     restored. `device` is that of the inputs, by default that of the weights.
     """
-    with policy() as model:
-        device = device or model.device
+    if device is None:
+        with models.policy() as model:
+            device = model.device
     measured: list[SequenceDivergence] = []
     with _seeded(seed + ranks.rank(), device):
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             answers = sample_answers(
-                policy, tokenizer, batch, max_new_tokens=max_new_tokens, device=device
+                models.sampler, tokenizer, batch, max_new_tokens=max_new_tokens, device=device
             )
-            measured += divergences(policy, reference, answers, device=device)
+            measured += divergences(models.policy, models.reference, answers, device=device)
     return measured
 
 

@@ -118,12 +118,12 @@ def lighten(model: CausalLM, job: TrainingJob, checkpointing: Checkpointing) -> 
         checkpoint_selectively(model)
 
 
-def choose_layout(model: CausalLM, settings: Train, *, fsdp: bool = False) -> bool:
+def choose_layout(model: CausalLM, settings: Train) -> bool:
     """Set the attention of the layout; return whether it uses packed rows. If the model cannot use
     them, `layout: auto` warns and uses TRL's padded batches; `packed` raises `ConfigError`."""
     reason = None
     if settings.layout != "padded":
-        reason = "packed rows are not tested under FSDP" if fsdp else why_not_packed(model)
+        reason = why_not_packed(model)
     if reason is not None:
         if settings.layout == "packed":
             raise ConfigError(f"train.layout: packed is not possible: {reason}")

@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import dpo_trainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from dpo_dist.config import Train
 from dpo_dist.errors import ModelError
@@ -36,6 +37,7 @@ from dpo_dist.training.monitors import Start, check_finite, check_start
 from dpo_dist.training.packing import plan_packing
 from dpo_dist.training.reference import ReferenceCache, ReferenceLogProbs, reference_key
 from dpo_dist.training.sampler import GlobalBatchSampler
+from dpo_dist.training.sharded import prepare_frozen, set_precision
 
 # Without activations for a backward, the reference's batches can be larger than the micro-batch.
 REFERENCE_BATCHES = 4
@@ -80,7 +82,13 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
     """
 
     def __init__(
-        self, *, job: TrainingJob, packed: bool, args: DPOConfig, **kwargs: object
+        self,
+        *,
+        job: TrainingJob,
+        packed: bool,
+        args: DPOConfig,
+        ref_model: CausalLM | None = None,
+        **kwargs: object,
     ) -> None:
         assert isinstance(job.settings, Train)
         self._job = job
@@ -96,6 +104,11 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         with _without_second_model():
             super().__init__(args=args, **kwargs)
         self.precompute_ref_logps = self._settings.reference == "cached"
+        set_precision(self.accelerator)
+        if ref_model is not None:
+            disable_dropout_in_model(ref_model)
+            add_fused_lm_head(ref_model)
+            self.ref_model = prepare_frozen(ref_model, self.accelerator)
         self._wrap_forwards()
         if self.precompute_ref_logps:
             self.add_callback(_ReferencePass(self))
@@ -235,12 +248,11 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         if kl.prompts:
             prompts = list(dict.fromkeys(tuple(ids) for ids in self.eval_dataset["prompt_ids"]))
             adapter = "ref" if self._job.reference is None else INITIAL
-            policy, reference = policy_and_reference(
-                self.model, self.ref_model, self.accelerator, adapter=adapter
+            models = policy_and_reference(
+                self.model_wrapped, self.ref_model, self.accelerator, adapter=adapter
             )
             measured = sample_divergence(
-                policy,
-                reference,
+                models,
                 self.processing_class,
                 share(prompts[: kl.prompts], self.args.process_index, self.args.world_size),
                 max_new_tokens=kl.max_new_tokens,
@@ -307,8 +319,8 @@ class _ReferencePass(TrainerCallback):  # type: ignore[misc]  # transformers is 
 
 @contextmanager
 def _without_second_model() -> Iterator[None]:
-    """Keep TRL from loading a reference in full fine-tuning: it would load the whole model on every
-    process, and this trainer has the reference's log-probs or its weights."""
+    """Keep TRL from loading a reference in full fine-tuning. This trainer has its log-probs or its
+    weights, and shards them as it shards the policy."""
     create = dpo_trainer.create_model_from_path
     dpo_trainer.create_model_from_path = lambda *_, **__: None
     try:

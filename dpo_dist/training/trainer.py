@@ -22,7 +22,7 @@ from dpo_dist.system.console import warn
 from dpo_dist.training import Trainer, lora_linear
 from dpo_dist.training.activations import choose_checkpointing, free_bytes
 from dpo_dist.training.alarms import Alarms
-from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, StopAtStepEnd, WandbLog, put_best
+from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, StopAtStepEnd, WandbLog
 from dpo_dist.training.job import (
     OUTCOME,
     PREEMPTED,
@@ -41,6 +41,7 @@ from dpo_dist.training.models import (
 )
 from dpo_dist.training.monitors import MetricsWriter
 from dpo_dist.training.preference_trainer import PairCollator, PreferenceTrainer
+from dpo_dist.training.sharded import save_model
 
 
 def train(job: TrainingJob, preempted: Event) -> None:
@@ -100,7 +101,7 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
     model, peft_config = load_policy(job, args.device)
     reference = load_reference(job, args.device)
     tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
-    packed = choose_layout(model, settings, fsdp=job.shape.fsdp)
+    packed = choose_layout(model, settings)
     args.gradient_checkpointing = checkpointing == "full"  # `lighten` enables `selective`
     trainer = PreferenceTrainer(
         job=job,
@@ -180,6 +181,7 @@ def _arguments(job: TrainingJob) -> dict[str, Any]:
     settings = job.settings
     on_cpu = not torch.cuda.is_available()
     processes = ranks.world_size()
+    connected = processes > 1 or job.shape.zero_stage > 0 or job.shape.fsdp
     return {
         "output_dir": str(job.out / "checkpoints"),
         "run_name": job.run_name,
@@ -202,22 +204,21 @@ def _arguments(job: TrainingJob) -> dict[str, Any]:
         "report_to": "none",  # WandbLog reports
         "disable_tqdm": True,
         "remove_unused_columns": False,
-        # With several processes `use_cpu` would silently disable DeepSpeed.
-        "use_cpu": on_cpu and processes == 1,
-        "ddp_backend": "gloo" if on_cpu and processes > 1 else None,
+        # `use_cpu` would silently disable DeepSpeed and FSDP.
+        "use_cpu": on_cpu and not connected,
+        "ddp_backend": "gloo" if on_cpu and connected else None,
     }
 
 
 def _save(trainer: Trainer, job: TrainingJob) -> None:
     """Save the trained adapter or model, gathered from all ranks."""
     partial = job.model_dir.with_name("model.partial")
-    trainer.save_model(str(partial))
+    selected = save_model(trainer, partial)
     trainer.accelerator.wait_for_everyone()
     if ranks.is_main():
         for frozen in ("ref", INITIAL):  # adapters that are references
             shutil.rmtree(partial / frozen, ignore_errors=True)
         (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; job.json has it all
-        selected = put_best(partial, trainer.state)  # the last step without `select: best`
         shutil.rmtree(job.model_dir, ignore_errors=True)
         partial.rename(job.model_dir)
         outcome = TrainingOutcome(

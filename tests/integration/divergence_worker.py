@@ -38,7 +38,7 @@ def main(policy: str, reference: str, prompts: str, out: str) -> None:
     second = prepare_deepspeed(second, accelerator)  # as TRL does with a second model
     assert not any(p.numel() for p in engine.module.parameters()), "the weights are sharded"
     found = sample_divergence(
-        *policy_and_reference(engine, second, accelerator),
+        policy_and_reference(engine, second, accelerator),
         tokenizer_of_short_answers(),
         share(json.loads(prompts), ranks.rank(), ranks.world_size()),
         max_new_tokens=48,

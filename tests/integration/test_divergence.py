@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dpo_dist.training.divergence import sample_divergence, share
+from dpo_dist.training.divergence import Models, sample_divergence, share
 from tests.conftest import ROOT
 from tests.integration.divergence_worker import tokenizer_of_short_answers
 from tests.tiny import make_model
@@ -48,7 +49,7 @@ def test_zero_3_measures_what_one_process_measures(
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
         expected += sample_divergence(
-            *(lambda: nullcontext(policy), lambda: nullcontext(reference)),
+            Models(*(functools.partial(nullcontext, m) for m in (policy, reference, policy))),
             tokenizer_of_short_answers(),
             share(PROMPTS, rank, 2),
             max_new_tokens=48,

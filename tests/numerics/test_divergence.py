@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from dpo_dist.training.divergence import (
+    Models,
     SampledAnswer,
     SequenceDivergence,
     divergences,
@@ -42,6 +43,10 @@ def load(folder: Path, noise: float = 0.0, dtype: torch.dtype = torch.float32):
 
 def context(model):
     return lambda: nullcontext(model)
+
+
+def models(policy, reference) -> Models:
+    return Models(context(policy), context(reference), context(policy))
 
 
 def sample(policy, prompts, tokens: int, seed: int = 0) -> list[SampledAnswer]:
@@ -121,7 +126,7 @@ def test_adapters_of_one_model_are_policy_and_reference(
     """TRL's two references of a LoRA: a frozen adapter "ref", or the model without adapters."""
     model = adapted(tiny_model, *adapters)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    policy, reference = policy_and_reference(model, None, Accelerator(cpu=True))
+    policy, reference, _ = policy_and_reference(model, None, Accelerator(cpu=True))
     answers = sample(policy, PROMPTS, tokens=12)
     found = divergences(policy, reference, answers, device=CPU)
     merged = adapted(tiny_model, *adapters).merge_and_unload(adapter_names=["default"])
@@ -138,7 +143,7 @@ def test_adapters_of_one_model_are_policy_and_reference(
 
 def test_a_second_model_is_the_reference_where_there_is_one(tiny_model: Path) -> None:
     model, second = load(tiny_model), load(tiny_model, 0.03)
-    policy, reference = policy_and_reference(model, second, Accelerator(cpu=True))
+    policy, reference, _ = policy_and_reference(model, second, Accelerator(cpu=True))
     with policy() as p, reference() as q:
         assert p is model and q is second
 
@@ -146,7 +151,9 @@ def test_a_second_model_is_the_reference_where_there_is_one(tiny_model: Path) ->
 def test_a_model_does_not_differ_from_itself(tiny_model: Path) -> None:
     model, same = load(tiny_model), load(tiny_model)
     found = sample_divergence(
-        *(context(model), context(same), make_tokenizer(), PROMPTS),
+        models(model, same),
+        make_tokenizer(),
+        PROMPTS,
         max_new_tokens=16,
         batch_size=2,
         seed=0,
@@ -162,7 +169,9 @@ def test_k3_agrees_with_the_exact_kl_on_many_samples(tiny_model: Path) -> None:
     policy.generation_config.update(do_sample=True, top_k=2, temperature=0.3, top_p=0.5)
     policy.generation_config.repetition_penalty = 1.5
     found = sample_divergence(
-        *(context(policy), context(reference), make_tokenizer(), PROMPTS * 80),
+        models(policy, reference),
+        make_tokenizer(),
+        PROMPTS * 80,
         max_new_tokens=12,
         batch_size=100,
         seed=1,
@@ -221,7 +230,9 @@ def test_training_goes_on_as_if_nothing_had_happened(tiny_model: Path) -> None:
 
     def measure(seed: int) -> list[SequenceDivergence]:
         return sample_divergence(
-            *(context(model), context(load(tiny_model, 0.02)), make_tokenizer(), PROMPTS),
+            models(model, load(tiny_model, 0.02)),
+            make_tokenizer(),
+            PROMPTS,
             max_new_tokens=8,
             batch_size=3,
             seed=seed,
