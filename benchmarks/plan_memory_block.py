@@ -102,12 +102,13 @@ def run(block: Block) -> int:
         _settled()
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     trainer.train()
-    return _memory("VmHWM") - before
+    return memory("VmHWM") - before
 
 
 def build(block: Block) -> Any:
     """The trainer of a block; building it also computes the reference's log-probs."""
     batch = block.pairs * block.processes
+    shape = LaunchShape.read(Path(block.accelerate_config))
     settings = Train(
         method=Lora() if block.method == "lora" else Full(),
         learning_rate=1e-6,
@@ -121,7 +122,7 @@ def build(block: Block) -> Any:
     job = TrainingJob(
         kind="dpo",
         settings=settings,
-        shape=LaunchShape.read(settings.accelerate_config),
+        shape=shape.model_copy(update={"processes": block.processes}),
         model=block.model,
         dtype="bfloat16",
         rows=Path(block.out) / "rows.parquet",
@@ -141,7 +142,7 @@ def _settled() -> int:
     """Resident bytes after free memory was returned to the kernel."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return _memory("VmRSS")
+    return memory("VmRSS")
 
 
 def _weight_bytes(model: Any) -> int:
@@ -150,7 +151,8 @@ def _weight_bytes(model: Any) -> int:
     return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
 
-def _memory(name: str) -> int:
+def memory(name: str) -> int:
+    """Bytes of a line of /proc/self/status, such as VmRSS."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

@@ -133,6 +133,9 @@ class KlMonitor(Section):
     """Number of validation prompts that the policy answers; 0: do not measure the KL."""
     max_new_tokens: PositiveInt = 64
     """Maximum length of an answer, in tokens."""
+    max_share: Annotated[PositiveFloat, RUNTIME] = 0.05
+    """Maximum share of the training's time. If a measurement at every validation would take more,
+    fewer validations have one."""
     budget: PositiveFloat | None = None
     """Warn if the KL exceeds this, in nats per token; null: no budget."""
     stop: bool = False

@@ -50,6 +50,11 @@ class LaunchShape(Section):
         return self.processes // self.machines
 
     @property
+    def connected(self) -> bool:
+        """Whether the processes, even a single one, form a process group."""
+        return self.processes > 1 or self.zero_stage > 0 or self.fsdp
+
+    @property
     def shards_weights(self) -> bool:
         """Whether no process holds all weights."""
         return self.fsdp or self.zero_stage == 3

@@ -8,7 +8,6 @@ from transformers import AutoModelForCausalLM
 
 from dpo_dist.config import Checkpointing, Lora, Train
 from dpo_dist.errors import ConfigError
-from dpo_dist.system import ranks
 from dpo_dist.system.console import warn
 from dpo_dist.training import CausalLM, attention
 from dpo_dist.training.activations import checkpoint_selectively
@@ -20,9 +19,9 @@ INITIAL = "initial"
 
 
 def uses_bf16(job: TrainingJob) -> bool:
-    """Whether to train under bfloat16 autocast. Several CPU processes always train in float32,
+    """Whether to train under bfloat16 autocast. Connected CPU processes always train in float32,
     because transformers refuses bf16 under DeepSpeed without a GPU."""
-    return job.settings.bf16 and (torch.cuda.is_available() or ranks.world_size() == 1)
+    return job.settings.bf16 and (torch.cuda.is_available() or not job.shape.connected)
 
 
 def weights_dtype(job: TrainingJob) -> torch.dtype:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -31,6 +31,7 @@ from dpo_dist.system.console import counted, progress
 from dpo_dist.training import Batch, CausalLM, Metrics, Trainer, attention, lora_linear
 from dpo_dist.training.divergence import policy_and_reference, sample_divergence, share, summarise
 from dpo_dist.training.job import TrainingJob
+from dpo_dist.training.kl_share import KlShare
 from dpo_dist.training.layout import install
 from dpo_dist.training.models import INITIAL
 from dpo_dist.training.monitors import Start, check_finite, check_start
@@ -96,6 +97,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         self._packed = packed
         self._started = False
         self._start = Start()
+        self._kl_share = KlShare(self._settings.kl.max_share)
         # (log-probs, tokens) summed since the last log, by mode and completion.
         self._sums: dict[tuple[str, str], tuple[float, float]] = {}
         # TRL would hash the whole model for a cache of its own, and compute the log-probs now, with
@@ -244,26 +246,34 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
     def evaluate(self, *args: object, **kwargs: object) -> Metrics:
         """TRL's evaluation on the validation pairs, then the KL on answers of the policy."""
         metrics: Metrics = super().evaluate(*args, **kwargs)
-        kl = self._settings.kl
-        if kl.prompts:
-            prompts = list(dict.fromkeys(tuple(ids) for ids in self.eval_dataset["prompt_ids"]))
-            adapter = "ref" if self._job.reference is None else INITIAL
-            models = policy_and_reference(
-                self.model_wrapped, self.ref_model, self.accelerator, adapter=adapter
-            )
-            measured = sample_divergence(
-                models,
-                self.processing_class,
-                share(prompts[: kl.prompts], self.args.process_index, self.args.world_size),
-                max_new_tokens=kl.max_new_tokens,
-                batch_size=KL_BATCH,
-                seed=self.args.seed + self.state.global_step,
-                device=self.accelerator.device,
-            )
-            figures = summarise(gather_object(measured))
-            self.log(figures)
-            metrics |= figures
+        step, last = self.state.global_step, self.state.max_steps
+        if self._settings.kl.prompts:
+            due = self._kl_share.due(step, last, self.args.eval_steps)
+            if broadcast_object_list([due])[0]:  # by the clock of rank 0
+                with self._kl_share.measuring():
+                    figures = self._divergence()
+                self.log(figures)
+                metrics |= figures
         return metrics
+
+    def _divergence(self) -> Metrics:
+        """The KL of the policy from the reference, measured on all ranks."""
+        kl = self._settings.kl
+        prompts = list(dict.fromkeys(tuple(ids) for ids in self.eval_dataset["prompt_ids"]))
+        adapter = "ref" if self._job.reference is None else INITIAL
+        models = policy_and_reference(
+            self.model_wrapped, self.ref_model, self.accelerator, adapter=adapter
+        )
+        measured = sample_divergence(
+            models,
+            self.processing_class,
+            share(prompts[: kl.prompts], self.args.process_index, self.args.world_size),
+            max_new_tokens=kl.max_new_tokens,
+            batch_size=KL_BATCH,
+            seed=self.args.seed + self.state.global_step,
+            device=self.accelerator.device,
+        )
+        return summarise(gather_object(measured))
 
     def compute_loss(self, model: CausalLM, inputs: Batch, *args: object, **kwargs: object) -> Any:
         inputs = dict(inputs)

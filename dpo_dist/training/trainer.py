@@ -181,7 +181,6 @@ def _arguments(job: TrainingJob) -> dict[str, Any]:
     settings = job.settings
     on_cpu = not torch.cuda.is_available()
     processes = ranks.world_size()
-    connected = processes > 1 or job.shape.zero_stage > 0 or job.shape.fsdp
     return {
         "output_dir": str(job.out / "checkpoints"),
         "run_name": job.run_name,
@@ -205,8 +204,8 @@ def _arguments(job: TrainingJob) -> dict[str, Any]:
         "disable_tqdm": True,
         "remove_unused_columns": False,
         # `use_cpu` would silently disable DeepSpeed and FSDP.
-        "use_cpu": on_cpu and not connected,
-        "ddp_backend": "gloo" if on_cpu and connected else None,
+        "use_cpu": on_cpu and not job.shape.connected,
+        "ddp_backend": "gloo" if on_cpu and job.shape.connected else None,
     }
 
 

@@ -73,7 +73,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory, taught_model: Path) -> Pa
             "num_epochs": 2,
             "max_length": 128,
             "eval_per_epoch": 1,
-            "kl": {"prompts": 2, "max_new_tokens": 8},
+            "kl": {"prompts": 2, "max_new_tokens": 8, "max_share": 100},
             **batch,
         },
         "rounds": {"count": ROUNDS, "prompts": "all"},

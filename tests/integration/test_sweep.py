@@ -38,7 +38,7 @@ def run_file(tmp_path: Path, tiny_model: Path, write_run, write_jsonl) -> Path:
             "max_length": 128,
             "global_batch_size": 4,
             "micro_batch_size": 2,
-            "kl": {"prompts": 4, "max_new_tokens": 8},
+            "kl": {"prompts": 4, "max_new_tokens": 8, "max_share": 100},
             "accelerate_config": str(ROOT / "accelerate_configs" / "cpu.yaml"),
         },
         evaluate={

@@ -55,7 +55,7 @@ def write_training(folder: Path, model: Path, **settings: object) -> Path:
             "bf16": False,
             "eval_per_epoch": 2,
             "save_steps": 2,
-            "kl": {"prompts": 4, "max_new_tokens": 8},
+            "kl": {"prompts": 4, "max_new_tokens": 8, "max_share": 100},
             "accelerate_config": str(ACCELERATE_CONFIGS / "cpu.yaml"),
             **settings,
         },
