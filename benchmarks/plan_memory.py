@@ -49,8 +49,9 @@ def main() -> None:
     publish(figures, options.json)
 
 
-def random_model(folder: Path, *, layers: int, hidden: int) -> Path:
-    """A model that trains in seconds and needs more memory than the rest of the process."""
+def random_model(folder: Path, *, layers: int, hidden: int, half: bool = False) -> Path:
+    """A model that trains in seconds and needs more memory than the rest of the process; `half`: in
+    bfloat16."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
@@ -64,7 +65,8 @@ def random_model(folder: Path, *, layers: int, hidden: int) -> Path:
         vocab_size=len(tokenizer),
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    (model.bfloat16() if half else model).save_pretrained(folder)
     return folder
 
 

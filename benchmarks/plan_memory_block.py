@@ -106,7 +106,7 @@ def run(block: Block) -> int:
 
 
 def build(block: Block) -> Any:
-    """The trainer of a block; building it also computes the reference's log-probs."""
+    """The trainer of a block."""
     batch = block.pairs * block.processes
     shape = LaunchShape.read(Path(block.accelerate_config))
     settings = Train(

@@ -34,7 +34,7 @@ def main() -> None:
     layers, hidden = (8, 512) if options.quick else (20, 1280)
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        model = random_model(Path(folder) / "model", layers=layers, hidden=hidden)
+        model = random_model(Path(folder) / "model", layers=layers, hidden=hidden, half=True)
         for processes in (1, 2) if options.quick else (1, 2, 4):
             for stage in (2, 3):
                 out = Path(folder) / f"zero{stage}-{processes}"

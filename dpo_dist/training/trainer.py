@@ -19,7 +19,7 @@ from dpo_dist.storage.artifacts import write_json, write_text
 from dpo_dist.storage.figures import write_figures
 from dpo_dist.system import ranks
 from dpo_dist.system.console import warn
-from dpo_dist.training import Trainer, lora_linear
+from dpo_dist.training import CausalLM, Trainer, lora_linear
 from dpo_dist.training.activations import choose_checkpointing, free_bytes
 from dpo_dist.training.alarms import Alarms
 from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, StopAtStepEnd, WandbLog
@@ -84,8 +84,19 @@ def _configure_deepspeed(args: TrainingArguments, job: TrainingJob) -> None:
             config["checkpoint"] = {"load_universal": True}
 
 
+def _limit_gathered(args: TrainingArguments, model: CausalLM) -> None:
+    """Let ZeRO-3 gather at most a quarter of the weights at a time. DeepSpeed's own limit is 10^9
+    weights, which for a smaller model means all of them."""
+    plugin = args.deepspeed_plugin
+    if plugin is not None and plugin.zero_stage == 3:
+        quarter = sum(getattr(w, "ds_numel", w.numel()) for w in model.parameters()) // 4
+        zero = plugin.hf_ds_config.config["zero_optimization"]
+        for key in ("stage3_max_live_parameters", "stage3_max_reuse_distance"):
+            zero.setdefault(key, min(quarter, 10**9))
+
+
 def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
-    """The trainer of a job. Building it also computes the reference's log-probs."""
+    """The trainer of a job."""
     settings = job.settings
     assert isinstance(settings, Train)
     rows = Dataset.from_parquet(str(job.rows))
@@ -99,6 +110,7 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
     # `args` has connected the ranks, and knows what is sharded: DeepSpeed and FSDP load shards.
     checkpointing = choose_checkpointing(job, free_bytes())
     model, peft_config = load_policy(job, args.device)
+    _limit_gathered(args, model)
     reference = load_reference(job, args.device)
     tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
     packed = choose_layout(model, settings)
@@ -161,6 +173,7 @@ def _sft_trainer(job: TrainingJob) -> SFTTrainer:
     _configure_deepspeed(args, job)
     checkpointing = choose_checkpointing(job, free_bytes())
     model, peft_config = load_policy(job, args.device)
+    _limit_gathered(args, model)
     args.gradient_checkpointing = checkpointing == "full"
     trainer = SFTTrainer(
         model=model,
@@ -203,8 +216,8 @@ def _arguments(job: TrainingJob) -> dict[str, Any]:
         "report_to": "none",  # WandbLog reports
         "disable_tqdm": True,
         "remove_unused_columns": False,
-        # `use_cpu` would silently disable DeepSpeed and FSDP.
-        "use_cpu": on_cpu and not job.shape.connected,
+        # `use_cpu` would silently disable DeepSpeed and FSDP; DDP needs it.
+        "use_cpu": on_cpu and not (job.shape.zero_stage or job.shape.fsdp),
         "ddp_backend": "gloo" if on_cpu and job.shape.connected else None,
     }
 
