@@ -23,13 +23,11 @@ from dpo_dist.training.job import (
     InitialReference,
     TrainingJob,
     TrainingOutcome,
-    accumulation_steps,
 )
 from dpo_dist.training.launch_shape import LaunchShape
 from dpo_dist.training.merging import merge_adapter
-from dpo_dist.training.nodes import Leader
-from dpo_dist.training.reference import compute_reference
-from dpo_dist.training.supervise import launch
+from dpo_dist.training.reference import reference_job
+from dpo_dist.training.worker import launch
 
 
 class TrainPhase:
@@ -47,7 +45,6 @@ class TrainPhase:
         model's own answers.
         """
         config, section = run.config, required(run.config.train)
-        accumulation_steps(section, LaunchShape.read(section.accelerate_config).processes)
         start = run.start_weights()
         _check_method(section, start)
         judged = config.preferences.source == "judged"
@@ -69,8 +66,8 @@ class TrainPhase:
         reference = run.reference_weights()
         return inputs if reference is None else inputs | {"reference": reference.identity()}
 
-    def run(self, run: Run, out: PhaseDirectory, leader: Leader | None = None) -> TrainResult:
-        """Tokenize the pairs, and train with `accelerate launch`."""
+    def run(self, run: Run, out: PhaseDirectory) -> TrainResult:
+        """Tokenize the pairs, and train with all ranks."""
         section, start, pairs = required(run.config.train), run.start_weights(), _pairs(run)
         train_rows, validation_rows = _token_rows(run, pairs, out)
         if overlapping := pairs.dropped["evaluation_overlap"]:
@@ -79,9 +76,8 @@ class TrainPhase:
         if too_long := pairs.dropped["too_long"] + pairs.dropped["prompt_too_long"]:
             warn(f"{counted(too_long, 'pair')} left out: longer than train.max_length")
         job = _job(run, out, train_rows, validation_rows)
-        if job.reference is not None:
-            compute_reference(job, leader)
-        launch(job, leader)
+        _compute_reference(job)
+        launch(job)
         if section.merge:
             merge_adapter(
                 start.model,
@@ -97,7 +93,7 @@ class TrainPhase:
             ),
             pairs=PairCounts(train=len(train_rows), validation=len(validation_rows)),
             reference=run.reference_name,
-            processes=LaunchShape.read(section.accelerate_config).processes,
+            processes=LaunchShape.of(section).processes,
             **read_figures(out.path / OUTCOME, TrainingOutcome).model_dump(),
         )
 
@@ -148,7 +144,7 @@ def _job(
     return TrainingJob(
         kind="dpo",
         settings=section,
-        shape=LaunchShape.read(section.accelerate_config),
+        shape=LaunchShape.of(section),
         model=start.model,
         adapter=start.adapter,
         dtype=config.model.dtype,
@@ -170,6 +166,13 @@ def _job(
         run_name=f"{config.run.name}-train" + (f"-round-{run.round}" if run.round else ""),
         wandb=run.tracked(out.path),
     )
+
+
+def _compute_reference(job: TrainingJob) -> None:
+    """Compute the log-probs of a reference other than the start, unless it is done. Raises what
+    `launch` raises."""
+    if job.reference is not None and not ((own := reference_job(job)).out / OUTCOME).exists():
+        launch(own)
 
 
 def _check_method(section: Train, start: Weights) -> None:

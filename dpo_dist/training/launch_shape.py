@@ -1,15 +1,18 @@
-"""How the processes of a training share it: what an accelerate configuration says."""
+"""How the processes of a training share it: what an accelerate configuration says, or the launcher
+that has started this process."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dpo_dist.config import Section
+from dpo_dist.config import Optimization, Section
 from dpo_dist.errors import ConfigError
+from dpo_dist.system import ranks
 
 
 class LaunchShape(Section):
@@ -28,6 +31,36 @@ class LaunchShape(Section):
     fsdp: bool = False
     offloads: bool = False
     one_process: bool = False
+
+    @classmethod
+    def of(cls, settings: Optimization) -> LaunchShape:
+        """The shape in which a training phase trains in this process, or would be started by it.
+        Raises `ConfigError`."""
+        return cls.of_launcher() if ranks.launched() else cls.read(settings.accelerate_config)
+
+    @classmethod
+    def of_launcher(cls) -> LaunchShape:
+        """The shape that the launcher of this process has set in its environment: torchrun's
+        variables, and those of accelerate's utils/launch.py. Raises `ConfigError`."""
+        deepspeed = {}
+        if _is_true("ACCELERATE_USE_DEEPSPEED"):
+            prefix = "ACCELERATE_DEEPSPEED_"
+            names = (name for name in os.environ if name.startswith(prefix))
+            deepspeed = {name.removeprefix(prefix).lower(): os.environ[name] for name in names}
+            # The key in accelerate's file, and the stage that its plugin takes without one.
+            deepspeed["deepspeed_config_file"] = deepspeed.pop("config_file", "")
+            deepspeed.setdefault("zero_stage", str(_DEFAULT_STAGE))
+        try:
+            stage, offloads = _zero_stage(deepspeed), _offloads(deepspeed)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(f"the launcher's DeepSpeed configuration: {error}") from None
+        return cls(
+            processes=ranks.world_size(),
+            machines=ranks.machines(),
+            zero_stage=stage,
+            fsdp=_is_true("ACCELERATE_USE_FSDP"),
+            offloads=offloads,
+        )
 
     @classmethod
     def read(cls, accelerate_config: Path) -> LaunchShape:
@@ -53,6 +86,13 @@ class LaunchShape(Section):
     def shards_weights(self) -> bool:
         """Whether no process holds all weights."""
         return self.fsdp or self.zero_stage == 3
+
+
+_DEFAULT_STAGE = 2
+
+
+def _is_true(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
 
 
 def read_accelerate_config(accelerate_config: Path) -> dict[str, Any]:
