@@ -121,7 +121,7 @@ def build(block: Block) -> Any:
     job = TrainingJob(
         kind="dpo",
         settings=settings,
-        shape=LaunchShape.read(settings.accelerate_config),
+        shape=LaunchShape.read(settings.accelerate_file),
         model=block.model,
         dtype="bfloat16",
         rows=Path(block.out) / "rows.parquet",

@@ -40,6 +40,7 @@ def launcher_command(
     return [
         *(python, "-m", "dpo_dist.training.launcher"),
         *("--config_file", str(accelerate_config)),
+        *("--num_processes", str(LaunchShape.read(accelerate_config).processes)),
         *(_node_options(nodes) if nodes else []),
         *arguments,
     ]
@@ -97,7 +98,7 @@ def launcher_environment(
 
 def check_launch(settings: Optimization, nodes: Nodes | None) -> None:
     """Raises `ConfigError` if the accelerate configuration contradicts nodes or run file."""
-    path = settings.accelerate_config
+    path = settings.accelerate_file
     values = read_accelerate_config(path)
     _check_machines(path, nodes)
     source = f"accelerate_config: {path}"

@@ -46,7 +46,7 @@ def resume(job: TrainingJob) -> TrainingJob:
         return job
     processes, stage = job.shape.processes, job.shape.zero_stage
     if stage != checkpoint.zero_stage:
-        own = f"accelerate_config: {job.settings.accelerate_config}"
+        own = f"accelerate_config: {job.settings.accelerate_file}"
         raise ConfigError(
             f"{own if given_attempt() else 'the launcher'} trains {_zero_name(stage)}, but "
             f"{checkpoint.path} was written {_zero_name(checkpoint.zero_stage)}. Resume with a "
@@ -87,8 +87,8 @@ def supervise(
     watch = _Watch(logs, stop, leader)
     try:
         status = run_to_end(
-            launcher_command(command, settings.accelerate_config, nodes),
-            launcher_environment(settings.accelerate_config, nodes, logs),
+            launcher_command(command, settings.accelerate_file, nodes),
+            launcher_environment(settings.accelerate_file, nodes, logs),
             # `accelerate launch` does not forward signals.
             on_terminate=lambda _: write_text(stop, ""),
             output=node_log(logs, 0),
@@ -103,7 +103,7 @@ def supervise(
             raise error
         if stop.exists():
             raise Preempted("training was stopped before it could save its last steps")
-        if nodes is None and starts_directly(settings.accelerate_config):
+        if nodes is None and starts_directly(settings.accelerate_file):
             record_exit(logs, 0, status)  # else the launcher has done it
         raise PhaseFailed(explain(logs, status))
 
@@ -113,7 +113,7 @@ def start_ranks(
 ) -> Process:
     """Start the ranks of a follower node, which run the `command`."""
     say(f"node {nodes.rank} of {nodes.count}: starting its ranks ({logs})")
-    config = settings.accelerate_config
+    config = settings.accelerate_file
     with node_log(logs, nodes.rank).open("ab") as file:
         return subprocess.Popen(
             launcher_command(command, config, nodes),
