@@ -179,6 +179,8 @@ def explain(attempt: Path, status: int) -> str:
     where = f"rank {first['rank']} on {first['host']}"
     if first["known"]:
         return f"{first['text']}\n({where}; logs: {attempt})"
+    if _CONSEQUENCE.search(first["text"]):
+        where += " (another rank has ended; its launcher says why)"
     others = len(failures) - 1
     more = f"; {others} more failed after it" if others else ""
     return f"training failed, {where} first:\n{first['text']}\n(logs: {attempt}{more})"
