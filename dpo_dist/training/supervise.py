@@ -138,7 +138,7 @@ class _Watch:
         if now < self._next:
             return
         self._next = now + CHECK_SECONDS
-        if any_failed(self._logs):
+        if any_failed(self._logs) and refusal(self._logs) is None:
             self._failed_at = self._failed_at or now
             # The other ranks may wait a very long time for the failed one.
             if now - self._failed_at > GRACE_SECONDS:

@@ -47,6 +47,7 @@ CHECK_SECONDS = 1.0
 GRACE_SECONDS = 15.0
 
 _peers: Peers | None = None  # of rank 0: a process has one launcher
+_ended = Event()  # the phase has: when some ranks exit, their launcher sends SIGTERM to the others
 
 
 def start() -> None:
@@ -72,6 +73,7 @@ def start() -> None:
 def leading() -> Iterator[None]:
     """Run a phase in rank 0. Its exit code becomes that of the other ranks."""
     global _peers
+    _ended.clear()
     _peers = Peers.connect()
     status = 1
     try:
@@ -85,9 +87,8 @@ def leading() -> Iterator[None]:
         status = INTERRUPTED
         raise
     finally:
-        # When the others end, their launcher sends SIGTERM to this process.
-        with handling_sigterm(lambda: None):
-            _peers.end(status)
+        _ended.set()
+        _peers.end(status)
 
 
 def launch(job: TrainingJob) -> None:
@@ -137,14 +138,17 @@ def join() -> int:
                 record(job.logs, ranks.rank(), error)
                 traceback.print_exc()
                 raise PhaseFailed(str(error)) from error
+        _ended.set()
         return job
     except DpoDistError as error:
+        _ended.set()
         peers.leave(error.exit_code, str(error))
         raise
 
 
-def _stop() -> NoReturn:
-    raise Preempted("stopped while no training was running")
+def _stop() -> None:
+    if not _ended.is_set():
+        raise Preempted("stopped while no training was running")
 
 
 def _enter(job: TrainingJob) -> None:
