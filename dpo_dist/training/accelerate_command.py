@@ -102,6 +102,11 @@ def check_launch(settings: Optimization, nodes: Nodes | None) -> None:
     values = read_accelerate_config(path)
     _check_machines(path, nodes)
     source = f"accelerate_config: {path}"
+    if values.get("distributed_type") == "MULTI_CPU":
+        raise ConfigError(
+            f"{source}: accelerate starts a single process for distributed_type MULTI_CPU. Use "
+            "MULTI_GPU with use_cpu: false, which trains on the CPU where there is no GPU"
+        )
     _check_precision(source, values.get("mixed_precision") or "no", settings)
     if LaunchShape.read(path).fsdp:
         version = (values.get("fsdp_config") or {}).get("fsdp_version")

@@ -204,8 +204,8 @@ def _arguments(job: TrainingJob) -> dict[str, Any]:
         "report_to": "none",  # WandbLog reports
         "disable_tqdm": True,
         "remove_unused_columns": False,
-        # With several processes `use_cpu` would silently disable DeepSpeed.
-        "use_cpu": on_cpu and processes == 1,
+        # With several processes `use_cpu` would silently disable DeepSpeed; DDP needs it.
+        "use_cpu": on_cpu and (processes == 1 or not job.shape.zero_stage),
         "ddp_backend": "gloo" if on_cpu and processes > 1 else None,
     }
 

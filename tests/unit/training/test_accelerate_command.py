@@ -100,6 +100,7 @@ def test_the_interface_to_an_address_is_found() -> None:
             "num_processes 3 counts all machines together and is not divisible by the 2",
         ),
         ({"mixed_precision": "fp16"}, nodes(), "mixed_precision fp16"),
+        ({"distributed_type": "MULTI_CPU"}, nodes(), "starts a single process"),
         ({"distributed_type": "FSDP"}, nodes(), "fsdp_version must be 2"),
         (
             {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}},
