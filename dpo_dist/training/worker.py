@@ -188,10 +188,8 @@ def _release() -> None:
     """Free what the training held, and what would change how the next model is loaded: the pass for
     the reference precedes a training, and a merge loads the base model."""
     import torch
-    from accelerate.state import AcceleratorState
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    AcceleratorState._reset_state()
     unset_hf_deepspeed_config()
     gc.collect()
     if torch.cuda.is_available():
