@@ -88,8 +88,9 @@ def also_in(path: Path) -> Iterator[None]:
         for number, before in zip(_flushed(), kept, strict=True):
             os.dup2(before, number)
             os.close(before)
-        with suppress(subprocess.TimeoutExpired):  # a child of this process may still write to it
-            tee.wait(timeout=5)
+        # Children of this process, such as multiprocessing's tracker, may keep it open.
+        with suppress(subprocess.TimeoutExpired):
+            tee.wait(timeout=0.5)
 
 
 def _flushed() -> list[int]:

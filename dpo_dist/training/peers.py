@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.2
 CONNECT_SECONDS = 600.0  # the other machines may start later
-GONE_SECONDS = 5.0
+GONE_SECONDS = 3.0
 
 
 class Peers:
