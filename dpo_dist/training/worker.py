@@ -61,6 +61,7 @@ def start() -> None:
         redirect_output(rank_log(attempt, ranks.rank()))
     elif not ranks.speaks():
         redirect_output(Path(os.devnull))
+    faulthandler.enable()
     if not has_cuda():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     main = os.environ.get("MASTER_ADDR")
@@ -160,7 +161,6 @@ def _enter(job: TrainingJob) -> None:
         )
     if not given_attempt():
         redirect_output(rank_log(job.logs, ranks.rank()))
-    faulthandler.enable()
 
 
 def _train(job: TrainingJob) -> None:
