@@ -18,7 +18,7 @@ RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels 
 # The files that a run reads in addition to the package. `launch/` is not needed: `dpo-dist launch`
 # renders it.
 FROM scratch AS workspace
-COPY accelerate_configs /workspace/accelerate_configs
+COPY dpo_dist/accelerate_configs /workspace/accelerate_configs
 COPY recipes /workspace/recipes
 
 # The locked packages for CUDA. The image includes CUDA's compiler, because the build of DeepSpeed

@@ -145,7 +145,7 @@ def do_the_phase(config: Config) -> tuple[dict[str, float], TrainingJob, Counter
     run = Run(config)
     jobs: list[TrainingJob] = []
 
-    def launch(job: TrainingJob, *_: object) -> None:
+    def launch(job: TrainingJob) -> None:
         jobs.append(job)
         outcome = TrainingOutcome(steps=0, selected_step=0, peak_rss_bytes=0)
         write_figures(job.out / OUTCOME, outcome)

@@ -7,34 +7,75 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from dpo_dist import __version__
-from dpo_dist.errors import INTERRUPTED, DpoDistError, Preempted
+from dpo_dist.errors import INTERRUPTED, DpoDistError, Preempted, UserError
+from dpo_dist.system import ranks
 from dpo_dist.tools import COMMANDS
 from dpo_dist.tools.arguments import EXIT_CODES, add_commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    rank = arguments is None and ranks.launched()  # a process of its own
+    if rank:
+        from dpo_dist.training.worker import start
+
+        start()
     words = sys.argv[1:] if arguments is None else arguments
-    options = parser().parse_args(words)
+    status = _run(words, parser().parse_args(words))
+    if rank:
+        from dpo_dist.training.worker import end_process
+
+        end_process(status)
+    return status
+
+
+def _run(words: Sequence[str], options: argparse.Namespace) -> int:
     from dpo_dist.system.console import YES, quiet_libraries, scrub
 
     quiet_libraries()
     if getattr(options, "yes", False):
         os.environ[YES] = "1"  # inherited by the processes of the phases
     try:
+        if ranks.launched():
+            _check_trains(options.command)
         status: int = options.run(options)
         return status
     except KeyboardInterrupt:
         _show_how_to_continue("interrupted", words, options)
         return INTERRUPTED
-    except Preempted as error:
-        _show_how_to_continue(str(error), words, options)
-        return error.exit_code
     except DpoDistError as error:
-        print(f"error: {scrub(str(error))}", file=sys.stderr)
+        if _is_recorded(error):
+            pass
+        elif isinstance(error, Preempted):
+            _show_how_to_continue(str(error), words, options)
+        else:
+            print(f"error: {scrub(str(error))}", file=sys.stderr)
         return error.exit_code
+
+
+def _check_trains(command: str) -> None:
+    """Raise `UserError` if a launcher has started a command that is not a training."""
+    from dpo_dist.runs.run import TRAINING
+
+    if command not in TRAINING:
+        known = " and ".join(f"`{name}`" for name in TRAINING)
+        raise UserError(
+            f"`{command}` is not a training: run it without a launcher. `accelerate launch` and "
+            f"torchrun can start {known}"
+        )
+
+
+def _is_recorded(error: DpoDistError) -> bool:
+    """Record the error of a rank that `dpo-dist` has started: that process prints it."""
+    if ranks.LOGS not in os.environ:
+        return False
+    from dpo_dist.training.logs import record
+
+    record(Path(os.environ[ranks.LOGS]), ranks.rank(), error)
+    return True
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,8 +97,13 @@ def _show_how_to_continue(reason: str, words: Sequence[str], options: argparse.N
     started prints only the reason: the parent process prints the user's command."""
     from dpo_dist.system.console import INNER, say
 
+    if ranks.LOGS in os.environ:
+        return
     if os.environ.get(INNER):
         say(reason)
+        return
+    if ranks.launched():
+        say(f"{reason}. To continue, run the same command again.")
         return
     say(f"{reason}. To continue, run the same command again:\n  {_command_line(words, options)}")
 

@@ -7,19 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
 
 from dpo_dist.cli import main
-from dpo_dist.errors import DpoDistError
 from dpo_dist.phases import pipeline
 from dpo_dist.system.processes import run_to_end
 from dpo_dist.training import supervise
-from dpo_dist.training.job import TrainingJob
-from dpo_dist.training.logs import record
 
 
 class Killed(BaseException):
@@ -47,20 +42,11 @@ def in_this_process(killed_before: tuple[str, int] | None = None) -> Iterator[No
 
 
 def _training(command: Sequence[str], env: Mapping[str, str], **options: Any) -> int:
-    """What `dpo_dist.training.worker` does on one process; several are started."""
-    from dpo_dist.training.trainer import train
-
-    job = TrainingJob.model_validate_json(Path(command[-1]).read_text(encoding="utf-8"))
-    if job.shape.processes > 1:
+    """What the rank of a training on one process does; several are started."""
+    if command[1:3] != ["-m", "dpo_dist"]:
         return run_to_end(command, env, **options)
-    assert job.logs is not None
-    try:
-        with _environment(env):
-            train(job, Event())
-    except DpoDistError as error:
-        record(job.logs, 0, error)
-        return error.exit_code
-    return 0
+    with _environment(env):
+        return main(command[3:])
 
 
 @contextmanager

@@ -8,7 +8,11 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from dpo_dist.config.base import RUNTIME, DataSource, RecipePath, Section
+from dpo_dist.errors import ConfigError
 from dpo_dist.losses import FDivergence, LossName, wrong_combination
+from dpo_dist.system.machine import has_cuda, visible_gpus
+
+ACCELERATE_CONFIGS = Path(__file__).parents[1] / "accelerate_configs"  # the shipped files
 
 
 class JudgedPreferences(Section):
@@ -104,8 +108,11 @@ class Optimization(Section):
     """Steps between two checkpoints."""
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
     """Number of newest checkpoints to keep during training, in addition to the best."""
-    accelerate_config: Annotated[Path, RUNTIME] = Path("accelerate_configs/cpu.yaml")
-    """Configuration of `accelerate launch`: processes, sharding, precision."""
+    accelerate_config: Annotated[Path | None, RUNTIME] = None
+    """Configuration of `accelerate launch`: processes, sharding, precision. A file, or the name of
+    one in `accelerate_configs/`, such as `zero2`; under a name, each GPU of the machine gets a
+    process. null: `cpu` without a GPU, `single_gpu` with one, `zero2` with several. Not used if
+    `accelerate launch` or torchrun has started the command."""
 
     @model_validator(mode="after")
     def _check_batch_sizes(self) -> Optimization:
@@ -115,6 +122,25 @@ class Optimization(Section):
                 f"micro_batch_size {self.micro_batch_size}"
             )
         return self
+
+    @property
+    def accelerate_file(self) -> Path:
+        """The file of `accelerate_config`. Raises `ConfigError` for an unknown name."""
+        return accelerate_file(self.accelerate_config, len(visible_gpus()) if has_cuda() else 0)
+
+
+def accelerate_file(named: Path | None, gpus: int) -> Path:
+    """The file of an accelerate configuration that is given by its path or name, or None, on a
+    machine with a number of GPUs. Raises `ConfigError` for an unknown name."""
+    if named is None:
+        named = Path("cpu" if not gpus else "single_gpu" if gpus == 1 else "zero2")
+    if named.suffix or len(named.parts) != 1 or named.is_file():
+        return named
+    path = ACCELERATE_CONFIGS / f"{named}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(path.stem for path in ACCELERATE_CONFIGS.glob("*.yaml")))
+        raise ConfigError(f"accelerate_config: {named}: no such file or name; names: {known}")
+    return path
 
 
 class Sft(Optimization):

@@ -36,7 +36,6 @@ from dpo_dist.storage.records import Generation, Prompt
 from dpo_dist.storage.shards import Journals
 from dpo_dist.system.console import say
 from dpo_dist.system.ranks import Shard
-from dpo_dist.training.nodes import Leader
 
 
 class EvaluatePhase:
@@ -68,9 +67,7 @@ class EvaluatePhase:
         prompts = sum(1 for _ in read_rows(evaluate.prompts))
         return len(evaluate.arms) * len(evaluate.decodings) * shard.size(prompts)
 
-    def run(
-        self, run: Run, out: PhaseDirectory, leader: Leader | None = None
-    ) -> EvaluateResult | None:
+    def run(self, run: Run, out: PhaseDirectory) -> EvaluateResult | None:
         """Generate the missing answers, compare them, and write `scores.json`."""
         evaluate = required(run.config.evaluate)
         prompts = read_prompts(evaluate.prompts)

@@ -28,7 +28,6 @@ from dpo_dist.storage.artifacts import PhaseDirectory, file_digest, read_records
 from dpo_dist.storage.manifest import Counts
 from dpo_dist.storage.records import Candidate, Prompt
 from dpo_dist.system.console import counted, say, warn
-from dpo_dist.training.nodes import Leader
 
 TIE_WARNING = 0.5
 
@@ -51,7 +50,7 @@ class JudgePhase:
             "held_out": run.held_out_identity(),
         }
 
-    def run(self, run: Run, out: PhaseDirectory, leader: Leader | None = None) -> JudgeResult:
+    def run(self, run: Run, out: PhaseDirectory) -> JudgeResult:
         return label(JudgeSession.to_compare(required(run.config.judge).judge, out, run))
 
 

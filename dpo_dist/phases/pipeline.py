@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from pydantic import JsonValue
 
+from dpo_dist.config import Optimization
 from dpo_dist.errors import INTERRUPTED, PREEMPTED, ConfigError, PhaseFailed, Preempted, UserError
 from dpo_dist.phases.registry import PHASES, Phase, ShardedPhase
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
@@ -26,11 +28,12 @@ from dpo_dist.system.console import INNER, counted, say, warn
 from dpo_dist.system.options import set_options
 from dpo_dist.system.processes import Process, handling_sigterm, run_to_end
 from dpo_dist.system.ranks import WHOLE, Nodes, Shard
-from dpo_dist.training.accelerate_command import check_address, check_launch
+from dpo_dist.training.accelerate_command import check_address, check_launch, check_launched
 from dpo_dist.training.follow import follow
 from dpo_dist.training.job import accumulation_steps
 from dpo_dist.training.launch_shape import LaunchShape
-from dpo_dist.training.nodes import Leader, leading, rendezvous_folder
+from dpo_dist.training.nodes import leading, rendezvous_folder
+from dpo_dist.training.supervise import start_ranks, supervise
 
 PACKAGES = (
     *("dpo_dist", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed"),
@@ -46,31 +49,22 @@ def run_phase(
     force: bool = False,
     shard: Shard = WHOLE,
     command: Sequence[str] = (),
-    leader: Leader | None = None,
 ) -> None:
     """Run a phase, or a `shard` of its generation. A complete phase is skipped, an interrupted one
     is resumed with the same settings.
 
     `command` is the command line of this phase, which starts its workers; without it, this process
-    does the work. With a `leader`, other nodes take part in a training.
+    does the work.
     """
     if name not in run.phases:
         raise UserError(f"the run file does not configure the phase `{name}`")
     phase, path = PHASES[name], run.directory(name)
-    fingerprint: dict[str, JsonValue] = {
-        "config": run.config.fixed_sections(phase.sections),
-        "model": run.config.model.model_dump(mode="json"),
-        "seed": run.config.run.seed,
-        "inputs": phase.inputs(run),
-    }
+    fingerprint = _fingerprint(phase, run)
     force = force or name == "report"  # a new report loses nothing
     seconds = 0.0
     if command and isinstance(phase, ShardedPhase) and len(at := places(phase.engine(run))) > 1:
-        if shard.whole:
-            with phase_directory(path, fingerprint, force=force) as out:
-                if out.complete:
-                    say(f"{name}: already done ({out.path})")
-                    return
+        if shard.whole and _is_done(phase, run, fingerprint, force=force):
+            return
         seconds = _with_workers(phase, run, shard, at, command)
         if not shard.whole:
             return
@@ -82,12 +76,30 @@ def run_phase(
         else:
             say(f"{name}: {out.path}" + ("" if shard.whole else f", shard {shard}"))
             out.add_seconds(seconds)
-            _work(phase, run, out, leader)
+            _work(phase, run, out)
 
 
-def _work(phase: Phase, run: Run, out: PhaseDirectory, leader: Leader | None) -> None:
+def _fingerprint(phase: Phase, run: Run) -> dict[str, JsonValue]:
+    return {
+        "config": run.config.fixed_sections(phase.sections),
+        "model": run.config.model.model_dump(mode="json"),
+        "seed": run.config.run.seed,
+        "inputs": phase.inputs(run),
+    }
+
+
+def _is_done(phase: Phase, run: Run, fingerprint: dict[str, JsonValue], *, force: bool) -> bool:
+    """Whether a phase is complete, before other processes are started for it. Its directory is new
+    or continued, as for `run_phase`."""
+    with phase_directory(run.directory(phase.name), fingerprint, force=force) as out:
+        if out.complete:
+            say(f"{phase.name}: already done ({out.path})")
+        return out.complete
+
+
+def _work(phase: Phase, run: Run, out: PhaseDirectory) -> None:
     """Do the work, and write the manifest unless another shard has written it."""
-    result = phase.run(run, out, leader)
+    result = phase.run(run, out)
     if result is None:
         say(f"{phase.name}: shard {out.shard} is done; the phase is not complete yet")
         return
@@ -139,24 +151,48 @@ def _announce(manifest: Manifest) -> None:
                 )
 
 
-def run_on_nodes(name: str, run: Run, nodes: Nodes, *, force: bool = False) -> int:
-    """Run a training phase together with the other nodes; node 0 leads. Returns the exit code,
-    which is that of node 0 on all nodes."""
+def start_training(
+    name: str, run: Run, command: Sequence[str], *, force: bool = False, nodes: Nodes | None = None
+) -> int:
+    """Start the ranks of a training phase, which run the `command`, and wait for them. With
+    `nodes`, the other nodes start theirs, and node 0 leads. Returns the exit code, which is that of
+    node 0 on all nodes."""
+    section, path = _training(name, run), run.directory(name)
+    check_launch(section, nodes)
+    accumulation_steps(section, LaunchShape.of(section).processes)
+    phase = PHASES[name]
+    if nodes is None:
+        if not _is_done(phase, run, _fingerprint(phase, run), force=force):
+            supervise(command, section, path)
+        return 0
+    check_address(nodes)
+    folder = rendezvous_folder(path, nodes)
+    if not nodes.leads:
+        start = partial(start_ranks, command, section, nodes)
+        status, message = follow(nodes, folder, start)
+        say(f"node {nodes.rank} of {nodes.count}: {name} ended on node 0: {message}")
+        return status
+    # While the ranks run, SIGTERM makes them save. Before, this handler ends the phase. The leader
+    # reports either to the other nodes.
+    with leading(nodes, folder) as leader, handling_sigterm(_stop):
+        if not _is_done(phase, run, _fingerprint(phase, run), force=force):
+            supervise(command, section, path, leader)
+    return 0
+
+
+def run_rank(name: str, run: Run, *, force: bool = False) -> None:
+    """Run a training phase in rank 0 of its training; the other ranks join it."""
+    section = _training(name, run)
+    check_launched(section)
+    accumulation_steps(section, LaunchShape.of(section).processes)
+    run_phase(name, run, force=force)
+
+
+def _training(name: str, run: Run) -> Optimization:
     section = run.trainings.get(name)
     if section is None:
         raise UserError(f"the run file does not configure the phase `{name}`")
-    check_launch(section, nodes)
-    check_address(nodes)
-    folder = rendezvous_folder(run.directory(name), nodes)
-    if not nodes.leads:
-        status, message = follow(nodes, folder)
-        say(f"node {nodes.rank} of {nodes.count}: {name} ended on node 0: {message}")
-        return status
-    # During training, SIGTERM makes the processes save. Before and after, this handler ends the
-    # phase, and the leader reports it to the other nodes.
-    with leading(nodes, folder) as leader, handling_sigterm(_stop):
-        run_phase(name, run, force=force, leader=leader)
-    return 0
+    return section
 
 
 def _stop() -> None:
@@ -174,7 +210,7 @@ def check_batches(run: Run) -> None:
     before sampling takes hours and the judge costs money."""
     for phase, section in run.trainings.items():
         try:
-            accumulation_steps(section, LaunchShape.read(section.accelerate_config).processes)
+            accumulation_steps(section, LaunchShape.of(section).processes)
         except ConfigError as error:
             raise ConfigError(f"{phase}: {error}") from None
 

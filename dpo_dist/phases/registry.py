@@ -18,7 +18,6 @@ from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import PhaseDirectory
 from dpo_dist.storage.manifest import PhaseResult
 from dpo_dist.system.ranks import Shard
-from dpo_dist.training.nodes import Leader
 
 
 class Phase(Protocol):
@@ -36,11 +35,9 @@ class Phase(Protocol):
         if something is missing."""
         ...
 
-    def run(
-        self, run: Run, out: PhaseDirectory, leader: Leader | None = None
-    ) -> PhaseResult | None:
-        """Do the work that is left. Returns None if other shards are not done yet. With a `leader`,
-        other nodes take part in a training."""
+    def run(self, run: Run, out: PhaseDirectory) -> PhaseResult | None:
+        """Do the work that is left. Returns None if other shards are not done yet. A training phase
+        works in rank 0 of its training (`training.worker`)."""
         ...
 
 

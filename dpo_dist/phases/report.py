@@ -18,7 +18,6 @@ from dpo_dist.storage.manifest import Counts, PhaseResult
 from dpo_dist.storage.records import Verdict
 from dpo_dist.system.console import say
 from dpo_dist.tracking import start, sync_command
-from dpo_dist.training.nodes import Leader
 
 
 class ReportPhase:
@@ -33,7 +32,7 @@ class ReportPhase:
         folders = {str(step): run.at_round(step.round).require(step.phase) for step in others}
         return {"manifests": {step: file_digest(f / MANIFEST) for step, f in folders.items()}}
 
-    def run(self, run: Run, out: PhaseDirectory, leader: Leader | None = None) -> PhaseResult:
+    def run(self, run: Run, out: PhaseDirectory) -> PhaseResult:
         rounds = [at_round.directory("evaluate") for at_round in run.rounds()]
         report = build(run, out.path, ranking=ranking_of_rounds(rounds))
         if tracked := run.tracked(out.path):

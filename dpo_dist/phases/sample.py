@@ -30,7 +30,6 @@ from dpo_dist.storage.manifest import Counts
 from dpo_dist.storage.records import Candidate, Message, Prompt
 from dpo_dist.storage.shards import Journals
 from dpo_dist.system.ranks import Shard
-from dpo_dist.training.nodes import Leader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,9 +57,7 @@ class SamplePhase:
         slots = len(required(run.config.sample).slots)
         return slots * shard.size(sum(1 for _ in run.prompts()))
 
-    def run(
-        self, run: Run, out: PhaseDirectory, leader: Leader | None = None
-    ) -> SampleResult | None:
+    def run(self, run: Run, out: PhaseDirectory) -> SampleResult | None:
         """Generate this shard's missing candidates, then write `candidates.jsonl`."""
         write_records(out.path / "prompts.jsonl", disjoint(run.prompts(), run.held_out_prompts()))
         with Journals(

@@ -16,8 +16,7 @@ from dpo_dist.storage.manifest import Counts, PhaseResult
 from dpo_dist.system.console import counted, warn
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.launch_shape import LaunchShape
-from dpo_dist.training.nodes import Leader
-from dpo_dist.training.supervise import launch
+from dpo_dist.training.worker import launch
 
 
 class SftPhase:
@@ -33,8 +32,8 @@ class SftPhase:
             "weights": run.weights("base").identity(),
         }
 
-    def run(self, run: Run, out: PhaseDirectory, leader: Leader | None = None) -> PhaseResult:
-        """Tokenize the demonstrations, and train with `accelerate launch`."""
+    def run(self, run: Run, out: PhaseDirectory) -> PhaseResult:
+        """Tokenize the demonstrations, and train with all ranks."""
         config, section = run.config, required(run.config.sft)
         base = run.weights("base").model
         tokenizer = load_tokenizer(base, trust_remote_code=config.model.trust_remote_code)
@@ -53,7 +52,7 @@ class SftPhase:
         job = TrainingJob(
             kind="sft",
             settings=section,
-            shape=LaunchShape.read(section.accelerate_config),
+            shape=LaunchShape.of(section),
             model=base,
             dtype=config.model.dtype,
             trust_remote_code=config.model.trust_remote_code,
@@ -68,7 +67,7 @@ class SftPhase:
             run_name=f"{config.run.name}-sft",
             wandb=run.tracked(out.path),
         )
-        launch(job, leader)
+        launch(job)
         counts = Counts(
             received=len(demonstrations), kept=len(rows), dropped={"too_long": too_long}
         )

@@ -28,13 +28,11 @@ from dpo_dist.training.job import (
     InitialReference,
     TrainingJob,
     TrainingOutcome,
-    accumulation_steps,
 )
 from dpo_dist.training.launch_shape import LaunchShape
 from dpo_dist.training.merging import merge_adapter
-from dpo_dist.training.nodes import Leader
-from dpo_dist.training.reference import compute_reference
-from dpo_dist.training.supervise import launch
+from dpo_dist.training.reference import reference_job
+from dpo_dist.training.worker import launch
 
 # Models that full fine-tuning starts from, if the SFT model is an adapter; removed at its end.
 MERGED = "merged_start"
@@ -55,7 +53,6 @@ class TrainPhase:
         model's own answers.
         """
         config, section = run.config, required(run.config.train)
-        accumulation_steps(section, LaunchShape.read(section.accelerate_config).processes)
         start = run.start_weights()
         _check_method(section, start)
         judged = config.preferences.source == "judged"
@@ -77,8 +74,8 @@ class TrainPhase:
         reference = run.reference_weights()
         return inputs if reference is None else inputs | {"reference": reference.identity()}
 
-    def run(self, run: Run, out: PhaseDirectory, leader: Leader | None = None) -> TrainResult:
-        """Tokenize the pairs, and train with `accelerate launch`."""
+    def run(self, run: Run, out: PhaseDirectory) -> TrainResult:
+        """Tokenize the pairs, and train with all ranks."""
         section, start, pairs = required(run.config.train), run.start_weights(), _pairs(run)
         train_rows, validation_rows = _token_rows(run, pairs, out)
         if overlapping := pairs.dropped["evaluation_overlap"]:
@@ -87,9 +84,8 @@ class TrainPhase:
         if too_long := pairs.dropped["too_long"] + pairs.dropped["prompt_too_long"]:
             warn(f"{counted(too_long, 'pair')} left out: longer than train.max_length")
         job = _job(run, out, train_rows, validation_rows)
-        if job.reference is not None:
-            compute_reference(job, leader)
-        launch(job, leader)
+        _compute_reference(job)
+        launch(job)
         shutil.rmtree(out.path / MERGED, ignore_errors=True)
         if section.merge:
             merge_adapter(
@@ -106,7 +102,7 @@ class TrainPhase:
             ),
             pairs=PairCounts(train=len(train_rows), validation=len(validation_rows)),
             reference=run.reference_name,
-            processes=LaunchShape.read(section.accelerate_config).processes,
+            processes=LaunchShape.of(section).processes,
             **read_figures(out.path / OUTCOME, TrainingOutcome).model_dump(),
         )
 
@@ -149,7 +145,7 @@ def _job(
     config, section, start = run.config, required(run.config.train), run.start_weights()
     shape = model_shape(start.model, config.model.trust_remote_code)
     _check_vocabulary(start.model, shape, max(train_rows.largest, validation_rows.largest))
-    launch_shape = LaunchShape.read(section.accelerate_config)
+    launch_shape = LaunchShape.of(section)
     identity, reference = start.identity(), None
     if isinstance(section.method, Full):
         start = _merged(run, start, launch_shape, out.path / MERGED / "start")
@@ -202,6 +198,13 @@ def _merged(run: Run, weights: Weights, launch_shape: LaunchShape, folder: Path)
             trust_remote_code=run.config.model.trust_remote_code,
         )
     return replace(weights, model=str(folder), adapter=None)
+
+
+def _compute_reference(job: TrainingJob) -> None:
+    """Compute the log-probs of a reference other than the start, unless it is done. Raises what
+    `launch` raises."""
+    if job.reference is not None and not ((own := reference_job(job)).out / OUTCOME).exists():
+        launch(own)
 
 
 def _check_method(section: Train, start: Weights) -> None:

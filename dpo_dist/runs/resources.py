@@ -31,7 +31,7 @@ def planned_bytes(
     kind of checkpointing. `lengths` are the rows' numbers of tokens; each token may have to be
     predicted. `validates`: there are validation rows, on which the KL is measured."""
     longest = sum(sorted(lengths)[-settings.micro_batch_size :])
-    launch = LaunchShape.read(settings.accelerate_config)
+    launch = LaunchShape.of(settings)
     processes = launch.processes
     on_cpu = not has_cuda()
     second = isinstance(settings, Train) and settings.has_second_model(validates=validates)

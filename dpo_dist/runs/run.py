@@ -25,6 +25,7 @@ from dpo_dist.system.console import counted
 from dpo_dist.tracking import TrackedRun, tracked_run
 
 PHASES = ("sft", "sample", "judge", "train", "evaluate", "report")
+TRAINING = ("sft", "train")
 ROUND_PHASES = ("sample", "judge", "train", "evaluate")
 POINT_PHASES = ("train", "evaluate", "report")
 SWEEP = "sweep"

@@ -53,17 +53,17 @@ def run_to_end(
             raise
 
 
-def die_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends for any reason. The launcher of torch
-    puts every worker into its own session, which signals to a process group do not reach. Linux
-    only; on other systems, nothing happens."""
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Let the kernel send this process a signal when its parent ends for any reason. The launcher
+    of torch puts every worker into its own session, which signals to a process group do not reach.
+    Linux only; on other systems, nothing happens."""
     if sys.platform != "linux":
         return
     parent = os.getppid()
     pr_set_pdeathsig = 1  # linux/prctl.h
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, number)
     if os.getppid() != parent:  # the parent ended before the call
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
 
 
 def end_all(processes: Sequence[Process]) -> None:

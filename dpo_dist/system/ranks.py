@@ -15,6 +15,9 @@ from dpo_dist.system.options import Option
 LAUNCHER_PREFIXES = ("TORCHELASTIC_", "PET_", "ACCELERATE_", "VLLM_DP_", "MASTER_")
 LAUNCHER_NAMES = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"})
 
+LOGS = "DPO_DIST_LOGS"  # set by `dpo-dist` for the ranks that it starts: the folder for their logs
+_LAUNCHERS = (LOGS, "TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_MODE")
+
 
 def rank() -> int:
     """This process's global rank; 0 outside a distributed run."""
@@ -29,6 +32,22 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this process writes files and prints messages."""
     return rank() == 0
+
+
+def machines() -> int:
+    """The number of machines of a distributed run; 1 outside one."""
+    return world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
+def launched() -> bool:
+    """Whether this process is a rank that `accelerate launch`, torchrun or `dpo-dist` has started.
+    Other programs, such as a container's start script, set only the variables of the rank."""
+    return any(name in os.environ for name in _LAUNCHERS)
+
+
+def speaks() -> bool:
+    """Whether this process prints errors: one process of a machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def launcher_variables() -> list[str]:

@@ -8,8 +8,8 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dpo_dist.config import Optimization
 from dpo_dist.errors import ConfigError
@@ -18,6 +18,7 @@ from dpo_dist.system.console import TERMINAL
 from dpo_dist.system.machine import has_cuda
 from dpo_dist.system.ranks import Nodes
 from dpo_dist.training.launch_shape import LaunchShape, read_accelerate_config
+from dpo_dist.training.logs import given_attempt
 
 # By default glibc returns every large freed buffer to the kernel, and the next allocation causes
 # page faults. Keeping the buffers makes a CPU training step about twice as fast.
@@ -27,14 +28,35 @@ CPU_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_
 CPU_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
-def launcher_command(job: Path, accelerate_config: Path, nodes: Nodes | None) -> list[str]:
-    """The command line that starts this machine's training processes."""
+def launcher_command(
+    command: Sequence[str], accelerate_config: Path, nodes: Nodes | None
+) -> list[str]:
+    """The command line that starts this machine's ranks, each with the Python `command`. A single
+    process that needs nothing from `accelerate launch` is started without it, which saves the
+    import of torch in the launcher."""
+    if nodes is None and starts_directly(accelerate_config):
+        return list(command)
+    python, *arguments = command
     return [
-        *(sys.executable, "-m", "dpo_dist.training.launcher"),
+        *(python, "-m", "dpo_dist.training.launcher"),
         *("--config_file", str(accelerate_config)),
+        *("--num_processes", str(LaunchShape.read(accelerate_config).processes)),
         *(_node_options(nodes) if nodes else []),
-        *("-m", "dpo_dist.training.worker", str(job)),
+        *arguments,
     ]
+
+
+# Keys of accelerate's file that say nothing to a single process, or are checked here.
+_PLAIN = {"compute_environment", "debug", "distributed_type", "downcast_bf16", "machine_rank"}
+_PLAIN |= {"main_training_function", "mixed_precision", "num_machines", "num_processes"}
+_PLAIN |= {"rdzv_backend", "same_network", "tpu_env", "tpu_use_cluster", "tpu_use_sudo", "use_cpu"}
+
+
+def starts_directly(accelerate_config: Path) -> bool:
+    """Whether a training is one process that `accelerate launch` would only pass on to."""
+    values = read_accelerate_config(accelerate_config)
+    shape = LaunchShape.read(accelerate_config)
+    return shape.one_process and shape.processes == 1 and values.keys() <= _PLAIN
 
 
 def _node_options(nodes: Nodes) -> list[str]:
@@ -52,51 +74,75 @@ def _node_options(nodes: Nodes) -> list[str]:
     ]
 
 
-def launcher_environment(accelerate_config: Path, nodes: Nodes | None) -> dict[str, str]:
-    """The environment of the launcher and its workers."""
+def launcher_environment(
+    accelerate_config: Path, nodes: Nodes | None, logs: Path
+) -> dict[str, str]:
+    """The environment of the launcher and its ranks, which write their logs to a folder."""
     ranks.strip_launcher_variables()
     # After SIGTERM the step has to end and the checkpoint has to be written. torch's launcher would
     # kill the workers after 30 s; the sender of the signal should set the limit.
-    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1800", **os.environ}
+    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1800", **os.environ, ranks.LOGS: str(logs)}
     if sys.stderr.isatty():
         environment[TERMINAL] = "1"
+    if nodes is None and starts_directly(accelerate_config):
+        values = read_accelerate_config(accelerate_config)
+        environment["ACCELERATE_MIXED_PRECISION"] = str(values.get("mixed_precision") or "no")
+        environment["ACCELERATE_USE_CPU"] = str(bool(values.get("use_cpu")))
     if not has_cuda():
         local = LaunchShape.read(accelerate_config).per_machine
         threads = max(1, (os.cpu_count() or 1) // local)
         environment |= {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu"}
         environment |= {**CPU_ALLOCATOR, **CPU_THREADS}
-    if nodes and (interface := interface_to(nodes.address)):
-        # By default gloo resolves the host name, which is often a loopback address.
-        environment.setdefault("GLOO_SOCKET_IFNAME", interface)
     return environment
 
 
 def check_launch(settings: Optimization, nodes: Nodes | None) -> None:
     """Raises `ConfigError` if the accelerate configuration contradicts nodes or run file."""
-    path = settings.accelerate_config
+    path = settings.accelerate_file
     values = read_accelerate_config(path)
     _check_machines(path, nodes)
-    precision = values.get("mixed_precision") or "no"
-    if precision not in ("no", "bf16"):
+    source = f"accelerate_config: {path}"
+    if values.get("distributed_type") == "MULTI_CPU":
         raise ConfigError(
-            f"accelerate_config: {path}: mixed_precision {precision}: must be no or bf16"
+            f"{source}: accelerate starts a single process for distributed_type MULTI_CPU. Use "
+            "MULTI_GPU with use_cpu: false, which trains on the CPU where there is no GPU"
         )
+    _check_precision(source, values.get("mixed_precision") or "no", settings)
+    if LaunchShape.read(path).fsdp:
+        version = (values.get("fsdp_config") or {}).get("fsdp_version")
+        _check_fsdp(source, str(version), settings)
+
+
+def check_launched(settings: Optimization) -> None:
+    """Raises `ConfigError` if the launcher of this process contradicts the run file."""
+    if given_attempt():
+        return  # it is ours: `check_launch` has checked it
+    source = "the launcher"
+    for name in ("MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if os.environ.get(f"ACCELERATE_USE_{name}"):
+            raise ConfigError(f"{source} sets ACCELERATE_USE_{name}, which is not supported")
+    _check_precision(source, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), settings)
+    if LaunchShape.of_launcher().fsdp:
+        _check_fsdp(source, os.environ.get("FSDP_VERSION", "1"), settings)
+
+
+def _check_precision(source: str, precision: str, settings: Optimization) -> None:
+    if precision not in ("no", "bf16"):
+        raise ConfigError(f"{source}: mixed_precision {precision}: must be no or bf16")
     if precision == "bf16" and not settings.bf16:
         raise ConfigError(
-            f"accelerate_config: {path} says mixed_precision bf16, but `bf16` is false: "
-            "accelerate would still train in bfloat16. Change one of them."
+            f"{source} says mixed_precision bf16, but `bf16` is false: accelerate would still "
+            "train in bfloat16. Change one of them."
         )
-    if LaunchShape.read(path).fsdp:
-        _check_fsdp(path, settings, values)
 
 
-def _check_fsdp(path: Path, settings: Optimization, values: dict[str, Any]) -> None:
-    if (values.get("fsdp_config") or {}).get("fsdp_version") != 2:
-        raise ConfigError(f"accelerate_config: {path}: fsdp_version must be 2")
+def _check_fsdp(source: str, version: str, settings: Optimization) -> None:
+    if version != "2":
+        raise ConfigError(f"{source}: fsdp_version must be 2")
     if not has_cuda():
         raise ConfigError(
-            f"accelerate_config: {path} shards with FSDP, which accelerate silently ignores on a "
-            "CPU. Use cpu_zero2.yaml or cpu_zero3.yaml."
+            f"{source} shards with FSDP, which accelerate silently ignores on a CPU. Use "
+            "cpu_zero2.yaml or cpu_zero3.yaml."
         )
 
 

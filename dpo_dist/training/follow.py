@@ -1,9 +1,10 @@
-"""A follower node: it starts each training that the leader announces, with its own rank."""
+"""A follower node: it starts its ranks when the leader does."""
 
 from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
@@ -12,16 +13,22 @@ from dpo_dist.storage.artifacts import write_text
 from dpo_dist.system.console import say
 from dpo_dist.system.processes import Process, handling_sigterm
 from dpo_dist.system.ranks import Nodes
-from dpo_dist.training.accelerate_command import launcher_command, launcher_environment
-from dpo_dist.training.job import STOP, TrainingJob
-from dpo_dist.training.logs import node_log
-from dpo_dist.training.nodes import GRACE_SECONDS, LEFT, POLL_SECONDS, STOPPED, Rendezvous
+from dpo_dist.training.logs import stop_file
+from dpo_dist.training.nodes import (
+    GRACE_SECONDS,
+    LEFT,
+    POLL_SECONDS,
+    START,
+    STOPPED,
+    Rendezvous,
+)
 
 
-def follow(nodes: Nodes, folder: Path) -> tuple[int, str]:
-    """Take part in a phase until the leader ends it; returns its exit code and message. On SIGTERM,
-    even if only this node receives it, all nodes save and stop. Raises `ConfigError` if the leader
-    does not join in the folder, and `NodeLost` if its heartbeat stops."""
+def follow(nodes: Nodes, folder: Path, start: Callable[[Path], Process]) -> tuple[int, str]:
+    """Take part in a phase until the leader ends it; returns its exit code and message. `start`
+    starts this node's ranks, with the folder for their logs. On SIGTERM, even if only this node
+    receives it, all nodes save and stop. Raises `ConfigError` if the leader does not join in the
+    folder, and `NodeLost` if its heartbeat stops."""
     rendezvous = Rendezvous(folder, nodes)
     rendezvous.wait_for_leader()
     rendezvous.join()
@@ -29,30 +36,30 @@ def follow(nodes: Nodes, folder: Path) -> tuple[int, str]:
     stopped = Event()
     with rendezvous.heartbeat(), handling_sigterm(stopped.set):
         try:
-            return _take_part(rendezvous, stopped)
+            return _take_part(rendezvous, start, stopped)
         except BaseException as error:
             rendezvous.post(LEFT, str(error) or type(error).__name__)
             raise
 
 
-def _take_part(rendezvous: Rendezvous, stopped: Event) -> tuple[int, str]:
-    number = 0
-    job: TrainingJob | None = None
+def _take_part(
+    rendezvous: Rendezvous, start: Callable[[Path], Process], stopped: Event
+) -> tuple[int, str]:
+    logs: Path | None = None
     process: Process | None = None
     try:
         while (ended := rendezvous.ended()) is None:
             rendezvous.check_alive(0)
-            if process is None and rendezvous.job(number + 1).exists():
-                number += 1
-                job = TrainingJob.model_validate_json(rendezvous.job(number).read_text("utf-8"))
-                process = _start(rendezvous, number, job)
+            if logs is None and (posted := rendezvous.posted(START, 0)):
+                logs = Path(posted)
+                process = start(logs)
             elif process is not None and (status := process.poll()) is not None:
                 process = None
                 if status:
-                    # The leader's processes also fail, or save and stop: it decides what follows.
+                    # The leader's ranks also fail, or save and stop: it decides what follows.
                     rendezvous.post(LEFT, f"its training processes exited with code {status}")
             if stopped.is_set():
-                _stop_all(rendezvous, job if process is not None else None)
+                _stop_all(rendezvous, logs)
             time.sleep(POLL_SECONDS)
         if process is not None:
             with suppress(subprocess.TimeoutExpired):  # it may wait for nodes that are gone
@@ -64,25 +71,11 @@ def _take_part(rendezvous: Rendezvous, stopped: Event) -> tuple[int, str]:
             process.wait()
 
 
-def _stop_all(rendezvous: Rendezvous, job: TrainingJob | None) -> None:
-    """Let all nodes save and stop the running training, if any, and start no other."""
+def _stop_all(rendezvous: Rendezvous, logs: Path | None) -> None:
+    """Let all nodes save and stop the training, or not start it."""
     nodes = rendezvous.nodes
     if rendezvous.posted(STOPPED, nodes.rank) is None:
         say(f"node {nodes.rank} of {nodes.count}: received SIGTERM; stopping all nodes")
         rendezvous.post(STOPPED, "")
-    # All ranks agree on the step after which they save, whichever rank sees the file first.
-    if job is not None and not (job.out / STOP).exists():
-        write_text(job.out / STOP, "")
-
-
-def _start(rendezvous: Rendezvous, number: int, job: TrainingJob) -> Process:
-    nodes, config = rendezvous.nodes, job.settings.accelerate_config
-    assert job.logs is not None
-    say(f"node {nodes.rank} of {nodes.count}: joining training {number} of this phase ({job.out})")
-    with node_log(job.logs, nodes.rank).open("ab") as file:
-        return subprocess.Popen(
-            launcher_command(rendezvous.job(number), config, nodes),
-            env=launcher_environment(config, nodes),
-            stdout=file,
-            stderr=file,
-        )
+    if logs is not None and not stop_file(logs).exists():
+        write_text(stop_file(logs), "")

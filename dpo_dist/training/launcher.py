@@ -1,7 +1,7 @@
-"""`accelerate launch` that ignores SIGTERM. A scheduler may signal all processes of a job, and the
-launcher must not end while the workers write a checkpoint.
+"""`accelerate launch` that ignores SIGTERM, and records the exit codes of failed ranks. A scheduler
+may signal all processes of a job, and the launcher must not end while the ranks write a checkpoint.
 
-The workers handle SIGTERM themselves. With several processes torch's elastic agent also installs a
+The ranks handle SIGTERM themselves. With several processes torch's elastic agent also installs a
 handler: it forwards the signal and waits (`TORCH_ELASTIC_SHUTDOWN_TIMEOUT`).
 """
 
@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 from dpo_dist.system.processes import die_with_parent
-from dpo_dist.training.job import TrainingJob
-from dpo_dist.training.logs import record_exit
+from dpo_dist.training.logs import given_attempt, record_exit
 
 
 def main() -> None:
@@ -34,11 +31,9 @@ def main() -> None:
 
 
 def _record(statuses: dict[int, int]) -> None:
-    """Record the exit codes of failed ranks. The last command-line argument is the job's file."""
-    job = TrainingJob.model_validate_json(Path(sys.argv[-1]).read_text(encoding="utf-8"))
-    if job.logs is not None:
+    if attempt := given_attempt():
         for rank, status in statuses.items():
-            record_exit(job.logs, rank, status)
+            record_exit(attempt, rank, status)
 
 
 if __name__ == "__main__":

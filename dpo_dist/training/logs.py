@@ -1,7 +1,7 @@
 """The logs of the training processes, and which process failed first.
 
 <phase>/logs/<attempt>/
-    rank-<k>.log          all output of a training process, including output of C++ code
+    rank-<k>.log          all output of a rank, including output of C++ code
     rank-<k>.error.json   its error, with the time
     node-<r>.log          the output of `accelerate launch` and torch's agent on a machine
 
@@ -15,15 +15,32 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dpo_dist.errors import DpoDistError
+from dpo_dist.errors import DpoDistError, Preempted, UserError
 from dpo_dist.storage.artifacts import read_json, write_json
 from dpo_dist.storage.tails import last_lines
-from dpo_dist.system.console import scrub
+from dpo_dist.system import ranks
+from dpo_dist.system.console import TERMINAL, scrub
+from dpo_dist.training.job import STOP
+
+
+def given_attempt() -> Path | None:
+    """The log directory that `dpo-dist` has made for the ranks that it starts; None: a user's
+    launcher has started this rank."""
+    path = os.environ.get(ranks.LOGS)
+    return Path(path) if path else None
+
+
+def stop_file(attempt: Path) -> Path:
+    """The file that tells the training with these logs to save and stop."""
+    return attempt.parent.parent / STOP
 
 
 def new_attempt(folder: Path) -> Path:
@@ -45,9 +62,42 @@ def node_log(attempt: Path, rank: int) -> Path:
 def redirect_output(path: Path) -> None:
     """Send all output of this process to a file, including output of C++ code."""
     with path.open("ab") as file:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(file.fileno(), stream.fileno())
+        for number in _flushed():
+            os.dup2(file.fileno(), number)
+
+
+@contextmanager
+def also_in(path: Path) -> Iterator[None]:
+    """Append to a file what this process prints, including output of C++ code. `tee` is a process
+    of its own, so that nothing is lost if this one is killed."""
+    if sys.stderr.isatty():
+        os.environ[TERMINAL] = "1"  # progress bars
+    own = _flushed()
+    kept = [os.dup(number) for number in own]
+    # Its own session: signals to this process's group do not reach it.
+    tee = subprocess.Popen(
+        ["tee", "-a", str(path)], stdin=subprocess.PIPE, stdout=kept[1], start_new_session=True
+    )
+    assert tee.stdin is not None
+    for number in own:
+        os.dup2(tee.stdin.fileno(), number)
+    tee.stdin.close()
+    try:
+        yield
+    finally:
+        for number, before in zip(_flushed(), kept, strict=True):
+            os.dup2(before, number)
+            os.close(before)
+        # Children of this process, such as multiprocessing's tracker, may keep it open.
+        with suppress(subprocess.TimeoutExpired):
+            tee.wait(timeout=0.5)
+
+
+def _flushed() -> list[int]:
+    """The file descriptors of stdout and stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return [stream.fileno() for stream in (sys.stdout, sys.stderr)]
 
 
 class Echo:
@@ -81,10 +131,14 @@ _TAIL = 15  # lines of a log that an error message quotes
 
 
 def record(attempt: Path, rank: int, error: BaseException) -> None:
-    """Record the error of a rank: the traceback, or only the message of a `DpoDistError`."""
-    known = isinstance(error, DpoDistError)
-    text = str(error) if known else "".join(traceback.format_exception(error))
-    _write(attempt, rank, text.strip(), known=known)
+    """Record the first error of a rank: the traceback, or the message and exit code of a
+    `DpoDistError`."""
+    if _path(attempt, rank).exists():
+        return
+    if isinstance(error, DpoDistError):
+        _write(attempt, rank, str(error), known=True, status=error.exit_code)
+    else:
+        _write(attempt, rank, "".join(traceback.format_exception(error)).strip(), known=False)
 
 
 def record_exit(attempt: Path, rank: int, status: int) -> None:
@@ -104,6 +158,18 @@ def any_failed(attempt: Path) -> bool:
     return any(attempt.glob("rank-*.error.json"))
 
 
+def refusal(attempt: Path) -> DpoDistError | None:
+    """The error of rank 0 if there is nothing wrong with the training itself: it was stopped, or
+    the input must change."""
+    try:
+        found = read_json(_path(attempt, 0))
+    except FileNotFoundError:
+        return None
+    kinds = {kind.exit_code: kind for kind in (Preempted, UserError)}
+    kind = kinds.get(found["status"])
+    return kind(found["text"]) if kind else None
+
+
 def explain(attempt: Path, status: int) -> str:
     """Why a training ended with an exit code: the first failure that is not a consequence."""
     failures = [read_json(path) for path in sorted(attempt.glob("rank-*.error.json"))]
@@ -114,12 +180,14 @@ def explain(attempt: Path, status: int) -> str:
     where = f"rank {first['rank']} on {first['host']}"
     if first["known"]:
         return f"{first['text']}\n({where}; logs: {attempt})"
+    if _CONSEQUENCE.search(first["text"]):
+        where += " (another rank has ended; its launcher says why)"
     others = len(failures) - 1
     more = f"; {others} more failed after it" if others else ""
     return f"training failed, {where} first:\n{first['text']}\n(logs: {attempt}{more})"
 
 
-def _write(attempt: Path, rank: int, text: str, *, known: bool) -> None:
+def _write(attempt: Path, rank: int, text: str, *, known: bool, status: int = 1) -> None:
     write_json(
         _path(attempt, rank),
         {
@@ -127,6 +195,7 @@ def _write(attempt: Path, rank: int, text: str, *, known: bool) -> None:
             "host": socket.gethostname(),
             "time": time.time(),
             "known": known,
+            "status": status,
             "text": scrub(text),
         },
     )

@@ -5,7 +5,7 @@
     node-<rank>.beat    heartbeat: a number that grows while the node is alive
     node-<rank>.left    why a follower left before the end
     node-<rank>.stop    a follower received SIGTERM: all nodes save and stop
-    job-<n>.json        the n-th training that all nodes start; written by the leader
+    node-0.start        the log directory of the training that all nodes start now
     ended.json          how the phase ended; written last, by the leader
 
 The directory is beside the phase's directory, like its lock, because `--force` moves that one. A
@@ -30,10 +30,10 @@ from dpo_dist.errors import INTERRUPTED, ConfigError, DpoDistError, NodeLost, Pr
 from dpo_dist.storage.artifacts import read_json, write_json, write_text
 from dpo_dist.system.console import warn
 from dpo_dist.system.ranks import Nodes
-from dpo_dist.training.job import TrainingJob
 
 BEAT_SECONDS = 2.0
 POLL_SECONDS = 0.5
+START = "start"
 LEFT = "left"
 STOPPED = "stop"
 # After a training process fails, the others get this long to fail by themselves and write their own
@@ -114,9 +114,6 @@ class Rendezvous:
                 )
             time.sleep(POLL_SECONDS)
 
-    def job(self, number: int) -> Path:
-        return self.folder / f"job-{number}.json"
-
     def end(self, status: int, message: str) -> None:
         write_json(self.folder / "ended.json", {"status": status, "message": message})
 
@@ -157,25 +154,19 @@ class Rendezvous:
 
 
 class Leader:
-    """Node 0: it runs the phase and announces each training to the other nodes."""
+    """Node 0: its rank 0 runs the phase."""
 
     def __init__(self, rendezvous: Rendezvous) -> None:
         self.nodes = rendezvous.nodes
         self.rendezvous = rendezvous
-        self._announced = 0
         self._left_at: float | None = None
         self._deadline = time.monotonic() + rendezvous.nodes.join_seconds
 
-    def announce(self, job: TrainingJob) -> Path:
-        """Let all nodes start a training, once they have joined; returns the job's file. Every
-        training has its own file, because network file systems may cache a changed one. Raises
-        what `wait_for_all` raises."""
+    def start_all(self, logs: Path) -> None:
+        """Let all nodes start their ranks, once they have joined. Raises what `wait_for_all`
+        raises."""
         self.wait_for_all()
-        self._announced += 1
-        self._left_at = None
-        path = self.rendezvous.job(self._announced)
-        write_text(path, job.model_dump_json(indent=2) + "\n")
-        return path
+        self.rendezvous.post(START, str(logs))
 
     def check(self, stopping: bool) -> None:
         """Raise `NodeLost` if a follower is silent, or if it left and is not `stopping`."""

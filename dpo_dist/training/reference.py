@@ -24,14 +24,11 @@ from typing import IO
 from pydantic import JsonValue
 
 from dpo_dist.config import KlMonitor
-from dpo_dist.errors import Preempted
 from dpo_dist.storage.artifacts import Journal, read_records
 from dpo_dist.storage.records import Record
 from dpo_dist.system import ranks
 from dpo_dist.system.console import say
-from dpo_dist.training.job import OUTCOME, STOP, TrainingJob
-from dpo_dist.training.nodes import Leader
-from dpo_dist.training.supervise import launch
+from dpo_dist.training.job import TrainingJob
 
 POLL_SECONDS = 2.0
 
@@ -93,18 +90,6 @@ def _lock(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def compute_reference(job: TrainingJob, leader: Leader | None = None) -> None:
-    """Compute the reference's log-probs unless it is done. Raises what `launch` raises."""
-    own = reference_job(job)
-    if (own.out / OUTCOME).exists():
-        return
-    launch(own, leader)
-    if (own.out / STOP).exists():
-        raise Preempted(
-            "training was stopped before its first step; its reference log-probs are computed"
-        )
 
 
 def reference_job(job: TrainingJob) -> TrainingJob:

@@ -1,23 +1,38 @@
-"""Runs a training from the phase's process: resume, start the training processes, watch them."""
+"""Starts the ranks of a training phase and watches them, for `dpo-dist train` and `sft`."""
 
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from dpo_dist.config import Optimization
 from dpo_dist.errors import INTERRUPTED, ConfigError, PhaseFailed, Preempted
 from dpo_dist.storage.artifacts import write_text
 from dpo_dist.system.console import counted, say
-from dpo_dist.system.processes import run_to_end
+from dpo_dist.system.processes import Process, run_to_end
+from dpo_dist.system.ranks import Nodes
 from dpo_dist.training.accelerate_command import (
-    check_launch,
     launcher_command,
     launcher_environment,
+    starts_directly,
 )
 from dpo_dist.training.checkpoints import convert_shards, last_complete
-from dpo_dist.training.job import PREEMPTED, STOP, TrainingJob
-from dpo_dist.training.logs import Echo, any_failed, explain, new_attempt, node_log, rank_log
+from dpo_dist.training.job import PREEMPTED, TrainingJob
+from dpo_dist.training.logs import (
+    Echo,
+    any_failed,
+    explain,
+    given_attempt,
+    new_attempt,
+    node_log,
+    rank_log,
+    record_exit,
+    refusal,
+    stop_file,
+)
 from dpo_dist.training.nodes import GRACE_SECONDS, Leader
 
 CHECK_SECONDS = 1.0
@@ -29,11 +44,11 @@ def resume(job: TrainingJob) -> TrainingJob:
     checkpoint = last_complete(job.out / "checkpoints")
     if checkpoint is None:
         return job
-    accelerate_config = job.settings.accelerate_config
     processes, stage = job.shape.processes, job.shape.zero_stage
     if stage != checkpoint.zero_stage:
+        own = f"accelerate_config: {job.settings.accelerate_file}"
         raise ConfigError(
-            f"accelerate_config: {accelerate_config} trains {_zero_name(stage)}, but "
+            f"{own if given_attempt() else 'the launcher'} trains {_zero_name(stage)}, but "
             f"{checkpoint.path} was written {_zero_name(checkpoint.zero_stage)}. Resume with a "
             "matching configuration (the number of processes may differ), or start over under "
             "another run.name."
@@ -54,27 +69,28 @@ def _zero_name(stage: int) -> str:
     return f"with DeepSpeed ZeRO-{stage}" if stage else "without ZeRO"
 
 
-def launch(job: TrainingJob, leader: Leader | None = None) -> None:
-    """Train, on all nodes if there is a `leader`, and return when the model is saved. Raises
-    `PhaseFailed` with the first error if a process fails, `NodeLost` if a machine fails,
-    `Preempted` after SIGTERM, and `KeyboardInterrupt` after SIGINT."""
-    accelerate_config, nodes = job.settings.accelerate_config, leader.nodes if leader else None
-    check_launch(job.settings, nodes)
-    for name in (STOP, PREEMPTED):
-        (job.out / name).unlink(missing_ok=True)
-    logs = new_attempt(job.out / "logs")
-    job = resume(job).model_copy(update={"logs": logs})
-    path = job.out / "job.json"
-    write_text(path, job.model_dump_json(indent=2) + "\n")
+def supervise(
+    command: Sequence[str], settings: Optimization, folder: Path, leader: Leader | None = None
+) -> None:
+    """Start the ranks of a training phase, which run the `command`, and return when they have
+    completed the phase's `folder`. With a `leader`, all nodes start theirs.
+
+    Raises `PhaseFailed` with the first error if a rank fails, `NodeLost` if a machine fails,
+    `UserError` if the input must change, `Preempted` after SIGTERM, and `KeyboardInterrupt` after
+    SIGINT."""
+    logs = new_attempt(folder / "logs")
+    for path in (stop := stop_file(logs), folder / PREEMPTED):
+        path.unlink(missing_ok=True)
     if leader:
-        path = leader.announce(job)
-    watch = _Watch(logs, job.out / STOP, leader)
+        leader.start_all(logs)
+    nodes = leader.nodes if leader else None
+    watch = _Watch(logs, stop, leader)
     try:
         status = run_to_end(
-            launcher_command(path, accelerate_config, nodes),
-            launcher_environment(accelerate_config, nodes),
+            launcher_command(command, settings.accelerate_file, nodes),
+            launcher_environment(settings.accelerate_file, nodes, logs),
             # `accelerate launch` does not forward signals.
-            on_terminate=lambda _: write_text(job.out / STOP, ""),
+            on_terminate=lambda _: write_text(stop, ""),
             output=node_log(logs, 0),
             look=watch.check,
         )
@@ -82,13 +98,29 @@ def launch(job: TrainingJob, leader: Leader | None = None) -> None:
         watch.echo.show_new()
     if status in (INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
-    if (job.out / PREEMPTED).exists():
-        step = (job.out / PREEMPTED).read_text(encoding="utf-8").strip()
-        raise Preempted(f"training was stopped after step {step}, which is saved")
-    if status and (job.out / STOP).exists():
-        raise Preempted("training was stopped before it could save its last steps")
     if status:
+        if error := refusal(logs):
+            raise error
+        if stop.exists():
+            raise Preempted("training was stopped before it could save its last steps")
+        if nodes is None and starts_directly(settings.accelerate_file):
+            record_exit(logs, 0, status)  # else the launcher has done it
         raise PhaseFailed(explain(logs, status))
+
+
+def start_ranks(
+    command: Sequence[str], settings: Optimization, nodes: Nodes, logs: Path
+) -> Process:
+    """Start the ranks of a follower node, which run the `command`."""
+    say(f"node {nodes.rank} of {nodes.count}: starting its ranks ({logs})")
+    config = settings.accelerate_file
+    with node_log(logs, nodes.rank).open("ab") as file:
+        return subprocess.Popen(
+            launcher_command(command, config, nodes),
+            env=launcher_environment(config, nodes, logs),
+            stdout=file,
+            stderr=file,
+        )
 
 
 class _Watch:
@@ -106,7 +138,7 @@ class _Watch:
         if now < self._next:
             return
         self._next = now + CHECK_SECONDS
-        if any_failed(self._logs):
+        if any_failed(self._logs) and refusal(self._logs) is None:
             self._failed_at = self._failed_at or now
             # The other ranks may wait a very long time for the failed one.
             if now - self._failed_at > GRACE_SECONDS:

@@ -5,6 +5,7 @@ No image is built here; a wheel is, from the files that the image's build would 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -110,7 +111,7 @@ def test_jobs_start_where_recipes_are(stage: str) -> None:
     assert Path(workdir) == IN_IMAGE
     copied = [step.rest for step in STEPS if step.stage == "workspace" and step.word == "COPY"]
     assert f"recipes {workdir}/recipes" in copied
-    assert f"accelerate_configs {workdir}/accelerate_configs" in copied
+    assert f"dpo_dist/accelerate_configs {workdir}/accelerate_configs" in copied
 
 
 @pytest.mark.parametrize("stage", FINAL)
@@ -187,3 +188,21 @@ def test_the_image_s_wheel_holds_the_whole_package(tmp_path: Path) -> None:
     [wheel] = tmp_path.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
     assert set(in_git("dpo_dist")) <= held
+
+    # Elsewhere, without a checkout, a configuration is found by its name.
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    (tmp_path / "empty").mkdir()
+    code = (
+        "from dpo_dist.config import Train; print(Train(accelerate_config='zero3').accelerate_file)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "empty",
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    file = Path(done.stdout.strip())
+    assert file == tmp_path / "installed" / "dpo_dist" / "accelerate_configs" / "zero3.yaml"
+    assert file.is_file()

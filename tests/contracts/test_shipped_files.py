@@ -35,7 +35,7 @@ def test_a_run_file_loads_and_all_it_names_is_there(path, monkeypatch) -> None:
         assert (ROOT / file).is_file(), file
     for section in (config.sft, config.train):
         if section is not None:
-            shape = LaunchShape.read(section.accelerate_config)
+            shape = LaunchShape.read(section.accelerate_file)
             assert accumulation_steps(section, shape.processes) > 0
 
 

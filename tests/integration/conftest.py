@@ -38,7 +38,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Callabl
         if name == "cpu_zero1":
             return variant(folder, "cpu_zero2", deepspeed_config=zero_1)
         if name == "cpu_ddp":
-            ddp = {"distributed_type": "MULTI_CPU", "use_cpu": True, "deepspeed_config": None}
+            # Without a GPU, accelerate would start a single process for MULTI_CPU.
+            ddp = {"distributed_type": "MULTI_GPU", "deepspeed_config": None}
             return variant(folder, "cpu_zero2", **ddp)
         return shipped(name)
 

@@ -17,6 +17,7 @@ import pytest
 from dpo_dist.errors import PREEMPTED
 from tests.conftest import ROOT
 from tests.integration.trainings import (
+    await_checkpoint,
     command,
     losses,
     saved,
@@ -65,16 +66,6 @@ def start(
                 subprocess.Popen(line, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
             )
     return started
-
-
-def await_checkpoint(folder: Path, processes: list[subprocess.Popen[bytes]], after: int) -> int:
-    """Wait for a complete checkpoint of a later step than `after`; its step."""
-    deadline = time.monotonic() + 240
-    while saved(folder) <= after:
-        assert all(process.poll() is None for process in processes), "it ended before"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return saved(folder)
 
 
 def codes(processes: list[subprocess.Popen[bytes]]) -> list[int]:

@@ -135,7 +135,7 @@ def write_candidates(run_file: Path, monkeypatch) -> list[tuple[str, str]]:
         for slot, text in enumerate(pair)
     ]
 
-    def write(phase: SamplePhase, run: Run, out: PhaseDirectory, leader: None) -> SampleResult:
+    def write(phase: SamplePhase, run: Run, out: PhaseDirectory) -> SampleResult:
         write_records(out.path / "prompts.jsonl", run.prompts())
         write_records(out.path / "candidates.jsonl", planted)
         counts = Counts(received=PROMPTS, kept=PROMPTS)

@@ -103,6 +103,16 @@ def stop(
     return process.wait(timeout=120)
 
 
+def await_checkpoint(folder: Path, processes: list[subprocess.Popen[bytes]], after: int) -> int:
+    """Wait for a complete checkpoint of a later step than `after`; its step."""
+    deadline = time.monotonic() + 240
+    while saved(folder) <= after:
+        assert all(process.poll() is None for process in processes), "it ended before"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return saved(folder)
+
+
 def saved(folder: Path) -> int:
     """The step of the newest complete checkpoint, or 0."""
     complete = folder.glob("checkpoints/checkpoint-*/COMPLETE")

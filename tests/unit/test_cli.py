@@ -240,3 +240,13 @@ def test_a_point_of_a_sweep_is_named_like_a_directory(write_run, tmp_path: Path,
     with pytest.raises(SystemExit, match="2"):
         main(["sample", str(path), "--point", "a"])
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("variable", ["TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_MODE"])
+def test_a_launcher_can_only_start_a_training(variable: str, monkeypatch, capsys) -> None:
+    monkeypatch.setenv(variable, "default")
+    assert main(["sample", "run.yaml"]) == 2
+    assert "`sample` is not a training: run it without a launcher" in capsys.readouterr().err
+    nodes = ["--nodes", "2", "--node-rank", "0", "--main-address", "a", "--main-port", "1"]
+    assert main(["train", "run.yaml", *nodes, "--launch-id", "x"]) == 2
+    assert "has already started the ranks" in capsys.readouterr().err

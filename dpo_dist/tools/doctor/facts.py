@@ -57,7 +57,7 @@ def gather(run: Run, nodes: Nodes | None) -> Facts:
         needed = disk_needed = processes = 0  # unknown
         on_gpus = []
     else:
-        paths = [section.accelerate_config for section in sections]
+        paths = [section.accelerate_file for section in sections]
         processes = max(LaunchShape.read(path).per_machine for path in paths)
         configs = [read_accelerate_config(path) for path in paths]
         on_gpus = [c.get("mixed_precision") == "bf16" and not c.get("use_cpu") for c in configs]
@@ -90,7 +90,7 @@ def _problems(run: Run, nodes: Nodes | None) -> Iterator[str]:
         check_model(model.base)
         for section in run.trainings.values():
             check_launch(section, nodes)
-            accumulation_steps(section, LaunchShape.read(section.accelerate_config).processes)
+            accumulation_steps(section, LaunchShape.read(section.accelerate_file).processes)
         _shape(model)
         if _given_sft(model):
             run.weights("sft")  # raises if they are missing or belong to another base

@@ -23,8 +23,8 @@ _SLURM = ("JOB_ID", "NNODES", "NTASKS", "CPUS_PER_TASK", "GPUS_ON_NODE")
 
 def training(section: Optimization, gpus: Sequence[Gpu]) -> Finding:
     """Whether a training's accelerate configuration fits a machine with these GPUs."""
-    path = section.accelerate_config
     try:
+        path = section.accelerate_file
         shape = LaunchShape.read(path)
         count = shape.machines
         # One of several machines: the others are unknown here.
@@ -43,7 +43,7 @@ def training(section: Optimization, gpus: Sequence[Gpu]) -> Finding:
 
 def _mismatch(section: Optimization, here: int, gpus: int) -> str | None:
     """Why `here` processes cannot train on this machine; None: they can."""
-    path = section.accelerate_config
+    path = section.accelerate_file
     values = read_accelerate_config(path)
     stage = LaunchShape.read(path).zero_stage
     if values.get("use_cpu"):

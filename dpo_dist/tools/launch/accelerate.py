@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from dpo_dist.config import Optimization
+from dpo_dist.config.training import ACCELERATE_CONFIGS, accelerate_file
 from dpo_dist.errors import ConfigError
 from dpo_dist.system.console import counted
 from dpo_dist.tools.launch.layout import Layout, accelerate_name
@@ -30,7 +31,7 @@ def for_cpu(path: Path) -> bool:
 
 
 def _file(phase: str, section: Optimization, layout: Layout) -> str:
-    path = section.accelerate_config
+    path = accelerate_file(section.accelerate_config, layout.nodes * layout.gpus_per_node)
     processes = layout.nodes * _processes_per_node(phase, path, layout.gpus_per_node)
     try:
         accumulation_steps(section, processes)
@@ -45,7 +46,8 @@ def _file(phase: str, section: Optimization, layout: Layout) -> str:
     values |= {"num_machines": layout.nodes, "num_processes": processes}
     values.pop("machine_rank", None)  # differs per node: an option of the node's command
     shape = f"{layout.nodes} x {counted(processes // layout.nodes, 'process', 'processes')}"
-    return f"# {path} for {shape}; made by `dpo-dist launch`.\n{yaml.safe_dump(values)}"
+    source = path.stem if path.parent == ACCELERATE_CONFIGS else path
+    return f"# {source} for {shape}; made by `dpo-dist launch`.\n{yaml.safe_dump(values)}"
 
 
 def _processes_per_node(phase: str, path: Path, gpus: int) -> int:

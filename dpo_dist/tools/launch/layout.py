@@ -11,11 +11,9 @@ from typing import Annotated
 from dpo_dist.config import Config, EngineConfig, Resource, required
 from dpo_dist.errors import ConfigError, NotConfirmed
 from dpo_dist.phases.registry import SHARDED
-from dpo_dist.runs.run import Run, Step
+from dpo_dist.runs.run import TRAINING, Run, Step
 from dpo_dist.system.console import counted
 from dpo_dist.system.options import Option, set_options
-
-TRAINING = ("sft", "train")
 
 
 @dataclass(frozen=True)

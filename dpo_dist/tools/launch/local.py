@@ -51,7 +51,7 @@ def _trainings(layout: Layout) -> list[list[str]]:
         key = f"{phase}.accelerate_config="
         if any(override.startswith(key) for override in layout.overrides):
             continue
-        own, micro = section.accelerate_config, section.micro_batch_size
+        own, micro = section.accelerate_file, section.micro_batch_size
         # A loss that sorts the pairs of a micro-batch depends on the micro-batch's size.
         unit = micro if isinstance(section, Train) and sorting_losses(section.loss) else 1
         numbers = map(str, (section.global_batch_size, micro, unit))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from dpo_dist.config import Train
+from dpo_dist.config.training import ACCELERATE_CONFIGS, accelerate_file
 from dpo_dist.errors import ConfigError
 from dpo_dist.estimates.fit import Fit, Workload, kinds, measure
 from dpo_dist.estimates.hardware import Cluster
@@ -34,15 +35,16 @@ class RunFileWay:
 def chosen_way(train: Train, work: Workload, cluster: Cluster, utilization: float) -> RunFileWay:
     """The run file's accelerate configuration, micro-batch and checkpointing on these GPUs, without
     hours. Raises `ConfigError` for an accelerate configuration that cannot be read."""
-    path, asked = train.accelerate_config, train.gradient_checkpointing
-    own = RunFileWay(str(path), train.micro_batch_size, asked)
-    if "accelerate_config" not in train.model_fields_set and not path.exists():
+    named, asked = train.accelerate_config, train.gradient_checkpointing
+    path = accelerate_file(named, cluster.size)
+    own = RunFileWay(str(named or path.stem), train.micro_batch_size, asked)
+    if named is None:
         return replace(own, note="The run file names no accelerate configuration yet.")
     if read_accelerate_config(path).get("use_cpu"):
-        return replace(own, note=f"{path} is for CPUs: name a configuration for GPUs.")
+        return replace(own, note=f"{named} is for CPUs: name a configuration for GPUs.")
     if cluster.size > 1 and LaunchShape.read(path).one_process:
         problem = (
-            f"{path} is for one process (distributed_type NO), but there are {cluster.size} GPUs"
+            f"{named} is for one process (distributed_type NO), but there are {cluster.size} GPUs"
         )
         return replace(own, problem=f"train.accelerate_config: {problem}")
     way = strategy(LaunchShape.read(path), cluster.size)
@@ -75,11 +77,12 @@ def _too_large(train: Train, fit: Fit, cluster: Cluster) -> str:
 
 def _note(train: Train, cluster: Cluster) -> str:
     """How the plan deviates from the files."""
-    path = train.accelerate_config
+    path = accelerate_file(train.accelerate_config, cluster.size)
     launch = LaunchShape.read(path)
     processes, nodes = launch.processes, launch.machines
     notes = []
-    if (processes, nodes) != (cluster.size, cluster.nodes):
+    fixed = path.parent != ACCELERATE_CONFIGS  # else its processes are as many as the GPUs
+    if nodes != cluster.nodes or (fixed and processes != cluster.size):
         notes.append(
             f"{path} is for {_spread(processes, nodes)}, this plan for "
             f"{_spread(cluster.size, cluster.nodes)}: `dpo-dist launch` adapts a copy of it."

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dpo_dist.errors import INTERRUPTED, Preempted, UserError
+from dpo_dist.system import ranks
 from dpo_dist.system.options import add_options, from_options, set_options
 from dpo_dist.system.ranks import WHOLE
 from dpo_dist.tools.arguments import (
@@ -59,17 +60,39 @@ def _preflight(options: argparse.Namespace, run: Run) -> int:
     return abs(status)
 
 
+def _training(options: argparse.Namespace) -> int:
+    """Run a training phase, on this machine or together with others. A process that a launcher has
+    started is one of its ranks."""
+    from dpo_dist.phases.pipeline import command_of, run_rank, start_training
+    from dpo_dist.training.worker import join, leading
+
+    phase, given, nodes = options.command, from_options(RunOptions, options), nodes_of(options)
+
+    def selected() -> Run:
+        return load_run(options).select_round(phase, given.round)
+
+    if not ranks.launched():
+        run = selected()
+        command = command_of(phase, run, options.run_file, options.set)
+        return start_training(phase, run, command, force=given.force, nodes=nodes)
+    if nodes is not None:
+        raise UserError("--nodes: the launcher of this process has already started the ranks")
+    if not ranks.is_main():
+        return join()
+    with leading():
+        run_rank(phase, selected(), force=given.force)
+    return 0
+
+
 def _phase(options: argparse.Namespace) -> int:
-    """Run one phase, on this machine or together with others."""
-    from dpo_dist.phases.pipeline import command_of, run_on_nodes, run_phase
+    """Run one phase on this machine."""
+    from dpo_dist.phases.pipeline import command_of, run_phase
 
     phase, run, given = options.command, load_run(options), from_options(RunOptions, options)
     shard = given.shard or WHOLE
     if given.force and not shard.whole:
         raise UserError("--force cannot be combined with --shard: other shards may be running")
     run = run.select_round(phase, given.round)
-    if phase in ("sft", "train") and (nodes := nodes_of(options)) is not None:
-        return run_on_nodes(phase, run, nodes, force=given.force)
     command = () if given.worker else command_of(phase, run, options.run_file, options.set)
     run_phase(phase, run, force=given.force, shard=shard, command=command)
     if given.gate:
@@ -92,15 +115,15 @@ def _command(
     summary: str,
     options: tuple[str, ...] = (),
     *,
-    nodes: bool = False,
     run: Callable[[argparse.Namespace], int] = _phase,
 ) -> Command:
-    """A command with `--force` and the options of these fields of `RunOptions`."""
+    """A command with `--force` and the options of these fields of `RunOptions`; a training also has
+    those of several machines."""
 
     def add(parser: Parser) -> None:
         add_run_file(parser)
         add_options(parser, RunOptions, ("force", *options))
-        if nodes:
+        if run is _training:
             add_nodes(parser)
 
     recipe = "recipes/incident_triage/run.yaml"
@@ -114,7 +137,7 @@ RUN = _command(
     run=_run,
 )
 PHASES = (
-    _command("sft", "train the SFT model on demonstrations", nodes=True),
+    _command("sft", "train the SFT model on demonstrations", run=_training),
     _command(
         "sample",
         "sample an answer from the SFT model for every prompt and slot",
@@ -126,7 +149,7 @@ PHASES = (
         ("yes", "round", "selftest"),
         run=_judge,
     ),
-    _command("train", "train with DPO on the preference pairs", ("round", "point"), nodes=True),
+    _command("train", "train with DPO on the preference pairs", ("round", "point"), run=_training),
     _command(
         "evaluate",
         "compare base, SFT and SFT+DPO on held-out prompts",

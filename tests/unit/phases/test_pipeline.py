@@ -29,11 +29,10 @@ def test_sigterm_before_a_training_is_told_to_the_others(
         )
     )
     monkeypatch.setattr(pipeline, "check_address", lambda nodes: None)
-    monkeypatch.setattr(
-        pipeline, "run_phase", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
-    )
+    monkeypatch.setattr(pipeline, "_is_done", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(pipeline, "_fingerprint", lambda *_: {})
     run = Run(config)
     with pytest.raises(Preempted):
-        pipeline.run_on_nodes("train", run, node(0))
+        pipeline.start_training("train", run, [], nodes=node(0))
     rendezvous = Rendezvous(rendezvous_folder(run.directory("train"), node(0)), node(1))
     assert rendezvous.ended() == (75, "stopped while no training was running")

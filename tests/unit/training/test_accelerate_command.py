@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,11 @@ from dpo_dist.training.accelerate_command import (
     interface_to,
     launcher_command,
     launcher_environment,
+    starts_directly,
 )
 from tests.conftest import ROOT
+
+COMMAND = [sys.executable, "-m", "dpo_dist", "train", "run.yaml", "--set", "train.beta=0.2"]
 
 
 def nodes(rank: int = 0, address: str = "127.0.0.1", port: int = 29500, count: int = 2) -> Nodes:
@@ -31,14 +35,15 @@ def config(tmp_path: Path, **values: object) -> Path:
 
 
 def test_the_other_machines_are_named_on_the_command_line() -> None:
-    alone = launcher_command(Path("job.json"), Path("a.yaml"), None)
+    path = ROOT / "accelerate_configs" / "zero2.yaml"
+    alone = launcher_command(COMMAND, path, None)
     assert "--num_machines" not in alone
-    words = " ".join(launcher_command(Path("job.json"), Path("a.yaml"), nodes(1, "10.0.0.1")))
+    words = " ".join(launcher_command(COMMAND, path, nodes(1, "10.0.0.1")))
     for part in (
         "--num_machines 2 --machine_rank 1 --main_process_ip 10.0.0.1 --main_process_port 29500",
         "--rdzv_backend static",
         "--deepspeed_multinode_launcher standard",
-        "-m dpo_dist.training.worker job.json",
+        "-m dpo_dist train run.yaml --set train.beta=0.2",
     ):
         assert part in words
 
@@ -49,7 +54,7 @@ def test_deepspeed_needs_no_ssh_whatever_the_file_says(tmp_path: Path, written: 
 
     values = yaml.safe_load((ROOT / "accelerate_configs" / "zero2.yaml").read_text())
     path = config(tmp_path, **{**values, "deepspeed_config": values["deepspeed_config"] | written})
-    words = launcher_command(Path("job.json"), path, nodes())
+    words = launcher_command(COMMAND, path, nodes())
     args, *_ = _validate_launch_command(launch_command_parser().parse_args(words[3:]))
     assert args.use_deepspeed and args.deepspeed_multinode_launcher == "standard"
 
@@ -57,10 +62,26 @@ def test_deepspeed_needs_no_ssh_whatever_the_file_says(tmp_path: Path, written: 
 def test_threads_are_shared_by_the_processes_of_one_machine(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("dpo_dist.training.accelerate_command.has_cuda", lambda: False)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    found = launcher_environment(config(tmp_path), nodes())
+    found = launcher_environment(config(tmp_path), nodes(), tmp_path)
     assert found["OMP_NUM_THREADS"] == "8", "four processes, two of them here"
-    assert found["GLOO_SOCKET_IFNAME"] == "lo"
+
+
+def test_one_process_is_started_without_the_launcher_if_its_file_says_nothing_else(
+    tmp_path: Path,
+) -> None:
+    shipped = ROOT / "accelerate_configs"
+    assert launcher_command(COMMAND, shipped / "cpu.yaml", None) == COMMAND
+    found = launcher_environment(shipped / "single_gpu.yaml", None, tmp_path)
+    assert (found["ACCELERATE_MIXED_PRECISION"], found["ACCELERATE_USE_CPU"]) == ("bf16", "False")
+    one = {"num_processes": 1, "num_machines": 1, "distributed_type": "NO"}
+    assert starts_directly(config(tmp_path, **one))
+    for more in (
+        {"dynamo_config": {"dynamo_backend": "INDUCTOR"}},
+        {"gpu_ids": "3"},
+        {"num_processes": 2},
+        {"distributed_type": "DEEPSPEED"},
+    ):
+        assert not starts_directly(config(tmp_path, **one | more)), more
 
 
 def test_the_interface_to_an_address_is_found() -> None:
@@ -79,6 +100,7 @@ def test_the_interface_to_an_address_is_found() -> None:
             "num_processes 3 counts all machines together and is not divisible by the 2",
         ),
         ({"mixed_precision": "fp16"}, nodes(), "mixed_precision fp16"),
+        ({"distributed_type": "MULTI_CPU"}, nodes(), "starts a single process"),
         ({"distributed_type": "FSDP"}, nodes(), "fsdp_version must be 2"),
         (
             {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}},

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
-from dpo_dist.errors import TrainingDiverged
+from dpo_dist.errors import ConfigError, DataError, Preempted, TrainingDiverged
 from dpo_dist.training.logs import (
     Echo,
     any_failed,
@@ -12,6 +14,7 @@ from dpo_dist.training.logs import (
     rank_log,
     record,
     record_exit,
+    refusal,
 )
 
 
@@ -23,6 +26,7 @@ def failed(attempt: Path, rank: int, at: float, text: str) -> None:
 
 def test_the_earliest_is_the_cause_and_a_broken_connection_never_is(tmp_path: Path) -> None:
     failed(tmp_path, 0, 1.0, "Connection closed by peer [10.0.0.2]:4711")  # its clock is behind
+    assert "another rank has ended" in explain(tmp_path, 1)
     failed(tmp_path, 1, 3.0, "index out of range")
     failed(tmp_path, 2, 2.0, "CUDA out of memory")
     told = explain(tmp_path, 1)
@@ -70,3 +74,36 @@ def test_attempts_are_numbered_and_a_log_is_shown_once(tmp_path: Path, capsys) -
         echo.show_new()
         echo.show_new()
     assert capsys.readouterr().err == "a bar without an end: 3/7"
+
+
+def test_what_a_process_prints_is_also_in_a_file_until_the_end(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom dpo_dist.training.logs import also_in\n"
+        "print('before', flush=True)\n"
+        f"with also_in(Path({str(tmp_path / 'log')!r})):\n"
+        "    print('in python')\n    os.write(2, b'in C\\n')\n"
+        "print('after', flush=True)\n"
+        f"with also_in(Path({str(tmp_path / 'log')!r})):\n"
+        "    os.write(2, b'its last words\\n')\n    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -9
+    assert (tmp_path / "log").read_text() == "in python\nin C\nits last words\n"
+    assert sorted((done.stdout + done.stderr).splitlines()) == sorted(
+        ["before", "in python", "in C", "after", "its last words"]
+    )
+
+
+def test_only_rank_0_s_refusals_end_the_command_with_their_own_code(tmp_path: Path) -> None:
+    assert refusal(tmp_path) is None
+    record(tmp_path, 1, ConfigError("rank 1 cannot refuse"))
+    assert refusal(tmp_path) is None
+    for number, error in enumerate((Preempted("saved"), DataError("line 3"))):
+        (tmp_path / str(number)).mkdir()
+        record(tmp_path / str(number), 0, error)
+        record(tmp_path / str(number), 0, TrainingDiverged("a consequence"))
+        found = refusal(tmp_path / str(number))
+        assert found is not None and (found.exit_code, str(found)) == (error.exit_code, str(error))
+    (tmp_path / "failed").mkdir()
+    record(tmp_path / "failed", 0, TrainingDiverged("loss is nan"))
+    assert refusal(tmp_path / "failed") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.errors import ConfigError, NodeLost, PhaseFailed, Preempted
+from dpo_dist.system.processes import Process
 from dpo_dist.system.ranks import Nodes
 from dpo_dist.training import nodes as module
 from dpo_dist.training.follow import follow
@@ -21,6 +23,7 @@ from dpo_dist.training.nodes import Leader, Rendezvous, leading, rendezvous_fold
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(module, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("dpo_dist.training.follow.GRACE_SECONDS", 0.2)
 
 
 def node(rank: int, *, join: float = 5, silent: float = 5) -> Nodes:
@@ -34,13 +37,19 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def follower(folder: Path, nodes: Nodes) -> Callable[[], object]:
+def no_ranks(logs: Path) -> Process:
+    raise AssertionError("the leader has started no training")
+
+
+def follower(
+    folder: Path, nodes: Nodes, start: Callable[[Path], Process] = no_ranks
+) -> Callable[[], object]:
     """Follow in the background; what is returned waits for what came of it."""
     came: list[object] = []
 
     def run() -> None:
         try:
-            came.append(follow(nodes, folder))
+            came.append(follow(nodes, folder, start))
         except Exception as error:
             came.append(error)
 
@@ -78,7 +87,7 @@ def test_a_follower_ends_as_the_leader_does(folder: Path, error, status: int) ->
 def test_a_follower_that_comes_late_learns_that_all_is_over(folder: Path) -> None:
     with leading(node(0), folder):
         pass
-    assert follow(node(1), folder) == (0, "done")
+    assert follow(node(1), folder, no_ranks) == (0, "done")
 
 
 def test_a_leader_that_dies_without_a_word_is_given_up(folder: Path) -> None:
@@ -142,7 +151,7 @@ def test_a_follower_that_is_told_to_stop_stops_all_before_the_next_training(
 def test_a_directory_that_is_not_shared_is_named_on_both_sides(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     with pytest.raises(ConfigError, match=r"there within 0 s. Is the directory on a file system"):
-        follow(node(1, join=0.2), there)
+        follow(node(1, join=0.2), there, no_ranks)
     with (
         pytest.raises(NodeLost, match=r"node 1 of 2 did not join via .*here"),
         leading(node(0, join=0.2), here) as leader,
@@ -155,3 +164,33 @@ def test_a_launch_id_serves_one_start(folder: Path) -> None:
         pass
     with pytest.raises(ConfigError, match="Give every launch a new id"), leading(node(0), folder):
         pass
+
+
+def test_a_follower_starts_its_ranks_when_the_leader_does_and_is_told_to_stop_by_a_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals: list[Callable[[], object]] = []
+
+    @contextmanager
+    def kept(handle: Callable[[], object]) -> Iterator[None]:
+        signals.append(handle)
+        yield
+
+    monkeypatch.setattr("dpo_dist.training.follow.handling_sigterm", kept)
+    logs, started = tmp_path / "train" / "logs" / "1", threading.Event()
+    logs.mkdir(parents=True)
+
+    def start(given: Path) -> Process:
+        assert given == logs
+        started.set()
+        return subprocess.Popen(["sleep", "60"])
+
+    result = follower(folder, node(1), start)
+    with pytest.raises(Preempted), leading(node(0), folder) as leader:
+        leader.start_all(logs)
+        assert started.wait(10)
+        signals[0]()
+        while not (tmp_path / "train" / "STOP").exists():
+            leader.check(stopping=False)
+        raise Preempted("saved")
+    assert result() == (75, "saved")

@@ -7,15 +7,12 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.config import Train
-from dpo_dist.errors import Preempted
-from dpo_dist.storage.artifacts import write_json
 from dpo_dist.training import reference
-from dpo_dist.training.job import OUTCOME, STOP, InitialReference, TrainingJob
+from dpo_dist.training.job import InitialReference, TrainingJob
 from dpo_dist.training.launch_shape import LaunchShape
 from dpo_dist.training.reference import (
     ReferenceCache,
     ReferenceLogProbs,
-    compute_reference,
     reference_job,
     reference_key,
     row_key,
@@ -134,20 +131,3 @@ def test_the_pass_starts_from_the_reference_and_takes_one_micro_batch(tmp_path: 
     assert (own.rows, own.validation_rows) == (whole.rows, whole.validation_rows)
     assert own.reference_folder == whole.reference_folder
     assert own.settings.global_batch_size == 2 * 2, "a micro-batch for each of two processes"
-
-
-def test_a_stopped_pass_does_not_go_on_to_train_and_is_not_done_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launched: list[TrainingJob] = []
-
-    def launch(own: TrainingJob, leader: None) -> None:
-        launched.append(own)
-        write_json(own.out / OUTCOME, {"rows": 1})
-        (own.out / STOP).touch()
-
-    monkeypatch.setattr(reference, "launch", launch)
-    with pytest.raises(Preempted, match="before its first step"):
-        compute_reference(job(tmp_path))
-    compute_reference(job(tmp_path))
-    assert len(launched) == 1

@@ -42,7 +42,7 @@ def test_processes_that_cannot_share_the_global_batch_are_refused() -> None:
 
 
 def test_a_configuration_for_processors_is_not_taken_to_gpus() -> None:
-    with pytest.raises(ConfigError, match=r"name another with --set sft.accelerate_config="):
+    with pytest.raises(ConfigError, match=r"name another with --set train.accelerate_config="):
         accelerate_files(layout(nodes=1, gpus_per_node=1))
 
 

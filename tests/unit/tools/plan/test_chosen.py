@@ -137,16 +137,25 @@ def test_other_numbers_of_processes_are_left_to_launch() -> None:
     assert one.way is not None and one.way.strategy == "single_gpu" and not one.note
 
 
-def test_no_accelerate_configuration_is_an_error(tmp_path: Path, monkeypatch) -> None:
+def test_an_accelerate_configuration_that_is_missing_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"nowhere.yaml: no such file"):
         chosen(recipe(accelerate_config="nowhere.yaml"))
-    # A default file that does not exist is no error.
+
+
+def test_without_an_accelerate_configuration_there_is_nothing_to_judge() -> None:
     config = recipe()
     assert config.train is not None
     settings = config.train.model_dump(exclude={"accelerate_config"})
     undecided = config.model_copy(update={"train": Train.model_validate(settings)})
-    monkeypatch.chdir(tmp_path)
-    assert "names no accelerate configuration" in chosen(undecided).note
+    found = chosen(undecided)
+    assert found.way is None and not found.problem
+    assert "names no accelerate configuration" in found.note
+
+
+def test_a_name_is_planned_for_all_gpus() -> None:
+    found = chosen(recipe(accelerate_config="zero3"), find_cluster("4xH100-80G"))
+    assert found.accelerate_config == "zero3" and not found.note
+    assert found.way is not None and found.way.strategy == "zero3"
 
 
 def plan(capsys, tmp_path: Path, *words: str) -> tuple[int, str, str, dict]:
