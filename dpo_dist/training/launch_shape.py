@@ -11,6 +11,8 @@ import yaml
 from dpo_dist.config import Section
 from dpo_dist.errors import ConfigError
 
+NOT_SHARDED = "no sharding"
+
 
 class LaunchShape(Section):
     """The processes of a training and what DeepSpeed or FSDP shards between them.
@@ -48,6 +50,13 @@ class LaunchShape(Section):
     def per_machine(self) -> int:
         """The processes of one machine."""
         return self.processes // self.machines
+
+    @property
+    def sharding(self) -> str:
+        """Who shards the training, as a checkpoint records it: its files fit no other."""
+        if self.fsdp:
+            return "FSDP"
+        return f"DeepSpeed ZeRO-{self.zero_stage}" if self.zero_stage else NOT_SHARDED
 
     @property
     def shards_weights(self) -> bool:

@@ -22,7 +22,7 @@ from dpo_dist.system.console import warn
 from dpo_dist.training import Trainer, lora_linear
 from dpo_dist.training.activations import choose_checkpointing, free_bytes
 from dpo_dist.training.alarms import Alarms
-from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, StopAtStepEnd, WandbLog, put_best
+from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, WandbLog, put_best
 from dpo_dist.training.job import (
     OUTCOME,
     PREEMPTED,
@@ -55,17 +55,15 @@ def train(job: TrainingJob, preempted: Event) -> None:
         if ranks.is_main():
             write_json(job.out / OUTCOME, {"rows": len(trainer.train_dataset)})
         return
-    zero_stage = job.shape.zero_stage
-    trainer.add_callback(CheckpointKeeper(job.settings.keep_checkpoints, zero_stage))
+    keeper = CheckpointKeeper(job, preempted)
+    trainer.add_callback(keeper)
     if job.wandb is not None and ranks.is_main():
         trainer.add_callback(WandbLog(job.wandb.prefix))
-    stop = StopAtStepEnd(job.out, preempted)
-    trainer.add_callback(stop)
     _configure_deepspeed(trainer, job)
     # The displacement alarm compares with the validation before the first step.
     trainer.args.eval_on_start = trainer.eval_dataset is not None and job.checkpoint is None
     trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
-    if stop.stopped:
+    if keeper.stopped:
         if ranks.is_main():
             write_text(job.out / PREEMPTED, f"{trainer.state.global_step}\n")
         return
@@ -199,8 +197,7 @@ def _arguments(job: TrainingJob) -> dict[str, Any]:
         "logging_nan_inf_filter": False,  # it would replace a NaN by an average
         "max_steps": 1 if job.kind == "reference" else -1,
         "save_strategy": "no" if job.kind == "reference" else "steps",
-        "save_steps": settings.save_steps,
-        "save_total_limit": None,  # CheckpointKeeper deletes old ones
+        "save_total_limit": None,  # CheckpointKeeper saves, and deletes old ones
         "report_to": "none",  # WandbLog reports
         "disable_tqdm": True,
         "remove_unused_columns": False,
