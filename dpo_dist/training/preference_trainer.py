@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object, send_to_device
 from datasets import Dataset
+from torch import Tensor
 from torch.utils.data import DataLoader
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
@@ -70,6 +72,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         self._packed = packed
         self._started = False
         self._start = Start()
+        self._trained_tokens = 0
         # (log-probs, tokens) summed since the last log, by mode and completion.
         self._sums: dict[tuple[str, str], tuple[float, float]] = {}
         super().__init__(*args, **kwargs)
@@ -234,10 +237,14 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             # All margins are 0, so the share of margins above 0 is meaningless.
             metrics.pop("rewards/accuracies", None)
         # Gathered, so that every rank makes the same decision.
-        losses = self.accelerator.gather(loss.detach().float().reshape(1)).tolist()
+        local = torch.stack((loss.detach().float(), _tokens(inputs)))
+        losses, tokens = self.accelerator.gather(local.reshape(1, 2)).T.tolist()
         if not all(map(math.isfinite, losses)):
             names = gather_object(rows if not math.isfinite(loss.item()) else [])
             check_finite("loss", losses, self.state.global_step, names)
+        if model.training:
+            self._trained_tokens += int(sum(tokens))
+        metrics["num_tokens"] = [self._trained_tokens]  # TRL counts prompts twice
         if first and model.training and not self._started:
             self._started = True
             rewards = [metrics[f"rewards/{which}"][-1] for which in _COMPLETIONS]
@@ -263,6 +270,13 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             self._sums[mode, name] = logps, count
             metrics[key] = [logps / max(count, 1.0)]
         return metrics
+
+
+def _tokens(inputs: Batch) -> Tensor:
+    """The number of tokens of a batch, without padding and with each prompt once."""
+    prompts = inputs["attention_mask"] - inputs["completion_mask"]
+    tokens: Tensor = inputs["attention_mask"].sum() - prompts.chunk(2)[1].sum()
+    return tokens.float()
 
 
 def _sampler(trainer: Trainer, dataset: Dataset, rank: int) -> GlobalBatchSampler:

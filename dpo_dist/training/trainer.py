@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import shutil
 from threading import Event
 from typing import Any
@@ -41,6 +40,7 @@ from dpo_dist.training.models import (
 )
 from dpo_dist.training.monitors import MetricsWriter
 from dpo_dist.training.preference_trainer import PairCollator, PreferenceTrainer
+from dpo_dist.training.usage import peak_memory
 
 
 def train(job: TrainingJob, preempted: Event) -> None:
@@ -114,7 +114,9 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=[
-            MetricsWriter(job.out / "metrics.jsonl", "train" if job.kind == "dpo" else job.kind),
+            MetricsWriter(
+                job.out / "metrics.jsonl", "train" if job.kind == "dpo" else job.kind, job
+            ),
             Alarms(job.out / "metrics.jsonl", settings, wandb=job.wandb is not None),
         ],
     )
@@ -167,7 +169,7 @@ def _sft_trainer(job: TrainingJob) -> SFTTrainer:
         train_dataset=Dataset.from_parquet(str(job.rows)),
         processing_class=load_tokenizer(job.model, trust_remote_code=job.trust_remote_code),
         peft_config=peft_config,
-        callbacks=[MetricsWriter(job.out / "metrics.jsonl", "sft")],
+        callbacks=[MetricsWriter(job.out / "metrics.jsonl", "sft", job)],
     )
     install(trainer.model)
     lora_linear.install(trainer.model)
@@ -212,6 +214,7 @@ def _save(trainer: Trainer, job: TrainingJob) -> None:
     partial = job.model_dir.with_name("model.partial")
     trainer.save_model(str(partial))
     trainer.accelerator.wait_for_everyone()
+    peak = peak_memory(trainer.args.device)
     if ranks.is_main():
         for frozen in ("ref", INITIAL):  # adapters that are references
             shutil.rmtree(partial / frozen, ignore_errors=True)
@@ -222,7 +225,8 @@ def _save(trainer: Trainer, job: TrainingJob) -> None:
         outcome = TrainingOutcome(
             steps=trainer.state.global_step,
             selected_step=selected,
-            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_rss_bytes=peak.rss_bytes,
+            peak_device_bytes=peak.device_bytes,
         )
         write_figures(job.out / OUTCOME, outcome)
         # The optimizer states are no longer needed, and are many times the model's size.
