@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +13,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import WandbCallback
 
 from dpo_dist.system import ranks
-from dpo_dist.system.console import warn
 from dpo_dist.training import Metrics
-from dpo_dist.training.checkpoints import Checkpoint, damage, written_files
+from dpo_dist.training.checkpoints import Checkpoint, written_files
 from dpo_dist.training.job import STOP, TrainingJob
 from dpo_dist.training.sealing import BackgroundSeal, SaveSchedule
 
@@ -109,23 +107,6 @@ def _on_any_rank(facts: Sequence[bool], device: torch.device) -> list[bool]:
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
     return [bool(value) for value in found.tolist()]
-
-
-def put_best(model: Path, state: TrainerState) -> int:
-    """Replace the last step's weights in `model` by the best step's; return that step. They are
-    copied, because ZeRO cannot load shards that another number of processes wrote."""
-    step, checkpoint = state.best_global_step, state.best_model_checkpoint
-    if step is None or step == state.global_step:
-        return int(state.global_step)
-    problem = "it was deleted" if checkpoint is None else damage(Path(checkpoint), "*.safetensors*")
-    if problem:
-        warn(f"the best step, {step}, cannot be selected: {problem}. Using the last one instead.")
-        return int(state.global_step)
-    for file in model.glob("*.safetensors*"):
-        file.unlink()
-    for file in Path(str(checkpoint)).glob("*.safetensors*"):
-        shutil.copy2(file, model / file.name)
-    return int(step)
 
 
 class WandbLog(WandbCallback):  # type: ignore[misc]  # transformers is not followed

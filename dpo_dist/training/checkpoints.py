@@ -130,16 +130,16 @@ def _checkpoints(folder: Path) -> dict[int, Path]:
     }
 
 
-def damage(checkpoint: Path, pattern: str = "*") -> str | None:
-    """What is wrong with a checkpoint, or None if all its files whose names match `pattern` are
-    unchanged."""
+def damage(checkpoint: Path, *patterns: str) -> str | None:
+    """What is wrong with a checkpoint, or None if all its files are unchanged, or those whose paths
+    in it match one of the `patterns`."""
     try:
         files = _read_marker(checkpoint)["files"]
     except FileNotFoundError:
         return "writing it was interrupted"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{COMPLETE} is damaged"
-    names = [name for name in files if fnmatch(name.rsplit("/")[-1], pattern)]
+    names = [name for name in files if any(fnmatch(name, p) for p in patterns or ("*",))]
     # Sizes first: they are cheap, and reveal most incomplete writes.
     for name in names:
         path = checkpoint / name

@@ -21,7 +21,8 @@ from dpo_dist.system.console import warn
 from dpo_dist.training import Trainer, lora_linear
 from dpo_dist.training.activations import choose_checkpointing, free_bytes
 from dpo_dist.training.alarms import Alarms
-from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, WandbLog, put_best
+from dpo_dist.training.best import put_best
+from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, WandbLog
 from dpo_dist.training.job import (
     OUTCOME,
     PREEMPTED,
