@@ -84,8 +84,10 @@ class CheckpointKeeper(TrainerCallback):  # type: ignore[misc]  # transformers i
         self, args: TrainingArguments, state: TrainerState, control: object, **_: object
     ) -> None:
         path = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        # Every rank lists its files when it has written them, so the largest sizes are the final
-        # ones. Another machine may see a file late or half.
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every rank has written its files
+        # Every rank lists them, because another machine may see them late or half. So the largest
+        # size of a file is the final one.
         written: dict[str, int] = {}
         for files in gather_object([written_files(path)]):
             written |= {name: max(size, written.get(name, 0)) for name, size in files.items()}
