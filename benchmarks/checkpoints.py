@@ -33,8 +33,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     options = parser.parse_args()
     size = 0.1 if options.quick else options.gigabytes
-    # Not under /tmp, which may be memory.
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    # /tmp may be memory.
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         checkpoint = Path(folder) / "checkpoint-1"
         checkpoint.mkdir()
         write(checkpoint, int(size * 1e9))

@@ -13,12 +13,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import WandbCallback
 
 from dpo_dist.system import ranks
+from dpo_dist.system.console import warn
 from dpo_dist.training import Metrics
-from dpo_dist.training.checkpoints import Checkpoint, written_files
+from dpo_dist.training.checkpoints import Checkpoint, damage, written_files
 from dpo_dist.training.job import STOP, TrainingJob
 from dpo_dist.training.sealing import BackgroundSeal, SaveSchedule
 
 BEST_BY = "eval_rewards/accuracies"
+# The files of a checkpoint that have its weights: of transformers, and of accelerate under FSDP.
+WEIGHTS = ("*.safetensors*", "pytorch_model_fsdp_0/*")
 
 
 class CheckpointKeeper(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
@@ -109,6 +112,19 @@ def _on_any_rank(facts: Sequence[bool], device: torch.device) -> list[bool]:
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
     return [bool(value) for value in found.tolist()]
+
+
+def best_checkpoint(state: TrainerState) -> Path | None:
+    """The checkpoint of the best step; None if that is the last step (also without
+    `select: best`), or, with a warning, if its weights are damaged."""
+    step, checkpoint = state.best_global_step, state.best_model_checkpoint
+    if step is None or step == state.global_step:
+        return None
+    problem = "it was deleted" if checkpoint is None else damage(Path(checkpoint), *WEIGHTS)
+    if problem:
+        warn(f"the best step, {step}, cannot be selected: {problem}. Using the last one instead.")
+        return None
+    return Path(str(checkpoint))
 
 
 class WandbLog(WandbCallback):  # type: ignore[misc]  # transformers is not followed

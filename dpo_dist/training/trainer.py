@@ -21,8 +21,7 @@ from dpo_dist.system.console import warn
 from dpo_dist.training import Trainer, lora_linear
 from dpo_dist.training.activations import choose_checkpointing, free_bytes
 from dpo_dist.training.alarms import Alarms
-from dpo_dist.training.best import put_best
-from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, WandbLog
+from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, WandbLog, best_checkpoint
 from dpo_dist.training.job import (
     OUTCOME,
     PREEMPTED,
@@ -220,12 +219,18 @@ def _save(trainer: Trainer, job: TrainingJob) -> None:
         for frozen in ("ref", INITIAL):  # adapters that are references
             shutil.rmtree(partial / frozen, ignore_errors=True)
         (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; job.json has it all
-        selected = put_best(partial, trainer.state)  # the last step without `select: best`
+        best = best_checkpoint(trainer.state)
+        if best is not None:
+            # Copied: ZeRO cannot load shards that another number of processes wrote.
+            for file in partial.glob("*.safetensors*"):
+                file.unlink()
+            for file in best.glob("*.safetensors*"):
+                shutil.copy2(file, partial / file.name)
         shutil.rmtree(job.model_dir, ignore_errors=True)
         partial.rename(job.model_dir)
         outcome = TrainingOutcome(
             steps=trainer.state.global_step,
-            selected_step=selected,
+            selected_step=trainer.state.best_global_step if best else trainer.state.global_step,
             peak_rss_bytes=peak.rss_bytes,
             peak_device_bytes=peak.device_bytes,
         )

@@ -7,12 +7,16 @@ from threading import Event
 from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
 from transformers import TrainerControl, TrainerState
 
 from dpo_dist.config import Train
-from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper
-from dpo_dist.training.checkpoints import Checkpoint, damage, last_complete
+from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, best_checkpoint
+from dpo_dist.training.checkpoints import Checkpoint, damage, last_complete, seal, written_files
 from dpo_dist.training.job import STOP, TrainingJob
+from dpo_dist.training.launch_shape import NOT_SHARDED
 
 
 class Training:
@@ -118,3 +122,46 @@ def test_after_the_last_step_there_is_nothing_to_stop(tmp_path: Path) -> None:
     training.signalled.set()
     training.step()
     assert training.saved == [] and not training.keeper.stopped
+
+
+def checkpoint(folder: Path, *, fsdp: bool) -> Path:
+    """A sealed checkpoint with weights as transformers writes them, or FSDP's shards."""
+    path = folder / "checkpoint-4"
+    path.mkdir()
+    weights = {"w": torch.ones(40, 40)}
+    if fsdp:
+        dcp.save({"model": weights}, checkpoint_id=path / "pytorch_model_fsdp_0", no_dist=True)
+        dcp.save({"optimizer": weights}, checkpoint_id=path / "optimizer_0", no_dist=True)
+    else:
+        save_file(weights, path / "model.safetensors")
+        torch.save(weights, path / "optimizer.pt")
+    seal(Checkpoint(path, 4, 2, "FSDP" if fsdp else NOT_SHARDED), written_files(path))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("fsdp", [False, True])
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_the_best_step_needs_undamaged_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fsdp: bool, part: str
+) -> None:
+    """Its optimizer's state does not matter any more."""
+    best = checkpoint(tmp_path, fsdp=fsdp)
+    state = SimpleNamespace(global_step=9, best_global_step=4, best_model_checkpoint=str(best))
+    assert best_checkpoint(state) == best
+    files = [path for path in best.rglob("*") if path.is_file() and path.name != "COMPLETE"]
+    for file in (path for path in files if part in path.relative_to(best).as_posix()):
+        whole = file.read_bytes()
+        file.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        damaged = part == "model"
+        assert best_checkpoint(state) == (None if damaged else best)
+        assert ("has changed. Using the last one" in capsys.readouterr().err) == damaged
+        assert damage(best) is not None
+        file.write_bytes(whole)
+    assert damage(best) is None and len(files) == (4 if fsdp else 2)
+
+
+@pytest.mark.parametrize("best", [9, None])
+def test_the_last_step_needs_no_checkpoint(best: int | None) -> None:
+    state = SimpleNamespace(global_step=9, best_global_step=best, best_model_checkpoint=None)
+    assert best_checkpoint(state) is None
