@@ -104,8 +104,11 @@ class Optimization(Section):
     """Which activations are recomputed; auto: as few as the memory allows."""
     logging_steps: Annotated[PositiveInt, RUNTIME] = 1
     """Steps between two lines of metrics.jsonl."""
-    save_steps: Annotated[PositiveInt, RUNTIME] = 50
-    """Steps between two checkpoints."""
+    save_steps: Annotated[PositiveInt | None, RUNTIME] = None
+    """Steps between two checkpoints; null: a quarter of the run, or more if writing them would take
+    over 5 % of the time."""
+    save_minutes: Annotated[PositiveFloat | None, RUNTIME] = 30
+    """A checkpoint is also written after this many minutes without one; null: only by steps."""
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
     """Number of newest checkpoints to keep during training, in addition to the best."""
     accelerate_config: Annotated[Path | None, RUNTIME] = None

@@ -33,6 +33,7 @@ class GpuSpec(BaseModel):
     memory_gb_per_second: PositiveFloat
     link_gb_per_second: PositiveFloat
     host_gb_per_second: PositiveFloat
+    devices: tuple[str, ...]
     source: str
 
     @property
@@ -98,6 +99,11 @@ def read_gpus() -> dict[str, GpuSpec]:
     """All known GPUs, by name."""
     found = _table("gpus.toml", "gpus")
     return {name: GpuSpec.model_validate(values) for name, values in found.items()}
+
+
+def find_device(name: str) -> GpuSpec | None:
+    """The GPU with the name that the driver reports; None if it is unknown."""
+    return next((gpu for gpu in read_gpus().values() if name in gpu.devices), None)
 
 
 def find_cluster(gpus: str, *, nodes: int = 1, network_gbits: float = 400) -> Cluster:

@@ -90,6 +90,11 @@ def training_flops(
     return 3 * once.total + again
 
 
+def flops_per_token(shape: ModelShape, method: Method, mean: Pair) -> float:
+    """`training_flops` per token of pairs with these `mean` lengths, each prompt counted once."""
+    return training_flops(shape, method, mean) / (mean.prompt + mean.scored)
+
+
 def kv_bytes(shape: ModelShape) -> int:
     """Bytes of KV cache per token in bfloat16: 4 per layer and dimension of the key heads."""
     return 4 * shape.layers * shape.key_heads * shape.head_dim

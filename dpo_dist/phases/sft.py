@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from pydantic import JsonValue
 
 from dpo_dist.config import required
@@ -9,7 +11,8 @@ from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.data.prompts import read_demonstrations
 from dpo_dist.data.rows import source_identity, write_parquet
 from dpo_dist.errors import DataError
-from dpo_dist.runs.resources import model_shape, planned_bytes
+from dpo_dist.estimates.throughput import Pair, flops_per_token
+from dpo_dist.runs.resources import gpu_flops, model_shape, planned_bytes
 from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import PhaseDirectory
 from dpo_dist.storage.manifest import Counts, PhaseResult
@@ -49,6 +52,12 @@ class SftPhase:
             raise DataError(f"every sft row is longer than sft.max_length {section.max_length}")
         if too_long := len(demonstrations) - len(rows):
             warn(f"{counted(too_long, 'row')} left out: longer than sft.max_length")
+        shape = model_shape(base, config.model.trust_remote_code)
+        mean = Pair(
+            prompt=fmean(row["completion_mask"].count(0) for row in rows),
+            chosen=fmean(row["completion_mask"].count(1) for row in rows),
+            rejected=0,
+        )
         job = TrainingJob(
             kind="sft",
             settings=section,
@@ -58,10 +67,10 @@ class SftPhase:
             trust_remote_code=config.model.trust_remote_code,
             rows=write_parquet(out.path / "tokens" / "train.parquet", rows),
             planned_peak_bytes=planned_bytes(
-                model_shape(base, config.model.trust_remote_code),
-                section,
-                [len(row["input_ids"]) for row in rows],
+                shape, section, [len(row["input_ids"]) for row in rows]
             ),
+            flops_per_token=flops_per_token(shape, section.method, mean),
+            gpu_flops=gpu_flops() if section.bf16 else None,
             out=out.path,
             seed=config.run.seed,
             run_name=f"{config.run.name}-sft",

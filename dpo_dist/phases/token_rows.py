@@ -18,6 +18,7 @@ import numpy as np
 
 from dpo_dist.data.chat import answers_ids
 from dpo_dist.data.rows import write_parquet
+from dpo_dist.estimates.throughput import Pair
 from dpo_dist.storage.records import PreferencePair
 from dpo_dist.training.reference import row_key
 
@@ -43,14 +44,23 @@ class TokenRow(TypedDict):
 @dataclass
 class TokenRows:
     """A parquet file of token ids (`TrainingJob.rows`); without rows it has no columns. `lengths`
-    are the `tokens` of all rows; `largest` is the largest token id."""
+    are the `tokens` of all rows, `prompts` and `chosen` sums of theirs; `largest` is the largest
+    token id."""
 
     path: Path
     lengths: array[int] = field(default_factory=lambda: array("i"))
+    prompts: int = 0
+    chosen: int = 0
     largest: int = -1
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def mean(self) -> Pair:
+        """The mean lengths of a pair. There must be rows."""
+        prompt, chosen, whole = self.prompts, self.chosen, sum(self.lengths)
+        return Pair(*(n / len(self) for n in (prompt, chosen, whole - prompt - chosen)))
 
 
 def write_token_rows(
@@ -66,6 +76,8 @@ def write_token_rows(
     def rows() -> Iterator[TokenRow]:
         for row in token_rows(tokenizer, pairs, max_length, dropped):
             written.lengths.append(row["tokens"])
+            written.prompts += len(row["prompt_ids"])
+            written.chosen += len(row["chosen_ids"])
             columns = (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
             written.largest = max(written.largest, *(int(ids.max()) for ids in columns))
             yield row

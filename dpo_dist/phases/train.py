@@ -13,9 +13,10 @@ from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.data.preferences import PreferenceSet, load_preferences, preferences_identity
 from dpo_dist.errors import ConfigError, DataError, ModelError
 from dpo_dist.estimates.memory import ModelShape
+from dpo_dist.estimates.throughput import flops_per_token
 from dpo_dist.phases.token_rows import TokenRows, write_token_rows
 from dpo_dist.runs.manifests import PairCounts, TrainResult
-from dpo_dist.runs.resources import model_shape, planned_bytes
+from dpo_dist.runs.resources import gpu_flops, model_shape, planned_bytes
 from dpo_dist.runs.run import Run
 from dpo_dist.runs.weights import Weights
 from dpo_dist.storage.artifacts import PhaseDirectory, read_json
@@ -176,6 +177,8 @@ def _job(
             [*train_rows.lengths, *validation_rows.lengths],
             validates=bool(validation_rows),
         ),
+        flops_per_token=flops_per_token(shape, section.method, train_rows.mean),
+        gpu_flops=gpu_flops() if section.bf16 else None,
         out=out.path,
         seed=config.run.seed,
         run_name=f"{config.run.name}-train" + (f"-round-{run.round}" if run.round else ""),

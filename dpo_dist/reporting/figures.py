@@ -75,6 +75,7 @@ class TrainingFigures(Figures):
     alarms: tuple[str, ...]
     wall_seconds: float
     peak_rss_bytes: int
+    peak_device_bytes: int | None = Field(None, exclude_if=is_none)
 
 
 class EvaluationFigures(Figures):
@@ -120,6 +121,7 @@ def training_figures(train: Path) -> TrainingFigures:
         alarms=tuple(line.alarm for line in lines if line.alarm),
         wall_seconds=manifest.wall_seconds,
         peak_rss_bytes=manifest.peak_rss_bytes,
+        peak_device_bytes=manifest.peak_device_bytes,
     )
 
 

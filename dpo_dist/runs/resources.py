@@ -9,10 +9,10 @@ from typing import get_args
 from dpo_dist.config import Checkpointing, Model, Optimization, Train
 from dpo_dist.data.models import is_hub_id
 from dpo_dist.errors import ModelError
-from dpo_dist.estimates.hardware import preset_for, preset_shape
+from dpo_dist.estimates.hardware import find_device, preset_for, preset_shape
 from dpo_dist.estimates.memory import ModelShape
 from dpo_dist.estimates.sharding import ZERO_STAGE, Strategy, planned_peak
-from dpo_dist.system.machine import has_cuda
+from dpo_dist.system.machine import gpus, has_cuda
 from dpo_dist.training.launch_shape import LaunchShape
 
 
@@ -55,6 +55,14 @@ def planned_bytes(
         )
         for kind in kinds
     }
+
+
+def gpu_flops() -> float | None:
+    """bf16 FLOP/s of a GPU of this machine by its data sheet; None without a GPU, and for one that
+    is unknown."""
+    found = next(iter(gpus()), None)
+    known = None if found is None else find_device(found.name)
+    return None if known is None else known.flops
 
 
 def strategy(launch: LaunchShape, processes: int | None = None) -> Strategy:

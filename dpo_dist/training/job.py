@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue
 
 from dpo_dist.config import Checkpointing, Optimization, Section, Sft, Train
 from dpo_dist.errors import ConfigError
-from dpo_dist.storage.figures import Figures
+from dpo_dist.storage.figures import Figures, is_none
 from dpo_dist.system.console import counted
 from dpo_dist.tracking import TrackedRun
 from dpo_dist.training.launch_shape import LaunchShape
@@ -25,11 +25,14 @@ MEMORY_SHARE = 0.8
 
 
 class TrainingOutcome(Figures):
-    """The result of a training; the model has the weights of `selected_step`."""
+    """The result of a training; the model has the weights of `selected_step`. The peaks are those
+    of the process that needed most: its resident set, and what PyTorch allocated on its GPU (None
+    without a GPU)."""
 
     steps: int
     selected_step: int
     peak_rss_bytes: int
+    peak_device_bytes: int | None = Field(None, exclude_if=is_none)
 
 
 class InitialReference(Section):
@@ -50,6 +53,9 @@ class TrainingJob(Section):
       `reference` is another one. `reference_folder` has the log-probs of either.
     - `shape`: the processes that train, and what is sharded between them.
     - `planned_peak_bytes`: planned memory per process, by kind of activation checkpointing.
+    - `flops_per_token`: floating-point operations of training per token, on average over the rows,
+      without the reference and without what checkpointing repeats.
+    - `gpu_flops`: bf16 FLOP/s of a GPU by its data sheet; None if unknown, or to train in float32.
     - `checkpoint`: where training resumes; with `reshard`, from its universal form.
     - `logs`: the folder for the logs of the processes; None: they write to the console.
     """
@@ -67,6 +73,8 @@ class TrainingJob(Section):
     start: dict[str, JsonValue] = Field(default_factory=dict)
     reference: InitialReference | None = None
     planned_peak_bytes: dict[Checkpointing, int]
+    flops_per_token: float = 0.0
+    gpu_flops: float | None = None
     out: Path
     seed: int
     run_name: str

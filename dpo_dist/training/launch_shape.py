@@ -16,6 +16,8 @@ from dpo_dist.errors import ConfigError
 from dpo_dist.system import ranks
 from dpo_dist.system.machine import has_cuda, visible_gpus
 
+NOT_SHARDED = "no sharding"
+
 
 class LaunchShape(Section):
     """The processes of a training and what DeepSpeed or FSDP shards between them.
@@ -89,6 +91,13 @@ class LaunchShape(Section):
     def connected(self) -> bool:
         """Whether the processes, even a single one, form a process group."""
         return self.processes > 1 or self.zero_stage > 0 or self.fsdp
+
+    @property
+    def sharding(self) -> str:
+        """Who shards the training, as a checkpoint records it: its files fit no other."""
+        if self.fsdp:
+            return "FSDP"
+        return f"DeepSpeed ZeRO-{self.zero_stage}" if self.zero_stage else NOT_SHARDED
 
     @property
     def shards_weights(self) -> bool:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dpo_dist.config import Train
 from dpo_dist.errors import TrainingDiverged
 from dpo_dist.losses import first_loss, sigmoid_loss
 from dpo_dist.system import ranks
 from dpo_dist.system.console import Advance, progress
+from dpo_dist.system.machine import GIB
 from dpo_dist.training import Metrics
+from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.metrics_log import MetricsLog
+from dpo_dist.training.usage import SpeedMeter, peak_memory
 
 # The relative tolerance of the first loss.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
@@ -106,17 +109,17 @@ def check_finite(name: str, values: Sequence[float], step: int, rows: Sequence[s
 
 
 class MetricsWriter(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
-    """Writes metrics.jsonl, updates the progress bar, and stops at a loss that is not finite."""
+    """Writes metrics.jsonl, updates the progress bar, and stops at a loss that is not finite. Adds
+    speed (of `job`, if given) and peak memory to the metrics."""
 
-    def __init__(self, path: Path, phase: str) -> None:
+    def __init__(self, path: Path, phase: str, job: TrainingJob | None = None) -> None:
         self._log = MetricsLog(path)
         self._phase = phase
+        self._speed = SpeedMeter(job)
         self._stack = ExitStack()
         self._advance: Advance = lambda n, note="": None
         self._note = ""
         self._step = 0
-        self._tokens: float | None = None
-        self._seconds = time.monotonic()
 
     def on_train_begin(
         self, args: object, state: TrainerState, control: object, **_: object
@@ -126,33 +129,36 @@ class MetricsWriter(TrainerCallback):  # type: ignore[misc]  # transformers is n
             self._log.truncate(state.global_step)
         bar = progress(self._phase, state.max_steps, state.global_step)
         self._advance = self._stack.enter_context(bar)
-        self._seconds = time.monotonic()
+        self._speed.resume()
 
-    def on_step_end(self, args: object, state: TrainerState, control: object, **_: object) -> None:
+    def on_step_end(
+        self, args: object, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        self._speed.step(paused=control.should_evaluate)
         self._advance(state.global_step - self._step, self._note)
         self._step = state.global_step
 
+    def on_evaluate(self, *_: object, **__: object) -> None:
+        self._speed.resume()
+
+    def on_save(self, *_: object, **__: object) -> None:
+        self._speed.resume()
+
     def on_log(
-        self, args: object, state: TrainerState, control: object, logs: Metrics, **_: object
+        self, args: TrainingArguments, state: TrainerState, control: object, logs: Metrics, **_: Any
     ) -> None:
         # Every rank has the loss averaged over all ranks, so they all stop together.
         for name in ("loss", "eval_loss", "grad_norm"):
             if name in logs:
                 check_finite(name, [float(logs[name])], state.global_step)
-        logs = logs | self._throughput(logs)
+        if "loss" in logs and "num_tokens" in logs:
+            logs |= self._speed.log(float(logs["num_tokens"]))  # for the trackers too
+            logs["peak_memory_gib"] = peak_memory(args.device).bytes / GIB
+        else:
+            self._speed.resume()
         self._note = _note(logs) or self._note
         if ranks.is_main():
             self._log.append({"step": state.global_step, "epoch": state.epoch, **logs})
-
-    def _throughput(self, logs: Metrics) -> Metrics:
-        """Tokens per second since the last training log, if nothing was evaluated since then."""
-        if "loss" not in logs or "num_tokens" not in logs:
-            self._tokens = None
-            return {}
-        now, tokens = time.monotonic(), float(logs["num_tokens"])
-        before, self._tokens = self._tokens, tokens
-        seconds, self._seconds = now - self._seconds, now
-        return {} if before is None else {"tokens_per_second": (tokens - before) / seconds}
 
     def on_train_end(self, args: object, state: object, control: object, **_: object) -> None:
         self._stack.close()

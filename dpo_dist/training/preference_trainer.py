@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from datasets import Dataset
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
@@ -98,6 +99,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         self._started = False
         self._start = Start()
         self._kl_share = KlShare(self._settings.kl.max_share)
+        self._trained_tokens = 0
         # (log-probs, tokens) summed since the last log, by mode and completion.
         self._sums: dict[tuple[str, str], tuple[float, float]] = {}
         # TRL would hash the whole model for a cache of its own, and compute the log-probs now, with
@@ -286,10 +288,14 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             # All margins are 0, so the share of margins above 0 is meaningless.
             metrics.pop("rewards/accuracies", None)
         # Gathered, so that every rank makes the same decision.
-        losses = self.accelerator.gather(loss.detach().float().reshape(1)).tolist()
+        local = torch.stack((loss.detach().float(), _tokens(inputs)))
+        losses, tokens = self.accelerator.gather(local.reshape(1, 2)).T.tolist()
         if not all(map(math.isfinite, losses)):
             names = gather_object(rows if not math.isfinite(loss.item()) else [])
             check_finite("loss", losses, self.state.global_step, names)
+        if model.training:
+            self._trained_tokens += int(sum(tokens))
+        metrics["num_tokens"] = [self._trained_tokens]  # TRL counts prompts twice
         if first and model.training and not self._started:
             self._started = True
             rewards = [metrics[f"rewards/{which}"][-1] for which in _COMPLETIONS]
@@ -337,6 +343,13 @@ def _without_second_model() -> Iterator[None]:
         yield
     finally:
         dpo_trainer.create_model_from_path = create
+
+
+def _tokens(inputs: Batch) -> Tensor:
+    """The number of tokens of a batch, without padding and with each prompt once."""
+    prompts = inputs["attention_mask"] - inputs["completion_mask"]
+    tokens: Tensor = inputs["attention_mask"].sum() - prompts.chunk(2)[1].sum()
+    return tokens.float()
 
 
 def _sampler(trainer: Trainer, dataset: Dataset, rank: int) -> GlobalBatchSampler:

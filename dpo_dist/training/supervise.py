@@ -40,22 +40,22 @@ CHECK_SECONDS = 1.0
 
 def resume(job: TrainingJob) -> TrainingJob:
     """The job with its last complete checkpoint, if it has one. If the number of processes changed,
-    DeepSpeed's shards are converted. Raises `ConfigError` if the ZeRO stage changed."""
+    DeepSpeed's shards are converted. Raises `ConfigError` if the sharding changed."""
     checkpoint = last_complete(job.out / "checkpoints")
     if checkpoint is None:
         return job
-    processes, stage = job.shape.processes, job.shape.zero_stage
-    if stage != checkpoint.zero_stage:
+    processes, shape = job.shape.processes, job.shape
+    if shape.sharding != checkpoint.sharding:
         own = f"accelerate_config: {job.settings.accelerate_file}"
         raise ConfigError(
-            f"{own if given_attempt() else 'the launcher'} trains {_zero_name(stage)}, but "
-            f"{checkpoint.path} was written {_zero_name(checkpoint.zero_stage)}. Resume with a "
+            f"{own if given_attempt() else 'the launcher'} trains with {shape.sharding}, but "
+            f"{checkpoint.path} was written with {checkpoint.sharding}. Resume with a "
             "matching configuration (the number of processes may differ), or start over under "
             "another run.name."
         )
     say(f"resuming from step {checkpoint.step}")
-    # Without ZeRO the checkpoint is not sharded: any number of processes can load it.
-    reshard = stage > 0 and checkpoint.world_size != processes
+    # Any number of processes can load a checkpoint that is not sharded, or that FSDP wrote.
+    reshard = shape.zero_stage > 0 and checkpoint.world_size != processes
     if reshard:
         say(
             f"converting its shards from {checkpoint.world_size} to "
@@ -63,10 +63,6 @@ def resume(job: TrainingJob) -> TrainingJob:
         )
         convert_shards(checkpoint.path)
     return job.model_copy(update={"checkpoint": checkpoint.path, "reshard": reshard})
-
-
-def _zero_name(stage: int) -> str:
-    return f"with DeepSpeed ZeRO-{stage}" if stage else "without ZeRO"
 
 
 def supervise(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import shutil
 from threading import Event
 from typing import Any
@@ -22,7 +21,7 @@ from dpo_dist.system.console import warn
 from dpo_dist.training import CausalLM, Trainer, lora_linear
 from dpo_dist.training.activations import choose_checkpointing, free_bytes
 from dpo_dist.training.alarms import Alarms
-from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, StopAtStepEnd, WandbLog
+from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, WandbLog
 from dpo_dist.training.job import (
     OUTCOME,
     PREEMPTED,
@@ -42,6 +41,7 @@ from dpo_dist.training.models import (
 from dpo_dist.training.monitors import MetricsWriter
 from dpo_dist.training.preference_trainer import PairCollator, PreferenceTrainer
 from dpo_dist.training.sharded import save_model
+from dpo_dist.training.usage import peak_memory
 
 
 def train(job: TrainingJob, preempted: Event) -> None:
@@ -56,16 +56,14 @@ def train(job: TrainingJob, preempted: Event) -> None:
         if ranks.is_main():
             write_json(job.out / OUTCOME, {"rows": len(trainer.train_dataset)})
         return
-    zero_stage = job.shape.zero_stage
-    trainer.add_callback(CheckpointKeeper(job.settings.keep_checkpoints, zero_stage))
+    keeper = CheckpointKeeper(job, preempted)
+    trainer.add_callback(keeper)
     if job.wandb is not None and ranks.is_main():
         trainer.add_callback(WandbLog(job.wandb.prefix))
-    stop = StopAtStepEnd(job.out, preempted)
-    trainer.add_callback(stop)
     # The displacement alarm compares with the validation before the first step.
     trainer.args.eval_on_start = trainer.eval_dataset is not None and job.checkpoint is None
     trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
-    if stop.stopped:
+    if keeper.stopped:
         if ranks.is_main():
             write_text(job.out / PREEMPTED, f"{trainer.state.global_step}\n")
         return
@@ -127,7 +125,9 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=[
-            MetricsWriter(job.out / "metrics.jsonl", "train" if job.kind == "dpo" else job.kind),
+            MetricsWriter(
+                job.out / "metrics.jsonl", "train" if job.kind == "dpo" else job.kind, job
+            ),
             Alarms(job.out / "metrics.jsonl", settings, wandb=job.wandb is not None),
         ],
     )
@@ -181,7 +181,7 @@ def _sft_trainer(job: TrainingJob) -> SFTTrainer:
         train_dataset=Dataset.from_parquet(str(job.rows)),
         processing_class=load_tokenizer(job.model, trust_remote_code=job.trust_remote_code),
         peft_config=peft_config,
-        callbacks=[MetricsWriter(job.out / "metrics.jsonl", "sft")],
+        callbacks=[MetricsWriter(job.out / "metrics.jsonl", "sft", job)],
     )
     install(trainer.model)
     lora_linear.install(trainer.model)
@@ -211,8 +211,7 @@ def _arguments(job: TrainingJob) -> dict[str, Any]:
         "logging_nan_inf_filter": False,  # it would replace a NaN by an average
         "max_steps": 1 if job.kind == "reference" else -1,
         "save_strategy": "no" if job.kind == "reference" else "steps",
-        "save_steps": settings.save_steps,
-        "save_total_limit": None,  # CheckpointKeeper deletes old ones
+        "save_total_limit": None,  # CheckpointKeeper saves, and deletes old ones
         "report_to": "none",  # WandbLog reports
         "disable_tqdm": True,
         "remove_unused_columns": False,
@@ -227,6 +226,7 @@ def _save(trainer: Trainer, job: TrainingJob) -> None:
     partial = job.model_dir.with_name("model.partial")
     selected = save_model(trainer, partial)
     trainer.accelerator.wait_for_everyone()
+    peak = peak_memory(trainer.args.device)
     if ranks.is_main():
         for frozen in ("ref", INITIAL):  # adapters that are references
             shutil.rmtree(partial / frozen, ignore_errors=True)
@@ -235,8 +235,9 @@ def _save(trainer: Trainer, job: TrainingJob) -> None:
         partial.rename(job.model_dir)
         outcome = TrainingOutcome(
             steps=trainer.state.global_step,
-            selected_step=selected,
-            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            selected_step=trainer.state.best_global_step if best else trainer.state.global_step,
+            peak_rss_bytes=peak.rss_bytes,
+            peak_device_bytes=peak.device_bytes,
         )
         write_figures(job.out / OUTCOME, outcome)
         # The optimizer states are no longer needed, and are many times the model's size.

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -74,6 +75,7 @@ def test_a_saved_model_answers_as_the_trainer_s_did(
     steps = [line["step"] for line in lines if "loss" in line]
     assert last["step"] == steps[-1], "validated after the last step"
 
+    _check_usage(out)
     tokenizer = load_tokenizer(str(tiny_model))
     artifacts = [
         load_whole(out / "model") if method == "full" else load_adapter(tiny_model, out / "model")
@@ -88,6 +90,18 @@ def test_a_saved_model_answers_as_the_trainer_s_did(
             )
     start = load_whole(tiny_model)
     assert abs(mean_logp(start, tokenizer, "chosen") - last["eval_logps/chosen"]) > 0.1
+
+
+def _check_usage(out: Path) -> None:
+    """The tokens are those of the rows, each prompt once; the peaks are those of the outcome."""
+    lines = [line for line in metrics(out) if "loss" in line]
+    rows = pyarrow.parquet.read_table(out / "tokens" / "train.parquet", columns=["tokens"])
+    assert lines[-1]["num_tokens"] == sum(rows["tokens"].to_pylist())
+    assert all(line["tokens_per_second"] > 0 for line in lines[1:])
+    peaks = [line["peak_memory_gib"] for line in lines]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert peaks == sorted(peaks) and peaks[-1] <= manifest["peak_rss_bytes"] / 2**30
+    assert "mfu" not in lines[-1] and "peak_device_bytes" not in manifest, "without a GPU"
 
 
 def test_a_method_that_cannot_start_from_the_adapter_is_refused(

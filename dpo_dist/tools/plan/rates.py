@@ -106,7 +106,7 @@ def _engine_rate(
 
 
 def _training_rate(run: FinishedRun, shape: ModelShape) -> float | None:
-    """FLOP/s of a process, from the median rate in TRL's log, which counts prompt tokens twice."""
+    """FLOP/s of a process, from the median rate in the log."""
     import pyarrow.parquet
 
     manifest = run.manifests.train
@@ -121,7 +121,7 @@ def _training_rate(run: FinishedRun, shape: ModelShape) -> float | None:
     table = pyarrow.parquet.read_table(folder / "tokens" / "train.parquet", columns=columns)
     tokens = (table[column].to_pylist() for column in columns)
     pairs = [Pair(*map(len, row)) for row in zip(*tokens, strict=True)]
-    counted = fmean(2 * pair.prompt + pair.scored for pair in pairs)
+    counted = fmean(pair.prompt + pair.scored for pair in pairs)
     method = required(run.config.train).method
     flops = fmean(training_flops(shape, method, pair) for pair in pairs)
     return median(rates) / counted * flops / manifest.processes

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from dpo_dist.errors import ConfigError
-from dpo_dist.estimates.hardware import find_cluster, preset_for, preset_shape, read_gpus
+from dpo_dist.estimates.hardware import (
+    find_cluster,
+    find_device,
+    preset_for,
+    preset_shape,
+    read_gpus,
+)
 
 
 def test_a_cluster_is_read_from_its_name() -> None:
@@ -30,6 +36,14 @@ def test_every_gpu_names_its_source_and_is_plausible() -> None:
         assert 50 < gpu.bf16_tflops < 5000
         # Every accelerator computes tens to hundreds of operations for a byte that it reads.
         assert 50 < gpu.flops / gpu.bandwidth < 500
+
+
+def test_a_gpu_is_found_by_the_driver_s_name() -> None:
+    found = read_gpus()
+    devices = [device for gpu in found.values() for device in gpu.devices]
+    assert len(devices) == len(set(devices)) and all(gpu.devices for gpu in found.values())
+    assert find_device("NVIDIA H100 80GB HBM3") == found["H100-80G"]
+    assert find_device("NVIDIA H100") is None, "no guesses: variants differ in speed"
 
 
 @pytest.mark.parametrize("gpus", ["8xH10", "H1000-80G", "8xMI300X", "8x", "x", "", "0xH100-80G"])

@@ -135,7 +135,7 @@ def test_a_value_that_is_not_finite_is_blamed_on_its_rows() -> None:
 
 def log(writer: MetricsWriter, step: int, **logs: float) -> None:
     state = SimpleNamespace(global_step=step, epoch=0.5, max_steps=9)
-    writer.on_log(None, state, None, logs=logs)
+    writer.on_log(SimpleNamespace(device=None), state, None, logs=logs)
 
 
 def test_a_loss_that_is_not_finite_stops_at_once(tmp_path: Path) -> None:

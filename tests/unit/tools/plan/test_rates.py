@@ -85,8 +85,7 @@ def test_a_finished_run_s_rates(run: Path) -> None:
     assert rates.sampling == 250  # of one engine
     assert rates.usage == {"input_tokens": 800, "output_tokens": 100}
     assert rates.seconds_per_request == 10 * 4 / 8  # reused ballots took no time
-    # TRL counts the prompt twice: 260 tokens a pair.
-    pairs_a_second = 1300 / 260
+    pairs_a_second = 1300 / (50 + 100 + 60)
     flops = training_flops(SHAPE, Lora(r=8), Pair(50, 100, 60))
     assert rates.training == pytest.approx(pairs_a_second * flops / 2)
     assert rates.utilization(find_cluster("L4-24G")) == pytest.approx(rates.training / 121e12)
