@@ -235,7 +235,7 @@ def _save(trainer: Trainer, job: TrainingJob) -> None:
         partial.rename(job.model_dir)
         outcome = TrainingOutcome(
             steps=trainer.state.global_step,
-            selected_step=trainer.state.best_global_step if best else trainer.state.global_step,
+            selected_step=selected,
             peak_rss_bytes=peak.rss_bytes,
             peak_device_bytes=peak.device_bytes,
         )
