@@ -112,18 +112,18 @@ def head_bytes(
     shape: ModelShape, method: Method, scored: int, *, bf16: bool = True, on_cpu: bool = False
 ) -> int:
     """Bytes for the log-probs of `scored` predicted positions: a tile of logits and one of their
-    probabilities, the hidden states and their gradients, and the head in another precision. A
-    trained head also has a gradient of its own, in float32."""
+    probabilities, the hidden states and their gradients. A trained head also has a gradient of its
+    own, in float32; of a frozen one a CPU makes a copy in float32."""
     vocabulary, head, half = shape.vocabulary, shape.vocabulary * shape.hidden, 2 if bf16 else 4
     trained = isinstance(method, Full)
     rows = CPU_TILE_ROWS if on_cpu else min(scored, GPU_TILE_BYTES // (4 * vocabulary))
     own = rows * vocabulary * (8 + 2 * bf16) + 2 * scored * shape.hidden * half
-    if bf16 and (on_cpu or trained):
-        own += (2 if trained else 4) * head
-    if trained:
-        height = min(scored, CPU_GRADIENT_ROWS) if on_cpu else rows
+    if trained:  # its copy in bfloat16 is one of autocast's (`model_states`)
+        by_logit = min(scored, CPU_GRADIENT_ROWS) * vocabulary * half if on_cpu else 0
         block = 4 * min(vocabulary, GRADIENT_BLOCK_ROWS) * shape.hidden
-        own += height * vocabulary * half + block + 4 * head
+        own += by_logit + block + 4 * head
+    elif bf16 and on_cpu:
+        own += 4 * head
     return own
 
 

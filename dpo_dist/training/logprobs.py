@@ -238,17 +238,23 @@ def _head_gradients(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor, Tensor 
         tiles = _Tiles(Head(weight, bias, softcap, scale), hidden, dtype)
         by_weight = torch.zeros_like(weight, dtype=tiles.exact)
         by_bias = weight.new_zeros(len(weight), dtype=tiles.exact)
+        # On a GPU one tile is enough for a product.
         height = HEAD_GRADIENT_ROWS if _on_cpu(hidden) else tiles.rows
-        by_logit = weight.new_empty(min(len(hidden), height), len(weight), dtype=dtype)
+        by_logit = None
+        if height > tiles.rows:
+            by_logit = weight.new_empty(min(len(hidden), height), len(weight), dtype=dtype)
         for chunk in _slices(len(hidden), height):
             at_targets = hidden.new_empty(chunk.stop - chunk.start, 1, dtype=tiles.exact)
             for tile in _slices(chunk.stop - chunk.start, tiles.rows):
                 rows = slice(chunk.start + tile.start, chunk.start + tile.stop)
                 tiles.logits(hidden[rows])
                 tiles.softmax()
-                by_logit[tile] = tiles.weighted(grad[rows])
+                rest = tiles.weighted(grad[rows])
+                if by_logit is not None:
+                    by_logit[tile] = rest
                 at_targets[tile] = tiles.at_targets(targets[rows]) * grad[rows, None]
-            rest = by_logit[: chunk.stop - chunk.start]
+            if by_logit is not None:
+                rest = by_logit[: chunk.stop - chunk.start]
             inputs = hidden[chunk].to(dtype)
             target_rows = at_targets * tiles.weight[targets[chunk]]
             by_hidden[chunk] = (target_rows - _product(rest, tiles.weight)).to(hidden.dtype)
