@@ -8,11 +8,12 @@ every loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object, send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
@@ -29,26 +30,34 @@ from dpo_dist.training.divergence import policy_and_reference, sample_divergence
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.layout import install
 from dpo_dist.training.models import INITIAL
-from dpo_dist.training.monitors import Start, check_finite, check_start
+from dpo_dist.training.monitors import check_finite
 from dpo_dist.training.packing import plan_packing
 from dpo_dist.training.reference import ReferenceCache, ReferenceLogProbs, reference_key
 from dpo_dist.training.sampler import GlobalBatchSampler
+from dpo_dist.training.start_check import COMPLETIONS, FirstBatch
 
 # Without activations for a backward, the reference's batches can be larger than the micro-batch.
 REFERENCE_BATCHES = 4
 KL_BATCH = 16  # answers that are sampled together
-_COMPLETIONS = ("chosen", "rejected")
 
 
 @dataclass
 class PairCollator(DataCollatorForPreference):  # type: ignore[misc]  # TRL is not typed
-    """TRL's padded batch with the pairs' ids as `rows` and, if `packed`, a `PackPlan` as `pack`."""
+    """TRL's padded batch with the pairs' ids as `rows`, the engine's log-probs of both answers as
+    `witness` (2, pairs; NaN for none) and, if `packed`, a `PackPlan` as `pack`."""
 
     packed: bool = True
 
     def torch_call(self, examples: list[Batch]) -> Batch:
         batch: Batch = super().torch_call(examples)
         batch["rows"] = [example["id"] for example in examples]
+        batch["witness"] = torch.tensor(
+            [
+                [example.get(f"{which}_witness", math.nan) for example in examples]
+                for which in COMPLETIONS
+            ],
+            dtype=torch.float64,
+        )
         if self.packed:
             pairs = len(examples)  # TRL stacks all chosen rows, then all rejected ones
             batch["pack"] = plan_packing(
@@ -69,7 +78,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         self._settings = job.settings
         self._packed = packed
         self._started = False
-        self._start = Start()
         # (log-probs, tokens) summed since the last log, by mode and completion.
         self._sums: dict[tuple[str, str], tuple[float, float]] = {}
         super().__init__(*args, **kwargs)
@@ -106,6 +114,13 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             wrapper.set_epoch = sampler.set_epoch  # type: ignore[union-attr]
         return loader
 
+    def _prepare_input(self, data: Any) -> Any:
+        """transformers' without its cast to DeepSpeed's dtype: bfloat16 would round the reference's
+        log-prob of an answer, about -300, to a multiple of 2."""
+        if isinstance(data, torch.Tensor):
+            return data.to(self.args.device)
+        return super()._prepare_input(data)
+
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Add the reference's log-probs as two columns; TRL calls this in its constructor."""
         self._wrap_forwards()
@@ -114,8 +129,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             values = self._start_logps(dataset, name, batch_size)
         else:
             values = self._cached_logps(dataset, reference.identity)
-            if name == "train":
-                self._start = self._first_log_ratios(dataset, values, batch_size)
         dataset = dataset.add_column("ref_chosen_logps", [v.chosen for v in values])
         return dataset.add_column("ref_rejected_logps", [v.rejected for v in values])
 
@@ -129,19 +142,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
                 f"{self._job.out / 'reference'} and run the same command again"
             )
         return [known[row] for row in dataset["row"]]
-
-    def _first_log_ratios(
-        self, dataset: Dataset, reference: Sequence[ReferenceLogProbs], batch_size: int
-    ) -> Start:
-        """The expected log-ratios of the first micro-batch of all ranks: start minus reference."""
-        samplers = [_sampler(self, dataset, rank) for rank in range(self.args.world_size)]
-        first = [row for sampler in samplers for row in next(iter(sampler))]
-        start = self._start_logps(dataset.select(first), "the first batch", batch_size)
-        pairs = [(s, reference[row]) for s, row in zip(start, first, strict=True)]
-        return Start(
-            chosen=tuple(s.chosen - r.chosen for s, r in pairs),
-            rejected=tuple(s.rejected - r.rejected for s, r in pairs),
-        )
 
     def _start_logps(self, dataset: Dataset, name: str, batch_size: int) -> list[ReferenceLogProbs]:
         """The log-probs of the weights that training starts from, from the cache or computed."""
@@ -183,11 +183,12 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
                 examples = [rows[i] for i in own] or [rows[0]]
                 batch = send_to_device(self.data_collator(examples), self.accelerator.device)
                 names = batch.pop("rows")
+                batch.pop("witness")
                 chosen, rejected = self.compute_ref_log_probs(model, batch)
                 logps = zip(examples, chosen.tolist(), rejected.tolist(), strict=True)
                 records = [{"row": e["row"], "chosen": c, "rejected": r} for e, c, r in logps]
                 gathered = {r["row"]: r for r in gather_object(records)}
-                values = [r[which] for r in gathered.values() for which in _COMPLETIONS]
+                values = [r[which] for r in gathered.values() for which in COMPLETIONS]
                 check_finite("a log-prob of the reference", values, 0, names)
                 if journal is not None:
                     journal.append(ReferenceLogProbs(**record) for record in gathered.values())
@@ -225,12 +226,18 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
 
     def compute_loss(self, model: CausalLM, inputs: Batch, *args: object, **kwargs: object) -> Any:
         inputs = dict(inputs)
+        first = None
+        if self.state.global_step == 0 and model.training and not self._started:
+            self._started = True
+            first = FirstBatch(self, model, inputs)
+            inputs |= first.inputs
         rows = inputs.pop("rows")
-        result = super().compute_loss(model, inputs, *args, **kwargs)
+        inputs.pop("witness")
+        with nullcontext() if first is None else first.recorded(model):
+            result = super().compute_loss(model, inputs, *args, **kwargs)
         loss = result[0] if isinstance(result, tuple) else result
         metrics = self._add_per_token(inputs, "train" if model.training else "eval")
-        first = self.state.global_step == 0
-        if first and self._job.reference is None:
+        if self.state.global_step == 0 and self._job.reference is None:
             # All margins are 0, so the share of margins above 0 is meaningless.
             metrics.pop("rewards/accuracies", None)
         # Gathered, so that every rank makes the same decision.
@@ -238,12 +245,9 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         if not all(map(math.isfinite, losses)):
             names = gather_object(rows if not math.isfinite(loss.item()) else [])
             check_finite("loss", losses, self.state.global_step, names)
-        if first and model.training and not self._started:
-            self._started = True
-            rewards = [metrics[f"rewards/{which}"][-1] for which in _COMPLETIONS]
-            precision = "bfloat16" if self.args.bf16 else "float32"
-            mean_loss = sum(losses) / len(losses)
-            check_start(mean_loss, rewards, self._settings, precision, self._start)
+        if first is not None:
+            rewards = [metrics[f"rewards/{which}"][-1] for which in COMPLETIONS]
+            first.check(sum(losses) / len(losses), rewards)
         return result
 
     def _add_per_token(self, inputs: Batch, mode: str) -> dict[str, list[float]]:
@@ -254,7 +258,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         """
         metrics: dict[str, list[float]] = self._metrics[mode]
         tokens = inputs["completion_mask"][:, 1:].sum(1).float().chunk(2)
-        for name, lengths in zip(_COMPLETIONS, tokens, strict=True):
+        for name, lengths in zip(COMPLETIONS, tokens, strict=True):
             key, of_all = f"logps/{name}_per_token", self.accelerator.gather(lengths)
             # TRL removes metrics once they are logged; then the sums start again.
             logps, count = self._sums[mode, name] if key in metrics else (0.0, 0.0)
