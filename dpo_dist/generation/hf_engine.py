@@ -110,8 +110,8 @@ class HfInProcess:
 
 
 class _LogProbs:
-    """A logits processor of `generate` that changes nothing. It precedes temperature and filters, and
-    keeps the log-probs of one step until the step's tokens are known."""
+    """A logits processor that changes nothing. `generate` calls it before temperature and filters.
+    It keeps the log-probs of one step until the step's tokens are known."""
 
     def __init__(self) -> None:
         self._steps: list[Any] = []
