@@ -30,16 +30,35 @@ Rows = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def adapter(tiny_model: Path, tmp_path_factory) -> Path:
-    return sft_adapter(tiny_model, tmp_path_factory.mktemp("sft"))
+def model(tiny_model: Path, tmp_path_factory) -> Path:
+    """A model for which the prompt matters: a small random one hardly attends to it."""
+    return changed_weights(
+        tiny_model, tmp_path_factory.mktemp("model") / "sensitive", lambda name, weight: 4 * weight
+    )
+
+
+def changed_weights(model: Path, folder: Path, change: Callable[[str, Any], Any]) -> Path:
+    """A copy of the model with other projections."""
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if "proj" in name:
+            weights[name] = change(name, weight)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="module")
-def rows(tiny_model: Path, adapter: Path) -> Rows:
+def adapter(model: Path, tmp_path_factory) -> Path:
+    return sft_adapter(model, tmp_path_factory.mktemp("sft"))
+
+
+@pytest.fixture(scope="module")
+def rows(model: Path, adapter: Path) -> Rows:
     """Pairs of answers at temperatures and with filters that the witness must not know."""
     engine = build_engine(
         HfEngine(type="hf", max_model_len=256, batch_size=3),
-        str(tiny_model),
+        str(model),
         dtype="float32",
         seed=5,
         adapters=[adapter],
@@ -86,21 +105,19 @@ def build(
 
 def first_loss(trainer: PreferenceTrainer) -> float:
     batch = trainer.data_collator([trainer.train_dataset[n] for n in range(PAIRS)])
-    return float(trainer.compute_loss(trainer.model.train(), batch))
+    return float(trainer.compute_loss(trainer.model.train(), batch).detach())
 
 
-def test_the_witness_is_the_model_s_own_log_prob(
-    tiny_model: Path, adapter: Path, rows: Rows
-) -> None:
+def test_the_witness_is_the_model_s_own_log_prob(model: Path, adapter: Path, rows: Rows) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
+    exact = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter)
     for example in rows:
         for which in ("chosen", "rejected"):
             prompt, answer = example["prompt_ids"], example[f"{which}_ids"]
             with torch.no_grad():
-                logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+                logits = exact(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
             by_token = logits.double().log_softmax(-1).gather(1, torch.tensor(answer)[:, None])
             assert example[f"{which}_witness"] == pytest.approx(by_token.sum().item(), abs=1e-3)
 
@@ -118,9 +135,9 @@ def test_the_witness_is_the_model_s_own_log_prob(
     ids=str,
 )
 def test_a_correct_start_passes(
-    tiny_model: Path, adapter: Path, rows: Rows, tmp_path: Path, changes: dict[str, Any]
+    model: Path, adapter: Path, rows: Rows, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    loss = first_loss(build(tiny_model, adapter, rows, tmp_path, **changes))
+    loss = first_loss(build(model, adapter, rows, tmp_path, **changes))
     assert loss == pytest.approx(LN2, abs=0.5 if "dropout" in str(changes) else 1e-4)
 
 
@@ -175,14 +192,14 @@ def base_as_reference(trainer: PreferenceTrainer) -> None:
     ids=["dropout", "adapter off", "base as reference", "one pair swapped"],
 )
 def test_planted_faults_stop_the_training(
-    tiny_model: Path,
+    model: Path,
     adapter: Path,
     rows: Rows,
     tmp_path: Path,
     plant: Callable[[PreferenceTrainer], None],
     message: str,
 ) -> None:
-    trainer = build(tiny_model, adapter, rows, tmp_path)
+    trainer = build(model, adapter, rows, tmp_path)
     plant(trainer)
     with pytest.raises(TrainingDiverged, match=message):
         first_loss(trainer)
@@ -191,16 +208,14 @@ def test_planted_faults_stop_the_training(
 def on_another_base(model: Path, rows: Rows, folder: Path) -> tuple[Path, Rows]:
     """What PiSSA leaves behind: the adapter is right for a base from which something was moved into
     it, and is loaded on the base as it was."""
-    shutil.copytree(model, folder)
-    weights = load_file(folder / "model.safetensors")
     draw = torch.Generator().manual_seed(0)
-    for name, weight in weights.items():
-        if "proj" in name:
-            left = torch.randn(len(weight), 4, generator=draw)
-            right = torch.randn(4, weight.shape[1], generator=draw)
-            weights[name] = weight + weight.std() * (left @ right).to(weight.dtype) / 2
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder, rows
+
+    def moved(name: str, weight: Any) -> Any:
+        left = torch.randn(len(weight), 4, generator=draw)
+        right = torch.randn(4, weight.shape[1], generator=draw)
+        return weight + weight.std() * (left @ right).to(weight.dtype) / 2
+
+    return changed_weights(model, folder, moved), [dict(r) for r in rows]
 
 
 def with_another_template(model: Path, rows: Rows, folder: Path) -> tuple[Path, Rows]:
@@ -216,18 +231,18 @@ def with_another_template(model: Path, rows: Rows, folder: Path) -> tuple[Path, 
 @pytest.mark.parametrize("wrong", [on_another_base, with_another_template])
 @pytest.mark.parametrize("reference", ["cached", "live"])
 def test_a_start_that_is_wrong_for_policy_and_reference_is_seen_by_the_witness(
-    tiny_model: Path,
+    model: Path,
     adapter: Path,
     rows: Rows,
     tmp_path: Path,
     wrong: Callable[[Path, Rows, Path], tuple[Path, Rows]],
     reference: str,
 ) -> None:
-    model, changed = wrong(tiny_model, rows, tmp_path / "other")
+    other, changed = wrong(model, rows, tmp_path / "other")
     with pytest.raises(TrainingDiverged, match="not the one that sampled the answers"):
-        first_loss(build(model, adapter, changed, tmp_path, reference=reference))
+        first_loss(build(other, adapter, changed, tmp_path, reference=reference))
     for blind in changed:
         blind |= {"chosen_witness": math.nan, "rejected_witness": math.nan}
     shutil.rmtree(tmp_path / "reference", ignore_errors=True)
-    loss = first_loss(build(model, adapter, changed, tmp_path, reference=reference))
+    loss = first_loss(build(other, adapter, changed, tmp_path, reference=reference))
     assert loss == pytest.approx(LN2, abs=1e-4), "ln 2 does not see it"
