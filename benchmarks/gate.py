@@ -33,7 +33,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks.figures import MODEL, option_parser, publish
 from dpo_dist.config import Train
-from dpo_dist.data.chat import load_tokenizer
+from dpo_dist.data.chat import left_padded, load_tokenizer
 from dpo_dist.errors import TrainingDiverged
 from dpo_dist.losses import sigmoid_loss
 from dpo_dist.training import attention, layout, logprobs, lora_linear
@@ -63,7 +63,7 @@ def main() -> None:
     model, prompts = small_model() if options.quick else real_model(options.model)
     rows = sampled(model, prompts, 40 if options.quick else options.tokens)
     prepare(model)
-    trainings = 500 if options.quick else 20_000
+    trainings = 200 if options.quick else 2_000
     figures: dict[str, float] = {}
     expected = log_probs(model, rows, 2)
     noises = measured_noise(model, rows, expected)
@@ -130,24 +130,24 @@ def with_adapter(model: Any) -> Any:
 
 def sampled(model: Any, prompts: list[list[int]], tokens: int) -> list[dict[str, Any]]:
     """A row per prompt, with two sampled answers of that many tokens."""
-    rows = []
-    for number, prompt in enumerate(prompts):
-        with half():
-            ids = model.generate(
-                input_ids=torch.tensor([prompt, prompt]),
-                attention_mask=torch.ones(2, len(prompt), dtype=torch.long),
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                min_new_tokens=tokens,
-                max_new_tokens=tokens,
-                pad_token_id=0,
-            )[:, len(prompt) :].tolist()
-        rows.append(
-            {"id": str(number), "prompt_ids": prompt, "chosen_ids": ids[0], "rejected_ids": ids[1]}
-        )
-    return rows
+    ids, mask = left_padded([prompt for prompt in prompts for _ in range(2)], 0)
+    with half():
+        answers = model.generate(
+            input_ids=torch.tensor(ids),
+            attention_mask=torch.tensor(mask),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+            pad_token_id=0,
+        )[:, len(ids[0]) :].tolist()
+    pairs = zip(prompts, answers[::2], answers[1::2], strict=True)
+    return [
+        {"id": str(n), "prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        for n, (prompt, chosen, rejected) in enumerate(pairs)
+    ]
 
 
 def prepare(model: Any) -> None:

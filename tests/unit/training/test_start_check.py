@@ -66,7 +66,7 @@ def test_small_differences_that_all_answers_share_are_found() -> None:
 
 def test_noise_without_a_direction_is_found_by_its_size() -> None:
     """Dropout: the sum is small, the tokens' differences are not."""
-    quiet = Answer("a", 300, 1.0, squares=300 * 0.1**2)
+    quiet = Answer("a", 300, 1.0, squares=300 * 0.07**2)
     check_policy([quiet], "bfloat16")
     loud = Answer("a", 300, 1.0, squares=300 * 0.25**2)
     with pytest.raises(TrainingDiverged, match=r"0\.25 nats \(root mean square\).*dropout is on"):
