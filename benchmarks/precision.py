@@ -72,6 +72,7 @@ def log_probs(
         batch = collator(rows[start : start + BATCH])
         mask = batch.pop("completion_mask")
         batch.pop("rows")
+        batch.pop("witness")
         labels = batch["input_ids"].masked_fill(mask == 0, -100)
         half = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
         with torch.no_grad(), half:

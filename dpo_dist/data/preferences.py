@@ -30,9 +30,10 @@ from dpo_dist.data.rows import (
     write_parquet,
 )
 from dpo_dist.errors import DataError
-from dpo_dist.storage.records import Message, PreferencePair, Prompt
+from dpo_dist.storage.records import Message, PreferencePair, Prompt, Witness
 
 JUDGED_FILE = Path("preferences") / "pairs.parquet"
+_WITNESSES = ("chosen_witness", "rejected_witness")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def load_preferences(
     """
     sources = preference_sources(config, judge_dir)
     dropped: Counter[str] = Counter()
-    pairs, *others = (_read_pairs(source, held_out, dropped) for source in sources)
+    judged = isinstance(config, JudgedPreferences)
+    pairs, *others = (_read_pairs(source, held_out, dropped, judged) for source in sources)
     if others:
         train, (validation,) = pairs, others
         trained = {content_digest(pair.prompt) for pair in train}
@@ -111,6 +113,8 @@ def write_pairs(path: Path, pairs: Iterable[PreferencePair]) -> None:
             "prompt": [message.model_dump() for message in pair.prompt],
             "chosen": [{"role": "assistant", "content": pair.chosen}],
             "rejected": [{"role": "assistant", "content": pair.rejected}],
+            # Columns with one type, even if the first rows have no witness.
+            **{key: w.model_dump_json() if (w := getattr(pair, key)) else "" for key in _WITNESSES},
         }
         for pair in pairs
     )
@@ -118,11 +122,11 @@ def write_pairs(path: Path, pairs: Iterable[PreferencePair]) -> None:
 
 
 def _read_pairs(
-    source: DataSource, held_out: Sequence[Prompt], dropped: Counter[str]
+    source: DataSource, held_out: Sequence[Prompt], dropped: Counter[str], judged: bool
 ) -> list[PreferencePair]:
     pairs: list[PreferencePair] = []
     for row in read_rows(source):
-        pair = _pair(row)
+        pair = _witnessed(_pair(row), row) if judged else _pair(row)
         if reason := _drop_reason(pair):
             dropped[reason] += 1
         else:
@@ -176,8 +180,18 @@ def _pair(row: Row) -> PreferencePair:
     identifier = str(row.values.get("prompt_id") or content_digest(context)[:16])
     check_text(row, "prompt_id", identifier)
     return PreferencePair(
-        prompt_id=identifier, prompt=context, chosen=chosen[1], rejected=rejected[1]
+        prompt_id=identifier,
+        prompt=context,
+        chosen=chosen[1],
+        rejected=rejected[1],
     )
+
+
+def _witnessed(pair: PreferencePair, row: Row) -> PreferencePair:
+    """The pair with the witnesses that `write_pairs` has written."""
+    texts = {key: row.values.get(key) for key in _WITNESSES}
+    found = {key: Witness.model_validate_json(text) for key, text in texts.items() if text}
+    return pair.model_copy(update=found)
 
 
 def _answer(row: Row, key: str, prompt: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:

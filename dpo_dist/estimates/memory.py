@@ -14,8 +14,10 @@ from dpo_dist.config import Checkpointing, Full, Lora, Method, Model, Optimizati
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# On a GPU, TRL's kernel for the log-probs holds this many rows and columns of the logits at a time.
-LOGIT_TILE = (4096, 32768)
+# As in training/logprobs.py: rows of the LM head's tiles on a CPU, bytes of a tile on a GPU,
+# rows of a product of the head's gradient on a CPU, rows of the gradient that are added to at once.
+CPU_TILE_ROWS, GPU_TILE_BYTES = 128, 2**29
+CPU_GRADIENT_ROWS, GRADIENT_BLOCK_ROWS = 1024, 2**15
 
 
 @dataclass(frozen=True)
@@ -109,18 +111,20 @@ def _kept_bytes(shape: ModelShape, method: Method, half: int, kind: Checkpointin
 def head_bytes(
     shape: ModelShape, method: Method, scored: int, *, bf16: bool = True, on_cpu: bool = False
 ) -> int:
-    """Bytes for the log-probs of `scored` predicted positions: a tile of logits, the hidden states
-    and their gradients. A trained head also has a gradient of its own, in float32."""
-    half = 2 if bf16 else 4
-    own = 4 * shape.vocabulary * shape.hidden if isinstance(method, Full) else 0
-    if not on_cpu:
-        rows, columns = LOGIT_TILE
-        tile = half * min(scored, rows) * min(shape.vocabulary, columns)
-        return tile + (half + 4) * scored * shape.hidden + own
-    tiles = 128 * shape.vocabulary * (8 + half)
-    if isinstance(method, Full):  # the logits' gradients of 1,024 rows
-        tiles += min(scored, 1024) * shape.vocabulary * half
-    return tiles + 2 * scored * shape.hidden * half + own
+    """Bytes for the log-probs of `scored` predicted positions: a tile of logits and one of their
+    probabilities, the hidden states and their gradients. A trained head also has a gradient of its
+    own, in float32; of a frozen one a CPU makes a copy in float32."""
+    vocabulary, head, half = shape.vocabulary, shape.vocabulary * shape.hidden, 2 if bf16 else 4
+    trained = isinstance(method, Full)
+    rows = CPU_TILE_ROWS if on_cpu else min(scored, GPU_TILE_BYTES // (4 * vocabulary))
+    own = rows * vocabulary * (8 + 2 * bf16) + 2 * scored * shape.hidden * half
+    if trained:  # its copy in bfloat16 is one of autocast's (`model_states`)
+        by_logit = min(scored, CPU_GRADIENT_ROWS) * vocabulary * half if on_cpu else 0
+        block = 4 * min(vocabulary, GRADIENT_BLOCK_ROWS) * shape.hidden
+        own += by_logit + block + 4 * head
+    elif bf16 and on_cpu:
+        own += 4 * head
+    return own
 
 
 def training_disk(shape: ModelShape, section: Optimization, model: Model) -> dict[str, int]:

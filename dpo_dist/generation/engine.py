@@ -17,7 +17,8 @@ from dpo_dist.storage.records import FinishReason
 class Request:
     """One answer to generate. `prompt_ids` include the chat template and its BOS token, if any.
     `adapter` is a LoRA adapter's directory; None: the engine's model without one. `seed` makes
-    this answer independent of the other requests; None: the engine's seed."""
+    this answer independent of the other requests; None: the engine's seed. `log_prob` asks for the
+    answer's log-prob."""
 
     id: str
     prompt_ids: tuple[int, ...]
@@ -25,16 +26,20 @@ class Request:
     max_tokens: int
     adapter: Path | None = None
     seed: int | None = None
+    log_prob: bool = False
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to the request with the same id; `text` leaves out special tokens."""
+    """The answer to the request with the same id; `text` leaves out special tokens. `log_prob` is
+    that of `token_ids` under the model itself, at temperature 1 and without filters (nats); None if
+    it was not asked for, or the engine does not tell it."""
 
     id: str
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
+    log_prob: float | None = None
 
 
 def lora_rank(adapters: Sequence[Path]) -> int:

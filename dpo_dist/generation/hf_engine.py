@@ -73,6 +73,7 @@ class HfInProcess:
         assert width + first.max_tokens <= self.max_model_len, first.id
         pad = int(self._tokenizer.pad_token_id)
         ids, mask = left_padded([request.prompt_ids for request in batch], pad)
+        witness = _LogProbs() if first.log_prob else None
         with torch.inference_mode(), self._adapter(first.adapter):
             answers = self._model.generate(
                 input_ids=torch.tensor(ids, device=self._model.device),
@@ -80,9 +81,14 @@ class HfInProcess:
                 max_new_tokens=first.max_tokens,
                 pad_token_id=pad,
                 eos_token_id=sorted(end_token_ids(self._tokenizer)),
+                logits_processor=[witness] if witness else None,
                 **_sampling_options(first.sampling),
-            )[:, width:].tolist()
-        return [self._completion(r, a) for r, a in zip(batch, answers, strict=True)]
+            )[:, width:]
+        log_probs = witness.of(answers) if witness else [None] * len(batch)
+        return [
+            self._completion(request, answer, by_token)
+            for request, answer, by_token in zip(batch, answers.tolist(), log_probs, strict=True)
+        ]
 
     def _adapter(self, adapter: Path | None) -> Any:
         """A context in which the model uses this adapter, or none."""
@@ -91,17 +97,44 @@ class HfInProcess:
             return nullcontext()
         return self._model.disable_adapter() if self._adapters else nullcontext()
 
-    def _completion(self, request: Request, answer: list[int]) -> Completion:
+    def _completion(
+        self, request: Request, answer: list[int], log_probs: list[float] | None
+    ) -> Completion:
         tokens, cut_off = until_end(answer, end_token_ids(self._tokenizer))
         text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
-        return Completion(request.id, text, tokens, "length" if cut_off else "stop")
+        log_prob = None if log_probs is None else sum(log_probs[: len(tokens)])
+        return Completion(request.id, text, tokens, "length" if cut_off else "stop", log_prob)
 
     def close(self) -> None:
         del self._model
 
 
-def _batch_key(request: Request) -> tuple[str, int, str]:
-    return request.sampling.model_dump_json(), request.max_tokens, str(request.adapter)
+class _LogProbs:
+    """A logits processor that changes nothing. `generate` calls it before temperature and filters.
+    It keeps the log-probs of one step until the step's tokens are known."""
+
+    def __init__(self) -> None:
+        self._steps: list[Any] = []
+        self._latest: Any = None  # (batch, vocabulary)
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if self._latest is not None:
+            self._steps.append(self._latest.gather(1, input_ids[:, -1:]))
+        self._latest = scores.float().log_softmax(-1)
+        return scores
+
+    def of(self, answers: Any) -> list[list[float]]:
+        """The log-prob of every token of the finished answers (batch, length)."""
+        import torch
+
+        last = self._latest.gather(1, answers[:, -1:])
+        by_token: list[list[float]] = torch.cat([*self._steps, last], 1).tolist()
+        return by_token
+
+
+def _batch_key(request: Request) -> tuple[str, int, str, bool]:
+    sampling = request.sampling.model_dump_json()
+    return sampling, request.max_tokens, str(request.adapter), request.log_prob
 
 
 def _sampling_options(sampling: Sampling) -> dict[str, object]:

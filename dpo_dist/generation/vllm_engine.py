@@ -71,6 +71,7 @@ class VllmInProcess:
             enable_prefix_caching=True,
             trust_remote_code=trust_remote_code,
             disable_log_stats=True,
+            logprobs_mode="raw_logprobs",  # before temperature and filters
             use_tqdm_on_load=False,
             **options,
         )
@@ -133,6 +134,7 @@ def _sampling_params(request: Request) -> Any:
         min_p=sampling.min_p,
         max_tokens=request.max_tokens,
         seed=request.seed,  # slower: vLLM then samples row by row
+        logprobs=0 if request.log_prob else None,  # of the sampled token only
     )
 
 
@@ -144,4 +146,10 @@ def _completion(output: Any) -> Completion:
             f"vLLM ended the answer to {output.request_id} with `{answer.finish_reason}`. Finished "
             "answers are kept; run the same command again."
         )
-    return Completion(output.request_id, answer.text, tuple(answer.token_ids), answer.finish_reason)
+    return Completion(
+        output.request_id,
+        answer.text,
+        tuple(answer.token_ids),
+        answer.finish_reason,
+        answer.cumulative_logprob,
+    )

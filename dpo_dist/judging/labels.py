@@ -39,9 +39,14 @@ class Label:
 
     def pair(self) -> PreferencePair:
         """The training example."""
-        prompt, (chosen, rejected) = self.comparison.prompt, self.texts
+        ordered = self.ordered
         return PreferencePair(
-            prompt_id=prompt.id, prompt=prompt.messages, chosen=chosen, rejected=rejected
+            prompt_id=ordered.prompt.id,
+            prompt=ordered.prompt.messages,
+            chosen=ordered.first_text,
+            rejected=ordered.second_text,
+            chosen_witness=ordered.first_witness,
+            rejected_witness=ordered.second_witness,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from math import comb
 
@@ -26,7 +27,7 @@ from dpo_dist.runs.run import Run
 from dpo_dist.runs.weights import resource_digests
 from dpo_dist.storage.artifacts import PhaseDirectory, file_digest, read_records, write_records
 from dpo_dist.storage.manifest import Counts
-from dpo_dist.storage.records import Candidate, Prompt
+from dpo_dist.storage.records import Candidate, Prompt, Witness
 from dpo_dist.system.console import counted, say, warn
 
 TIE_WARNING = 0.5
@@ -192,5 +193,16 @@ def _comparisons_of(
         else:
             compared.add(texts)
             first, second = f"slot-{a.slot}", f"slot-{b.slot}"
-            comparisons.append(Comparison(prompt, first, second, a.text, b.text, number))
+            comparison = Comparison(prompt, first, second, a.text, b.text, number)
+            comparisons.append(
+                replace(comparison, first_witness=_witness(a), second_witness=_witness(b))
+            )
     return comparisons
+
+
+def _witness(candidate: Candidate) -> Witness | None:
+    """The engine's log-prob, unless the slot added to the prompt, which training does not."""
+    plain = candidate.settings.get("system") is None and not candidate.settings.get("few_shot")
+    if candidate.log_prob is None or not plain:
+        return None
+    return Witness.of(candidate.token_ids, candidate.log_prob)

@@ -140,6 +140,7 @@ def _generate(
             text=completion.text,
             token_ids=completion.token_ids,
             finish_reason=completion.finish_reason,
+            log_prob=completion.log_prob,
             settings=sample.slots[int(number)].model_dump(mode="json"),
             engine=engine.identity,
         )
@@ -178,6 +179,7 @@ def _missing_requests(
                     max_tokens=_max_tokens(sample, slot),
                     adapter=adapter,
                     seed=None if slot.seed is None else _request_seed(slot.seed, key),
+                    log_prob=True,
                 )
 
 

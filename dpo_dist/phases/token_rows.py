@@ -6,9 +6,10 @@ only one batch is in memory at a time, and the lengths of all rows.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from dpo_dist.data.chat import answers_ids
 from dpo_dist.data.rows import write_parquet
 from dpo_dist.estimates.throughput import Pair
-from dpo_dist.storage.records import PreferencePair
+from dpo_dist.storage.records import PreferencePair, Witness
 from dpo_dist.training.reference import row_key
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ Ids: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int32]]"
 
 
 class TokenRow(TypedDict):
-    """A preference pair as token ids; `tokens` counts the prompt and both completions."""
+    """A preference pair as token ids; `tokens` counts the prompt and both completions. A witness is
+    the sampling engine's log-prob of exactly this completion (nats), NaN if there is none."""
 
     id: str
     row: str
@@ -39,6 +41,8 @@ class TokenRow(TypedDict):
     prompt_ids: Ids
     chosen_ids: Ids
     rejected_ids: Ids
+    chosen_witness: float
+    rejected_witness: float
 
 
 @dataclass
@@ -112,4 +116,11 @@ def token_rows(
                     "prompt_ids": np.array(prompt, dtype=np.int32),
                     "chosen_ids": np.array(chosen, dtype=np.int32),
                     "rejected_ids": np.array(rejected, dtype=np.int32),
+                    "chosen_witness": _witnessed(pair.chosen_witness, chosen),
+                    "rejected_witness": _witnessed(pair.rejected_witness, rejected),
                 }
+
+
+def _witnessed(witness: Witness | None, ids: Sequence[int]) -> float:
+    """A text can be tokenized differently from how it was sampled; then there is no witness."""
+    return witness.log_prob if witness and witness.saw(ids) else math.nan

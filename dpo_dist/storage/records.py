@@ -1,7 +1,9 @@
 """The records that phases exchange: one frozen record per line of a JSONL file."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -34,13 +36,15 @@ FinishReason = Literal["stop", "length"]
 class Candidate(Record):
     """A sampled answer. `slot` is the index into `sample.slots`; `settings` is that slot.
     `token_ids` are the ids that the engine generated, including an end token. `finish_reason`
-    "length" means that the answer was cut off."""
+    "length" means that the answer was cut off. `log_prob` is the engine's log-prob of `token_ids`
+    (nats), that of the model itself, whatever the slot's temperature and filters; None: unknown."""
 
     prompt_id: str
     slot: int
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
+    log_prob: float | None = None
     settings: dict[str, JsonValue]
     engine: str
 
@@ -130,13 +134,37 @@ class Verdict(Record):
         return set(self.between) == {a, b}
 
 
+class Witness(Record):
+    """An answer's log-prob by the engine that sampled it (`Candidate.log_prob`), with a digest of
+    its token ids, which take less memory."""
+
+    digest: str
+    log_prob: float
+
+    @classmethod
+    def of(cls, token_ids: Sequence[int], log_prob: float) -> Self:
+        """The witness of these tokens."""
+        return cls(digest=_digest(token_ids), log_prob=log_prob)
+
+    def saw(self, token_ids: Sequence[int]) -> bool:
+        """Whether these are the tokens that were sampled."""
+        return self.digest == _digest(token_ids)
+
+
+def _digest(token_ids: Sequence[int]) -> str:
+    return hashlib.sha256(repr(list(token_ids)).encode()).hexdigest()[:16]
+
+
 class PreferencePair(Record):
-    """A training example of DPO: a prompt with its chosen and its rejected answer."""
+    """A training example of DPO: a prompt with its chosen and its rejected answer. Answers that the
+    run has sampled may have a witness."""
 
     prompt_id: str
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
+    chosen_witness: Witness | None = None
+    rejected_witness: Witness | None = None
 
 
 class Generation(Record):

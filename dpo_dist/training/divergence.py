@@ -157,7 +157,7 @@ def sample_answers(
         eos_token_id=sorted(ends),
     )
     ids, mask = left_padded(prompts, int(tokenizer.pad_token_id))
-    with policy() as model, _evaluating(model), _generating(_causal_lm(model), settings) as sampler:
+    with policy() as model, evaluating(model), _generating(_causal_lm(model), settings) as sampler:
         sampled = sampler.generate(
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
@@ -179,9 +179,9 @@ def divergences(
     device: torch.device,
 ) -> list[SequenceDivergence]:
     """Exact KL and k3 of one batch of answers, with one forward of each model."""
-    with policy() as model, _evaluating(model):
+    with policy() as model, evaluating(model):
         policy_states = _states(_causal_lm(model), answers, device)
-    with reference() as model, _evaluating(model):
+    with reference() as model, evaluating(model):
         reference_states = _states(_causal_lm(model), answers, device)
     targets = torch.tensor([t for a in answers for t in a.completion_ids], device=device)
     kl, k3 = _by_position(policy_states, reference_states, targets)
@@ -295,7 +295,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Disable dropout and gradient checkpointing; restores every module's own mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

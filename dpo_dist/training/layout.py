@@ -2,9 +2,9 @@
 
 TRL calls `model(input_ids, attention_mask, labels, fused_lm_head=True)` and expects per-token
 log-probs in the shape of its padded batch. `install` wraps that forward: if the batch has a
-`PackPlan`, the model runs one packed row, and the log-probs are returned in TRL's shape. On a CPU
-padded batches (SFT, or the fallback) also use our LM head: TRL's would score every position,
-including prompts and padding, in float32.
+`PackPlan`, the model runs one packed row, and the log-probs are returned in TRL's shape. Padded
+batches (SFT, or the fallback) also use our LM head: TRL's rounds logits to bfloat16 on a GPU, and
+scores every position on a CPU, including prompts and padding.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def install(model: CausalLM) -> bool:
                 return packed_forward(self, kwargs["input_ids"], kwargs["labels"], pack)
             # `padded_forward` returns only log-probs and their mean.
             router = getattr(self.config, "output_router_logits", False)
-            if not (torch.cuda.is_available() or "shift_labels" in kwargs or router):
+            if not ("shift_labels" in kwargs or router):
                 return padded_forward(self, **kwargs)
         return trl_forward(*args, **kwargs)
 

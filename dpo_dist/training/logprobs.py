@@ -1,8 +1,9 @@
 """The LM head's log-probs at the scored positions, without the full logits.
 
-On CUDA this is TRL's Triton kernel. On a CPU TRL's fallback uses large float32 tiles. The function
-here uses tiles that fit into the cache, in the operands' dtype. If the head is frozen (LoRA), the
-forward also computes the gradient: 4HV multiplications per token instead of 6HV.
+Logits are accumulated and kept in float32 whatever the operands' dtype: bfloat16 rounds a logit of
+20 to a multiple of 1/8, which adds up to a nat over an answer. They exist only in tiles of rows. If
+the head is frozen (LoRA), the forward also computes the gradient: 4HV multiplications per token
+instead of 6HV. Nothing here makes the host wait for a GPU.
 
 Shapes: S scored positions, H hidden size, V vocabulary.
 """
@@ -10,6 +11,7 @@ Shapes: S scored positions, H hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +19,16 @@ from torch import Tensor
 
 from dpo_dist.training import Context
 
-# Rows per tile. With fewer, the head is read too often; with more, a tile exceeds the cache (on 2
-# cores and V = 49,152, 128 rows take 0.8 of the time of 64 or 512).
+# Rows per tile on a CPU. With fewer, the head is read too often; with more, a tile exceeds the
+# cache (on 2 cores and V = 49,152, 128 rows take 0.8 of the time of 64 or 512).
 TILE_ROWS = 128
-# Rows per product of the head's gradient; each adds to a float32 matrix of the head's size.
+# Bytes of a tile of float32 logits on a GPU: more rows would not make the products faster.
+TILE_BYTES = 2**29
+# Rows per product of the head's gradient on a CPU; each adds to a float32 matrix (V, H).
 HEAD_GRADIENT_ROWS = 1024
+# Rows of that matrix to which a product adds at once.
+HEAD_ROWS = 2**15
+HALF = (torch.bfloat16, torch.float16)
 OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
@@ -39,23 +46,23 @@ def score_tokens(hidden: Tensor, head: Head, targets: Tensor) -> dict[str, Tenso
     """TRL's `OUTPUTS` per position (S,), at `hidden` (S, H): log p(target), the entropy (nats), log
     sum p^2, the mean logit, and whether the target is a most likely token (with a tie, TRL counts
     only the lowest id). Only `log_probs` is differentiable, by `hidden` and the head.
-    """
-    if hidden.device.type == "cuda":
-        from trl.kernels import ChunkedLogProbFunction
-        from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as CHUNK
 
-        values = ChunkedLogProbFunction.apply(
-            hidden, head.weight, head.bias, targets, 1.0, CHUNK, head.softcap, head.scale, OUTPUTS
-        )
-    else:
-        values = TiledLogProbs.apply(  # type: ignore[no-untyped-call]
-            hidden, head.weight, head.bias, targets, head.softcap, head.scale
-        )
+    The values are float32 (float64 for float64 operands). Under autocast the operands are rounded
+    to its dtype.
+    """
+    values = TiledLogProbs.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, targets, head.softcap, head.scale
+    )
     return dict(zip(OUTPUTS, values, strict=True))
 
 
+def tile_rows(vocabulary: int, *, on_cpu: bool) -> int:
+    """The number of rows of a tile of logits."""
+    return TILE_ROWS if on_cpu else max(1, TILE_BYTES // (4 * vocabulary))
+
+
 class TiledLogProbs(torch.autograd.Function):
-    """`score_tokens` on a CPU."""
+    """`score_tokens`."""
 
     @staticmethod
     def forward(
@@ -67,29 +74,15 @@ class TiledLogProbs(torch.autograd.Function):
         softcap: float | None,
         scale: float,
     ) -> tuple[Tensor, ...]:
-        dtype = hidden.dtype
-        if torch.is_autocast_enabled(hidden.device.type):
-            dtype = torch.get_autocast_dtype(hidden.device.type)
-        tiles = _Tiles(Head(weight.to(dtype), bias, softcap, scale), len(hidden), dtype)
+        kind, dtype = hidden.device.type, hidden.dtype
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
         trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         takes_gradient = ctx.needs_input_grad[0] and not trains_head
         by_hidden = torch.empty_like(hidden) if takes_gradient else None
-        values = [torch.empty(len(hidden), dtype=tiles.exact) for _ in OUTPUTS[:-1]]
-        log_probs, entropy, log_sum_sq, mean_logits = values
-        is_top1 = torch.empty(len(hidden), dtype=torch.bool)
-        for rows in _slices(len(hidden), TILE_ROWS):
-            logits = tiles.logits(hidden[rows], targets[rows])
-            at_target = logits.gather(1, targets[rows, None])[:, 0]
-            largest = logits.amax(-1)
-            is_top1[rows] = at_target >= largest
-            mean_logits[rows] = logits.mean(-1) + tiles.shift
-            probabilities = tiles.softmax()
-            log_z = largest - probabilities.amax(-1).log()  # log p_max = largest - log_z
-            log_probs[rows] = at_target - log_z
-            log_sum_sq[rows] = torch.linalg.vector_norm(probabilities, dim=-1).log() * 2
-            entropy[rows] = log_z - logits.mul_(probabilities).sum(-1)
-            if by_hidden is not None:
-                by_hidden[rows] = tiles.gradient_by_hidden(targets[rows])
+        with torch.autocast(kind, enabled=False):
+            tiles = _Tiles(Head(weight, bias, softcap, scale), hidden, dtype)
+            values, is_top1 = _scores(tiles, hidden, targets, by_hidden)
         ctx.trains_head = trains_head
         ctx.head = softcap, scale, dtype
         if by_hidden is not None:
@@ -102,47 +95,69 @@ class TiledLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Context, grad: Tensor, *_: object) -> tuple[Tensor | None, ...]:
         if ctx.trains_head:
-            return *_head_gradients(ctx, grad), *(None,) * 3
+            with torch.autocast(grad.device.type, enabled=False):
+                return *_head_gradients(ctx, grad), *(None,) * 3
         (by_hidden,) = ctx.saved_tensors
         return by_hidden * grad[:, None].to(by_hidden.dtype), *(None,) * 5
 
 
-class _Tiles:
-    """The working memory of one tile. It is allocated once, because new pages are slow."""
+def _scores(
+    tiles: _Tiles, hidden: Tensor, targets: Tensor, by_hidden: Tensor | None
+) -> tuple[list[Tensor], Tensor]:
+    """The `OUTPUTS`; fills `by_hidden` (S, H), the derivative of `log_probs`, if it is given."""
+    count = len(hidden)
+    values = [hidden.new_empty(count, dtype=tiles.exact) for _ in OUTPUTS[:-1]]
+    log_probs, entropy, log_sum_sq, mean_logits = values
+    is_top1 = hidden.new_empty(count, dtype=torch.bool)
+    for rows in _slices(count, tiles.rows):
+        logits = tiles.logits(hidden[rows])
+        at_target = logits.gather(1, targets[rows, None])[:, 0]
+        largest = logits.amax(-1)
+        is_top1[rows] = at_target >= largest
+        mean_logits[rows] = logits.mean(-1)
+        probabilities = tiles.softmax()
+        log_z = largest - probabilities.amax(-1).log()  # log p_max = largest - log_z
+        log_probs[rows] = at_target - log_z
+        log_sum_sq[rows] = torch.linalg.vector_norm(probabilities, dim=-1).log() * 2
+        entropy[rows] = log_z - logits.mul_(probabilities).sum(-1)
+        if by_hidden is not None:
+            by_hidden[rows] = tiles.gradient_by_hidden(targets[rows])
+    return values, is_top1
 
-    def __init__(self, head: Head, rows: int, dtype: torch.dtype) -> None:
+
+class _Tiles:
+    """The working memory of one tile of `rows` rows. It is allocated once, because new pages are
+    slow. `weight` (V, H) is the head in the operands' dtype."""
+
+    def __init__(self, head: Head, hidden: Tensor, dtype: torch.dtype) -> None:
         self._head = head
+        self._half = dtype in HALF
+        self._on_cpu = _on_cpu(hidden)
         self.exact = torch.float64 if dtype == torch.float64 else torch.float32
-        shape = (min(rows, TILE_ROWS), len(head.weight))
-        self._projected = torch.empty(shape, dtype=dtype)
-        self._logits = torch.empty(shape, dtype=self.exact)
-        self._probabilities = torch.empty(shape, dtype=self.exact)
-        self.shift = torch.empty(0)  # (n,), subtracted from the latest logits
+        self.weight = head.weight.to(dtype)
+        # A CPU has no product of half operands with a float32 result. But with float32 operands
+        # that hold such values, oneDNN computes the same, as fast: see `_rounding_operands`.
+        self._factor = head.weight.to(self.exact) if self._on_cpu else self.weight
+        self.rows = min(len(hidden), tile_rows(len(head.weight), on_cpu=self._on_cpu))
+        shape = (self.rows, len(head.weight))
+        self._logits = hidden.new_empty(shape, dtype=self.exact)
+        self._probabilities = hidden.new_empty(shape, dtype=self.exact)
+        self._rounded = hidden.new_empty(shape, dtype=dtype) if self._half else None
         self._count = 0
         self._slope: Tensor | None = None  # derivative of the softcap
 
-    def logits(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """(n, V) for hidden (n, H), minus `shift` (n,); valid until the next call.
-
-        bfloat16 rounds a logit of 20 to a multiple of 1/8. For accurate logits near the target's,
-        `shift`, the target's rounded logit, is subtracted before the product is rounded. This does
-        not change the probabilities.
-        """
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(n, V) for hidden (n, H); valid until the next call."""
         head, self._count = self._head, len(hidden)
-        projected = self._projected[: self._count]
-        hidden = hidden.to(projected.dtype)
-        if head.softcap is None:
-            at_targets = (hidden.to(self.exact) * head.weight[targets]).sum(-1)
-            shift = at_targets.to(projected.dtype)
-            projected.copy_(shift[:, None]).neg_()
-            projected.addmm_(hidden, head.weight.t())
-            self.shift = shift.to(self.exact) * head.scale
+        logits = self._logits[: self._count]
+        hidden = hidden.to(self.weight.dtype)
+        if self._half and not self._on_cpu:
+            torch.mm(hidden, self.weight.t(), out_dtype=self.exact, out=logits)
         else:
-            torch.mm(hidden, head.weight.t(), out=projected)
-            self.shift = torch.zeros(self._count, dtype=self.exact)
+            with _rounding_operands(self.weight.dtype):
+                torch.mm(hidden.to(self._factor.dtype), self._factor.t(), out=logits)
         if head.bias is not None:
-            projected += head.bias.to(projected.dtype)
-        logits = self._logits[: self._count].copy_(projected)
+            logits += head.bias.to(self.exact)
         if head.scale != 1.0:
             logits *= head.scale
         if head.softcap is not None:
@@ -166,20 +181,50 @@ class _Tiles:
             weighted *= self._head.scale
         if grad is not None:
             weighted *= grad[:, None]
-        return self._projected[: self._count].copy_(weighted)
+        return weighted if self._rounded is None else self._rounded[: self._count].copy_(weighted)
 
     def at_targets(self, targets: Tensor) -> Tensor:
         """(n, 1): the derivative of softcap and scale at the target."""
-        slope = torch.ones(len(targets), 1, dtype=self.exact)
-        if self._slope is not None:
-            slope = self._slope.gather(1, targets[:, None])
-        return slope * self._head.scale
+        if self._slope is None:
+            return self._probabilities.new_full((len(targets), 1), self._head.scale)
+        return self._slope.gather(1, targets[:, None]) * self._head.scale
 
     def gradient_by_hidden(self, targets: Tensor) -> Tensor:
         """d log p(target) / d hidden (n, H): the target's row of the head minus the mean row."""
-        weight = self._head.weight
-        at_targets = self.at_targets(targets)
-        return at_targets * weight[targets] - self.weighted().mm(weight)
+        target_rows = self.at_targets(targets) * self.weight[targets]
+        return target_rows - _product(self.weighted(), self.weight)
+
+
+def _on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, accumulated in at least float32. On a GPU the result is float32, too; a CPU rounds it
+    to the operands' dtype."""
+    if _on_cpu(a) or a.dtype not in HALF:
+        return a.mm(b)
+    return torch.mm(a, b, out_dtype=torch.float32)
+
+
+def _subtract_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total -= a @ b, in blocks of rows."""
+    for rows in _slices(len(total), HEAD_ROWS):
+        total[rows] -= _product(a[rows], b)
+
+
+@contextmanager
+def _rounding_operands(dtype: torch.dtype) -> Iterator[None]:
+    """Let oneDNN round float32 operands to `dtype` inside a product. Where the processor cannot, it
+    computes with the operands as they are."""
+    backend = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # has no stub
+    before = backend.fp32_precision
+    if dtype == torch.bfloat16:
+        backend.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
 
 
 def _head_gradients(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -190,24 +235,30 @@ def _head_gradients(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor, Tensor 
     softcap, scale, dtype = ctx.head
     by_hidden = torch.empty_like(hidden)
     with maybe_gather_lm_head_ctx(weight, bias):
-        cast_weight = weight.to(dtype)
-        tiles = _Tiles(Head(cast_weight, bias, softcap, scale), len(hidden), dtype)
-        by_weight = torch.zeros(weight.shape, dtype=tiles.exact)
-        by_bias = torch.zeros(len(weight), dtype=tiles.exact)
-        by_logit = torch.empty(min(len(hidden), HEAD_GRADIENT_ROWS), len(weight), dtype=dtype)
-        for chunk in _slices(len(hidden), HEAD_GRADIENT_ROWS):
-            at_targets = torch.empty(chunk.stop - chunk.start, 1, dtype=tiles.exact)
-            for tile in _slices(chunk.stop - chunk.start, TILE_ROWS):
+        tiles = _Tiles(Head(weight, bias, softcap, scale), hidden, dtype)
+        by_weight = torch.zeros_like(weight, dtype=tiles.exact)
+        by_bias = weight.new_zeros(len(weight), dtype=tiles.exact)
+        # On a GPU one tile is enough for a product.
+        height = HEAD_GRADIENT_ROWS if _on_cpu(hidden) else tiles.rows
+        by_logit = None
+        if height > tiles.rows:
+            by_logit = weight.new_empty(min(len(hidden), height), len(weight), dtype=dtype)
+        for chunk in _slices(len(hidden), height):
+            at_targets = hidden.new_empty(chunk.stop - chunk.start, 1, dtype=tiles.exact)
+            for tile in _slices(chunk.stop - chunk.start, tiles.rows):
                 rows = slice(chunk.start + tile.start, chunk.start + tile.stop)
-                tiles.logits(hidden[rows], targets[rows])
+                tiles.logits(hidden[rows])
                 tiles.softmax()
-                by_logit[tile] = tiles.weighted(grad[rows])
+                rest = tiles.weighted(grad[rows])
+                if by_logit is not None:
+                    by_logit[tile] = rest
                 at_targets[tile] = tiles.at_targets(targets[rows]) * grad[rows, None]
-            rest = by_logit[: chunk.stop - chunk.start]
+            if by_logit is not None:
+                rest = by_logit[: chunk.stop - chunk.start]
             inputs = hidden[chunk].to(dtype)
-            target_rows = at_targets * cast_weight[targets[chunk]]
-            by_hidden[chunk] = (target_rows - rest.mm(cast_weight)).to(hidden.dtype)
-            by_weight -= rest.t().mm(inputs)
+            target_rows = at_targets * tiles.weight[targets[chunk]]
+            by_hidden[chunk] = (target_rows - _product(rest, tiles.weight)).to(hidden.dtype)
+            _subtract_product(by_weight, rest.t(), inputs)
             by_weight.index_add_(0, targets[chunk], at_targets * inputs)
             if bias is not None:
                 by_bias -= rest.sum(0, dtype=tiles.exact)

@@ -8,8 +8,8 @@ every loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,22 +35,23 @@ from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.kl_share import KlShare
 from dpo_dist.training.layout import install
 from dpo_dist.training.models import INITIAL
-from dpo_dist.training.monitors import Start, check_finite, check_start
+from dpo_dist.training.monitors import check_finite
 from dpo_dist.training.packing import plan_packing
 from dpo_dist.training.reference import ReferenceCache, ReferenceLogProbs, reference_key
 from dpo_dist.training.sampler import GlobalBatchSampler
 from dpo_dist.training.sharded import prepare_frozen, set_precision
+from dpo_dist.training.start_check import COMPLETIONS, FirstBatch
 
 # Without activations for a backward, the reference's batches can be larger than the micro-batch.
 REFERENCE_BATCHES = 4
 KL_BATCH = 16  # answers that are sampled together
-_COMPLETIONS = ("chosen", "rejected")
 
 
 @dataclass
 class PairCollator(DataCollatorForPreference):  # type: ignore[misc]  # TRL is not typed
     """TRL's padded batch with the pairs' ids as `rows`, the log-probs of the `reference` if these
-    are known, and, if `packed`, a `PackPlan` as `pack`.
+    are known, the engine's log-probs of both answers as `witness` (2, pairs; NaN for none) and, if
+    `packed`, a `PackPlan` as `pack`.
 
     `reference` has the log-probs by row key. The trainer fills it before the first step.
     """
@@ -65,6 +66,13 @@ class PairCollator(DataCollatorForPreference):  # type: ignore[misc]  # TRL is n
             known = [self.reference[example["row"]] for example in examples]
             batch["ref_chosen_logps"] = torch.tensor([logps.chosen for logps in known])
             batch["ref_rejected_logps"] = torch.tensor([logps.rejected for logps in known])
+        batch["witness"] = torch.tensor(
+            [
+                [example.get(f"{which}_witness", math.nan) for example in examples]
+                for which in COMPLETIONS
+            ],
+            dtype=torch.float64,
+        )
         if self.packed:
             pairs = len(examples)  # TRL stacks all chosen rows, then all rejected ones
             batch["pack"] = plan_packing(
@@ -97,7 +105,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         self._settings = job.settings
         self._packed = packed
         self._started = False
-        self._start = Start()
         self._kl_share = KlShare(self._settings.kl.max_share)
         self._trained_tokens = 0
         # (log-probs, tokens) summed since the last log, by mode and completion.
@@ -158,10 +165,15 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
                 values = self._start_logps(dataset, name)
             else:
                 values = self._cached_logps(dataset, self._job.reference.identity)
-                if name == "train" and self.state.global_step == 0:
-                    self._start = self._first_log_ratios(dataset, values)
             found.update(zip(dataset["row"], values, strict=True))
         self.data_collator.reference.update(found)
+
+    def _prepare_input(self, data: Any) -> Any:
+        """transformers' without its cast to DeepSpeed's dtype: bfloat16 would round the reference's
+        log-prob of an answer, about -300, to a multiple of 2."""
+        if isinstance(data, torch.Tensor):
+            return data.to(self.args.device)
+        return super()._prepare_input(data)
 
     def _cached_logps(self, dataset: Dataset, weights: Batch) -> list[ReferenceLogProbs]:
         """The log-probs of a reference that is not loaded, computed by a separate pass."""
@@ -173,17 +185,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
                 f"{self._job.out / 'reference'} and run the same command again"
             )
         return [known[row] for row in dataset["row"]]
-
-    def _first_log_ratios(self, dataset: Dataset, reference: Sequence[ReferenceLogProbs]) -> Start:
-        """The expected log-ratios of the first micro-batch of all ranks: start minus reference."""
-        samplers = [_sampler(self, dataset, rank) for rank in range(self.args.world_size)]
-        first = [row for sampler in samplers for row in next(iter(sampler))]
-        start = self._start_logps(dataset.select(first), "the first batch")
-        pairs = [(s, reference[row]) for s, row in zip(start, first, strict=True)]
-        return Start(
-            chosen=tuple(s.chosen - r.chosen for s, r in pairs),
-            rejected=tuple(s.rejected - r.rejected for s, r in pairs),
-        )
 
     def _start_logps(self, dataset: Dataset, name: str) -> list[ReferenceLogProbs]:
         """The log-probs of the weights that training starts from, from the cache or computed.
@@ -232,11 +233,12 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
                 examples = [rows[i] for i in own] or [rows[0]]
                 batch = send_to_device(self.data_collator(examples), self.accelerator.device)
                 names = batch.pop("rows")
+                batch.pop("witness")
                 chosen, rejected = self.compute_ref_log_probs(model, batch)
                 logps = zip(examples, chosen.tolist(), rejected.tolist(), strict=True)
                 records = [{"row": e["row"], "chosen": c, "rejected": r} for e, c, r in logps]
                 gathered = {r["row"]: r for r in gather_object(records)}
-                values = [r[which] for r in gathered.values() for which in _COMPLETIONS]
+                values = [r[which] for r in gathered.values() for which in COMPLETIONS]
                 check_finite("a log-prob of the reference", values, 0, names)
                 if journal is not None:
                     journal.append(ReferenceLogProbs(**record) for record in gathered.values())
@@ -279,12 +281,18 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
 
     def compute_loss(self, model: CausalLM, inputs: Batch, *args: object, **kwargs: object) -> Any:
         inputs = dict(inputs)
+        first = None
+        if self.state.global_step == 0 and model.training and not self._started:
+            self._started = True
+            first = FirstBatch(self, model, inputs)
+            inputs |= first.inputs
         rows = inputs.pop("rows")
-        result = super().compute_loss(model, inputs, *args, **kwargs)
+        inputs.pop("witness")
+        with nullcontext() if first is None else first.recorded(model):
+            result = super().compute_loss(model, inputs, *args, **kwargs)
         loss = result[0] if isinstance(result, tuple) else result
         metrics = self._add_per_token(inputs, "train" if model.training else "eval")
-        first = self.state.global_step == 0
-        if first and self._job.reference is None:
+        if self.state.global_step == 0 and self._job.reference is None:
             # All margins are 0, so the share of margins above 0 is meaningless.
             metrics.pop("rewards/accuracies", None)
         # Gathered, so that every rank makes the same decision.
@@ -296,12 +304,9 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         if model.training:
             self._trained_tokens += int(sum(tokens))
         metrics["num_tokens"] = [self._trained_tokens]  # TRL counts prompts twice
-        if first and model.training and not self._started:
-            self._started = True
-            rewards = [metrics[f"rewards/{which}"][-1] for which in _COMPLETIONS]
-            precision = "bfloat16" if self.args.bf16 else "float32"
-            mean_loss = sum(losses) / len(losses)
-            check_start(mean_loss, rewards, self._settings, precision, self._start)
+        if first is not None:
+            rewards = [metrics[f"rewards/{which}"][-1] for which in COMPLETIONS]
+            first.check(sum(losses) / len(losses), rewards)
         return result
 
     def _add_per_token(self, inputs: Batch, mode: str) -> dict[str, list[float]]:
@@ -312,7 +317,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         """
         metrics: dict[str, list[float]] = self._metrics[mode]
         tokens = inputs["completion_mask"][:, 1:].sum(1).float().chunk(2)
-        for name, lengths in zip(_COMPLETIONS, tokens, strict=True):
+        for name, lengths in zip(COMPLETIONS, tokens, strict=True):
             key, of_all = f"logps/{name}_per_token", self.accelerator.gather(lengths)
             # TRL removes metrics once they are logged; then the sums start again.
             logps, count = self._sums[mode, name] if key in metrics else (0.0, 0.0)

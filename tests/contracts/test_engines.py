@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dpo_dist.config import HfEngine, Sampling, VllmEngine, VllmServer
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.generation.build import build_engine
 from dpo_dist.generation.engine import Engine, Request
+from dpo_dist.generation.vllm_server import VllmServers
 from dpo_dist.storage.records import Message
 from tests.conftest import SMOLLM2
 from tests.vllm_server import Answer, serve
@@ -122,6 +123,36 @@ def test_every_request_is_answered_once_under_its_own_setting(served) -> None:
         assert 1 <= len(answer.token_ids) <= request.max_tokens
         cut_off = answer.finish_reason == "length"
         assert cut_off <= (len(answer.token_ids) == request.max_tokens)
+
+
+def test_an_answer_s_log_prob_is_the_model_s_whatever_the_sampling(served) -> None:
+    """At any temperature and under filters, with and without the adapter; only if asked for. A
+    server does not say whether its log-probs are the model's own, so it gives none."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    engine, model, adapter = served
+    sharp = Sampling(temperature=1.2, top_k=5, min_p=0.1)
+    asked = [
+        Request(f"{n}/{arm is not None}", ids(model, "hello " * (n + 1)), slot, 12, arm, None, True)
+        for n, slot in enumerate((GREEDY, COOL, HOT, sharp))
+        for arm in (None, adapter)
+    ]
+    answers = {answer.id: answer for answer in engine.generate(asked)}
+    if isinstance(engine, VllmServers):
+        assert {answer.log_prob for answer in answers.values()} == {None}
+        return
+    judge = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), str(adapter))
+    for request in asked:
+        answer, prompt = answers[request.id], list(request.prompt_ids)
+        row = torch.tensor([prompt + list(answer.token_ids)])
+        with torch.no_grad(), judge.disable_adapter() if request.adapter is None else nullcontext():
+            logits = judge(row).logits[0, len(prompt) - 1 : -1].double()
+        expected = logits.log_softmax(-1).gather(1, row[0, len(prompt) :, None]).sum().item()
+        assert answer.log_prob == pytest.approx(expected, abs=2e-2), request
+    (silent,) = engine.generate([Request("x", ids(model, "hi"), COOL, 3)])
+    assert silent.log_prob is None
 
 
 def test_greedy_answers_repeat_and_the_adapter_changes_them(served) -> None:

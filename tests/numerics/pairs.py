@@ -107,6 +107,7 @@ def packed_logps(model: Any, pairs: list[Pair], batch: dict[str, Any] | None = N
     install(model)
     batch = dict(batch or collate(pairs))
     batch.pop("rows")
+    batch.pop("witness", None)
     labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
     out = model(**batch, labels=labels, use_cache=False, fused_lm_head=True)
     return out.log_probs.sum(1)

@@ -11,7 +11,7 @@ from dpo_dist.data.preferences import (
     write_pairs,
 )
 from dpo_dist.errors import DataError
-from dpo_dist.storage.records import Message, PreferencePair, Prompt
+from dpo_dist.storage.records import Message, PreferencePair, Prompt, Witness
 from tests.conftest import REAL_PREFERENCES
 
 
@@ -182,9 +182,24 @@ def test_judged_pairs_survive_the_way_through_parquet(tmp_path: Path) -> None:
         chosen="yes ü\n",
         rejected="no",
     )
-    write_pairs(tmp_path / JUDGED_FILE, [pair])
+    seen = pair.model_copy(
+        update={
+            "prompt": (Message(role="user", content="another"),),
+            "chosen_witness": Witness.of([3, 4], -1.25),
+            "rejected_witness": Witness.of([5], -0.1),
+        }
+    )
+    write_pairs(tmp_path / JUDGED_FILE, [pair, seen])
     loaded = load_preferences(JudgedPreferences(validation_fraction=0), tmp_path, seed=1)
-    assert loaded.train == [pair]
+    assert loaded.train == [pair, seen]
+
+
+def test_pairs_from_outside_the_run_have_no_witness(tmp_path: Path, write_jsonl) -> None:
+    row = ultrafeedback_row(0) | {"chosen_witness": '{"digest": "x", "log_prob": -1}'}
+    path = write_jsonl(tmp_path / "p.jsonl", [row])
+    config = PathPreferences(source="path", path=path, validation_fraction=0)
+    (pair,) = load_preferences(config, tmp_path, seed=1).train
+    assert pair.chosen_witness is None
 
 
 @pytest.mark.skipif(not REAL_PREFERENCES.exists(), reason="the real rows are not here")

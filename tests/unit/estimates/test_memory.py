@@ -4,6 +4,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_dist.config import Full, Lora
+from dpo_dist.estimates import memory
 from dpo_dist.estimates.hardware import preset_shape
 from dpo_dist.estimates.memory import ModelShape, activation_bytes, head_bytes
 
@@ -42,15 +43,28 @@ def test_activations_follow_the_formula() -> None:
 
 
 def test_the_head_works_in_a_tile_and_keeps_the_gradient_of_trained_weights() -> None:
-    tile, hidden = 2 * 4096 * 32768, 6 * 5000 * 4096
+    rows, head = 2**29 // (4 * 128256), 128256 * 4096
+    tile, hidden = rows * 128256 * (4 + 4 + 2), 2 * 5000 * 4096 * 2
     assert head_bytes(LLAMA, Lora(), 5000) == tile + hidden
-    assert head_bytes(LLAMA, Full(), 5000) == tile + hidden + 4 * 128256 * 4096
-    assert head_bytes(LLAMA, Lora(), 100) == 2 * 100 * 32768 + 6 * 100 * 4096
-    assert head_bytes(LLAMA, Lora(), 100, bf16=False) == 4 * 100 * 32768 + 8 * 100 * 4096
+    block, gradient = 4 * 2**15 * 4096, 4 * head
+    trained = tile + hidden + block + gradient
+    assert head_bytes(LLAMA, Full(), 5000) == trained
+    assert head_bytes(LLAMA, Lora(), 100) == 10 * 100 * 128256 + 4 * 100 * 4096
+    assert head_bytes(LLAMA, Lora(), 100, bf16=False) == 8 * 100 * 128256 + 8 * 100 * 4096
 
 
 def test_on_a_cpu_the_tiles_are_those_of_128_rows() -> None:
-    tiles, hidden = 128 * 49152 * (4 + 4 + 2), 2 * 3000 * 576 * 2
-    assert head_bytes(SMOLLM2, Lora(), 3000, on_cpu=True) == tiles + hidden
-    own, by_logit = 4 * 49152 * 576, 2 * 1024 * 49152
-    assert head_bytes(SMOLLM2, Full(), 3000, on_cpu=True) == tiles + hidden + own + by_logit
+    tiles, hidden, head = 128 * 49152 * (4 + 4 + 2), 2 * 3000 * 576 * 2, 49152 * 576
+    assert head_bytes(SMOLLM2, Lora(), 3000, on_cpu=True) == tiles + hidden + 4 * head
+    by_logit, block = 2 * 1024 * 49152, 4 * 2**15 * 576
+    trained = tiles + hidden + by_logit + block + 4 * head
+    assert head_bytes(SMOLLM2, Full(), 3000, on_cpu=True) == trained
+
+
+def test_the_tiles_are_those_of_the_trainer() -> None:
+    from dpo_dist.training import logprobs
+
+    assert memory.CPU_TILE_ROWS == logprobs.TILE_ROWS
+    assert memory.GPU_TILE_BYTES == logprobs.TILE_BYTES
+    assert memory.CPU_GRADIENT_ROWS == logprobs.HEAD_GRADIENT_ROWS
+    assert memory.GRADIENT_BLOCK_ROWS == logprobs.HEAD_ROWS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from math import comb
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 from dpo_dist.config import Config
 from dpo_dist.errors import DataError
 from dpo_dist.judging.judge import Comparison
+from dpo_dist.judging.labels import Label
 from dpo_dist.phases import asking, sample
-from dpo_dist.phases.judge import JudgePhase
+from dpo_dist.phases.judge import JudgePhase, _comparisons_of
 from dpo_dist.phases.sample import SamplePhase
 from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import phase_directory, write_records
@@ -215,3 +217,44 @@ def test_by_default_inconsistent_pairs_are_dropped(
         "kept": 1,
         "dropped": {"inconsistent": 2},
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "log_prob", "seen"),
+    [
+        ({}, -3.5, True),
+        ({"system": None, "few_shot": []}, -3.5, True),
+        ({"system": "be brief"}, -3.5, False),
+        ({"few_shot": [{"role": "user", "content": "u"}]}, -3.5, False),
+        ({}, None, False),
+    ],
+)
+def test_the_witness_follows_its_answer_unless_the_slot_had_another_prompt(
+    tmp_path: Path, settings: dict[str, Any], log_prob: float | None, seen: bool
+) -> None:
+    prompt = Prompt(id="p", messages=(Message(role="user", content="u"),))
+    answers = [
+        Candidate(
+            prompt_id="p",
+            slot=slot,
+            text=text,
+            token_ids=(slot, 9),
+            finish_reason="stop",
+            log_prob=None if log_prob is None else log_prob * (slot + 1),
+            settings=settings,
+            engine="planted",
+        )
+        for slot, text in enumerate(("a long answer", "another answer"))
+    ]
+    (comparison,) = _comparisons_of(prompt, answers, Counter())
+    for first_is_chosen in (True, False):
+        pair = Label(comparison, first_is_chosen).pair()
+        for text, witness in (
+            (pair.chosen, pair.chosen_witness),
+            (pair.rejected, pair.rejected_witness),
+        ):
+            slot = [a.text for a in answers].index(text)
+            assert (witness is not None) == seen
+            if witness is not None:
+                assert witness.saw((slot, 9)) and not witness.saw((slot, 8))
+                assert witness.log_prob == answers[slot].log_prob

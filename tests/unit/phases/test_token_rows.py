@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from dpo_dist.phases.token_rows import token_rows, write_token_rows
-from dpo_dist.storage.records import Message, PreferencePair
+from dpo_dist.storage.records import Message, PreferencePair, Witness
 from tests.tiny import make_tokenizer
 
 
@@ -45,6 +46,23 @@ def test_a_row_is_the_same_row_in_another_run() -> None:
     }
     assert keys == {"411cfa9900fad56cab6d8f4fc6a264312155d8e83636316dac1893b04a654cbc"}, (
         "the reference's log-probs are found again under another id, and by a later version"
+    )
+
+
+@pytest.mark.parametrize("change", [None, 0, -1], ids=["same", "first token", "end token"])
+def test_a_witness_counts_only_for_the_tokens_that_it_saw(change: int | None) -> None:
+    (row,) = token_rows(make_tokenizer(), [pair("a", "hi", "yes", "no")], 100, Counter())
+    assert math.isnan(row["chosen_witness"]) and math.isnan(row["rejected_witness"])
+    sampled = row["chosen_ids"].tolist()
+    if change is not None:
+        sampled[change] += 1
+    witnessed = pair("a", "hi", "yes", "no").model_copy(
+        update={"chosen_witness": Witness.of(sampled, -2.5)}
+    )
+    (row,) = token_rows(make_tokenizer(), [witnessed], 100, Counter())
+    assert math.isnan(row["rejected_witness"])
+    assert row["chosen_witness"] == (
+        -2.5 if change is None else pytest.approx(math.nan, nan_ok=True)
     )
 
 

@@ -1,0 +1,248 @@
+"""The checks of the first micro-batch on a real trainer, with faults planted in it. The answers are
+sampled by the transformers engine, whose log-probs are the witness."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from trl.trainer.utils import use_adapter
+
+from dpo_dist.config import HfEngine, Sampling, Train
+from dpo_dist.errors import TrainingDiverged
+from dpo_dist.generation.build import build_engine
+from dpo_dist.generation.engine import Completion, Request
+from dpo_dist.training.preference_trainer import PreferenceTrainer
+from dpo_dist.training.reference import row_key
+from dpo_dist.training.trainer import build_dpo_trainer
+from tests.numerics.test_against_trl import make_job, sft_adapter
+
+LN2 = math.log(2)
+PAIRS, TOKENS = 4, 100
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path, tmp_path_factory) -> Path:
+    """A model for which the prompt matters: a small random one hardly attends to it."""
+    return changed_weights(
+        tiny_model, tmp_path_factory.mktemp("model") / "sensitive", lambda name, weight: 4 * weight
+    )
+
+
+def changed_weights(model: Path, folder: Path, change: Callable[[str, Any], Any]) -> Path:
+    """A copy of the model with other projections."""
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if "proj" in name:
+            weights[name] = change(name, weight)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(model: Path, tmp_path_factory) -> Path:
+    return sft_adapter(model, tmp_path_factory.mktemp("sft"))
+
+
+@pytest.fixture(scope="module")
+def rows(model: Path, adapter: Path) -> Rows:
+    """Pairs of answers at temperatures and with filters that the witness must not know."""
+    engine = build_engine(
+        HfEngine(type="hf", max_model_len=256, batch_size=3),
+        str(model),
+        dtype="float32",
+        seed=5,
+        adapters=[adapter],
+        seeded=False,
+        trust_remote_code=False,
+    )
+    draw = torch.Generator().manual_seed(2)
+    prompts = torch.randint(3, 60, (PAIRS, 20), generator=draw).tolist()
+    slots = (Sampling(temperature=0.8, top_k=40), Sampling(temperature=1.1, min_p=0.01))
+    asked = [
+        Request(f"{n}/{s}", tuple(prompt), slot, TOKENS, adapter, log_prob=True)
+        for n, prompt in enumerate(prompts)
+        for s, slot in enumerate(slots)
+    ]
+    found: dict[str, Completion] = {c.id: c for c in engine.generate(asked)}
+    engine.close()
+    return [row(n, prompt, found[f"{n}/0"], found[f"{n}/1"]) for n, prompt in enumerate(prompts)]
+
+
+def row(number: int, prompt: list[int], chosen: Completion, rejected: Completion) -> dict[str, Any]:
+    return {
+        "id": f"pair-{number}",
+        "row": row_key(prompt, chosen.token_ids, rejected.token_ids),
+        "tokens": len(prompt) + len(chosen.token_ids) + len(rejected.token_ids),
+        "prompt_ids": prompt,
+        "chosen_ids": list(chosen.token_ids),
+        "rejected_ids": list(rejected.token_ids),
+        "chosen_witness": chosen.log_prob,
+        "rejected_witness": rejected.log_prob,
+    }
+
+
+def build(
+    model: Path, adapter: Path | None, rows: Rows, folder: Path, **changes: Any
+) -> PreferenceTrainer:
+    lora = {"type": "lora", "r": 4, "alpha": 8}
+    settings = Train(
+        **{"method": lora, "bf16": False, "kl": {"prompts": 0}, "micro_batch_size": PAIRS} | changes
+    )
+    job = make_job(model, folder, adapter, settings)
+    Dataset.from_list(rows).to_parquet(job.rows)
+    return build_dpo_trainer(job)
+
+
+def first_loss(trainer: PreferenceTrainer) -> float:
+    batch = trainer.data_collator([trainer.train_dataset[n] for n in range(PAIRS)])
+    return float(trainer.compute_loss(trainer.model.train(), batch).detach())
+
+
+def test_the_witness_is_the_model_s_own_log_prob(model: Path, adapter: Path, rows: Rows) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    exact = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter)
+    for example in rows:
+        for which in ("chosen", "rejected"):
+            prompt, answer = example["prompt_ids"], example[f"{which}_ids"]
+            with torch.no_grad():
+                logits = exact(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+            by_token = logits.double().log_softmax(-1).gather(1, torch.tensor(answer)[:, None])
+            assert example[f"{which}_witness"] == pytest.approx(by_token.sum().item(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"reference": "live"},
+        {"layout": "padded"},
+        {"method": {"type": "lora", "r": 4, "alpha": 8, "dropout": 0.3}},
+        {"method": {"type": "full"}},
+        {"ld_alpha": 0.5},
+    ],
+    ids=str,
+)
+def test_a_correct_start_passes(
+    model: Path, adapter: Path, rows: Rows, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    loss = first_loss(build(model, adapter, rows, tmp_path, **changes))
+    assert loss == pytest.approx(LN2, abs=0.5 if "dropout" in str(changes) else 1e-4)
+
+
+def with_dropout(trainer: PreferenceTrainer) -> None:
+    for layer in trainer.model.get_base_model().model.layers:
+        layer.mlp.register_forward_hook(
+            lambda module, inputs, out: torch.nn.functional.dropout(out, 0.1, module.training)
+        )
+
+
+def without_adapter(trainer: PreferenceTrainer) -> None:
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B.default" in name:
+            parameter.data.zero_()
+
+
+def with_stored(change: Callable[[Any], Any]) -> Callable[[PreferenceTrainer], None]:
+    def plant(trainer: PreferenceTrainer) -> None:
+        trainer.train_dataset = change(trainer.train_dataset)
+
+    return plant
+
+
+def swapped(stored: Any) -> Any:
+    """The values of the first two pairs' chosen answers exchanged."""
+    values = list(stored["ref_chosen_logps"])
+    values[:2] = values[1::-1]
+    return stored.remove_columns("ref_chosen_logps").add_column("ref_chosen_logps", values)
+
+
+def base_as_reference(trainer: PreferenceTrainer) -> None:
+    batch = trainer.data_collator([trainer.train_dataset[n] for n in range(PAIRS)])
+    batch.pop("rows"), batch.pop("witness")
+    labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
+    batch = {k: v for k, v in batch.items() if not k.startswith("ref_")}
+    with torch.no_grad(), use_adapter(trainer.model, None):
+        out = trainer.model(**batch, labels=labels, use_cache=False, fused_lm_head=True)
+    chosen, rejected = out.log_probs.sum(1).chunk(2)
+    stored = trainer.train_dataset.remove_columns(["ref_chosen_logps", "ref_rejected_logps"])
+    stored = stored.add_column("ref_chosen_logps", chosen.tolist())
+    trainer.train_dataset = stored.add_column("ref_rejected_logps", rejected.tolist())
+
+
+@pytest.mark.parametrize(
+    ("plant", "message"),
+    [
+        (with_dropout, "dropout is on"),
+        (without_adapter, "the adapter is off"),
+        (base_as_reference, "stored log-probs .* the base instead of the SFT model"),
+        (with_stored(swapped), "stored log-probs .* belong to other rows"),
+    ],
+    ids=["dropout", "adapter off", "base as reference", "one pair swapped"],
+)
+def test_planted_faults_stop_the_training(
+    model: Path,
+    adapter: Path,
+    rows: Rows,
+    tmp_path: Path,
+    plant: Callable[[PreferenceTrainer], None],
+    message: str,
+) -> None:
+    trainer = build(model, adapter, rows, tmp_path)
+    plant(trainer)
+    with pytest.raises(TrainingDiverged, match=message):
+        first_loss(trainer)
+
+
+def on_another_base(model: Path, rows: Rows, folder: Path) -> tuple[Path, Rows]:
+    """What PiSSA leaves behind: the adapter is right for a base from which something was moved into
+    it, and is loaded on the base as it was."""
+    draw = torch.Generator().manual_seed(0)
+
+    def moved(name: str, weight: Any) -> Any:
+        left = torch.randn(len(weight), 4, generator=draw)
+        right = torch.randn(4, weight.shape[1], generator=draw)
+        return weight + weight.std() * (left @ right).to(weight.dtype) / 2
+
+    return changed_weights(model, folder, moved), [dict(r) for r in rows]
+
+
+def with_another_template(model: Path, rows: Rows, folder: Path) -> tuple[Path, Rows]:
+    """The answers as they are, after prompts that begin and end differently."""
+    prompts = [[7, 9, *r["prompt_ids"][:10]] for r in rows]
+    changed = [
+        r | {"prompt_ids": p, "row": row_key(p, r["chosen_ids"], r["rejected_ids"])}
+        for r, p in zip(rows, prompts, strict=True)
+    ]
+    return model, changed
+
+
+@pytest.mark.parametrize("wrong", [on_another_base, with_another_template])
+@pytest.mark.parametrize("reference", ["cached", "live"])
+def test_a_start_that_is_wrong_for_policy_and_reference_is_seen_by_the_witness(
+    model: Path,
+    adapter: Path,
+    rows: Rows,
+    tmp_path: Path,
+    wrong: Callable[[Path, Rows, Path], tuple[Path, Rows]],
+    reference: str,
+) -> None:
+    other, changed = wrong(model, rows, tmp_path / "other")
+    with pytest.raises(TrainingDiverged, match="not the one that sampled the answers"):
+        first_loss(build(other, adapter, changed, tmp_path, reference=reference))
+    for blind in changed:
+        blind |= {"chosen_witness": math.nan, "rejected_witness": math.nan}
+    shutil.rmtree(tmp_path / "reference", ignore_errors=True)
+    loss = first_loss(build(other, adapter, changed, tmp_path, reference=reference))
+    assert loss == pytest.approx(LN2, abs=1e-4), "ln 2 does not see it"
