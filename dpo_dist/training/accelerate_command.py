@@ -19,13 +19,6 @@ from dpo_dist.system.machine import has_cuda
 from dpo_dist.system.ranks import Nodes
 from dpo_dist.training.launch_shape import LaunchShape, read_accelerate_config
 
-# By default glibc returns every large freed buffer to the kernel, and the next allocation causes
-# page faults. Keeping the buffers makes a CPU training step about twice as fast.
-CPU_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
-# Waiting threads sleep. If they spin on a busy machine, they take CPU cores from the threads that
-# they wait for (a small step takes three times as long).
-CPU_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-
 
 def launcher_command(job: Path, accelerate_config: Path, nodes: Nodes | None) -> list[str]:
     """The command line that starts this machine's training processes."""
@@ -52,19 +45,14 @@ def _node_options(nodes: Nodes) -> list[str]:
     ]
 
 
-def launcher_environment(accelerate_config: Path, nodes: Nodes | None) -> dict[str, str]:
-    """The environment of the launcher and its workers."""
+def launcher_environment(nodes: Nodes | None) -> dict[str, str]:
+    """The environment of the launcher; `process.prepare` makes the settings of its workers."""
     ranks.strip_launcher_variables()
     # After SIGTERM the step has to end and the checkpoint has to be written. torch's launcher would
     # kill the workers after 30 s; the sender of the signal should set the limit.
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1800", **os.environ}
     if sys.stderr.isatty():
         environment[TERMINAL] = "1"
-    if not has_cuda():
-        local = LaunchShape.read(accelerate_config).per_machine
-        threads = max(1, (os.cpu_count() or 1) // local)
-        environment |= {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu"}
-        environment |= {**CPU_ALLOCATOR, **CPU_THREADS}
     if nodes and (interface := interface_to(nodes.address)):
         # By default gloo resolves the host name, which is often a loopback address.
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import multiprocessing
 import os
 import signal
 import sys
@@ -15,10 +16,10 @@ from typing import NoReturn
 from dpo_dist.errors import INTERRUPTED, DpoDistError
 from dpo_dist.system import ranks
 from dpo_dist.system.console import quiet_libraries
-from dpo_dist.system.processes import die_with_parent
 from dpo_dist.tracking import start
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.logs import rank_log, record, redirect_output
+from dpo_dist.training.process import prepare, take_device
 
 
 def main(path: str) -> int:
@@ -26,7 +27,7 @@ def main(path: str) -> int:
     # First: a SIGTERM during the imports would end this process and, with it, all the others.
     preempted = Event()
     signal.signal(signal.SIGTERM, lambda *_: preempted.set())
-    die_with_parent()
+    prepare()
     quiet_libraries()
     job = TrainingJob.model_validate_json(Path(path).read_text(encoding="utf-8"))
     if job.logs is not None:
@@ -45,6 +46,8 @@ def main(path: str) -> int:
 
 
 def _run(job: TrainingJob, preempted: Event) -> int:
+    take_device()
+
     import transformers
 
     from dpo_dist.training.trainer import train
@@ -67,6 +70,8 @@ def end_process(status: int) -> NoReturn:
 
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+    for loader in multiprocessing.active_children():
+        loader.kill()  # it has this process's handler of SIGTERM, with which Python would end it
     atexit._run_exitfuncs()  # Weights & Biases uploads its last data there
     sys.stdout.flush()
     sys.stderr.flush()

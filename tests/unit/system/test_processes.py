@@ -96,12 +96,12 @@ def test_a_child_in_a_session_of_its_own_ends_with_its_parent(tmp_path) -> None:
     process.wait()
     pid = int((tmp_path / "pid").read_text())
     deadline = time.monotonic() + 20
-    while _alive(pid):
+    while alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:

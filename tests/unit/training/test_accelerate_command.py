@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import socket
 from pathlib import Path
 
@@ -54,13 +53,10 @@ def test_deepspeed_needs_no_ssh_whatever_the_file_says(tmp_path: Path, written: 
     assert args.use_deepspeed and args.deepspeed_multinode_launcher == "standard"
 
 
-def test_threads_are_shared_by_the_processes_of_one_machine(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("dpo_dist.training.accelerate_command.has_cuda", lambda: False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+def test_gloo_uses_the_interface_to_node_0(monkeypatch) -> None:
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    found = launcher_environment(config(tmp_path), nodes())
-    assert found["OMP_NUM_THREADS"] == "8", "four processes, two of them here"
-    assert found["GLOO_SOCKET_IFNAME"] == "lo"
+    assert launcher_environment(nodes())["GLOO_SOCKET_IFNAME"] == "lo"
+    assert "GLOO_SOCKET_IFNAME" not in launcher_environment(None)
 
 
 def test_the_interface_to_an_address_is_found() -> None:

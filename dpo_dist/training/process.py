@@ -1,0 +1,69 @@
+"""Settings of a training process, however it was started.
+
+A launcher's environment is the user's or accelerate's; these settings are made by the process
+itself, so they hold under `accelerate launch` and torchrun as under `dpo-dist train`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+from dpo_dist.system.machine import has_cuda, usable_cores
+from dpo_dist.system.processes import die_with_parent
+
+# mallopt's parameters (malloc.h)
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+
+
+def prepare() -> None:
+    """Make the settings that libraries read once, when they are loaded: call this before torch is
+    imported. A variable that the user has set stays."""
+    die_with_parent()
+    # The workers of data loaders are forks. One that outlives this process would keep its GPU busy.
+    os.register_at_fork(after_in_child=die_with_parent)
+    _share_cores()
+    if has_cuda():
+        # The length of the rows changes with every micro-batch. Fixed segments of memory would
+        # fragment until none fits. The second name is older.
+        if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+            os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        keep_freed_memory()
+
+
+def _share_cores() -> None:
+    """Give each process of this machine its share of the cores, which DeepSpeed's Adam on the CPU
+    and everything on a machine without GPUs needs. Launchers set one thread where the user sets no
+    number. Waiting threads sleep: on a busy machine, spinning ones take cores from the threads that
+    they wait for (a small step takes three times as long)."""
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // processes))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse freed memory. By default it returns every large buffer to the kernel, and the
+    next allocation causes page faults: a training step on the CPU takes about twice as long."""
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, -1)  # never
+
+
+def take_device() -> None:
+    """Make this rank's GPU the current one. This has to be the process's first call into CUDA:
+    whatever comes before it opens a context on the first GPU, which takes 0.5 GB of its memory for
+    every other rank, and fails if the GPU admits only one process."""
+    import torch
+
+    if torch.cuda.is_available():
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        # As accelerate does: each rank may see only its own GPU.
+        torch.cuda.set_device(local % torch.cuda.device_count())
