@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
+from typing import Any
 
 from dpo_dist.system.machine import has_cuda, usable_cores
 from dpo_dist.system.processes import die_with_parent
@@ -21,8 +23,6 @@ def prepare() -> None:
     """Make the settings that libraries read once, when they are loaded: call this before torch is
     imported. A variable that the user has set stays."""
     die_with_parent()
-    # The workers of data loaders are forks. One that outlives this process would keep its GPU busy.
-    os.register_at_fork(after_in_child=die_with_parent)
     _share_cores()
     if has_cuda():
         # The length of the rows changes with every micro-batch. Fixed segments of memory would
@@ -67,3 +67,23 @@ def take_device() -> None:
         local = int(os.environ.get("LOCAL_RANK", "0"))
         # As accelerate does: each rank may see only its own GPU.
         torch.cuda.set_device(local % torch.cuda.device_count())
+
+
+def shield_loaders() -> None:
+    """Let the workers of data loaders end with this process, and only with it.
+
+    A scheduler may send SIGTERM to all processes of a job. torch's workers end then, and the step
+    that this process wants to complete and save fails. They would outlive a killed process by
+    seconds, and as its forks keep its GPU busy.
+    """
+    from torch.utils.data._utils import signal_handling
+
+    loader: Any = signal_handling  # torch has no public place for this
+    torch_handlers = loader._set_worker_signal_handlers
+
+    def set_handlers() -> None:  # in the worker, before its first batch
+        torch_handlers()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        die_with_parent()
+
+    loader._set_worker_signal_handlers = set_handlers

@@ -19,7 +19,7 @@ from dpo_dist.system.console import quiet_libraries
 from dpo_dist.tracking import start
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.logs import rank_log, record, redirect_output
-from dpo_dist.training.process import prepare, take_device
+from dpo_dist.training.process import prepare, shield_loaders, take_device
 
 
 def main(path: str) -> int:
@@ -47,6 +47,7 @@ def main(path: str) -> int:
 
 def _run(job: TrainingJob, preempted: Event) -> int:
     take_device()
+    shield_loaders()
 
     import transformers
 
@@ -71,7 +72,7 @@ def end_process(status: int) -> NoReturn:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     for loader in multiprocessing.active_children():
-        loader.kill()  # it has this process's handler of SIGTERM, with which Python would end it
+        loader.kill()  # Python would send SIGTERM, which it ignores, and wait for it
     atexit._run_exitfuncs()  # Weights & Biases uploads its last data there
     sys.stdout.flush()
     sys.stderr.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -99,24 +100,31 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert kept < given_back / 10
 
 
+LOADER = """
+import multiprocessing, time
+from torch.utils.data import DataLoader
+from dpo_dist.training.process import shield_loaders
+shield_loaders()
+batches = iter(DataLoader(range(9), num_workers=1))
+next(batches)
+print(multiprocessing.active_children()[0].pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
-def test_a_fork_ends_with_the_process_that_is_killed(tmp_path: Path) -> None:
-    """The worker of a data loader would hold the GPU, until it looks for its parent."""
-    path = tmp_path / "pid"
-    program = PREPARE.format(cuda=False) + (
-        "import time\n"
-        "if os.fork() == 0:\n"
-        f"    open({str(path)!r}, 'w').write(str(os.getpid()))\n"
-        "time.sleep(60)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-    while not path.exists() or not path.read_text():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 20
-    while alive(int(path.read_text())):
+def test_a_loader_s_worker_ends_with_its_process_and_only_with_it() -> None:
+    words = [sys.executable, "-c", LOADER]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        os.kill(worker, signal.SIGTERM)
+        time.sleep(0.5)
+        assert alive(worker)
+        process.kill()
+    deadline = time.monotonic() + 2  # torch's own worker looks for its parent every 5 s
+    while alive(worker):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -153,6 +161,7 @@ def test_a_rank_takes_its_gpu_before_anything_else_touches_cuda(
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("set", device)))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**36, 2**36))
     monkeypatch.setattr(torch.cuda, "_lazy_init", no_device)
+    monkeypatch.setattr("dpo_dist.training.worker.shield_loaders", lambda: None)
     job = TrainingJob(
         kind="dpo",
         settings=Train(accelerate_config=ROOT / "accelerate_configs" / "single_gpu.yaml"),
