@@ -45,7 +45,7 @@ def _node_options(nodes: Nodes) -> list[str]:
     ]
 
 
-def launcher_environment(nodes: Nodes | None) -> dict[str, str]:
+def launcher_environment() -> dict[str, str]:
     """The environment of the launcher; `process.prepare` makes the settings of its workers."""
     ranks.strip_launcher_variables()
     # After SIGTERM the step has to end and the checkpoint has to be written. torch's launcher would
@@ -53,9 +53,6 @@ def launcher_environment(nodes: Nodes | None) -> dict[str, str]:
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1800", **os.environ}
     if sys.stderr.isatty():
         environment[TERMINAL] = "1"
-    if nodes and (interface := interface_to(nodes.address)):
-        # By default gloo resolves the host name, which is often a loopback address.
-        environment.setdefault("GLOO_SOCKET_IFNAME", interface)
     return environment
 
 

@@ -82,7 +82,7 @@ def _start(rendezvous: Rendezvous, number: int, job: TrainingJob) -> Process:
     with node_log(job.logs, nodes.rank).open("ab") as file:
         return subprocess.Popen(
             launcher_command(rendezvous.job(number), config, nodes),
-            env=launcher_environment(nodes),
+            env=launcher_environment(),
             stdout=file,
             stderr=file,
         )

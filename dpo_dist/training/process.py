@@ -14,6 +14,7 @@ from typing import Any
 
 from dpo_dist.system.machine import has_cuda, usable_cores
 from dpo_dist.system.processes import die_with_parent
+from dpo_dist.training.accelerate_command import interface_to
 
 # mallopt's parameters (malloc.h)
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -24,6 +25,7 @@ def prepare() -> None:
     imported. A variable that the user has set stays."""
     die_with_parent()
     _share_cores()
+    _name_interface()
     if has_cuda():
         # The length of the rows changes with every micro-batch. Fixed segments of memory would
         # fragment until none fits. The second name is older.
@@ -44,6 +46,14 @@ def _share_cores() -> None:
         os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // processes))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
+def _name_interface() -> None:
+    """Let gloo use the network interface to node 0. By default it resolves the host name,
+    which is often a loopback address."""
+    several = os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if several and (interface := interface_to(os.environ.get("MASTER_ADDR", ""))):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def keep_freed_memory() -> None:

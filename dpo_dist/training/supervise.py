@@ -72,7 +72,7 @@ def launch(job: TrainingJob, leader: Leader | None = None) -> None:
     try:
         status = run_to_end(
             launcher_command(path, accelerate_config, nodes),
-            launcher_environment(nodes),
+            launcher_environment(),
             # `accelerate launch` does not forward signals.
             on_terminate=lambda _: write_text(job.out / STOP, ""),
             output=node_log(logs, 0),

@@ -14,7 +14,6 @@ from dpo_dist.training.accelerate_command import (
     check_launch,
     interface_to,
     launcher_command,
-    launcher_environment,
 )
 from tests.conftest import ROOT
 
@@ -51,12 +50,6 @@ def test_deepspeed_needs_no_ssh_whatever_the_file_says(tmp_path: Path, written: 
     words = launcher_command(Path("job.json"), path, nodes())
     args, *_ = _validate_launch_command(launch_command_parser().parse_args(words[3:]))
     assert args.use_deepspeed and args.deepspeed_multinode_launcher == "standard"
-
-
-def test_gloo_uses_the_interface_to_node_0(monkeypatch) -> None:
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    assert launcher_environment(nodes())["GLOO_SOCKET_IFNAME"] == "lo"
-    assert "GLOO_SOCKET_IFNAME" not in launcher_environment(None)
 
 
 def test_the_interface_to_an_address_is_found() -> None:

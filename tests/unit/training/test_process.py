@@ -19,6 +19,7 @@ from dpo_dist.training.job import TrainingJob
 from tests.conftest import ROOT
 from tests.unit.system.test_processes import alive
 
+GLOO = "GLOO_SOCKET_IFNAME"
 NAMES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PYTORCH_ALLOC_CONF", "DS_ACCELERATOR")
 PREPARE = """
 import json, os, sys
@@ -73,6 +74,23 @@ def python(program: str, given: dict[str, str]) -> str:
 )
 def test_the_environment_is_set_where_the_user_has_not(cuda, given, expected) -> None:
     assert json.loads(python(PREPARE.format(cuda=cuda) + SHOW, given)) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, "lo"),
+        ({"MASTER_ADDR": "no.such.host.invalid", "WORLD_SIZE": "2"}, ""),
+        ({"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", GLOO: "eth7"}, "eth7"),
+        # Only one machine: gloo's own choice works.
+        ({"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, ""),
+        ({}, ""),
+    ],
+)
+def test_gloo_uses_the_interface_to_node_0(given, expected, monkeypatch) -> None:
+    monkeypatch.delenv(GLOO, raising=False)
+    show = f"print(os.environ.get({GLOO!r}, ''))"
+    assert python(PREPARE.format(cuda=False) + show, given).strip() == expected
 
 
 @pytest.mark.slow
