@@ -73,6 +73,15 @@ def has_cuda() -> bool:
     return Path("/proc/driver/nvidia/version").exists()
 
 
+def wait_passively() -> None:
+    """Let waiting OpenMP threads sleep, unless the user has set something else. Spinning ones take
+    cores from the threads that they wait for if the machine is busy. Call this before torch is
+    imported: libgomp reads the first two variables when it is loaded, libiomp5 the third."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+
 def usable_cores() -> int:
     """The CPU cores that this process may use: those that it is bound to, or fewer if its container
     has a limit (https://docs.kernel.org/admin-guide/cgroup-v2.html, `cpu.max`)."""

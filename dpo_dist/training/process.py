@@ -12,7 +12,7 @@ import signal
 import sys
 from typing import Any
 
-from dpo_dist.system.machine import has_cuda, usable_cores
+from dpo_dist.system.machine import has_cuda, usable_cores, wait_passively
 from dpo_dist.system.processes import die_with_parent
 from dpo_dist.training.accelerate_command import interface_to
 
@@ -39,13 +39,11 @@ def prepare() -> None:
 def _share_cores() -> None:
     """Give each process of this machine its share of the cores, which DeepSpeed's Adam on the CPU
     and everything on a machine without GPUs needs. Launchers set one thread where the user sets no
-    number. Waiting threads sleep: on a busy machine, spinning ones take cores from the threads that
-    they wait for (a small step takes three times as long)."""
+    number. If waiting threads spin on a busy machine, a small step takes three times as long."""
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // processes))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    wait_passively()
 
 
 def _name_interface() -> None:
