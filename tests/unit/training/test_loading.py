@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dpo_dist.config import Train
 from dpo_dist.training import trainer
 from dpo_dist.training.job import TrainingJob
+from dpo_dist.training.launch_shape import LaunchShape
 from dpo_dist.training.models import may_skip_weights
 from dpo_dist.training.packing import PackPlan
 from dpo_dist.training.preference_trainer import PairCollator
@@ -78,6 +80,26 @@ def test_only_a_gpu_has_workers_that_collate(tmp_path, monkeypatch, cuda: bool) 
     assert found["dataloader_num_workers"] == (2 if cuda else 0)
     assert found["dataloader_pin_memory"] is cuda
     assert found["accelerator_config"] == {"non_blocking": cuda}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"reduce_bucket_size": 6, "overlap_comm": True}),
+        ({"reduce_bucket_size": 9}, {"reduce_bucket_size": 9, "overlap_comm": True}),
+        ({"overlap_comm": False}, {"reduce_bucket_size": 6, "overlap_comm": False}),
+    ],
+)
+def test_deepspeed_s_buckets_are_set_unless_its_own_file_does(given, expected) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).requires_grad_(False)
+    model[1].requires_grad_(True)
+    config = {"zero_optimization": {"stage": 2, **given}}
+    plugin = SimpleNamespace(hf_ds_config=SimpleNamespace(config=config))
+    state = SimpleNamespace(deepspeed_plugin=plugin)
+    fake = SimpleNamespace(model=model, accelerator=SimpleNamespace(state=state))
+    job = SimpleNamespace(shape=LaunchShape(zero_stage=2), reshard=False)
+    trainer._configure_deepspeed(fake, job)
+    assert config["zero_optimization"] == {"stage": 2, **expected}
 
 
 SIZES = {
