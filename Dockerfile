@@ -77,7 +77,10 @@ RUN apt-get update \
  && install --directory --owner=10001 --group=10001 /cache /workspace /workspace/runs
 COPY --link --from=cpu-packages /opt/venv /opt/venv
 COPY --link --chown=10001:10001 --from=workspace /workspace /workspace
-ENV PATH=/opt/venv/bin:$PATH HF_HOME=/cache/huggingface PYTHONUNBUFFERED=1
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 \
+    HF_HOME=/cache/huggingface VLLM_CACHE_ROOT=/cache/vllm \
+    FLASHINFER_WORKSPACE_BASE=/cache/flashinfer \
+    TORCHINDUCTOR_CACHE_DIR=/cache/torchinductor TRITON_CACHE_DIR=/cache/triton
 RUN --mount=type=bind,from=project,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-deps /wheels/*.whl
 USER 10001:10001
@@ -87,19 +90,24 @@ CMD ["--help"]
 
 # The last stage is the default target. CUDA's libraries come with torch. Of the toolkit, only the
 # parts are installed with which FlashInfer and DeepSpeed build kernels for the GPU at run time.
+# Without the RDMA libraries, NCCL would use sockets between machines.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04 AS cuda
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends \
       python3 python3-dev build-essential git tini \
       cuda-nvcc-13-0 cuda-cudart-dev-13-0 libcurand-dev-13-0 \
+      libibverbs1 ibverbs-providers librdmacm1 \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 10001 --create-home dpo \
  && install --directory --owner=10001 --group=10001 /cache /workspace /workspace/runs
 COPY --link --from=cuda-packages /opt/venv /opt/venv
 COPY --link --chown=10001:10001 --from=workspace /workspace /workspace
 ENV PATH=/opt/venv/bin:/usr/local/cuda-13.0/bin:$PATH CUDA_HOME=/usr/local/cuda-13.0 \
-    HF_HOME=/cache/huggingface PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    HF_HOME=/cache/huggingface VLLM_CACHE_ROOT=/cache/vllm \
+    FLASHINFER_WORKSPACE_BASE=/cache/flashinfer \
+    TORCHINDUCTOR_CACHE_DIR=/cache/torchinductor TRITON_CACHE_DIR=/cache/triton
 RUN --mount=type=bind,from=project,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-deps /wheels/*.whl
 USER 10001:10001

@@ -15,7 +15,6 @@ of a block is not counted. The computation of a precomputed reference is not cou
 from __future__ import annotations
 
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -33,13 +32,19 @@ from dpo_dist.config import PathPreferences
 from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.data.preferences import load_preferences
 from dpo_dist.data.rows import write_parquet
-from dpo_dist.training.accelerate_command import CPU_ALLOCATOR
 from dpo_dist.training.reference import row_key
 from dpo_dist.training.sampler import GlobalBatchSampler
 
 MAX_LENGTH = 1024
 PAIRS_PER_BLOCK = 8
 COMPARISONS = ("lfl batch 2", "lfl batch 4", "lfl batch 2, full", "best")
+# With the settings of our training processes, which torch reads when it is imported.
+START = """
+import runpy
+from dpo_dist.training.process import prepare
+prepare()
+runpy.run_module("benchmarks.train_block", run_name="__main__")
+"""
 TRL_BEST_BATCH = 1  # padding costs TRL more than small batches, see `Bench.batches`
 OURS_BEST_BATCH = 4
 
@@ -171,10 +176,8 @@ class Bench:
         longest = sorted(rows, key=lambda row: -row["tokens"])[:batch]
         path = write_parquet(out / "rows.parquet", ordered([*longest, *rows], batch))
         block = Block(rows=str(path), out=str(out), model=self._model, batch=batch, **settings)
-        environment = os.environ | CPU_ALLOCATOR | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.train_block", json.dumps(asdict(block))],
-            env=environment,
+            [sys.executable, "-c", START, json.dumps(asdict(block))],
             stdout=subprocess.PIPE,
             text=True,
             check=True,

@@ -12,8 +12,11 @@ from pathlib import Path
 from dpo_dist import __version__
 from dpo_dist.errors import INTERRUPTED, DpoDistError, Preempted, UserError
 from dpo_dist.system import ranks
+from dpo_dist.system.processes import die_if_child
 from dpo_dist.tools import COMMANDS
 from dpo_dist.tools.arguments import EXIT_CODES, add_commands
+
+die_if_child()  # this may be a spawned engine, which imports its parent's main module
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,8 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str], options: argparse.Namespace) -> int:
     from dpo_dist.system.console import YES, quiet_libraries, scrub
+    from dpo_dist.system.machine import has_cuda, wait_passively
 
     quiet_libraries()
+    if not has_cuda():
+        wait_passively()  # engines compute on the CPU's threads
     if getattr(options, "yes", False):
         os.environ[YES] = "1"  # inherited by the processes of the phases
     try:

@@ -11,8 +11,8 @@ of the two times. With T trained and W working weights and k micro-batches per s
     ZeRO-3   2W before each of k forward passes and again before each backward pass, and k times
              2T of gradients; layers are gathered early, up to `MAX_LIVE_PARAMETERS` weights
 
-An all-reduce counts twice. Only DDP and ZeRO-3 compute while they communicate: DeepSpeed's
-`overlap_comm` is off by default below stage 3.
+An all-reduce counts twice. DDP, ZeRO-2 and ZeRO-3 compute while they communicate. ZeRO-2 reduces a
+bucket while the next one is filled, so the last bucket of a backward pass is not hidden.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ from dataclasses import dataclass
 from dpo_dist.config import Checkpointing, Lora, Method
 from dpo_dist.estimates.hardware import Cluster
 from dpo_dist.estimates.memory import ModelShape, trained_parameters
-from dpo_dist.estimates.sharding import MAX_LIVE_PARAMETERS, ZERO_STAGE, Strategy
+from dpo_dist.estimates.sharding import (
+    MAX_LIVE_PARAMETERS,
+    ZERO_STAGE,
+    Strategy,
+    bucket_elements,
+)
 from dpo_dist.estimates.throughput import (
     LAYER_LAUNCH,
     TRAINING_UTILIZATION,
@@ -101,12 +106,14 @@ def training_step(
     micro = _micro_batch(shape, method, pair, setting.checkpointing, rate)
     arithmetic = setting.accumulation * sum(work.seconds for work in micro)
     share = (cluster.size - 1) / cluster.size
+    backward = sum(work.seconds for work in micro[len(micro) // 2 :])
     stage, times = ZERO_STAGE[setting.strategy], setting.accumulation
     if stage == 3:
         once = sum(work.gather + work.reduce for work in micro)
         offload = setting.strategy == "zero3_offload"
         # The number of layers whose weights are gathered at a time.
-        ahead = max(1, MAX_LIVE_PARAMETERS * shape.layers // shape.body_parameters)
+        gathered = min(shape.parameters // 4, MAX_LIVE_PARAMETERS)
+        ahead = max(1, gathered * shape.layers // shape.body_parameters)
         seconds = _two_streams(micro * times, cluster, ahead, offload=offload)
         if offload:
             seconds += _offload_seconds(trained, cluster)
@@ -115,13 +122,15 @@ def training_step(
         volume = times * 2.0 * trained + 2 * trained
         layers = shape.layers + 1
         reducing = layers * collective_seconds(2.0 * trained / layers, cluster)
-        waiting = times * reducing + collective_seconds(2.0 * trained, cluster)
+        bucket = bucket_elements(shape, method, stage) // 2
+        last = reducing * min(1.0, bucket / trained)
+        exposed = max(reducing - backward, last)
+        waiting = times * exposed + collective_seconds(2.0 * trained, cluster)
         return StepTime(arithmetic + waiting, arithmetic, volume * share)
     reducing = 2 * collective_seconds(4.0 * trained, cluster)
     if stage == 1:
         gathering = collective_seconds(2.0 * trained, cluster)
         return StepTime(arithmetic + reducing + gathering, arithmetic, 10.0 * trained * share)
-    backward = sum(work.seconds for work in micro[len(micro) // 2 :])
     exposed = max(0.0, reducing - backward) if setting.strategy == "ddp" else 0.0
     return StepTime(arithmetic + exposed, arithmetic, 8.0 * trained * share)
 

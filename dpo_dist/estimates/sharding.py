@@ -36,8 +36,8 @@ ZERO_STAGE: dict[Strategy, int] = {
     "zero3": 3,
     "zero3_offload": 3,
 }
-# DeepSpeed's defaults, in elements; accelerate's YAML does not change them.
-REDUCE_BUCKET = 500_000_000
+# In elements, as in training/buckets.py. ZeRO-3 gathers at most a quarter of the weights.
+REDUCE_BUCKET = 200_000_000
 MAX_LIVE_PARAMETERS = 1_000_000_000
 
 
@@ -57,7 +57,6 @@ def planned_peak(
 ) -> dict[MemoryPart, int]:
     """Bytes by part, for a micro-batch of `tokens` computed and `scored` predicted positions. For
     `reference` and `reference_size`, see `model_states`."""
-    trained = trained_parameters(shape, method)
     states = model_states(
         shape,
         method,
@@ -66,8 +65,7 @@ def planned_peak(
         reference=reference,
         reference_size=reference_size,
         half=2 if bf16 else 4,
-        # On a CPU, only the written pages of a bucket take memory.
-        bucket=min(trained, REDUCE_BUCKET) if on_cpu else REDUCE_BUCKET,
+        on_cpu=on_cpu,
     )
     return states | {
         "activations": activation_bytes(
@@ -87,7 +85,7 @@ def model_states(
     reference_size: Literal[2, 4] = 2,
     half: Literal[2, 4] = 2,
     accumulate: Literal[2, 4] = 4,
-    bucket: int = REDUCE_BUCKET,
+    on_cpu: bool = False,
 ) -> dict[MemoryPart, int]:
     """Bytes of one process by part, without any batch.
 
@@ -95,7 +93,7 @@ def model_states(
     policy; each takes `reference_size` bytes (4 for a live reference, which is in float32; under
     ZeRO both models have the same precision). `half` is the bytes per working weight (4 without
     bf16), `accumulate` the bytes per accumulated gradient (`grad_accum_dtype`: 4 for fp32, 2 for
-    bf16). `bucket` is in elements.
+    bf16).
     """
     all_weights, trained = shape.parameters, trained_parameters(shape, method)
     working = all_weights + (trained if isinstance(method, Lora) else 0)
@@ -110,6 +108,10 @@ def model_states(
             "communication": 4 * trained if strategy == "ddp" else 0,
             "reference": max(half, reference_size) * reference,
         }
+    gathered = min(working // 4, MAX_LIVE_PARAMETERS) if stage == 3 else 0
+    bucket = bucket_elements(shape, method, stage)
+    if on_cpu:  # where only written pages take memory
+        bucket = min(bucket, trained)
     if strategy == "zero3_offload":
         weights = gradients = optimizer = beside = 0
     else:
@@ -121,7 +123,7 @@ def model_states(
         "weights": weights,
         "gradients": gradients,
         "optimizer": optimizer,
-        "communication": _buffers(working, trained, stage, half, bucket),
+        "communication": 4 * bucket if stage == 1 else half * (bucket + gathered),
         "reference": beside,
     }
 
@@ -134,9 +136,11 @@ def host_bytes(shape: ModelShape, method: Method, processes: int, per_node: int)
     return (2 * working + (12 + 4) * trained) * per_node // processes
 
 
-def _buffers(working: int, trained: int, stage: int, half: int, bucket: int) -> int:
-    """Bytes of DeepSpeed's buffers: a bucket of gradients and, in stage 3, the gathered weights of
-    the layers in use."""
-    if stage == 1:
-        return 4 * min(trained, bucket)  # float32; stages 2 and 3 allocate the whole bucket
-    return half * bucket + (half * min(working, MAX_LIVE_PARAMETERS) if stage == 3 else 0)
+def bucket_elements(shape: ModelShape, method: Method, stage: int) -> int:
+    """The elements of DeepSpeed's buckets of gradients. ZeRO-2 has two, one to be filled while the
+    other one is reduced, and each can hold the largest weight, the embedding."""
+    bucket = min(trained_parameters(shape, method), REDUCE_BUCKET)
+    if stage != 2:
+        return bucket
+    largest = 0 if isinstance(method, Lora) else shape.vocabulary * shape.hidden
+    return 2 * max(bucket, largest)

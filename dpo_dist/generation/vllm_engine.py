@@ -13,6 +13,7 @@ from dpo_dist.config import VllmEngine
 from dpo_dist.errors import EngineFailed, MissingDependency
 from dpo_dist.generation import cpu_lora
 from dpo_dist.generation.engine import Completion, Request, lora_rank
+from dpo_dist.system.processes import end_children_with_this
 
 # vLLM's prefix cache shares whole blocks. The CPU's default block of 128 tokens is longer than many
 # prompts, so the two slots of a prompt would share nothing.
@@ -34,6 +35,8 @@ class VllmInProcess:
         trust_remote_code: bool,
     ) -> None:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        # vLLM's core is a process of its own, which would keep the GPU if this one is killed.
+        end_children_with_this()
         try:
             from vllm import LLM
         except ImportError:
@@ -125,6 +128,7 @@ def _prepare_cpu(config: VllmEngine) -> None:
 
 def _sampling_params(request: Request) -> Any:
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
     sampling = request.sampling
     return SamplingParams(
@@ -135,6 +139,8 @@ def _sampling_params(request: Request) -> Any:
         max_tokens=request.max_tokens,
         seed=request.seed,  # slower: vLLM then samples row by row
         logprobs=0 if request.log_prob else None,  # of the sampled token only
+        # The default would copy all tokens so far in every step.
+        output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 

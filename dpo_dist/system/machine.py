@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 GIB = 2**30
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
 class Gpu(BaseModel):
@@ -70,6 +71,26 @@ def visible_gpus() -> list[str]:
 def has_cuda() -> bool:
     """Whether this machine has an NVIDIA driver. Importing torch to find out would take seconds."""
     return Path("/proc/driver/nvidia/version").exists()
+
+
+def wait_passively() -> None:
+    """Let waiting OpenMP threads sleep, unless the user has set something else. Spinning ones take
+    cores from the threads that they wait for if the machine is busy. Call this before torch is
+    imported: libgomp reads the first two variables when it is loaded, libiomp5 the third."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+
+def usable_cores() -> int:
+    """The CPU cores that this process may use: those that it is bound to, or fewer if its container
+    has a limit (https://docs.kernel.org/admin-guide/cgroup-v2.html, `cpu.max`)."""
+    bound = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _CPU_LIMIT.read_text(encoding="ascii").split()
+        return min(bound, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control groups; the quota is `max`
+        return bound
 
 
 def available_memory() -> int:

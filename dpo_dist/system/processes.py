@@ -16,6 +16,9 @@ from pathlib import Path
 # gets time to close its journals.
 _SIGNALS = ((5.0, signal.SIGINT), (30.0, signal.SIGTERM), (10.0, signal.SIGKILL))
 
+# The process id of a process whose children, started by multiprocessing, end with it.
+_PARENT = "DPO_DIST_PARENT"
+
 Process = subprocess.Popen[bytes]
 
 
@@ -64,6 +67,20 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, number)
     if os.getppid() != parent:  # the parent ended before the call
         os.kill(os.getpid(), number)
+
+
+def end_children_with_this() -> None:
+    """Let the kernel kill the children that multiprocessing starts from now on, by fork or spawn,
+    when this process ends for any reason. A spawned child imports the main module of its parent:
+    `dpo_dist.cli` calls `die_if_child`."""
+    os.environ[_PARENT] = str(os.getpid())
+    os.register_at_fork(after_in_child=die_if_child)
+
+
+def die_if_child() -> None:
+    """`die_with_parent` if the parent wants it; see `end_children_with_this`."""
+    if os.environ.get(_PARENT) == str(os.getppid()):
+        die_with_parent()
 
 
 def end_all(processes: Sequence[Process]) -> None:

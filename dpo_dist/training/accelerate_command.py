@@ -20,13 +20,6 @@ from dpo_dist.system.ranks import Nodes
 from dpo_dist.training.launch_shape import LaunchShape, read_accelerate_config
 from dpo_dist.training.logs import given_attempt
 
-# By default glibc returns every large freed buffer to the kernel, and the next allocation causes
-# page faults. Keeping the buffers makes a CPU training step about twice as fast.
-CPU_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
-# Waiting threads sleep. If they spin on a busy machine, they take CPU cores from the threads that
-# they wait for (a small step takes three times as long).
-CPU_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-
 
 def launcher_command(
     command: Sequence[str], accelerate_config: Path, nodes: Nodes | None
@@ -88,11 +81,6 @@ def launcher_environment(
         values = read_accelerate_config(accelerate_config)
         environment["ACCELERATE_MIXED_PRECISION"] = str(values.get("mixed_precision") or "no")
         environment["ACCELERATE_USE_CPU"] = str(bool(values.get("use_cpu")))
-    if not has_cuda():
-        local = LaunchShape.read(accelerate_config).per_machine
-        threads = max(1, (os.cpu_count() or 1) // local)
-        environment |= {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu"}
-        environment |= {**CPU_ALLOCATOR, **CPU_THREADS}
     return environment
 
 

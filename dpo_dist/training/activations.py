@@ -57,8 +57,7 @@ def choose_checkpointing(job: TrainingJob, free: float) -> Checkpointing:
 def free_bytes() -> float:
     """The memory that this process may allocate, before it loads a model."""
     if torch.cuda.is_available():
-        # By index: the process group, which is created later, sets the current device.
-        return torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")))[0]
+        return torch.cuda.mem_get_info()[0]
     return available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 

@@ -117,6 +117,19 @@ def lighten(model: CausalLM, job: TrainingJob, checkpointing: Checkpointing) -> 
         checkpoint_selectively(model)
 
 
+def may_skip_weights(model: CausalLM) -> bool:
+    """Whether a backward pass may not reach all trained weights, on one rank or on all of them:
+    layers that are dropped at random (OPT), or experts of which each is a module of its own, as in
+    code from the Hub. The experts of transformers' models are one tensor, which always gets a
+    gradient."""
+    return getattr(model.config, "layerdrop", 0) > 0 or any(
+        isinstance(module, torch.nn.ModuleList)
+        and "expert" in name.rpartition(".")[2]
+        and any(weight.requires_grad for weight in module.parameters())
+        for name, module in model.named_modules()
+    )
+
+
 def choose_layout(model: CausalLM, settings: Train) -> bool:
     """Set the attention of the layout; return whether it uses packed rows. If the model cannot use
     them, `layout: auto` warns and uses TRL's padded batches; `packed` raises `ConfigError`."""

@@ -69,6 +69,16 @@ class PackPlan:
         }
         return replace(self, **moved)
 
+    def pin_memory(self) -> PackPlan:
+        """The plan in memory from which a GPU copies; torch's loader calls this as it calls
+        `Tensor.pin_memory`."""
+        pinned: Batch = {
+            name: value.pin_memory()
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **pinned)
+
 
 def plan_packing(
     input_ids: Tensor,

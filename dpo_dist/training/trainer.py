@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback
 from trl import DPOConfig, SFTConfig, SFTTrainer
 
 from dpo_dist.config import Sft, Train
@@ -18,9 +18,10 @@ from dpo_dist.storage.artifacts import write_json, write_text
 from dpo_dist.storage.figures import write_figures
 from dpo_dist.system import ranks
 from dpo_dist.system.console import warn
-from dpo_dist.training import CausalLM, Trainer, lora_linear
+from dpo_dist.training import Trainer, lora_linear
 from dpo_dist.training.activations import choose_checkpointing, free_bytes
 from dpo_dist.training.alarms import Alarms
+from dpo_dist.training.buckets import buffers
 from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, WandbLog
 from dpo_dist.training.job import (
     OUTCOME,
@@ -36,12 +37,15 @@ from dpo_dist.training.models import (
     lighten,
     load_policy,
     load_reference,
+    may_skip_weights,
     uses_bf16,
 )
 from dpo_dist.training.monitors import MetricsWriter
 from dpo_dist.training.preference_trainer import PairCollator, PreferenceTrainer
 from dpo_dist.training.sharded import save_model
 from dpo_dist.training.usage import peak_memory
+
+LOADERS = 2  # processes that collate batches for a GPU; one takes 8 ms for 16 pairs
 
 
 def train(job: TrainingJob, preempted: Event) -> None:
@@ -51,6 +55,9 @@ def train(job: TrainingJob, preempted: Event) -> None:
         warn("several CPU processes train in float32: transformers refuses bf16 for them")
     trainer = _sft_trainer(job) if job.kind == "sft" else build_dpo_trainer(job)
     trainer.remove_callback(PrinterCallback)  # MetricsWriter replaces it
+    # TRL sets it for every adapter, and DDP then searches the graph of each micro-batch.
+    trainer.args.ddp_find_unused_parameters = may_skip_weights(trainer.model)
+    _configure_deepspeed(trainer, job)
     if job.kind == "reference":
         trainer.train()  # fills the cache, and checks the first loss; the weights are discarded
         if ranks.is_main():
@@ -70,27 +77,20 @@ def train(job: TrainingJob, preempted: Event) -> None:
     _save(trainer, job)
 
 
-def _configure_deepspeed(args: TrainingArguments, job: TrainingJob) -> None:
+def _configure_deepspeed(trainer: Trainer, job: TrainingJob) -> None:
     """Set options for which accelerate's configuration has no key."""
-    plugin = args.deepspeed_plugin
+    plugin = trainer.accelerator.state.deepspeed_plugin
     if plugin is not None:
         config = plugin.hf_ds_config.config
         # The default is the dtype of the weights, and bfloat16 loses small gradients.
         config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+        config["zero_optimization"] = {
+            **buffers(job.shape.zero_stage, trainer.model.parameters()),
+            **config["zero_optimization"],
+        }
         if job.reshard:
             # Only in this process: DeepSpeed cannot load an ordinary checkpoint with this flag.
             config["checkpoint"] = {"load_universal": True}
-
-
-def _limit_gathered(args: TrainingArguments, model: CausalLM) -> None:
-    """Let ZeRO-3 gather at most a quarter of the weights at a time. DeepSpeed's own limit is 10^9
-    weights, which for a smaller model means all of them."""
-    plugin = args.deepspeed_plugin
-    if plugin is not None and plugin.zero_stage == 3:
-        quarter = sum(getattr(w, "ds_numel", w.numel()) for w in model.parameters()) // 4
-        zero = plugin.hf_ds_config.config["zero_optimization"]
-        for key in ("stage3_max_live_parameters", "stage3_max_reuse_distance"):
-            zero.setdefault(key, min(quarter, 10**9))
 
 
 def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
@@ -104,11 +104,9 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
         **_evaluation(settings, rows, validation if job.kind == "dpo" else None),
         **loss_arguments(settings),
     )
-    _configure_deepspeed(args, job)
     # `args` has connected the ranks, and knows what is sharded: DeepSpeed and FSDP load shards.
     checkpointing = choose_checkpointing(job, free_bytes())
     model, peft_config = load_policy(job, args.device)
-    _limit_gathered(args, model)
     reference = load_reference(job, args.device)
     tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
     packed = choose_layout(model, settings)
@@ -170,10 +168,8 @@ def _evaluation(settings: Train, rows: Dataset, validation: Dataset | None) -> d
 def _sft_trainer(job: TrainingJob) -> SFTTrainer:
     assert isinstance(job.settings, Sft)
     args = SFTConfig(**_arguments(job), completion_only_loss=True, packing=False)
-    _configure_deepspeed(args, job)
     checkpointing = choose_checkpointing(job, free_bytes())
     model, peft_config = load_policy(job, args.device)
-    _limit_gathered(args, model)
     args.gradient_checkpointing = checkpointing == "full"
     trainer = SFTTrainer(
         model=model,
@@ -218,6 +214,11 @@ def _arguments(job: TrainingJob) -> dict[str, Any]:
         # `use_cpu` would silently disable DeepSpeed and FSDP; DDP needs it.
         "use_cpu": on_cpu and not (job.shape.zero_stage or job.shape.fsdp),
         "ddp_backend": "gloo" if on_cpu and job.shape.connected else None,
+        # Batches are collated and pinned ahead, and copied while the GPU computes. On a CPU the
+        # workers would take cores from the training.
+        "dataloader_num_workers": 0 if on_cpu else LOADERS,
+        "dataloader_pin_memory": not on_cpu,
+        "accelerator_config": {"non_blocking": not on_cpu},
     }
 
 

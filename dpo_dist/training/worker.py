@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import faulthandler
 import gc
+import multiprocessing
 import os
 import signal
 import socket
@@ -23,10 +24,8 @@ from dpo_dist.errors import INTERRUPTED, ConfigError, DpoDistError, PhaseFailed,
 from dpo_dist.storage.artifacts import write_text
 from dpo_dist.system import ranks
 from dpo_dist.system.console import say
-from dpo_dist.system.machine import has_cuda
 from dpo_dist.system.processes import die_with_parent, handling_sigterm
 from dpo_dist.tracking import start as start_tracking
-from dpo_dist.training.accelerate_command import interface_to
 from dpo_dist.training.job import PREEMPTED, STOP, TrainingJob
 from dpo_dist.training.logs import (
     also_in,
@@ -40,6 +39,7 @@ from dpo_dist.training.logs import (
     stop_file,
 )
 from dpo_dist.training.peers import Peers
+from dpo_dist.training.process import prepare
 from dpo_dist.training.supervise import resume
 
 CHECK_SECONDS = 1.0
@@ -62,12 +62,7 @@ def start() -> None:
     elif not ranks.speaks():
         redirect_output(Path(os.devnull))
     faulthandler.enable()
-    if not has_cuda():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    main = os.environ.get("MASTER_ADDR")
-    if main and ranks.machines() > 1 and (interface := interface_to(main)):
-        # By default gloo resolves the host name, which is often a loopback address.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    prepare()
 
 
 @contextmanager
@@ -248,6 +243,8 @@ def end_process(status: int) -> NoReturn:
 
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+    for loader in multiprocessing.active_children():
+        loader.kill()  # Python would send SIGTERM, which it ignores, and wait for it
     atexit._run_exitfuncs()  # Weights & Biases uploads its last data there
     sys.stdout.flush()
     sys.stderr.flush()

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.tools.launch.command import IN_IMAGE
+from dpo_dist.tools.launch.kubernetes.pods import CACHES
 from tests.conftest import ROOT
 
 FINAL = ("cpu", "cuda")
@@ -118,6 +119,18 @@ def test_jobs_start_where_recipes_are(stage: str) -> None:
 def test_signals_reach_dpo_dist_and_nobody_else(stage: str) -> None:
     entry = [step.rest for step in STEPS if step.stage == stage and step.word == "ENTRYPOINT"]
     assert entry == ['["tini", "--", "dpo-dist"]']
+
+
+@pytest.mark.parametrize("stage", FINAL)
+def test_all_caches_are_in_the_folder_that_is_shared(stage: str) -> None:
+    [environment] = [step.rest for step in STEPS if step.stage == stage and step.word == "ENV"]
+    found = dict(re.findall(r"(\w+)=/cache/(\S+)", environment))
+    assert found == CACHES
+
+
+def test_nccl_finds_the_libraries_of_rdma() -> None:
+    [installed] = [s.rest for s in STEPS if s.stage == "cuda" and "apt-get install" in s.rest]
+    assert {"libibverbs1", "ibverbs-providers", "librdmacm1"} <= set(installed.split())
 
 
 def test_no_key_can_be_built_in() -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from dpo_dist.storage.artifacts import write_text
+from dpo_dist.training.job import TrainingJob
 from tests.conftest import REAL_PREFERENCES
 from tests.in_process import in_this_process
-from tests.integration.trainings import EPOCHS, STEPS, losses, metrics, shipped, train
+from tests.integration.trainings import EPOCHS, STEPS, losses, metrics, saved, shipped, stop, train
 
 
 @pytest.mark.slow
@@ -85,6 +89,41 @@ def test_200_real_public_preferences_train(training_file: Path, tmp_path: Path) 
     counts = manifest["counts"]
     assert counts["in"] == 200 == counts["kept"] + sum(counts["dropped"].values())
     assert losses(tmp_path / "runs/test/train")[0] == pytest.approx(math.log(2), abs=1e-5)
+
+
+WITH_LOADERS = """
+import sys
+from dpo_dist.training import trainer, worker
+plain = trainer._arguments
+trainer._arguments = lambda job: plain(job) | {"dataloader_num_workers": 2}
+worker.end_process(worker.main(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_workers_that_collate_change_no_loss_and_end_with_the_training(
+    long_file: Path, tmp_path: Path
+) -> None:
+    """As on a GPU. SIGTERM reaches them, too, and the step still ends and is saved."""
+    with in_this_process():
+        assert train(long_file) == 0
+    alone = tmp_path / "runs/test/train"
+    job = json.loads((alone / "job.json").read_text())
+    out = tmp_path / "again"
+    again = TrainingJob.model_validate(job | {"out": out, "logs": out / "logs"})
+    (out / "logs").mkdir(parents=True)
+    write_text(out / "job.json", again.model_dump_json())
+    status = stop(
+        [sys.executable, "-c", WITH_LOADERS, str(out / "job.json")],
+        out,
+        signal.SIGTERM,
+        group=True,
+        after=1,
+    )
+    assert status == 0, (out / "logs" / "rank-0.log").read_text()
+    steps = int((out / "PREEMPTED").read_text())
+    assert 1 < steps < EPOCHS * STEPS and saved(out) == steps
+    assert losses(out) == losses(alone)[:steps]
 
 
 def test_processes_that_cannot_share_the_batch_are_refused_before_any_work(

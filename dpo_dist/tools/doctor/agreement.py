@@ -26,6 +26,7 @@ def compare(nodes: Sequence[Facts]) -> dict[str, list[Finding]]:
         "devices": lambda node: _devices(node, first),
         "memory": _memory,
         "disk": _disk,
+        "RDMA": lambda node: node.rdma,
     }
     if not any(node.sft for node in nodes):
         del checks["SFT model"]

@@ -14,7 +14,7 @@ from dpo_dist.errors import UserError
 from dpo_dist.runs.run import Run
 from dpo_dist.system.console import USUAL_KEYS, counted
 from dpo_dist.system.machine import gpus
-from dpo_dist.tools.doctor import environment, packages, placement
+from dpo_dist.tools.doctor import environment, packages, placement, rdma
 from dpo_dist.tools.doctor.findings import Finding
 
 _MARKS = {"ok": "  ", "warning": "! ", "failed": "X "}
@@ -61,6 +61,7 @@ def _environment(run: Run | None) -> Iterator[tuple[str, Finding]]:
     yield "stale locks", environment.extension_locks()
     yield "launcher variables", environment.launcher_variables()
     yield "network variables", placement.network_variables()
+    yield "RDMA", rdma.transport(several=False)
     yield "SLURM", placement.slurm()
     yield "keys", environment.key_variables(run.config.key_variables if run else USUAL_KEYS)
 

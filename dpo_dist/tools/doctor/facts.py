@@ -21,6 +21,8 @@ from dpo_dist.storage.artifacts import file_digest
 from dpo_dist.system.machine import GIB, Gpu, available_memory, free_disk, gpus
 from dpo_dist.system.ranks import Nodes
 from dpo_dist.tools.doctor.environment import extension_locks
+from dpo_dist.tools.doctor.findings import Finding
+from dpo_dist.tools.doctor.rdma import transport
 from dpo_dist.training.accelerate_command import check_address, check_launch
 from dpo_dist.training.job import accumulation_steps
 from dpo_dist.training.launch_shape import LaunchShape, read_accelerate_config
@@ -44,6 +46,7 @@ class Facts(BaseModel):
     memory_needed: int
     disk: int
     disk_needed: int
+    rdma: Finding
     problems: list[str]
 
 
@@ -79,6 +82,7 @@ def gather(run: Run, nodes: Nodes | None) -> Facts:
         memory_needed=needed,
         disk=free_disk(config.run.output_dir),
         disk_needed=disk_needed,
+        rdma=transport(several=nodes is not None),
         problems=problems,
     )
 

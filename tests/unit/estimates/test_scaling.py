@@ -8,6 +8,7 @@ import pytest
 
 from dpo_dist.config import Full, Lora
 from dpo_dist.estimates.hardware import find_cluster, preset_shape
+from dpo_dist.estimates.memory import trained_parameters
 from dpo_dist.estimates.scaling import (
     LATENCY,
     Setting,
@@ -84,11 +85,15 @@ def test_fast_links_hide_and_a_slow_network_does_not() -> None:
     assert slow.seconds > 3 * 2 * 0.9 * P * 3 / 4 / (0.8 * 50e9)
 
 
-def test_only_ddp_hides_its_gradients_below_stage_3() -> None:
-    exposed = step("zero2").seconds - step("zero2").arithmetic
-    alone = collective_seconds(2 * P, BOX)
-    assert exposed == pytest.approx(2 * alone, rel=0.05)
+def test_below_stage_3_ddp_hides_all_gradients_and_zero2_all_but_a_bucket() -> None:
     assert step("ddp").seconds == step("ddp").arithmetic
+    found, alone = step("zero2"), collective_seconds(2 * P, BOX)
+    last = collective_seconds(2 * 128_256 * 4096, BOX)  # the embedding fills a bucket
+    assert found.seconds - found.arithmetic == pytest.approx(alone + last, rel=0.05)
+    # An adapter is one bucket, so it is reduced after the backward pass.
+    lora, adapter = step("zero2", method=Lora()), 2.0 * trained_parameters(LLAMA, Lora())
+    waiting = 33 * collective_seconds(adapter / 33, BOX) + collective_seconds(adapter, BOX)
+    assert lora.seconds - lora.arithmetic == pytest.approx(waiting)
 
 
 def test_offload_pays_for_the_way_to_the_cpu_and_its_adam() -> None:

@@ -10,14 +10,16 @@ from dpo_dist.config import Checkpointing, Full, Lora
 from dpo_dist.estimates.hardware import preset_shape
 from dpo_dist.estimates.memory import trained_parameters
 from dpo_dist.estimates.sharding import (
-    REDUCE_BUCKET,
+    bucket_elements,
     host_bytes,
     model_states,
     planned_peak,
 )
+from dpo_dist.training.buckets import reduction
 
 LLAMA = preset_shape("Llama-3.1-8B")
 P = 8_030_261_248
+EMBEDDING = 128_256 * 4096
 BATCH = {"tokens": 4000, "scored": 3000}
 T = 41_943_040  # LoRA, r = 16: 16 (8192 + 5120 + 5120 + 8192 + 3 * 18432) a layer
 
@@ -33,10 +35,10 @@ def test_lora_trains_half_a_percent() -> None:
         # Mixed precision without DeepSpeed: 4 and autocast's 2; gradients 4; AdamW 8; buckets 4.
         ("single_gpu", (6 * P, 4 * P, 8 * P, 0)),
         ("ddp", (6 * P, 4 * P, 8 * P, 4 * P)),
-        ("zero1", (2 * P, 4 * P, 12 * P // 8, 2_000_000_000)),
-        ("zero2", (2 * P, 4 * P // 8, 12 * P // 8, 1_000_000_000)),
-        ("zero3", (2 * P // 8, 4 * P // 8, 12 * P // 8, 3_000_000_000)),
-        ("zero3_offload", (0, 0, 0, 3_000_000_000)),
+        ("zero1", (2 * P, 4 * P, 12 * P // 8, 800_000_000)),
+        ("zero2", (2 * P, 4 * P // 8, 12 * P // 8, 2 * 2 * EMBEDDING)),
+        ("zero3", (2 * P // 8, 4 * P // 8, 12 * P // 8, 2_400_000_000)),
+        ("zero3_offload", (0, 0, 0, 2_400_000_000)),
     ],
 )
 def test_all_weights_on_eight_gpus(strategy, expected) -> None:
@@ -107,7 +109,17 @@ def test_a_cpu_holds_no_more_of_a_bucket_than_is_written() -> None:
         planned_peak(LLAMA, Lora(), "zero2", 8, checkpointing="none", on_cpu=on_cpu, **BATCH)
         for on_cpu in (False, True)
     )
-    assert (gpu["communication"], cpu["communication"]) == (2 * REDUCE_BUCKET, 2 * T)
+    assert (gpu["communication"], cpu["communication"]) == (2 * 2 * T, 2 * T)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("method", [Full(), Lora(), Lora(r=256)])
+def test_the_planned_buckets_are_the_trainer_s(stage: int, method: Full | Lora) -> None:
+    trained = trained_parameters(LLAMA, method)
+    largest = EMBEDDING if isinstance(method, Full) else 2**20
+    found = reduction(stage, [*[largest] * (trained // largest), trained % largest])
+    buckets = 2 if stage == 2 else 1
+    assert buckets * found["reduce_bucket_size"] == bucket_elements(LLAMA, method, stage)
 
 
 @pytest.mark.parametrize("gpus", [(8, 1), (8, 4)])
@@ -121,7 +133,7 @@ def test_zero2_is_deepspeed_s_estimate_less_its_second_gradient(gpus: tuple[int,
     ours = model_states(LLAMA, Full(), "zero2", per_node * nodes)
     held = sum(ours[part] for part in ("weights", "gradients", "optimizer"))
     assert theirs - held == pytest.approx(2 * P / (per_node * nodes), abs=2)
-    assert ours["communication"] == 2 * REDUCE_BUCKET
+    assert ours["communication"] == 2 * 2 * EMBEDDING
 
 
 @pytest.mark.parametrize(("accumulate", "a_weight"), [(4, 18), (2, 16)])

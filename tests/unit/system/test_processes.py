@@ -96,12 +96,48 @@ def test_a_child_in_a_session_of_its_own_ends_with_its_parent(tmp_path) -> None:
     process.wait()
     pid = int((tmp_path / "pid").read_text())
     deadline = time.monotonic() + 20
-    while _alive(pid):
+    while alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def _alive(pid: int) -> bool:
+ENGINE = """
+import multiprocessing, sys, time
+from dpo_dist.cli import main
+from dpo_dist.system.processes import end_children_with_this
+
+if __name__ == "__main__":
+    end_children_with_this()
+    context = multiprocessing.get_context(sys.argv[1])
+    child = context.Process(target=time.sleep, args=(60,))
+    child.start()
+    print(child.pid, flush=True)
+    child.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_core_of_a_killed_engine_ends_with_it(tmp_path: Path, method: str) -> None:
+    """As vLLM starts it. A restarted worker would find the GPU's memory taken."""
+    script = tmp_path / "dpo-dist"
+    script.write_text(ENGINE)
+    surroundings = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    words = [sys.executable, str(script), method]
+    with subprocess.Popen(words, env=surroundings, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        # A spawned one can only end with its parent once it has imported the main module.
+        time.sleep(2 if method == "spawn" else 0.2)
+        assert alive(child)
+        process.kill()
+    deadline = time.monotonic() + 5
+    while alive(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import socket
 import sys
 from pathlib import Path
@@ -57,13 +56,6 @@ def test_deepspeed_needs_no_ssh_whatever_the_file_says(tmp_path: Path, written: 
     words = launcher_command(COMMAND, path, nodes())
     args, *_ = _validate_launch_command(launch_command_parser().parse_args(words[3:]))
     assert args.use_deepspeed and args.deepspeed_multinode_launcher == "standard"
-
-
-def test_threads_are_shared_by_the_processes_of_one_machine(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("dpo_dist.training.accelerate_command.has_cuda", lambda: False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    found = launcher_environment(config(tmp_path), nodes(), tmp_path)
-    assert found["OMP_NUM_THREADS"] == "8", "four processes, two of them here"
 
 
 def test_one_process_is_started_without_the_launcher_if_its_file_says_nothing_else(

@@ -10,6 +10,15 @@ from typing import Any
 Manifest = dict[str, Any]
 
 VOLUME = PurePosixPath("/shared")  # the claim: runs and the download cache
+# Downloads and compiled kernels, in folders of the cache: a new pod compiles nothing again. The
+# image has the same variables (Dockerfile).
+CACHES = {
+    "HF_HOME": "huggingface",
+    "VLLM_CACHE_ROOT": "vllm",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
+    "TRITON_CACHE_DIR": "triton",
+}
 SETTINGS = PurePosixPath("/etc/dpo-dist")  # the ConfigMap: run file, accelerate configurations
 USER = 10001  # of the image
 GPU = "nvidia.com/gpu"
@@ -111,7 +120,10 @@ def _container(
         "args": list(command),
         "workingDir": str(settings.workdir),
         "env": [
-            {"name": "HF_HOME", "value": str(VOLUME / "cache" / "huggingface")},
+            *(
+                {"name": name, "value": str(VOLUME / "cache" / folder)}
+                for name, folder in CACHES.items()
+            ),
             # A key is optional in the secret, because a run that needs it reports its absence.
             *(
                 {"name": key, "valueFrom": {"secretKeyRef": {**secret, "key": key}}}

@@ -10,7 +10,7 @@ from dpo_dist.system.machine import GIB, Gpu
 from dpo_dist.tools.doctor.agreement import compare
 from dpo_dist.tools.doctor.bandwidth import assess, measure
 from dpo_dist.tools.doctor.facts import Facts
-from dpo_dist.tools.doctor.findings import table
+from dpo_dist.tools.doctor.findings import Finding, table
 
 
 def gpu(free: float = 79, name: str = "H100") -> Gpu:
@@ -31,6 +31,7 @@ def facts(rank: int = 0, **values: object) -> Facts:
         "memory_needed": 40 * GIB,
         "disk": 100 * GIB,
         "disk_needed": GIB,
+        "rdma": Finding("ok", "mlx5_0"),
         "problems": [],
     }
     return Facts(rank=rank, **{**defaults, **values})
@@ -61,6 +62,7 @@ def test_nodes_that_are_alike_are_well() -> None:
         ({"gpus": [gpu(), gpu(20)]}, "memory", "failed", "20.0 of 80.0 GiB free"),
         ({"gpus": [gpu(), gpu(60)]}, "memory", "warning", "in use by another process"),
         ({"disk": 0}, "disk", "failed", "0 GiB free, 1 GiB needed"),
+        ({"rdma": Finding("failed", "sockets")}, "RDMA", "failed", "sockets"),
         ({"problems": ["port 1 is taken"]}, "configuration", "failed", "port 1 is taken"),
     ],
 )

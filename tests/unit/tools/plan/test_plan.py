@@ -55,7 +55,7 @@ def test_a_full_fine_tuning_of_8_b_on_two_nodes(ultrafeedback, tmp_path: Path, c
     figures = plan(tmp_path, ultrafeedback(), "--gpus", "8xH100-80G", "--nodes", "2")
     assert figures["model"]["parameters"] == 8_030_261_248
     advice = figures["recommendation"]
-    assert advice["accelerate_config"] == "accelerate_configs/multi_node_zero3.yaml"
+    assert advice["accelerate_config"] == "accelerate_configs/zero2.yaml"
     assert advice["micro_batch_size"] * advice["accumulation"] * 16 == 128
     rows = {(row["method"], row["strategy"]): row for row in figures["memory"]}
     assert len(rows) == 10
@@ -72,7 +72,7 @@ def test_a_full_fine_tuning_of_8_b_on_two_nodes(ultrafeedback, tmp_path: Path, c
     assert figures["disk"]["checkpoints while training"] == 3 * 16 * 8_030_261_248
     assert figures["problems"] == figures["unknown"] == []
     shown = capsys.readouterr().out
-    assert "--set train.accelerate_config=accelerate_configs/multi_node_zero3.yaml" in shown
+    assert "--set train.accelerate_config=accelerate_configs/zero2.yaml" in shown
     assert "GPU      79.6 GiB; NVIDIA H100" in shown
     assert "network  400 Gb/s per node" in shown
     known = {figure["source"] for figure in figures["figures"].values()}
