@@ -1,0 +1,320 @@
+"""Steps 4, 5 and 7: the training step of a 1.5B model, without a trainer around it.
+
+Packed forward, LM head, DPO loss, backward, clipping and AdamW, from our own modules. TRL is not
+needed, and its costs are not included; step 6 has them.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo
+from torch import Tensor
+
+from benchmarks.gpu_check.kernels import milliseconds
+from benchmarks.gpu_check.profiles import count_waits, kernels_and_idle
+from benchmarks.gpu_check.report import Recorder
+from benchmarks.gpu_check.scale import (
+    PackedBatch,
+    Pair,
+    Scale,
+    Sizes,
+    adapt_older_torch,
+    add_lora,
+    installed,
+    make_model,
+    pack,
+    packed_hidden,
+    packed_log_probs,
+    random_pairs,
+)
+from dpo_dist.training import CausalLM
+
+BETA = 0.1
+GIB = 2**30
+
+
+class DpoStep:
+    """One optimizer step on one micro-batch. The learning rate is 0: every step has the same loss,
+    so that kinds of checkpointing can be compared."""
+
+    def __init__(self, model: CausalLM, scale: Scale) -> None:
+        self.model, self._scale = model, scale
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(self._trained, lr=0.0, fused=True)
+
+    def log_probs(self, batch: PackedBatch) -> Tensor:
+        with torch.autocast(self._scale.device, torch.bfloat16):
+            return packed_log_probs(self.model, batch)
+
+    def __call__(self, batch: PackedBatch, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and the norm of the gradient, on the device."""
+        chosen, rejected = self.log_probs(batch) - reference
+        loss = -torch.nn.functional.logsigmoid(BETA * (chosen - rejected)).mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss.detach(), norm
+
+
+def build(method: str, scale: Scale, sizes: Sizes | None = None) -> DpoStep:
+    """LoRA over bfloat16 weights, or all weights in float32, as the trainer loads them."""
+    if method == "LoRA":
+        model = make_model(sizes or scale.model, torch.bfloat16, scale.device)
+        return DpoStep(add_lora(model), scale)
+    return DpoStep(make_model(sizes or scale.model, torch.float32, scale.device), scale)
+
+
+def checkpointings(model: CausalLM, record: Recorder) -> Iterator[str]:
+    """Enables each kind of checkpointing in turn; `selective` comes last, because it replaces the
+    model's method that enables it."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    yield "none"
+    base.gradient_checkpointing_enable({"use_reentrant": False})
+    yield "full"
+    base.gradient_checkpointing_disable()
+    try:
+        from dpo_dist.training import lora_linear  # noqa: F401  # its operator is named there
+        from dpo_dist.training.activations import checkpoint_selectively
+    except ModuleNotFoundError as error:
+        record.note(f"{error.name} is not installed: selective checkpointing is not measured")
+        return
+
+    checkpoint_selectively(model)
+    yield "selective"
+
+
+def speed(record: Recorder, scale: Scale, _: Path) -> None:
+    """Step 4."""
+    if scale.on_gpu and (note := adapt_older_torch()):
+        record.note(note)
+    plans = _plans(record)
+    if scale.on_gpu:
+        record.figure("bf16 GEMM, TFLOP/s", _gemm(scale) / 1e12)
+    methods = ["full FT", *(["LoRA"] if installed("peft") else [])]
+    if "LoRA" not in methods:
+        record.note("peft is not installed: LoRA is not measured")
+    per_method = record.seconds_left() / len(methods)
+    for number, method in enumerate(methods, start=1):
+        reserve = per_method * (len(methods) - number)
+        _measure(method, record, scale, plans, reserve)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _measure(method: str, record: Recorder, scale: Scale, plans: Any, reserve: float) -> None:
+    """Every micro-batch with every kind of checkpointing, as long as `reserve` seconds are left."""
+    step = build(method, scale)
+    known: dict[int, tuple[float, float]] = {}
+    for kind in checkpointings(step.model, record):
+        for size in scale.micro_batches:
+            name = f"{method}, {kind}, {size} pairs"
+            if record.seconds_left() < reserve + 5:
+                record.note(f"no time left for {name}")
+                continue
+            pairs = random_pairs(scale, size)
+            batch = pack(pairs, scale.device)
+            try:
+                loss, norm = _one(step, name, batch, pairs, record, scale, plans, (method, kind))
+            except torch.OutOfMemoryError:
+                record.note(f"{name}: out of memory")
+                gc.collect()
+                torch.cuda.empty_cache()
+                continue
+            known.setdefault(size, (loss, norm))
+            if kind == "none" and size == scale.micro_batches[0]:
+                _profile(step, name, batch, record, scale)
+            if kind != "none":
+                first = known[size]
+                record.check(
+                    f"{name}: gradient's norm, relative difference",
+                    abs(norm - first[1]) / first[1],
+                    most=2e-2,
+                    why="recomputation repeats the same operations; atomic additions may differ",
+                )
+
+
+def _one(
+    step: DpoStep, name: str, batch: PackedBatch, pairs: list[Pair], record: Recorder, scale: Scale,
+    plans: Any, kind: tuple[str, str],
+) -> tuple[float, float]:  # fmt: skip
+    """Time and peak memory of a step; returns its loss and the norm of its gradient."""
+    with torch.no_grad():
+        reference = step.log_probs(batch)
+    loss, norm = (x.item() for x in step(batch, reference))  # not timed: allocates AdamW's states
+    if scale.on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    took = milliseconds(lambda: step(batch, reference), scale, scale.repeats)
+    record.figure(f"{name}: ms", took)
+    record.figure(f"{name}: tokens/s", 1e3 * batch.tokens / took)
+    record.check(
+        f"{name}: |loss - ln 2|",
+        abs(loss - math.log(2)),
+        most=1e-2,
+        why="policy and reference are equal, and differ by rounding at most",
+    )
+    if plans is not None:
+        plans.report(name, record, scale, took, batch, pairs, *kind)
+    elif scale.on_gpu:
+        record.figure(f"{name}: peak GiB", torch.cuda.max_memory_allocated() / GIB)
+    return loss, norm
+
+
+def _plans(record: Recorder) -> Any:
+    """The module that compares with the plan, or None without its packages."""
+    try:
+        from benchmarks.gpu_check import plans
+    except ModuleNotFoundError as error:
+        record.note(f"{error.name} is not installed: no MFU, and no comparison with the plan")
+        return None
+    return plans
+
+
+def _profile(step: DpoStep, name: str, batch: PackedBatch, record: Recorder, scale: Scale) -> None:
+    with torch.no_grad():
+        reference = step.log_probs(batch)
+    count, idle = kernels_and_idle(lambda: step(batch, reference), scale)
+    record.figure(f"{name}: {'kernels' if scale.on_gpu else 'operators'} of a step", count)
+    if idle is not None:
+        record.figure(f"{name}: share of a step in which the GPU is idle", idle)
+
+
+def _gemm(scale: Scale, size: int = 8192) -> float:
+    """FLOP/s of a large matrix product of random bfloat16 numbers."""
+    a, b = (torch.randn(size, size, device=scale.device, dtype=torch.bfloat16) for _ in range(2))
+    return 2.0 * size**3 / (milliseconds(lambda: a @ b, scale, 10) / 1e3)
+
+
+def synchronisations(record: Recorder, scale: Scale, folder: Path) -> None:
+    """Step 5: the places where the host waits for the device, in one step."""
+    if scale.on_gpu and (note := adapt_older_torch()):
+        record.note(note)
+    else:
+        record.note("on a CPU operators are counted that would wait for a GPU")
+    sizes = Sizes(**asdict(scale.model) | {"num_hidden_layers": 2})  # the number is that of all
+    for method in ("full FT", "LoRA"):
+        if method == "LoRA" and not installed("peft"):
+            continue
+        step = build(method, scale, sizes)
+        batch = pack(random_pairs(scale, scale.micro_batches[0]), scale.device)
+        with torch.no_grad():
+            reference = step.log_probs(batch)
+        step(batch, reference)
+        with count_waits(scale) as places:
+            step(batch, reference)
+        record.check(
+            f"{method}, without a trainer: waits in a step",
+            sum(places.values()),
+            most=0,
+            why="packed rows, our head and AdamW need no value on the host",
+        )
+        for place, count in places.most_common():
+            record.note(f"{method}, without a trainer: {count} x {place}")
+    if not installed("trl"):
+        record.note("TRL is not installed: the trainer's step is not measured")
+        return
+    from benchmarks.gpu_check.trainers import waits_of_trainer
+
+    places = waits_of_trainer(scale, folder)
+    record.check(
+        "the trainer: waits in a step",
+        sum(places.values()),
+        most=32,
+        why="21 were found by reading TRL's step and ours; the clipping, the log and the loop add "
+        "some. More means that a change added one for every row or layer",
+    )
+    for place, count in places.most_common(24):
+        record.note(f"the trainer: {count} x {place}")
+
+
+def compiled(record: Recorder, scale: Scale, _: Path) -> None:
+    """Step 7: decoder layers compiled around attention and, on a GPU, with it; every micro-batch
+    has another length."""
+    if scale.on_gpu and (note := adapt_older_torch()):
+        record.note(note)
+    if not scale.on_gpu:
+        record.note("on a CPU with the backend eager, which traces and generates no code")
+    layers = 2 if scale.on_gpu else 1
+    sizes = Sizes(**asdict(scale.model) | {"num_hidden_layers": layers})
+    batches = [
+        pack(random_pairs(scale, scale.micro_batches[-1], seed=seed), scale.device)
+        for seed in range(4)
+    ]
+    eager = Blocks(scale, sizes, None)
+    expected = [eager.run(batch) for batch in batches]
+    eager_ms = eager.milliseconds(batches)
+    record.figure("eager: ms, forward and backward", eager_ms)
+    for way in ("around attention", *(["with attention"] if scale.on_gpu else [])):
+        if record.seconds_left() < 30:
+            record.note(f"no time left for blocks compiled {way}")
+            continue
+        blocks = Blocks(scale, sizes, way)
+        started, graphs, difference = time.perf_counter(), [], 0.0
+        for batch, exact in zip(batches, expected, strict=True):
+            error = (blocks.run(batch) - exact).abs().max() / exact.abs().max()
+            difference = max(difference, error.item())
+            graphs.append(blocks.graphs())
+        record.figure(f"compiled {way}: s to compile", time.perf_counter() - started)
+        record.figure(f"compiled {way}: graphs", graphs[-1])
+        record.check(
+            f"compiled {way}: graphs added by the third and fourth length",
+            graphs[-1] - graphs[1],
+            most=0,
+            why="lengths are dynamic; otherwise every micro-batch would compile again",
+        )
+        record.check(
+            f"compiled {way}: relative difference of the final states",
+            difference,
+            most=5e-2,
+            why="fused operations round to bfloat16 less often; two layers add few roundings",
+        )
+        took = blocks.milliseconds(batches)
+        record.figure(f"compiled {way}: ms, forward and backward", took)
+        record.figure(f"compiled {way}: times faster than eager", eager_ms / took)
+
+
+class Blocks:
+    """A model of few layers, which are compiled `around attention`, `with attention`, or not."""
+
+    def __init__(self, scale: Scale, sizes: Sizes, way: str | None) -> None:
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import sdpa_mask
+
+        from dpo_dist.training.attention import packed_attention
+
+        self._scale = scale
+        self._model = make_model(sizes, torch.float32, scale.device)
+        if way is None:
+            return
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        if way == "around attention":
+            AttentionInterface.register("apart", torch.compiler.disable(packed_attention))
+            AttentionMaskInterface.register("apart", sdpa_mask)
+            self._model.set_attn_implementation("apart")
+        for layer in self._model.model.layers:
+            layer.compile(backend="inductor" if scale.on_gpu else "eager", dynamic=True)
+
+    def run(self, batch: PackedBatch) -> Tensor:
+        """Forward and backward; returns the final states."""
+        with torch.autocast(self._scale.device, torch.bfloat16):
+            states = packed_hidden(self._model, batch)
+        states.float().square().mean().backward()
+        self._model.zero_grad(set_to_none=True)
+        return states.detach().float()
+
+    def milliseconds(self, batches: list[PackedBatch]) -> float:
+        """Of a batch, on average."""
+        once = milliseconds(lambda: [self.run(batch) for batch in batches], self._scale)
+        return once / len(batches)
+
+    def graphs(self) -> int:
+        return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
