@@ -42,7 +42,7 @@ class Runner:
         # Where there is no GPU, one process imports torch and is forked for every step. CUDA does
         # not survive a fork, and an import may have initialised it, so a GPU's steps start afresh.
         self._context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
-        if not _may_have_gpu():
+        if not may_have_gpu():
             self._context = multiprocessing.get_context("forkserver")
             self._context.set_forkserver_preload(
                 ["torch", "transformers.models.qwen2.modeling_qwen2", "benchmarks.gpu_check.scale"]
@@ -72,7 +72,7 @@ class Runner:
         return result
 
 
-def _may_have_gpu() -> bool:
+def may_have_gpu() -> bool:
     """Whether this machine may have an NVIDIA GPU; does not initialise CUDA."""
     return any(
         map(os.path.exists, ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from benchmarks.gpu_check.scale import (
 from dpo_dist.training import CausalLM
 
 BETA = 0.1
+METHODS = ("LoRA", "full FT")
 GIB = 2**30
 
 
@@ -99,15 +100,27 @@ def speed(record: Recorder, scale: Scale, _: Path) -> None:
     plans = _plans(record)
     if scale.on_gpu:
         record.figure("bf16 GEMM, TFLOP/s", _gemm(scale) / 1e12)
-    methods = ["full FT", *(["LoRA"] if installed("peft") else [])]
-    if "LoRA" not in methods:
-        record.note("peft is not installed: LoRA is not measured")
-    per_method = record.seconds_left() / len(methods)
-    for number, method in enumerate(methods, start=1):
-        reserve = per_method * (len(methods) - number)
-        _measure(method, record, scale, plans, reserve)
+    half = record.seconds_left() / 2
+
+    def measure(method: str) -> None:
+        _measure(method, record, scale, plans, reserve=half if method == METHODS[0] else 0)
+
+    _each_method(record, measure)
+
+
+def _each_method(record: Recorder, measure: Callable[[str], None]) -> None:
+    """Measure the methods whose packages are installed. `ModuleNotFoundError` if there is none."""
+    missing = []
+    for method in METHODS:
+        try:
+            measure(method)
+        except ModuleNotFoundError as error:
+            missing.append(error)
+            record.note(f"{error.name} is not installed: {method} is not measured")
         gc.collect()
         torch.cuda.empty_cache()
+    if len(missing) == len(METHODS):
+        raise missing[0]
 
 
 def _measure(method: str, record: Recorder, scale: Scale, plans: Any, reserve: float) -> None:
@@ -200,9 +213,8 @@ def synchronisations(record: Recorder, scale: Scale, folder: Path) -> None:
     else:
         record.note("on a CPU operators are counted that would wait for a GPU")
     sizes = Sizes(**asdict(scale.model) | {"num_hidden_layers": 2})  # the number is that of all
-    for method in ("full FT", "LoRA"):
-        if method == "LoRA" and not installed("peft"):
-            continue
+
+    def measure(method: str) -> None:
         step = build(method, scale, sizes)
         batch = pack(random_pairs(scale, scale.micro_batches[0]), scale.device)
         with torch.no_grad():
@@ -218,6 +230,8 @@ def synchronisations(record: Recorder, scale: Scale, folder: Path) -> None:
         )
         for place, count in places.most_common():
             record.note(f"{method}, without a trainer: {count} x {place}")
+
+    _each_method(record, measure)
     if not installed("trl"):
         record.note("TRL is not installed: the trainer's step is not measured")
         return

@@ -151,7 +151,8 @@ def sharded(record: Recorder, scale: Scale, folder: Path) -> None:
     gc.collect()
     if scale.on_gpu:
         torch.cuda.empty_cache()
-    jobs = [(name, method) for name in names for method in ("lora", "full")]
+    methods = ("lora", "full") if scale.on_gpu else ("lora",)
+    jobs = [(name, method) for name in names for method in methods]
     limit = record.seconds_left() / 2 - 5 if scale.on_gpu else None
     with ThreadPoolExecutor(len(jobs) if scale.on_gpu else 1) as pool:
         ends = pool.map(
