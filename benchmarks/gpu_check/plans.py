@@ -10,12 +10,13 @@ from benchmarks.gpu_check.report import Recorder
 from benchmarks.gpu_check.scale import PackedBatch, Pair, Scale
 from dpo_dist.config import Checkpointing, Full, Lora
 from dpo_dist.estimates import throughput
-from dpo_dist.estimates.hardware import GpuSpec, read_gpus
+from dpo_dist.estimates.hardware import read_gpus
 from dpo_dist.estimates.memory import ModelShape
 from dpo_dist.estimates.sharding import planned_peak
 from dpo_dist.training.job import MEMORY_SHARE
 
 GIB = 2**30
+FORMS = {"PCIE", "NVL"}  # the others are SXM
 
 
 def report(
@@ -39,9 +40,10 @@ def report(
     ]
     flops = sum(throughput.training_flops(shape, settings, length) for length in lengths)
     rate = 1e3 * flops / milliseconds
-    gpu = known_gpu() if scale.on_gpu else None
+    memory = torch.cuda.get_device_properties(0).total_memory if scale.on_gpu else 0
+    gpu = known_gpu(scale.device_name(), memory)
     if gpu is not None:
-        record.figure(f"{name}: MFU", rate / gpu.flops)
+        record.figure(f"{name}: MFU", rate / read_gpus()[gpu].flops)
     else:
         record.figure(f"{name}: useful GFLOP/s", rate / 1e9)
     record.figure(f"{name}: planned GiB", sum(planned.values()) / GIB)
@@ -68,14 +70,14 @@ def shape_of(scale: Scale) -> ModelShape:
     )
 
 
-def known_gpu() -> GpuSpec | None:
-    """This GPU in gpus.toml: of those with its name, the one whose memory is closest."""
-    words = torch.cuda.get_device_name().upper().replace("-", " ").split()
-    total = torch.cuda.get_device_properties(0).total_memory
-    named = [
-        spec
-        for name, spec in read_gpus().items()
-        if name.split("-")[0].upper() in words
-        and all((form in words) == (form in name.upper().split("-")) for form in ("PCIE", "NVL"))
-    ]
-    return min(named, key=lambda spec: abs(spec.memory - total), default=None)
+def known_gpu(name: str, memory: int) -> str | None:
+    """The name in gpus.toml of a GPU with CUDA's name and that many bytes: of those with its name
+    and form, the one whose memory is closest."""
+    words = set(name.upper().replace("-", " ").split())
+    gpus = read_gpus()
+    named = []
+    for known in gpus:
+        model, *form = known.upper().split("-")
+        if model in words and words & FORMS == set(form) & FORMS:
+            named.append(known)
+    return min(named, key=lambda known: abs(gpus[known].memory - memory), default=None)

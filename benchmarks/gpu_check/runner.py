@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import pkgutil
@@ -9,7 +10,6 @@ import signal
 import sys
 import time
 import traceback
-import warnings
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,13 +22,12 @@ OPTIONAL = {
     "accelerate", "datasets", "deepspeed", "peft", "pyarrow", "pydantic", "pytest", "scipy",
     "tokenizers", "triton", "trl", "vllm",
 }  # fmt: skip
-LAST_LINES = 12
+LAST_LINES = 16
 # torch's allocator is set as for a training whose rows differ in length.
 ENVIRONMENT = {
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONFAULTHANDLER": "1",
 }
 
 
@@ -37,8 +36,6 @@ class Runner:
 
     def __init__(self, folder: Path, quick: bool) -> None:
         self._folder, self._quick = folder, quick
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         # Where there is no GPU, one process imports torch and is forked for every step. CUDA does
         # not survive a fork, and an import may have initialised it, so a GPU's steps start afresh.
         self._context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
@@ -85,7 +82,8 @@ def _child(step: Step, path: Path, log: Path, work: Path, quick: bool, deadline:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    warnings.simplefilter("default")
+    faulthandler.enable()
+    os.environ |= ENVIRONMENT | os.environ
     record = Recorder(path, deadline)
     try:
         from benchmarks.gpu_check.scale import Scale
@@ -130,5 +128,8 @@ def _exit(code: int | None) -> str:
 
 
 def _last_lines(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    return " | ".join(line.strip() for line in lines[-LAST_LINES:] if line.strip()) or "none"
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # faulthandler names every C extension after the stack.
+    kept = [line for line in lines if not line.startswith("Extension modules")]
+    return " | ".join(kept[-LAST_LINES:]) or "none"
