@@ -70,7 +70,7 @@ def count_waits(scale: Scale) -> Iterator[Counter[str]]:
         return
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        if "synchroniz" in str(message):
+        if "called a synchronizing CUDA operation" in str(message):
             places[_place()] += 1
 
     mode = torch.cuda.get_sync_debug_mode()

@@ -248,7 +248,8 @@ def sampling(record: Recorder, scale: Scale, folder: Path) -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     import vllm  # noqa: F401
 
-    sizes = scale.model if scale.on_gpu else Sizes(256, 512, 2, 4, 2, 512)
+    # vLLM's CPU kernels need head dimensions of at least 32.
+    sizes = scale.saved_model if scale.on_gpu else Sizes(256, 512, 2, 4, 2, 512)
     model = save_model(folder / "model", sizes)
     adapter = _save_adapter(folder, sizes)
     requests, length = (256, 256) if scale.on_gpu else (32, 16)
