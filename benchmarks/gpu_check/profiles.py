@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 import warnings
 from collections import Counter
@@ -102,13 +103,11 @@ class _CountOperators(TorchDispatchMode):
 
 
 def _place() -> str:
-    """The innermost line that is neither torch's nor this module's: file:line function."""
+    """The innermost line that is neither torch's nor of this machinery: file:line function."""
     library = str(Path(torch.__file__).parent)
+    machinery = (library, __file__, warnings.__file__, contextlib.__file__)
     for frame in reversed(traceback.extract_stack()):
-        if (
-            not frame.filename.startswith((library, __file__))
-            and "contextlib" not in frame.filename
-        ):
+        if not frame.filename.startswith(machinery):
             path = Path(frame.filename)
             return f"{path.parent.name}/{path.name}:{frame.lineno} {frame.name}"
     return "torch"
