@@ -31,7 +31,7 @@ STEPS = (
     Step(4, "time and memory of a step", 110, f"{MODULES}.steps:speed"),
     Step(5, "host synchronisations", 60, f"{MODULES}.steps:synchronisations"),
     Step(6, "TRL's padded trainer on the same rows", 90, f"{MODULES}.trainers:against_trl"),
-    Step(7, "compiled blocks", 90, f"{MODULES}.steps:compiled"),
+    Step(7, "compiled blocks", 90, f"{MODULES}.compiled:blocks"),
     Step(8, "ZeRO-2, ZeRO-3 and FSDP2, with a resume", 120, f"{MODULES}.trainers:sharded"),
     Step(9, "vLLM with an adapter", 90, f"{MODULES}.trainers:sampling"),
     Step(10, "softcaps: block loop against FlexAttention", 60, f"{MODULES}.kernels:softcap"),

@@ -97,7 +97,7 @@ def main(block: Block) -> None:
 
 
 def _planned(block: Block, shape: Any) -> int:
-    """Bytes of a process before its first batch."""
+    """Bytes of a process before its first batch: without gradients and buckets."""
     from transformers import AutoConfig
 
     from dpo_dist.config import Full, Lora, Method
@@ -108,7 +108,8 @@ def _planned(block: Block, shape: Any) -> int:
     stage: Strategy = "zero2" if shape.zero_stage == 2 else "zero3"
     method: Method = Lora() if block.method == "lora" else Full()
     second = model.parameters if block.method == "full" else 0  # measures the KL
-    return sum(model_states(model, method, stage, shape.processes, reference=second).values())
+    parts = model_states(model, method, stage, shape.processes, reference=second)
+    return parts["weights"] + parts["optimizer"] + parts["reference"]
 
 
 if __name__ == "__main__":

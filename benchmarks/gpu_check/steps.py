@@ -1,4 +1,4 @@
-"""Steps 4, 5 and 7: the training step of a 1.5B model, without a trainer around it.
+"""Steps 4 and 5: the training step of a 1.5B model, without a trainer around it.
 
 Packed forward, LM head, DPO loss, backward, clipping and AdamW, from our own modules. TRL is not
 needed, and its costs are not included; step 6 has them.
@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import gc
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor
 
 from benchmarks.gpu_check.kernels import milliseconds
@@ -31,7 +29,6 @@ from benchmarks.gpu_check.scale import (
     installed,
     make_model,
     pack,
-    packed_hidden,
     packed_log_probs,
     random_pairs,
 )
@@ -126,7 +123,7 @@ def _each_method(record: Recorder, measure: Callable[[str], None]) -> None:
 def _measure(method: str, record: Recorder, scale: Scale, plans: Any, reserve: float) -> None:
     """Every micro-batch with every kind of checkpointing, as long as `reserve` seconds are left."""
     step = build(method, scale)
-    known: dict[int, tuple[float, float]] = {}
+    known: dict[int, float] = {}  # norms of gradients by micro-batch
     for kind in checkpointings(step.model, record):
         for size in scale.micro_batches:
             name = f"{method}, {kind}, {size} pairs"
@@ -135,21 +132,22 @@ def _measure(method: str, record: Recorder, scale: Scale, plans: Any, reserve: f
                 continue
             pairs = random_pairs(scale, size)
             batch = pack(pairs, scale.device)
+            norm = None
             try:
-                loss, norm = _one(step, name, batch, pairs, record, scale, plans, (method, kind))
+                norm = _one(step, name, batch, pairs, record, scale, plans, (method, kind))
             except torch.OutOfMemoryError:
                 record.note(f"{name}: out of memory")
+            if norm is None:
                 gc.collect()
                 torch.cuda.empty_cache()
                 continue
-            known.setdefault(size, (loss, norm))
-            if kind == "none" and size == scale.micro_batches[0]:
+            first = known.setdefault(size, norm)
+            if size == scale.micro_batches[0] and (scale.on_gpu or kind == "none"):
                 _profile(step, name, batch, record, scale)
             if kind != "none":
-                first = known[size]
                 record.check(
                     f"{name}: gradient's norm, relative difference",
-                    abs(norm - first[1]) / first[1],
+                    abs(norm - first) / first,
                     most=2e-2,
                     why="recomputation repeats the same operations; atomic additions may differ",
                 )
@@ -158,8 +156,8 @@ def _measure(method: str, record: Recorder, scale: Scale, plans: Any, reserve: f
 def _one(
     step: DpoStep, name: str, batch: PackedBatch, pairs: list[Pair], record: Recorder, scale: Scale,
     plans: Any, kind: tuple[str, str],
-) -> tuple[float, float]:  # fmt: skip
-    """Time and peak memory of a step; returns its loss and the norm of its gradient."""
+) -> float:  # fmt: skip
+    """Time and peak memory of a step; returns the norm of its gradient."""
     with torch.no_grad():
         reference = step.log_probs(batch)
     loss, norm = (x.item() for x in step(batch, reference))  # not timed: allocates AdamW's states
@@ -174,11 +172,11 @@ def _one(
         most=1e-2,
         why="policy and reference are equal, and differ by rounding at most",
     )
+    if scale.on_gpu:
+        record.figure(f"{name}: peak GiB", torch.cuda.max_memory_allocated() / GIB)
     if plans is not None:
         plans.report(name, record, scale, took, batch, pairs, *kind)
-    elif scale.on_gpu:
-        record.figure(f"{name}: peak GiB", torch.cuda.max_memory_allocated() / GIB)
-    return loss, norm
+    return norm
 
 
 def _plans(record: Recorder) -> Any:
@@ -247,88 +245,3 @@ def synchronisations(record: Recorder, scale: Scale, folder: Path) -> None:
     )
     for place, count in places.most_common(24):
         record.note(f"the trainer: {count} x {place}")
-
-
-def compiled(record: Recorder, scale: Scale, _: Path) -> None:
-    """Step 7: decoder layers compiled around attention and, on a GPU, with it; every micro-batch
-    has another length."""
-    if scale.on_gpu and (note := adapt_older_torch()):
-        record.note(note)
-    if not scale.on_gpu:
-        record.note("on a CPU with the backend eager, which traces and generates no code")
-    layers = 2 if scale.on_gpu else 1
-    sizes = Sizes(**asdict(scale.model) | {"num_hidden_layers": layers})
-    batches = [
-        pack(random_pairs(scale, scale.micro_batches[-1], seed=seed), scale.device)
-        for seed in range(4)
-    ]
-    eager = Blocks(scale, sizes, None)
-    expected = [eager.run(batch) for batch in batches]
-    eager_ms = eager.milliseconds(batches)
-    record.figure("eager: ms, forward and backward", eager_ms)
-    for way in ("around attention", *(["with attention"] if scale.on_gpu else [])):
-        if record.seconds_left() < 30:
-            record.note(f"no time left for blocks compiled {way}")
-            continue
-        blocks = Blocks(scale, sizes, way)
-        started, graphs, difference = time.perf_counter(), [], 0.0
-        for batch, exact in zip(batches, expected, strict=True):
-            error = (blocks.run(batch) - exact).abs().max() / exact.abs().max()
-            difference = max(difference, error.item())
-            graphs.append(blocks.graphs())
-        record.figure(f"compiled {way}: s to compile", time.perf_counter() - started)
-        record.figure(f"compiled {way}: graphs", graphs[-1])
-        record.check(
-            f"compiled {way}: graphs added by the third and fourth length",
-            graphs[-1] - graphs[1],
-            most=0,
-            why="lengths are dynamic; otherwise every micro-batch would compile again",
-        )
-        record.check(
-            f"compiled {way}: relative difference of the final states",
-            difference,
-            most=5e-2,
-            why="fused operations round to bfloat16 less often; two layers add few roundings",
-        )
-        took = blocks.milliseconds(batches)
-        record.figure(f"compiled {way}: ms, forward and backward", took)
-        record.figure(f"compiled {way}: times faster than eager", eager_ms / took)
-
-
-class Blocks:
-    """A model of few layers, which are compiled `around attention`, `with attention`, or not."""
-
-    def __init__(self, scale: Scale, sizes: Sizes, way: str | None) -> None:
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import sdpa_mask
-
-        from dpo_dist.training.attention import packed_attention
-
-        self._scale = scale
-        self._model = make_model(sizes, torch.float32, scale.device)
-        if way is None:
-            return
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
-        if way == "around attention":
-            AttentionInterface.register("apart", torch.compiler.disable(packed_attention))
-            AttentionMaskInterface.register("apart", sdpa_mask)
-            self._model.set_attn_implementation("apart")
-        for layer in self._model.model.layers:
-            layer.compile(backend="inductor" if scale.on_gpu else "eager", dynamic=True)
-
-    def run(self, batch: PackedBatch) -> Tensor:
-        """Forward and backward; returns the final states."""
-        with torch.autocast(self._scale.device, torch.bfloat16):
-            states = packed_hidden(self._model, batch)
-        states.float().square().mean().backward()
-        self._model.zero_grad(set_to_none=True)
-        return states.detach().float()
-
-    def milliseconds(self, batches: list[PackedBatch]) -> float:
-        """Of a batch, on average."""
-        once = milliseconds(lambda: [self.run(batch) for batch in batches], self._scale)
-        return once / len(batches)
-
-    def graphs(self) -> int:
-        return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
