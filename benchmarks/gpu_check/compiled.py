@@ -74,10 +74,9 @@ class Blocks:
     """A model of few layers, which are compiled `around attention`, `with attention`, or not."""
 
     def __init__(self, scale: Scale, sizes: Sizes, way: str | None) -> None:
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import sdpa_mask
+        from transformers import AttentionInterface
 
-        from dpo_dist.training.attention import packed_attention
+        from dpo_dist.training import attention
 
         self._scale = scale
         self._model = make_model(sizes, torch.float32, scale.device)
@@ -86,9 +85,9 @@ class Blocks:
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         if way == "around attention":
-            AttentionInterface.register("apart", torch.compiler.disable(packed_attention))
-            AttentionMaskInterface.register("apart", sdpa_mask)
-            self._model.set_attn_implementation("apart")
+            # `make_model` registers the plain function again.
+            apart = torch.compiler.disable(attention.packed_attention)
+            AttentionInterface.register(attention.NAME, apart)
         for layer in self._model.model.layers:
             layer.compile(backend="inductor" if scale.on_gpu else "eager", dynamic=True)
 
