@@ -52,13 +52,16 @@ class Runner:
         work = self._folder / f"step-{step.number}"
         work.mkdir()
         started = time.monotonic()
+        # Not a daemon, which could not start the workers of a data loader.
         process = self._context.Process(
-            target=_child, args=(step, path, log, work, self._quick, started + budget), daemon=True
+            target=_child, args=(step, path, log, work, self._quick, started + budget)
         )
         process.start()
-        process.join(budget)
-        timed_out = process.is_alive()
-        _end(process)
+        try:
+            process.join(budget)
+            timed_out = process.is_alive()
+        finally:
+            _end(process)
         seconds = time.monotonic() - started
         result = StepResult(step.number, step.name, "passed", seconds, budget)
         ended = read_result(path, result)
