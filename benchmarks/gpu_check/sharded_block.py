@@ -114,8 +114,10 @@ def _planned(block: Block, shape: Any) -> int:
 
 if __name__ == "__main__":
     from dpo_dist.system.console import quiet_libraries
+    from dpo_dist.system.processes import die_with_parent
     from dpo_dist.training.worker import end_process
 
+    die_with_parent()  # torch's launcher puts it into its own session
     quiet_libraries()
     main(Block(**json.loads(sys.argv[1])))
     end_process(0)
