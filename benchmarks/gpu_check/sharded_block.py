@@ -61,6 +61,7 @@ def main(block: Block) -> None:
         accelerate_config=Path(block.accelerate_config),
     )
     out, rows = Path(block.out), Path(block.rows)
+    out.mkdir(parents=True, exist_ok=True)
     job = TrainingJob(
         kind="dpo",
         settings=settings,
