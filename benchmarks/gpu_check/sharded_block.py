@@ -15,7 +15,8 @@ from typing import Any, get_args
 
 @dataclass(frozen=True)
 class Block:
-    """`rows` is the folder with rows.parquet and validation.parquet."""
+    """`rows` is the folder with rows.parquet and validation.parquet; `stop` ends the training at
+    its second step with a checkpoint, as SIGTERM does."""
 
     model: str
     rows: str
@@ -23,6 +24,7 @@ class Block:
     method: str
     accelerate_config: str
     on_gpu: bool
+    stop: bool = False
     checkpoint: str | None = None
 
 
@@ -39,14 +41,19 @@ def main(block: Block) -> None:
     from dpo_dist.training.trainer import train
 
     ready: list[int] = []
+    preempted = Event()
 
-    class Ready(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-        """The memory once the model is prepared, before the first step."""
+    class Observer(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+        """Notes the memory once the model is prepared, before the first step; stops."""
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             ready.append(torch.cuda.memory_allocated() if block.on_gpu else 0)
 
-    transformers.trainer.DEFAULT_CALLBACKS.append(Ready)
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if block.stop and state.global_step == 1:
+                preempted.set()
+
+    transformers.trainer.DEFAULT_CALLBACKS.append(Observer)
     shape = LaunchShape.read(Path(block.accelerate_config))
     settings = Train(
         method=Lora() if block.method == "lora" else Full(),
@@ -57,7 +64,7 @@ def main(block: Block) -> None:
         eval_per_epoch=1,
         kl=KlMonitor(prompts=2, max_new_tokens=8),
         gradient_checkpointing="none",
-        save_steps=2,
+        save_steps=100,
         accelerate_config=Path(block.accelerate_config),
     )
     out, rows = Path(block.out), Path(block.rows)
@@ -78,7 +85,7 @@ def main(block: Block) -> None:
         checkpoint=Path(block.checkpoint) if block.checkpoint else None,
     )
     started = time.monotonic()
-    train(job, Event())
+    train(job, preempted)
     if ranks.is_main():
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses = [line["loss"] for line in lines if "loss" in line]

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,8 @@ def against_trl(record: Recorder, scale: Scale, folder: Path) -> None:
 
 
 def sharded(record: Recorder, scale: Scale, folder: Path) -> None:
-    """Step 8: a training of three steps, and one that resumes it after the second, for every
-    strategy, as `dpo-dist train` runs them."""
+    """Step 8: for every strategy a training of three steps, and one that is stopped at its second
+    step and resumes, as `dpo-dist train` runs them."""
     from dpo_dist.data.rows import write_parquet
 
     if not scale.on_gpu and scale.quick:
@@ -166,21 +166,24 @@ def sharded(record: Recorder, scale: Scale, folder: Path) -> None:
 def _train_and_resume(
     record: Recorder, scale: Scale, folder: Path, config: str, method: str, limit: float | None
 ) -> str | None:
-    """Both trainings of a strategy; the error if one failed."""
+    """The trainings of a strategy; the error if one failed."""
     name = f"{config}, {method}"
     out = folder / f"{config}-{method}"
     out.mkdir()
     whole = ShardedBlock(
-        model=str(folder / "model"), rows=str(folder), out=str(out / "whole"), method=method,
-        accelerate_config=_one_process(config, out, scale), on_gpu=scale.on_gpu,
-    )  # fmt: skip
+        model=str(folder / "model"),
+        rows=str(folder),
+        out=str(out / "whole"),
+        method=method,
+        accelerate_config=_one_process(config, out, scale),
+        on_gpu=scale.on_gpu,
+    )
+    stopped = replace(whole, out=str(out / "stopped"), stop=True)
+    checkpoint = out / "stopped" / "checkpoints" / "checkpoint-2"
     try:
-        first = _launch(whole, out / "whole.log", limit)
-        checkpoint = out / "whole" / "checkpoints" / "checkpoint-2"
-        resumed = ShardedBlock(
-            **asdict(whole) | {"out": str(out / "resumed"), "checkpoint": str(checkpoint)}
-        )
-        second = _launch(resumed, out / "resumed.log", limit)
+        with ThreadPoolExecutor(2 if scale.on_gpu else 1) as pool:
+            first, _ = pool.map(lambda block: _launch(block, limit), (whole, stopped))
+        second = _launch(replace(stopped, stop=False, checkpoint=str(checkpoint)), limit)
     except (subprocess.SubprocessError, RuntimeError) as error:
         return f"{name}: {error}"
     if scale.on_gpu:
@@ -222,12 +225,13 @@ def _one_process(config: str, folder: Path, scale: Scale) -> str:
     return str(path)
 
 
-def _launch(block: ShardedBlock, log: Path, limit: float | None) -> dict[str, Any]:
+def _launch(block: ShardedBlock, limit: float | None) -> dict[str, Any]:
     """Run a block under `accelerate launch`; its figures."""
     words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     words += [block.accelerate_config, "--main_process_port", "0"]
     words += ["-m", "benchmarks.gpu_check.sharded_block", json.dumps(asdict(block))]
     environment = os.environ | ({} if block.on_gpu else {"DS_ACCELERATOR": "cpu"})
+    log = Path(block.out).with_suffix(".log")
     with log.open("w") as file:
         done = subprocess.run(words, stdout=file, stderr=file, env=environment, timeout=limit)
     result = Path(block.out) / "figures.json"
