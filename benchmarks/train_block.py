@@ -96,8 +96,8 @@ class StepProfile(TrainerCallback):  # type: ignore[misc]  # transformers is not
             print(table, file=sys.stderr)
 
 
-def run(block: Block) -> dict[str, Any]:
-    """Train one epoch of the block's rows, with one step per batch."""
+def build(block: Block) -> Any:
+    """The trainer of a block, for one epoch of its rows with one step per batch."""
     method = Lora() if block.method == "lora" else Full()
     settings = Train(
         method=method,
@@ -121,12 +121,18 @@ def run(block: Block) -> dict[str, Any]:
         seed=0,
         run_name="benchmark",
     )
-    started = time.perf_counter()
     trainer = build_dpo_trainer(job) if block.trainer == "ours" else _stock_trainer(job, block)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def run(block: Block) -> dict[str, Any]:
+    """Train a block; its seconds, losses and memory."""
+    started = time.perf_counter()
+    trainer = build(block)
     built = time.perf_counter() - started
     times = StepTimes()
     trainer.add_callback(times)
-    trainer.remove_callback(PrinterCallback)
     if block.profile:
         trainer.add_callback(StepProfile())
     trainer.train()
