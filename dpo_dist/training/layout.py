@@ -38,13 +38,13 @@ def why_not_packed(model: CausalLM) -> str | None:
         return f"{config.model_type} is multimodal"
     if config.is_encoder_decoder:
         return f"{config.model_type} has an encoder"
+    if any(isinstance(module, torch.nn.Conv1d) for module in base.modules()):
+        return f"{config.model_type} has convolutions or recurrence along the sequence"
     if not base._supports_attention_backend:
         return f"{config.model_type} does not use transformers' attention registry"
     unsuited = set(getattr(config, "layer_types", None) or []) - _PLAIN_LAYERS
     if unsuited:
         return f"{config.model_type} has layers of the kind {', '.join(sorted(unsuited))}"
-    if any(isinstance(module, torch.nn.Conv1d) for module in base.modules()):
-        return f"{config.model_type} has convolutions or recurrence along the sequence"
     rope = getattr(config, "rope_parameters", None) or {}
     if any("mrope_section" in r for r in (rope, *rope.values()) if isinstance(r, dict)):
         return f"{config.model_type} has multi-axis positions (mrope)"
