@@ -32,7 +32,7 @@ _FLASH_DTYPES = (torch.float16, torch.bfloat16)
 _FLASH_WIDTH = 256  # the flash kernel's widest head
 
 # The rules of attention that were used, by device and dtype, and whether they are checked.
-_used: dict[_Use, bool] = {}
+_used: dict[Use, bool] = {}
 _masks_for_plan = False  # whether a packed row is computed now
 
 
@@ -61,9 +61,7 @@ def packed_masks() -> Iterator[None]:
         _masks_for_plan = False
 
 
-def _mask(
-    *, q_length: int, mask_function: Callable[..., Any], **arguments: Any
-) -> Tensor | None:
+def _mask(*, q_length: int, mask_function: Callable[..., Any], **arguments: Any) -> Tensor | None:
     """transformers' mask function. For a packed row, whose plan describes who sees whom, only the
     window is taken from the model's own rule; it is returned as a tensor (1, 1, 1, 1) on the CPU,
     0 for no window. Not every model also passes its window to the attention. Raises `CannotPack`
@@ -248,7 +246,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, pack: PackPlan, rule: Rul
 
 
 @dataclass(frozen=True)
-class _Use:
+class Use:
     """What a kernel was used for: a layer's real sizes, which a configuration need not tell."""
 
     device: torch.device
@@ -263,7 +261,7 @@ class _Use:
 
 def _remember(query: Tensor, key: Tensor, value: Tensor, rule: Rule, sinks: bool) -> None:
     sizes = (query.shape[1], key.shape[1], query.shape[-1], value.shape[-1])
-    _used.setdefault(_Use(query.device, query.dtype, *sizes, rule, sinks), False)
+    _used.setdefault(Use(query.device, query.dtype, *sizes, rule, sinks), False)
 
 
 def check_kernels() -> None:
@@ -275,7 +273,7 @@ def check_kernels() -> None:
 
 
 @torch.no_grad()
-def self_test(use: _Use) -> None:
+def self_test(use: Use) -> None:
     """Compare the kernel that training uses with the definition, on a small packed batch. A kernel
     with another mask alignment would compute the wrong attention without an error. Raises
     `RuntimeError` with the difference."""

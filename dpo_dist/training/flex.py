@@ -73,9 +73,7 @@ def _capped(softcap: float | None) -> Callable[..., Tensor] | None:
 
 
 @functools.lru_cache(maxsize=8)  # all layers of a step have the same few masks
-def block_mask(
-    groups: tuple[Group, ...], window: int | None, device: torch.device
-) -> BlockMask:
+def block_mask(groups: tuple[Group, ...], window: int | None, device: torch.device) -> BlockMask:
     """The mask of a packed row, with the blocks that can be skipped."""
     length = sum(group.shared + sum(group.branches) for group in groups)
     sees = mask_function(groups, window, device)

@@ -1,4 +1,4 @@
-"""Every causal LM of transformers: our loss is stock TRL's, in the layout that docs/trainer.md says.
+"""The causal LMs of transformers: our loss is stock TRL's, in the layout of docs/trainer.md.
 
 Small models with random weights, in float32. The policy and its reference differ, so that the loss
 depends on every token. Both trainers get the same rows; TRL's is otherwise its own.
@@ -7,7 +7,6 @@ depends on every token. Both trainers get the same rows; TRL's is otherwise its 
 from __future__ import annotations
 
 import copy
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -269,7 +268,7 @@ def router_loss(model: Any, examples: list[dict[str, Any]]) -> torch.Tensor:
     config = model.config
     for example in examples:
         pair = [example["prompt_ids"] + example[name] for name in ("chosen_ids", "rejected_ids")]
-        shared = len(os.path.commonprefix(pair))
+        shared = [a == b for a, b in zip(*pair, strict=False)].index(False)
         for first, ids in zip((0, shared - 1), pair, strict=True):
             row = torch.tensor([ids])
             outputs = model.base_model(input_ids=row, use_cache=False, output_router_logits=True)
