@@ -67,7 +67,8 @@ def _mask(*, q_length: int, mask_function: Callable[..., Any], **arguments: Any)
     0 for no window. Not every model also passes its window to the attention. Raises `CannotPack`
     if the rule is neither causal nor a causal window."""
     if not _masks_for_plan:
-        return sdpa_mask(q_length=q_length, mask_function=mask_function, **arguments)
+        mask: Tensor | None = sdpa_mask(q_length=q_length, mask_function=mask_function, **arguments)
+        return mask
     keys = torch.arange(q_length)
     windows = []
     for query in (q_length // 2, q_length - 1):
@@ -112,6 +113,8 @@ def packed_attention(
         return dense_attention(query, key, value, attention_mask, scale, softcap, s_aux), None
     if attention_mask is None or attention_mask.dtype != torch.int64:
         raise CannotPack("builds its own attention mask")
+    if kwargs.get("position_bias") is not None:
+        raise CannotPack("adds a bias to its attention scores")
     if query.device.type == "meta":  # `trial`
         shape = (1, query.shape[2], query.shape[1], value.shape[-1])
         return query.new_empty(shape), None
@@ -119,20 +122,23 @@ def packed_attention(
     rule = Rule(scale, int(attention_mask) or None, softcap)
     query, key, value = _in_autocast_dtype(query, key, value)
     _remember(query, key, value, rule, s_aux is not None)
-    width, out_width = query.shape[-1], value.shape[-1]
-    # The kernels want one size; more zeros change neither products nor sums.
-    query, key, value = (_widened(x[0], max(width, out_width)) for x in (query, key, value))
-    out = _attend(query, key, value, pack, rule, s_aux)
-    return out[..., :out_width].transpose(0, 1)[None].contiguous(), None
+    out = _attend(query[0], key[0], value[0], pack, rule, s_aux)
+    return out.transpose(0, 1)[None].contiguous(), None
 
 
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, pack: PackPlan, rule: Rule, sinks: Tensor | None
 ) -> Tensor:
-    """(H, T, D) with the kernel of the case."""
+    """query (H, T, D), key (K, T, D), value (K, T, E) -> (H, T, E), with the kernel of the case."""
+    out_width = value.shape[-1]
+    # The kernels want one size; more zeros change neither products nor sums.
+    width = max(query.shape[-1], out_width)
+    if query.device.type == "cuda":
+        width = -(-width // 8) * 8  # the flash kernel wants a multiple of 8
+    query, key, value = (_widened(x, width) for x in (query, key, value))
     kernel = kernel_for(query.device.type, query.dtype, query.shape[-1], rule, sinks is not None)
     if kernel == "flash":
-        return _varlen(query, key, value, pack, rule).transpose(0, 1)
+        return _varlen(query, key, value, pack, rule).transpose(0, 1)[..., :out_width]
     lse: Tensor | None
     if kernel == "flex":
         from dpo_dist.training import flex
@@ -143,6 +149,7 @@ def _attend(
         out, lse = segment_attention(
             query, key, value, groups, rule.scale, rule.window, rule.softcap
         )
+    out = out[..., :out_width]
     if sinks is None or lse is None:
         return out
     # A sink is one more score without a value: the other probabilities are multiplied by
@@ -199,6 +206,7 @@ def trial(model: CausalLM) -> str | None:
     None. Some things only running it shows: masks of its own, a window that only its mask knows of,
     arguments that do not reach the attention. If the copy cannot run without weights (its
     operations depend on values), what follows remains for the first row."""
+    register()
     with torch.device("meta"):
         copied = type(model)(copy.deepcopy(model.config)).to(torch.bfloat16)
     copied.config._attn_implementation = NAME
@@ -292,10 +300,9 @@ def self_test(use: Use) -> None:
     )
     query, key = query * spread, key * spread
     sinks = torch.randn(use.heads, generator=generator).to(use.device) if use.sinks else None
-    rule, width = use.rule, max(use.width, use.value_width)
+    rule = use.rule
     with torch.autocast(use.device.type, enabled=False):
-        operands = (_widened(x[0], width) for x in (query, key, value))
-        out = _attend(*operands, plan, rule, sinks).transpose(0, 1)[..., : use.value_width].float()
+        out = _attend(query[0], key[0], value[0], plan, rule, sinks).transpose(0, 1).float()
         group = plan.groups[0]
         begin = group.shared
         for branch in group.branches:

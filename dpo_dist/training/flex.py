@@ -56,7 +56,7 @@ def attend(
 
 
 @functools.cache
-def _kernel(device: str) -> Callable[..., Any]:
+def _kernel(device: str) -> Any:
     # Without compilation the scores of all positions would be in memory.
     return torch.compile(flex_attention) if device == "cuda" else flex_attention
 
@@ -65,9 +65,10 @@ def _kernel(device: str) -> Callable[..., Any]:
 def _capped(softcap: float | None) -> Callable[..., Tensor] | None:
     if softcap is None:
         return None
+    bound: float = softcap
 
     def cap(score: Tensor, *_: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
+        return torch.tanh(score / bound) * bound
 
     return cap
 
@@ -91,7 +92,7 @@ def mask_function(
 
     def sees(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
         in_prefix = (key >= prefix[query]) & (key < end[query])
-        seen = (key <= query) & ((key >= own[query]) | in_prefix)
+        seen: Tensor = (key <= query) & ((key >= own[query]) | in_prefix)
         if window is not None:
             seen = seen & (position[query] - position[key] < window)
         return seen

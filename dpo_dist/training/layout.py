@@ -115,7 +115,8 @@ def _router_loss(model: CausalLM, logits: tuple[Tensor, ...]) -> Tensor:
     """The load-balancing loss that TRL adds, over the positions of a packed row: `logits` are the
     experts' scores (T, experts) of each layer."""
     config = model.config.get_text_config()
-    return load_balancing_loss_func(logits, config.num_experts, config.num_experts_per_tok)
+    loss: Tensor = load_balancing_loss_func(logits, config.num_experts, config.num_experts_per_tok)
+    return loss
 
 
 def padded_forward(
