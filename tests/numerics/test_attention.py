@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -144,6 +146,94 @@ def test_flex_attention_agrees_with_the_cpu_kernel(
         found, lse = flex.attend(query, key, value, groups, rule)
     assert lse is None
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
+
+
+def reference_flex(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    score_mod: Any,
+    block_mask: Any,
+    scale: float,
+    enable_gqa: bool,
+    return_aux: Any,
+) -> Any:
+    """FlexAttention by its definition, with gradients."""
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    position, zero = torch.arange(query.shape[2]), torch.tensor(0)
+    scores = query @ key.transpose(2, 3) * scale
+    if score_mod is not None:
+        scores = score_mod(scores, zero, zero, position[:, None], position)
+    seen = block_mask.mask_mod(zero, zero, position[:, None], position)
+    scores = scores.masked_fill(~seen, -torch.inf)
+    out = scores.softmax(-1) @ value
+    return (out, SimpleNamespace(lse=scores.logsumexp(-1))) if return_aux else out
+
+
+def reference_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    longest_query: int,
+    longest_key: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> Tensor:
+    """The flash kernel by its definition: (T, H, D), causal from the bottom right."""
+    assert enable_gqa and window_size[1] == 0
+    bounds = (itertools.pairwise(x.tolist()) for x in (query_offsets, key_offsets))
+    outs = []
+    for (start, stop), (begin, end) in zip(*bounds, strict=True):
+        count, keys = stop - start, end - begin
+        assert count <= longest_query and keys <= longest_key
+        back = torch.arange(keys - count, keys)[:, None] - torch.arange(keys)
+        seen = (back >= 0) & ((back <= window_size[0]) | (window_size[0] < 0))
+        parts = (query[start:stop], key[begin:end], value[begin:end])
+        q, k, v = (x.transpose(0, 1)[None] for x in parts)
+        outs.append(dense_attention(q, k, v, seen[None, None], scale)[0])
+    return torch.cat(outs)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "window", "softcap", "sinks"),
+    [
+        ("flash", None, None, False),
+        ("flash", 7, None, False),
+        ("flex", None, None, False),
+        ("flex", 7, 2.0, False),
+        ("flex", 7, None, True),
+        ("flex", None, 2.0, True),
+    ],
+)
+def test_the_kernels_of_a_gpu_get_what_they_need(
+    kernel: str,
+    window: int | None,
+    softcap: float | None,
+    sinks: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each kernel replaced by its definition: outputs and gradients are those of the CPU's."""
+    from torch.nn.attention import varlen
+
+    pack = collate(random_pairs(5))["pack"]
+    tensors = operands(len(pack.source), 16, 12, torch.float64)
+    tensors = [x.requires_grad_() for x in tensors][: 4 if sinks else 3]
+    results = []
+    for name in ("segment", kernel):
+        monkeypatch.setattr(attention, "kernel_for", lambda *_, name=name: name)
+        monkeypatch.setattr(flex, "_kernel", lambda _: reference_flex)
+        monkeypatch.setattr(varlen, "varlen_attn", reference_varlen)
+        out = packed(pack, [*tensors, torch.zeros(0)][:4], Rule(0.3, window, softcap), sinks)
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).double()
+        results.append([out, *torch.autograd.grad((out * weight).sum(), tensors)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
 USES = [
