@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer. Raises `ModelError` if it has no chat template, pad token or end
-    token."""
+    """Load a model's tokenizer; without a pad token, it pads with the end token. Raises
+    `ModelError` if it has no chat template or end token."""
     from transformers import AutoTokenizer
 
     try:
@@ -33,11 +33,8 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{model}: the tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
-        raise ModelError(
-            f"{model}: the tokenizer has no pad token. Set `pad_token` in its "
-            "tokenizer_config.json to an unused token (not to the end token, which would hide "
-            "the end of every answer from the loss)."
-        )
+        # Masks and labels follow from lengths, never from the pad token.
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 

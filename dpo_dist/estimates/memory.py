@@ -6,6 +6,7 @@ it was within 0.2 % of the measured saved tensors (docs/scaling.md).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,17 +36,18 @@ class ModelShape:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> ModelShape:
-        """The sizes in a transformers configuration. A model without attention gets one head."""
-        heads = getattr(config, "num_attention_heads", None) or 1
+        """The sizes in a transformers configuration; of a size that differs from layer to layer
+        (Gemma 4), the mean. A model without attention gets one head."""
+        heads = _size(config, "num_attention_heads") or 1
         return cls(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             heads=heads,
-            key_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            ffn=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+            key_heads=_size(config, "num_key_value_heads") or heads,
+            head_dim=_size(config, "head_dim") or config.hidden_size // heads,
+            ffn=_size(config, "intermediate_size") or 4 * config.hidden_size,
             vocabulary=config.vocab_size,
-            tied=bool(config.tie_word_embeddings),
+            tied=bool(getattr(config, "tie_word_embeddings", True)),
         )
 
     @property
@@ -68,6 +70,14 @@ class ModelShape:
 
     def lora_parameters(self, r: int) -> int:
         return self.layers * sum(r * (a + b) for a, b in self.linear)
+
+
+def _size(config: PretrainedConfig, name: str) -> int | None:
+    """A size in the configuration. It refuses to tell one that differs between layers."""
+    if name not in (config.per_layer_attributes or ()):
+        return getattr(config, name, None)
+    sizes = [getattr(layer, name, None) or 0 for layer in config.per_layer_config]
+    return math.ceil(sum(sizes) / len(sizes))
 
 
 def trained_parameters(shape: ModelShape, method: Method) -> int:

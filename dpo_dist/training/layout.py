@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
 from dpo_dist.training import CausalLM, attention
@@ -37,21 +38,20 @@ def why_not_packed(model: CausalLM) -> str | None:
         return f"{config.model_type} is multimodal"
     if config.is_encoder_decoder:
         return f"{config.model_type} has an encoder"
+    if any(isinstance(module, torch.nn.Conv1d) for module in base.modules()):
+        return f"{config.model_type} has convolutions or recurrence along the sequence"
     if not base._supports_attention_backend:
         return f"{config.model_type} does not use transformers' attention registry"
     unsuited = set(getattr(config, "layer_types", None) or []) - _PLAIN_LAYERS
     if unsuited:
         return f"{config.model_type} has layers of the kind {', '.join(sorted(unsuited))}"
-    if any(isinstance(module, torch.nn.Conv1d) for module in base.modules()):
-        return f"{config.model_type} has convolutions or recurrence along the sequence"
     rope = getattr(config, "rope_parameters", None) or {}
     if any("mrope_section" in r for r in (rope, *rope.values()) if isinstance(r, dict)):
         return f"{config.model_type} has multi-axis positions (mrope)"
-    if any(name.endswith("sinks") for name, _ in base.named_parameters()):
-        return f"{config.model_type} has attention sinks"
-    if getattr(config, "output_router_logits", False):
-        return f"{config.model_type} adds a router loss, which counts prompts once per completion"
-    return None
+    if any(getattr(module, "is_causal", True) is False for module in base.modules()):
+        return f"{config.model_type} is not causal: a position sees the ones after it"
+    reason = attention.trial(base)
+    return None if reason is None else f"{config.model_type} {reason}"
 
 
 def install(model: CausalLM) -> bool:
@@ -68,11 +68,12 @@ def install(model: CausalLM) -> bool:
         self: CausalLM, *args: object, pack: PackPlan | None = None, **kwargs: Any
     ) -> FusedCausalLMOutput:
         if kwargs.get("fused_lm_head"):
+            routed = kwargs.get("output_router_logits", _wants_router_loss(self))
             if pack is not None:
-                return packed_forward(self, kwargs["input_ids"], kwargs["labels"], pack)
+                ids, labels = kwargs["input_ids"], kwargs["labels"]
+                return packed_forward(self, ids, labels, pack, routed=routed)
             # `padded_forward` returns only log-probs and their mean.
-            router = getattr(self.config, "output_router_logits", False)
-            if not ("shift_labels" in kwargs or router):
+            if not ("shift_labels" in kwargs or routed):
                 return padded_forward(self, **kwargs)
         return trl_forward(*args, **kwargs)
 
@@ -81,23 +82,41 @@ def install(model: CausalLM) -> bool:
 
 
 def packed_forward(
-    model: CausalLM, input_ids: Tensor, labels: Tensor, pack: PackPlan
+    model: CausalLM, input_ids: Tensor, labels: Tensor, pack: PackPlan, *, routed: bool = False
 ) -> FusedCausalLMOutput:
     """Run one packed row. `input_ids`, `labels` (R, L), labels -100 outside completions. Returns
-    TRL's `FusedCausalLMOutput` with fields of shape (R, L - 1), zero outside completions."""
+    TRL's `FusedCausalLMOutput` with fields of shape (R, L - 1), zero outside completions, and if
+    `routed` the router loss of the packed positions."""
     assert model.config._attn_implementation == attention.NAME, "a packed row needs its attention"
-    hidden = model.base_model(
-        input_ids=input_ids.flatten()[pack.source][None],
-        position_ids=pack.positions[None],
-        # transformers builds no mask if it gets a 4-D mask; the plan describes the attention.
-        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device),
-        use_cache=False,
-        pack=pack,
-    ).last_hidden_state[0]  # (T, H)
+    with attention.packed_masks():
+        outputs = model.base_model(
+            input_ids=input_ids.flatten()[pack.source][None],
+            position_ids=pack.positions[None],
+            # Without a mask transformers would look for rows that begin at position 0.
+            attention_mask=torch.ones_like(pack.positions)[None],
+            use_cache=False,
+            pack=pack,
+            **({"output_router_logits": True} if routed else {}),
+        )
+    attention.check_kernels()
+    hidden = outputs.last_hidden_state[0]  # (T, H)
     scores = _scores(model, hidden[pack.scored], pack.targets)
     mask = labels[:, 1:] != -100
     scores = {name: values[pack.value_index] for name, values in scores.items()}
-    return FusedCausalLMOutput(label_mask=mask, **_scatter(scores, mask))
+    aux_loss = _router_loss(model, outputs.router_logits) if routed else None
+    return FusedCausalLMOutput(label_mask=mask, aux_loss=aux_loss, **_scatter(scores, mask))
+
+
+def _wants_router_loss(model: CausalLM) -> bool:
+    return bool(getattr(model.config.get_text_config(), "output_router_logits", False))
+
+
+def _router_loss(model: CausalLM, logits: tuple[Tensor, ...]) -> Tensor:
+    """The load-balancing loss that TRL adds, over the positions of a packed row: `logits` are the
+    experts' scores (T, experts) of each layer."""
+    config = model.config.get_text_config()
+    loss: Tensor = load_balancing_loss_func(logits, config.num_experts, config.num_experts_per_tok)
+    return loss
 
 
 def padded_forward(

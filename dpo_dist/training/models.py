@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_dist.config import Checkpointing, Lora, Train
 from dpo_dist.errors import ConfigError
@@ -94,13 +94,16 @@ def load_reference(job: TrainingJob, device: torch.device) -> CausalLM | None:
 def _load(model: str, job: TrainingJob, dtype: torch.dtype, device: torch.device) -> CausalLM:
     # Straight to the device, without a copy in the host's memory. Sharded weights cannot be: there
     # transformers asks DeepSpeed or FSDP where each weight goes.
+    config = AutoConfig.from_pretrained(model, trust_remote_code=job.trust_remote_code)
+    softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     place = {} if job.shape.shards_weights else {"device_map": {"": device}}
     return AutoModelForCausalLM.from_pretrained(
         model,
         dtype=dtype,
         trust_remote_code=job.trust_remote_code,
         use_safetensors=True,
-        attn_implementation="sdpa",
+        # SDPA would leave a softcap out. None: transformers chooses what the model supports.
+        attn_implementation=None if softcap is None else "eager",
         **place,
     )
 
@@ -140,16 +143,18 @@ def choose_layout(model: CausalLM, settings: Train) -> bool:
         if settings.layout == "packed":
             raise ConfigError(f"train.layout: packed is not possible: {reason}")
         warn(f"using padded batches, which compute every prompt twice: {reason}")
-    text = model.config.get_text_config()
+    disable_dropout(model)
     if settings.layout == "padded" or reason is not None:
-        if getattr(text, "attn_logit_softcapping", None):
-            model.set_attn_implementation("eager")  # sdpa ignores the softcap
         return False
     attention.register()
     model.set_attn_implementation(attention.NAME)
-    if torch.cuda.is_available():
-        heads = text.num_attention_heads
-        key_heads = getattr(text, "num_key_value_heads", None) or heads
-        dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-        attention.self_test(torch.device("cuda"), torch.bfloat16, heads, key_heads, dim)
     return True
+
+
+def disable_dropout(model: CausalLM) -> None:
+    """Set to 0 the dropout that modules keep as a number. TRL disables only `torch.nn.Dropout`,
+    and a DPO loss with dropout compares a policy with a reference that drops other units."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and name.endswith(("dropout", "pdrop", "layerdrop")):
+                setattr(module, name, 0.0)

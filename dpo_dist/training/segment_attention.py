@@ -91,7 +91,7 @@ def segment_attention(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """query (H, T, D), key and value (K, T, D), `groups` from `flattened` -> (output (H, T, D),
-    log-sum-exp of the scores (H, T)); differentiable on any device and in any dtype."""
+    log-sum-exp of the scores (H, T)); both are differentiable, on any device and in any dtype."""
     rule = Rule(scale, window, softcap)
     out = query.new_empty(*query.shape[:2], value.shape[-1])
     lse = query.new_empty(query.shape[:2], dtype=_accumulator(query))
@@ -113,15 +113,18 @@ def _keep(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
     query, key, value, ctx.groups, *rule = inputs
     ctx.rule = Rule(*rule)
     ctx.save_for_backward(query, key, value, *output)
-    ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Context, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Context, grad: Tensor, by_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     query, key, value, out, lse = ctx.saved_tensors
     rule: Rule = ctx.rule
     by_query = torch.empty_like(query)
     by_key, by_value = (torch.zeros_like(x, dtype=lse.dtype) for x in (key, value))
+    # The gradient by a score is p (grad . value - grad . output + by_lse), where p is the key's
+    # probability, because d lse / d score = p.
     delta = (grad.to(lse.dtype) * out).sum(-1)  # (H, T)
+    if by_lse is not None:
+        delta -= by_lse
     fast = query.dtype == torch.bfloat16 and rule.softcap is None
     differentiate = _bfloat16_gradients if fast else _gradients
     if fast:

@@ -5,18 +5,32 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dpo_dist.training.attention import self_test
+from dpo_dist.training.attention import Use, self_test
+from dpo_dist.training.segment_attention import Rule
 
 pairs = pytest.importorskip("tests.numerics.pairs", reason="TRL is not installed")
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_kernel_passes_the_start_up_check(dtype: torch.dtype) -> None:
-    self_test(torch.device("cuda"), dtype, heads=8, key_heads=2, dim=64)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("width", "value_width", "rule", "sinks"),
+    [
+        (64, 64, Rule(0.125), False),
+        (192, 128, Rule(0.07), False),
+        (64, 64, Rule(0.125, window=7), False),
+        (64, 64, Rule(0.125, window=7), True),
+        (64, 64, Rule(0.125, softcap=50.0), False),
+        (512, 512, Rule(1.0), False),
+    ],
+)
+def test_the_kernels_pass_the_start_up_check(
+    width: int, value_width: int, rule: Rule, sinks: bool, dtype: torch.dtype
+) -> None:
+    self_test(Use(torch.device("cuda"), dtype, 8, 2, width, value_width, rule, sinks))
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "granite_swa", "minicpm3"])
 def test_log_probs_are_those_of_the_definition(kind: str) -> None:
     rows = pairs.random_pairs(6)
     exact = pairs.oracle_logps(pairs.make_model(kind), rows)

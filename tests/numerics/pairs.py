@@ -32,6 +32,20 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 3.0,
         "query_pre_attn_scalar": 16,
     },
+    "granite_swa": {"sliding_window": 8},  # attention sinks
+    "minicpm3": {  # MLA: values have another size than keys
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 12,
+    },
+    "gemma4_unified_text": {  # heads of two sizes
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "global_head_dim": 24,
+    },
 }
 
 
@@ -81,6 +95,9 @@ def make_model(kind: str, dtype: torch.dtype = torch.float64) -> Any:
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)
+    for name, parameter in model.named_parameters():
+        if name.endswith("sinks"):
+            torch.nn.init.normal_(parameter)
     if dtype == torch.float64:
         _keep_norms_exact(model)
     add_fused_lm_head(model, outputs=TRL_OUTPUTS)
@@ -92,6 +109,10 @@ def _keep_norms_exact(model: torch.nn.Module) -> None:
     for module in model.modules():
         if type(module).__name__ == "Gemma2RMSNorm":
             module.forward = lambda x, m=module: _normed(x, m.eps) * (1.0 + m.weight)
+        elif type(module).__name__ == "Gemma4UnifiedRMSNorm":
+            module.forward = lambda x, m=module: (
+                _normed(x, m.eps) * (m.weight if m.with_scale else 1)
+            )
         elif type(module).__name__.endswith("RMSNorm"):
             module.forward = lambda x, m=module: _normed(x, m.variance_epsilon) * m.weight
 
@@ -122,7 +143,8 @@ def oracle_logps(model: Any, pairs: list[Pair]) -> torch.Tensor:
     """The same by the definition."""
     # sdpa leaves a softcap out; eager takes its softmax in float32 whatever the dtype.
     soft = getattr(model.config, "attn_logit_softcapping", None) is not None
-    model.set_attn_implementation("eager" if soft else "sdpa")
+    eager = soft or not model._supports_sdpa
+    model.set_attn_implementation("eager" if eager else "sdpa")
     completions = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     prompts = [pair.prompt for pair in pairs] * 2
     return torch.stack([_logp(model, p, c) for p, c in zip(prompts, completions, strict=True)])

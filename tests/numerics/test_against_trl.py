@@ -6,6 +6,7 @@ reference, its LM head. The losses agree to 1e-5 at every step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
-from transformers import PrinterCallback
+from transformers import AutoConfig, AutoModelForCausalLM, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from dpo_dist.config import Checkpointing, Train
@@ -239,3 +240,46 @@ def test_a_live_reference_of_all_weights_rounds_as_the_policy_does(
     first, *later = logged(build_dpo_trainer(job))
     assert first["rewards/chosen"] == first["rewards/rejected"] == 0
     assert all(line["rewards/chosen"] != 0 for line in later[-3:])
+
+
+def test_the_router_loss_is_trained_and_the_first_loss_check_leaves_it_out(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """A mixture of experts with a coefficient that would hide any wrong first loss."""
+    tokenizer = load_tokenizer(str(tiny_model))
+    config = AutoConfig.for_model(
+        "qwen3_moe",
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        router_aux_loss_coef=3.0,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    settings = Train(
+        method={"type": "full"},
+        learning_rate=1e-2,
+        layout="packed",
+        global_batch_size=4,
+        micro_batch_size=4,
+        bf16=False,
+        kl={"prompts": 0},
+        save_steps=1000,
+    )
+    job = make_job(tmp_path / "model", tmp_path, None, settings)
+    Dataset.from_list(rows()).to_parquet(job.rows)
+    trainer = build_dpo_trainer(job)
+    router = trainer.model.model.layers[0].mlp.gate.weight
+    before = router.detach().clone()
+    lines = logged(trainer)
+    assert lines[0]["loss"] == pytest.approx(math.log(2) + 3 * lines[0]["aux_loss"], abs=1e-4)
+    assert lines[-1]["loss"] - 3 * lines[-1]["aux_loss"] < 0.6, "the rest of the loss falls"
+    assert (router - before).abs().max() > 1e-3

@@ -72,7 +72,7 @@ def test_a_template_that_changes_the_prompt_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("attribute", "message"),
-    [("chat_template", "no chat template"), ("pad_token", "no pad token")],
+    [("chat_template", "no chat template"), ("eos_token", "no end-of-sequence token")],
 )
 def test_an_unusable_tokenizer_is_refused(tmp_path: Path, attribute: str, message: str) -> None:
     tokenizer = make_tokenizer()
@@ -80,6 +80,14 @@ def test_an_unusable_tokenizer_is_refused(tmp_path: Path, attribute: str, messag
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=message):
         load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_the_end_token(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.pad_token_id == loaded.eos_token_id is not None
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:

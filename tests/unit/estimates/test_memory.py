@@ -22,6 +22,15 @@ def test_parameters_are_counted_as_the_model_counts_them(tiny_model: Path) -> No
     assert shape.parameters == model.num_parameters()
 
 
+def test_sizes_that_differ_between_layers_are_averaged() -> None:
+    """The configuration of Gemma 4 raises where `head_dim` is read."""
+    kinds = ["sliding_attention"] * 3 + ["full_attention"]
+    config = AutoConfig.for_model(
+        "gemma4_text", num_hidden_layers=4, layer_types=kinds, head_dim=32, global_head_dim=64
+    )
+    assert ModelShape.of(config).head_dim == 40
+
+
 def test_lora_parameters_are_peft_s(tiny_model: Path) -> None:
     from peft import LoraConfig, get_peft_model
 

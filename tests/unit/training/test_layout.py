@@ -11,8 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_dist.config import Train
 from dpo_dist.errors import ConfigError
+from dpo_dist.training.attention import kernel_for
 from dpo_dist.training.layout import output_head, why_not_packed
-from dpo_dist.training.models import choose_layout
+from dpo_dist.training.models import choose_layout, load_policy
+from dpo_dist.training.segment_attention import Rule
+from tests.numerics.test_against_trl import make_job
 
 SMALL = {
     "vocab_size": 64,
@@ -37,16 +40,12 @@ def test_plain_decoders_are_packed(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "more", "reason"),
     [
-        ("mamba", {"state_size": 4}, "attention registry"),
-        (
-            "falcon_h1",
-            {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
-            "attention registry",
-        ),
-        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "layers of the kind conv"),
-        ("gpt_oss", {"num_local_experts": 2, "pad_token_id": 0}, "attention sinks"),
-        ("mixtral", {"num_local_experts": 2, "output_router_logits": True}, "router loss"),
+        ("mamba", {"state_size": 4}, "convolutions or recurrence"),
+        ("minimax", {"num_local_experts": 2}, "layers of the kind linear_attention"),
         ("bloom", {"n_head": 4}, "attention registry"),
+        ("bert", {}, "not causal"),
+        ("nemotron", {}, "does not pass its arguments on to its attention"),
+        ("doge", {}, "builds its own attention mask"),
     ],
 )
 def test_a_model_that_packing_cannot_serve_names_the_reason(
@@ -73,24 +72,64 @@ def test_prompt_learning_is_not_packed() -> None:
 
 
 def test_auto_says_why_it_falls_back_and_packed_refuses(capsys) -> None:
-    model = build("mixtral", num_local_experts=2, output_router_logits=True)
+    model = build("nemotron")
     assert choose_layout(model, Train()) is False
     assert (
-        "padded batches, which compute every prompt twice: mixtral adds a router loss"
+        "padded batches, which compute every prompt twice: nemotron does not pass"
         in capsys.readouterr().err
     )
-    with pytest.raises(ConfigError, match=r"train\.layout: packed is not possible: mixtral"):
+    with pytest.raises(ConfigError, match=r"train\.layout: packed is not possible: nemotron"):
         choose_layout(model, Train(layout="packed"))
 
 
-def test_padded_keeps_a_softcap(tiny_model: Path) -> None:
-    assert choose_layout(build("gemma2"), Train(layout="padded")) is False
-    model = build("gemma2")
-    choose_layout(model, Train(layout="padded"))
-    assert model.config._attn_implementation == "eager", "sdpa would leave the softcap out"
-    model = build("llama")
-    choose_layout(model, Train(layout="padded"))
-    assert model.config._attn_implementation == "sdpa"
+def test_padded_batches_have_the_attention_that_the_model_supports(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """sdpa would leave the softcap of Gemma 2 out, and cannot do the sinks of gpt-oss."""
+    found = {}
+    for kind in ("llama", "gemma2", "gpt_oss"):
+        build(kind, pad_token_id=0, num_local_experts=2).save_pretrained(tmp_path / kind)
+        settings = Train(method={"type": "full"}, layout="padded", bf16=False)
+        job = make_job(tmp_path / kind, tmp_path, None, settings)
+        model, _ = load_policy(job)
+        assert choose_layout(model, settings) is False
+        found[kind] = model.config._attn_implementation
+    assert found == {"llama": "sdpa", "gemma2": "eager", "gpt_oss": "eager"}
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("kind", ["opt", "seed_oss"])
+def test_dropout_that_a_model_keeps_as_a_number_is_off(kind: str, layout: str) -> None:
+    """TRL's `disable_dropout` reaches only `torch.nn.Dropout`."""
+    own = {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.5, "attention_dropout": 0.5}
+    model = build(kind, **own, residual_dropout=0.5, pad_token_id=0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    ids = torch.arange(3, 40)[None]
+    model.train()
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    choose_layout(model, Train(layout=layout))
+    assert torch.equal(model(ids).logits, model.eval()(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "width", "rule", "sinks", "kernel"),
+    [
+        ("cuda", torch.bfloat16, 128, Rule(0.1), False, "flash"),
+        ("cuda", torch.float16, 256, Rule(0.1, window=8), False, "flash"),
+        ("cuda", torch.bfloat16, 512, Rule(0.1), False, "flex"),
+        ("cuda", torch.bfloat16, 128, Rule(0.1, softcap=50.0), False, "flex"),
+        ("cuda", torch.bfloat16, 64, Rule(0.1), True, "flex"),
+        ("cuda", torch.float32, 64, Rule(0.1), False, "flex"),
+        ("cuda", torch.float64, 64, Rule(0.1), False, "segment"),
+        ("cpu", torch.bfloat16, 64, Rule(0.1, softcap=50.0), True, "segment"),
+    ],
+)
+def test_the_kernel_follows_from_device_dtype_and_rule(
+    device: str, dtype: torch.dtype, width: int, rule: Rule, sinks: bool, kernel: str
+) -> None:
+    assert kernel_for(device, dtype, width, rule, sinks) == kernel
 
 
 @pytest.mark.parametrize(
