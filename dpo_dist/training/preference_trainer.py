@@ -247,7 +247,10 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             check_finite("loss", losses, self.state.global_step, names)
         if first is not None:
             rewards = [metrics[f"rewards/{which}"][-1] for which in COMPLETIONS]
-            first.check(sum(losses) / len(losses), rewards)
+            mean_loss = sum(losses) / len(losses)
+            if self.aux_loss_enabled:  # of a router, which the reference has no part in
+                mean_loss -= self.router_aux_loss_coef * metrics["aux_loss"][-1]
+            first.check(mean_loss, rewards)
         return result
 
     def _add_per_token(self, inputs: Batch, mode: str) -> dict[str, list[float]]:
