@@ -306,7 +306,10 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
         metrics["num_tokens"] = [self._trained_tokens]  # TRL counts prompts twice
         if first is not None:
             rewards = [metrics[f"rewards/{which}"][-1] for which in COMPLETIONS]
-            first.check(sum(losses) / len(losses), rewards)
+            mean_loss = sum(losses) / len(losses)
+            if self.aux_loss_enabled:  # of a router, which the reference has no part in
+                mean_loss -= self.router_aux_loss_coef * metrics["aux_loss"][-1]
+            first.check(mean_loss, rewards)
         return result
 
     def _router_part(self, metrics: dict[str, list[float]]) -> float:
