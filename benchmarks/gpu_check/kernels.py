@@ -104,21 +104,13 @@ def run_attention(attend: Attend, inputs: Sequence[Tensor], grad: Tensor | None)
 
 def packed(plan: PackPlan, case: Attention) -> Attend:
     """The trainer's attention."""
-    from dpo_dist.training.attention import packed_attention
+    from dpo_dist.training import attention
+    from dpo_dist.training.segment_attention import Rule
+
+    rule = Rule(case.dim**-0.5, case.window, case.softcap)
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out, _ = packed_attention(
-            torch.nn.Module(),
-            query[None],
-            key[None],
-            value[None],
-            None,
-            pack=plan,
-            scaling=case.dim**-0.5,
-            sliding_window=case.window,
-            softcap=case.softcap,
-        )
-        return out[0]
+        return attention.attend(query, key, value, plan, rule, None).transpose(0, 1)
 
     return attend
 

@@ -97,9 +97,15 @@ class _CountOperators(TorchDispatchMode):
         by_mask = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         )
-        if (name in _WAITING or by_mask) and "packing.py" not in (place := _place()):
-            self._places[f"{name} {place}"] += 1  # packing is done on the host, also with a GPU
+        if (name in _WAITING or by_mask) and not _on_host(place := _place()):
+            self._places[f"{name} {place}"] += 1
         return operator(*args, **(kwargs or {}))
+
+
+def _on_host(place: str) -> bool:
+    """Whether a line works with tensors of the host also where there is a GPU: packing, and the
+    mask of a packed row, which holds its window."""
+    return "packing.py" in place or place.endswith(" packed_attention")
 
 
 def _place() -> str:

@@ -245,14 +245,17 @@ def pack(pairs: Sequence[Pair], device: str) -> PackedBatch:
 
 def packed_hidden(model: CausalLM, batch: PackedBatch) -> Tensor:
     """(S, H): the final states at the scored positions; `layout.packed_forward` without TRL."""
+    from dpo_dist.training.attention import packed_masks
+
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden: Tensor = base.base_model(
-        input_ids=batch.input_ids[None],
-        position_ids=batch.positions[None],
-        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.positions.device),
-        use_cache=False,
-        pack=batch.plan,
-    ).last_hidden_state[0]
+    with packed_masks():
+        hidden: Tensor = base.base_model(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.positions[None],
+            attention_mask=torch.ones_like(batch.positions)[None],
+            use_cache=False,
+            pack=batch.plan,
+        ).last_hidden_state[0]
     return hidden[batch.plan.scored]
 
 

@@ -122,11 +122,11 @@ def packed_attention(
     rule = Rule(scale, int(attention_mask) or None, softcap)
     query, key, value = _in_autocast_dtype(query, key, value)
     _remember(query, key, value, rule, s_aux is not None)
-    out = _attend(query[0], key[0], value[0], pack, rule, s_aux)
+    out = attend(query[0], key[0], value[0], pack, rule, s_aux)
     return out.transpose(0, 1)[None].contiguous(), None
 
 
-def _attend(
+def attend(
     query: Tensor, key: Tensor, value: Tensor, pack: PackPlan, rule: Rule, sinks: Tensor | None
 ) -> Tensor:
     """query (H, T, D), key (K, T, D), value (K, T, E) -> (H, T, E), with the kernel of the case."""
@@ -302,7 +302,7 @@ def self_test(use: Use) -> None:
     sinks = torch.randn(use.heads, generator=generator).to(use.device) if use.sinks else None
     rule = use.rule
     with torch.autocast(use.device.type, enabled=False):
-        out = _attend(query[0], key[0], value[0], plan, rule, sinks).transpose(0, 1).float()
+        out = attend(query[0], key[0], value[0], plan, rule, sinks).transpose(0, 1).float()
         group = plan.groups[0]
         begin = group.shared
         for branch in group.branches:
