@@ -14,6 +14,12 @@ from dpo_dist.config import Checkpointing, Full, Lora, Method, Model, Optimizati
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+# Bytes per weight of a linear layer in NF4: half a byte, and a scale per 64 weights in 8 bits,
+# quantized itself with a float32 per 256 scales (Dettmers et al. 2023,
+# https://arxiv.org/abs/2305.14314, section 3: "double quantization").
+NF4_WEIGHT = 0.5
+NF4_SCALES = 1 / 64 + 4 / (64 * 256)
+
 # On a GPU, TRL's kernel for the log-probs holds this many rows and columns of the logits at a time.
 LOGIT_TILE = (4096, 32768)
 
@@ -66,6 +72,11 @@ class ModelShape:
 
     def lora_parameters(self, r: int) -> int:
         return self.layers * sum(r * (a + b) for a, b in self.linear)
+
+
+def is_quantized(method: Method) -> bool:
+    """Whether the frozen linear layers are in 4 bits."""
+    return isinstance(method, Lora) and method.quantization is not None
 
 
 def trained_parameters(shape: ModelShape, method: Method) -> int:
