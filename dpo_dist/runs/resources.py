@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from dpo_dist.config import Checkpointing, Model, Optimization, Train
 from dpo_dist.data.models import is_hub_id
@@ -54,7 +54,6 @@ def _process_bytes(
 ) -> int:
     """A process's planned peak on this machine, for `tokens` in a micro-batch, with any `way`."""
     on_cpu = not has_cuda()
-    live = isinstance(settings, Train) and settings.reference == "live"
     peak = planned_peak(
         shape,
         settings.method,
@@ -64,7 +63,7 @@ def _process_bytes(
         scored=tokens,
         checkpointing=kind,
         reference=_second_model(shape, settings, validates),
-        reference_size=4 if live else 2,
+        reference_size=_second_size(settings),
         bf16=settings.bf16 and not (on_cpu and processes > 1),  # else float32
         on_cpu=on_cpu,
     )
@@ -74,6 +73,10 @@ def _process_bytes(
 def _second_model(shape: ModelShape, settings: Optimization, validates: bool) -> int:
     second = isinstance(settings, Train) and settings.has_second_model(validates=validates)
     return shape.parameters if second else 0
+
+
+def _second_size(settings: Optimization) -> Literal[2, 4]:
+    return 4 if isinstance(settings, Train) and settings.reference == "live" else 2
 
 
 def planned_host(
@@ -94,7 +97,8 @@ def _host(
         way,
         machines * per_machine,
         per_machine,
-        second_model=_second_model(shape, settings, validates),
+        reference=_second_model(shape, settings, validates),
+        reference_size=_second_size(settings),
         merges=isinstance(settings, Train) and settings.merge,
     )
 

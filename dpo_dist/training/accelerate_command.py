@@ -8,11 +8,12 @@ import os
 import socket
 import struct
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dpo_dist.config import Optimization
-from dpo_dist.errors import ConfigError
+from dpo_dist.config import Lora, Optimization
+from dpo_dist.errors import ConfigError, MissingDependency
 from dpo_dist.system import ranks
 from dpo_dist.system.console import TERMINAL
 from dpo_dist.system.machine import has_cuda
@@ -71,8 +72,23 @@ def launcher_environment(accelerate_config: Path, nodes: Nodes | None) -> dict[s
     return environment
 
 
+def check_quantization(settings: Optimization) -> None:
+    """Raises `MissingDependency` or `ConfigError` if the base cannot be quantized."""
+    if not isinstance(settings.method, Lora) or settings.method.quantization is None:
+        return
+    if find_spec("bitsandbytes") is None:
+        raise MissingDependency("bitsandbytes (for method.quantization)", "qlora")
+    if LaunchShape.read(settings.accelerate_config).offloads:
+        raise ConfigError(
+            f"accelerate_config: {settings.accelerate_config} offloads the weights, but those of "
+            "method.quantization stay on the GPU. Use zero3.yaml."
+        )
+
+
 def check_launch(settings: Optimization, nodes: Nodes | None) -> None:
-    """Raises `ConfigError` if the accelerate configuration contradicts nodes or run file."""
+    """Raises `ConfigError` if the accelerate configuration contradicts nodes or run file, and what
+    `check_quantization` raises."""
+    check_quantization(settings)
     path = settings.accelerate_config
     values = read_accelerate_config(path)
     _check_machines(path, nodes)

@@ -14,6 +14,7 @@ from dpo_dist.training import CausalLM, attention
 from dpo_dist.training.activations import checkpoint_selectively
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.layout import why_not_packed
+from dpo_dist.training.quantization import keep_trainable, quantization_config
 
 # The name of the reference adapter if training does not start from the reference.
 INITIAL = "initial"
@@ -96,14 +97,24 @@ def _load(model: str, job: TrainingJob, dtype: torch.dtype, device: torch.device
     # Straight to the device, without a copy in the host's memory. Sharded weights cannot be: there
     # transformers asks DeepSpeed or FSDP where each weight goes.
     place = {} if job.shape.shards_weights else {"device_map": {"": device}}
-    return AutoModelForCausalLM.from_pretrained(
+    loaded = AutoModelForCausalLM.from_pretrained(
         model,
         dtype=dtype,
         trust_remote_code=job.trust_remote_code,
         use_safetensors=True,
         attn_implementation="sdpa",
+        quantization_config=quantization_config(
+            job, dtype, torch.bfloat16 if uses_bf16(job) else torch.float32
+        ),
         **place,
     )
+    return keep_trainable(loaded)
+
+
+def adapter_dtype(job: TrainingJob) -> torch.dtype:
+    """The dtype of the trained adapters. DeepSpeed has float32 master weights of its own, and its
+    ZeRO-3 needs one dtype for all weights."""
+    return weights_dtype(job) if job.shape.zero_stage else torch.float32
 
 
 def lighten(model: CausalLM, job: TrainingJob, checkpointing: Checkpointing) -> None:

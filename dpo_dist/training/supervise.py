@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+from dpo_dist.data.models import check_unquantized
 from dpo_dist.errors import INTERRUPTED, ConfigError, PhaseFailed, Preempted
 from dpo_dist.storage.artifacts import write_text
 from dpo_dist.system.console import counted, say
@@ -60,6 +61,7 @@ def launch(job: TrainingJob, leader: Leader | None = None) -> None:
     `Preempted` after SIGTERM, and `KeyboardInterrupt` after SIGINT."""
     accelerate_config, nodes = job.settings.accelerate_config, leader.nodes if leader else None
     check_launch(job.settings, nodes)
+    check_unquantized(job.model)
     for name in (STOP, PREEMPTED):
         (job.out / name).unlink(missing_ok=True)
     logs = new_attempt(job.out / "logs")

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from dpo_dist.config import Model, Optimization
-from dpo_dist.data.models import check_model, is_hub_id
+from dpo_dist.data.models import check_model, check_unquantized, is_hub_id
 from dpo_dist.errors import ConfigError, DpoDistError, ModelError
 from dpo_dist.estimates.hardware import Cluster
 from dpo_dist.estimates.memory import ModelShape, training_disk
@@ -107,6 +107,7 @@ def _problems(run: Run, nodes: Nodes | None) -> Iterator[str]:
     model = run.config.model
     try:
         check_model(model.base)
+        check_unquantized(model.base)
         for section in run.trainings.values():
             check_launch(section, nodes)
             accumulation_steps(section, LaunchShape.read(section.accelerate_config).processes)

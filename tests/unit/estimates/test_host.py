@@ -25,35 +25,30 @@ def host(method, strategy: Strategy, processes: int = 8, **more):
 @pytest.mark.parametrize(
     ("method", "strategy", "weights"),
     [
-        (Lora(), "ddp", 2 * P),  # mapped once, whatever the number of processes
-        (Lora(), "zero2", 2 * P),
-        (Lora(), "fsdp2", 2 * P),
-        (Full(), "zero1", 2 * P),
-        (Full(), "zero2", 2 * P),
-        (Full(), "ddp", 2 * P + 8 * 4 * P),  # eight copies in float32
-        (Full(), "fsdp2", 2 * P + 4 * P),  # only the first process of a node
-        (Full(), "zero3", READ_BYTES),
-        (Lora(), "zero3", READ_BYTES),
+        *((Full(), s, READ_BYTES) for s in ("ddp", "zero1", "zero2", "zero3")),
+        *((Lora(), s, READ_BYTES) for s in ("ddp", "zero2", "zero3")),
+        *((NF4, s, READ_BYTES) for s in ("ddp", "zero3", "fsdp2")),
+        (Lora(), "fsdp2", 2 * P),  # mapped, on the first process of a node
+        (Full(), "fsdp2", 2 * P + 4 * P),
         (Full(), "zero3_offload", 2 * P + READ_BYTES),
-        (NF4, "ddp", READ_BYTES),
-        (NF4, "zero3", READ_BYTES),
     ],
 )
 def test_what_a_node_holds_while_it_loads(method, strategy, weights) -> None:
     assert host(method, strategy).loading == IDLE + weights
 
 
-def test_the_second_model_is_loaded_beside_the_policy() -> None:
-    more = host(Full(), "ddp", second_model=P).loading - host(Full(), "ddp").loading
-    assert more == 8 * 4 * P
-    one = host(Full(), "single_gpu", processes=1, second_model=P).loading
-    assert one == PROCESS_BYTES + 2 * P + 4 * 2 * P
-    assert host(Full(), "zero2", second_model=P) == host(Full(), "zero2")
+@pytest.mark.parametrize(
+    ("strategy", "size", "more"),
+    [("zero2", 2, 0), ("fsdp2", 2, 2 * P), ("fsdp2", 4, 4 * P), ("zero3_offload", 2, 2 * P)],
+)
+def test_the_second_model_is_loaded_beside_the_policy(strategy, size, more) -> None:
+    beside = host(Full(), strategy, reference=P, reference_size=size)
+    assert beside.loading - host(Full(), strategy).loading == more
 
 
 def test_offload_moves_eighteen_bytes_a_weight_to_the_nodes() -> None:
     assert offloaded_bytes(LLAMA, Full(), processes=16, per_node=8) == 18 * P // 2
-    assert offloaded_bytes(LLAMA, Full(), 8, 8, second_model=P) == 20 * P
+    assert offloaded_bytes(LLAMA, Full(), 8, 8, reference=P) == 20 * P
     assert offloaded_bytes(LLAMA, Lora(), 8, 8) == 2 * (P + T) + 16 * T
     assert host(Full(), "zero3_offload").training == IDLE + 18 * P
 
@@ -61,7 +56,7 @@ def test_offload_moves_eighteen_bytes_a_weight_to_the_nodes() -> None:
 def test_training_keeps_no_weights_on_the_host_unless_they_are_offloaded() -> None:
     for strategy in get_args(Strategy):
         if strategy != "zero3_offload":
-            assert host(Full(), strategy, second_model=P).training == IDLE
+            assert host(Full(), strategy, reference=P).training == IDLE
 
 
 def test_a_sharded_model_is_gathered_on_rank_0_to_be_saved() -> None:

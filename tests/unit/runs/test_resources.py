@@ -140,8 +140,11 @@ def test_qlora_of_70_b_is_what_fits_one_gpu() -> None:
 
 def test_the_node_s_memory_follows_from_the_configuration() -> None:
     shape = BIG.parameters
-    ddp, zero2 = (planned_host(BIG, full(n), validates=True).loading for n in ("ddp", "zero2"))
-    assert ddp - zero2 == 8 * 4 * 2 * shape  # eight processes, policy and second model in float32
+    zero2, fsdp2 = (planned_host(BIG, full(n), validates=True) for n in ("zero2", "fsdp2"))
+    assert zero2.loading < 100 * GIB
+    assert fsdp2.loading >= (2 + 4 + 2) * shape  # the file, the policy and the second model
+    live = planned_host(BIG, full("fsdp2", reference="live"))
+    assert live.loading - fsdp2.loading == 2 * shape
     two = planned_host(BIG, full("multi_node_zero3"))
     assert two.loading < 100 * GIB < two.saving  # rank 0's node gathers the model
     merged = Train(accelerate_config=CONFIGS / "zero3.yaml", merge=True)
