@@ -103,9 +103,9 @@ UV := $(BIN)/uv pip compile pyproject.toml --quiet --no-header --no-annotate \
 	--override requirements/overrides.txt $(if $(FIND_LINKS),--find-links $(FIND_LINKS))
 lock: setup
 	$(PIP) uv
-	$(UV) --extra cpu --extra wandb --extra dev --python-version 3.11 -o requirements/cpu.lock
+	$(UV) --extra cpu --extra qlora --extra wandb --extra dev --python-version 3.11 -o requirements/cpu.lock
 	sed -i 's/^torch==\(.*\)+cpu$$/torch==\1/' requirements/cpu.lock
-	$(UV) --extra cuda --extra wandb --python-version 3.12 \
+	$(UV) --extra cuda --extra qlora --extra wandb --python-version 3.12 \
 		--python-platform x86_64-manylinux_2_28 -o requirements/cuda.lock
 
 clean:

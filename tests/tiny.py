@@ -30,7 +30,7 @@ def make_tokenizer():
     )
 
 
-def make_model(folder: Path, seed: int = 0) -> Path:
+def make_model(folder: Path, seed: int = 0, *, hidden: int = 32) -> Path:
     """Save a random two-layer Llama and its tokenizer as safetensors."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -39,8 +39,8 @@ def make_model(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -64,6 +64,9 @@ class Lora(Section):
     """Scale: updates are multiplied by alpha / r."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapters' inputs."""
+    quantization: Literal["nf4"] | None = None
+    """nf4: the frozen linear layers are kept in 4 bits (QLoRA), which needs the extra `qlora`;
+    embeddings, norms and the LM head stay in the model's dtype. null: no quantization."""
 
 
 class Full(Section):

@@ -98,6 +98,22 @@ def check_model(model: str) -> None:
         raise ModelError(f"{model}: no such model")
 
 
+def check_unquantized(model: str) -> None:
+    """Raise `ModelError` if a model's weights are quantized, which training does not support. One
+    that is not on this machine is not checked."""
+    path = Path(model) / "config.json"
+    if is_hub_id(model):
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model, "config.json")
+        path = Path(found) if isinstance(found, str) else path
+    if path.exists() and (quantization := read_json(path).get("quantization_config")):
+        raise ModelError(
+            f"{model}: its weights are quantized ({quantization.get('quant_method')}). Train from "
+            "the unquantized model; `method: {type: lora, quantization: nf4}` quantizes it on load."
+        )
+
+
 def is_hub_id(model: str) -> bool:
     """Whether a model's name has the form of a Hub id and is not a path."""
     path = Path(model)

@@ -6,14 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dpo_dist.config import Checkpointing, Method
+from dpo_dist.config import Checkpointing, Full, Lora, Method
 from dpo_dist.errors import ConfigError
 from dpo_dist.estimates.hardware import Cluster
-from dpo_dist.estimates.memory import ModelShape
+from dpo_dist.estimates.host import HostMemory, host_memory
+from dpo_dist.estimates.memory import ModelShape, is_quantized
 from dpo_dist.estimates.scaling import Setting, accumulations, training_step
-from dpo_dist.estimates.sharding import ZERO_STAGE, MemoryPart, Strategy, planned_peak
+from dpo_dist.estimates.sharding import (
+    MemoryPart,
+    Strategy,
+    loading_bytes,
+    planned_peak,
+)
 from dpo_dist.estimates.throughput import TRAINING_UTILIZATION, Pair
 from dpo_dist.system.console import counted
+from dpo_dist.system.machine import GIB
 
 LARGEST_MICRO_BATCH = 16  # pairs; a packed row of a few thousand tokens already fills a GPU
 MOST_NODES = 64
@@ -25,7 +32,7 @@ class Workload:
     """A training to plan. Its time follows from the mean `pair`, its memory from the `longest` one.
 
     `second_model` is the number of weights of a reference that stays on the GPU in addition to the
-    policy; each weight takes `second_model_size` bytes.
+    policy; each weight takes `second_model_size` bytes. `merges`: see `host_memory`.
     """
 
     shape: ModelShape
@@ -35,12 +42,14 @@ class Workload:
     global_batch: int
     second_model: int = 0
     second_model_size: Literal[2, 4] = 2
+    merges: bool = False
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A way to train. `parts` and `total` are in bytes per GPU; `efficiency` is the share of
-    `step_seconds` in which a GPU computes."""
+    """A way to train. `parts`, their sum `total` and `loading`, the need while the weights load,
+    are in bytes per GPU, `host` per node; `efficiency` is the share of `step_seconds` in which a
+    GPU computes."""
 
     method: str
     strategy: Strategy
@@ -48,6 +57,8 @@ class Fit:
     gradient_checkpointing: Checkpointing
     parts: dict[MemoryPart, int]
     total: int
+    loading: int
+    host: HostMemory
     fits: bool
     recommended: bool
     step_seconds: float
@@ -79,7 +90,7 @@ def ways_to_train(
     """For each strategy, the fastest setting that fits, or else the one with the least memory. The
     fastest strategy that fits is `recommended`; of equally fast ones, the simplest."""
     found: list[Fit] = []
-    for name in strategies(cluster):
+    for name in strategies(cluster, work.method):
         settings = _settings(work, cluster, name)
         fits = [measure(work, cluster, setting, utilization) for setting in settings]
         # Of equally fast settings, the one with the least memory.
@@ -88,11 +99,13 @@ def ways_to_train(
     return [replace(way, recommended=way is best) for way in found]
 
 
-def strategies(cluster: Cluster) -> tuple[Strategy, ...]:
-    """The strategies that are useful on this number of GPUs, simplest first."""
-    if cluster.size == 1:
-        return "single_gpu", "zero3_offload"
-    return "ddp", "zero1", "zero2", "zero3", "zero3_offload"
+def strategies(cluster: Cluster, method: Method) -> tuple[Strategy, ...]:
+    """The strategies that are useful on this number of GPUs, simplest first. A base in 4 bits stays
+    on the GPU."""
+    found: tuple[Strategy, ...] = ("single_gpu",)
+    if cluster.size > 1:
+        found = ("ddp", "zero1", "zero2", "zero3")
+    return found if is_quantized(method) else (*found, "zero3_offload")
 
 
 def recommended(ways: Sequence[Fit]) -> Fit | None:
@@ -115,9 +128,35 @@ def nodes_that_fit(work: Workload, cluster: Cluster) -> int | None:
     return None
 
 
+def other_ways(work: Workload, cluster: Cluster) -> list[str]:
+    """What would hold a training that does not fit: other methods on these GPUs, more nodes."""
+    found = []
+    for method in cheaper_methods(work.method):
+        other = replace(work, method=method, second_model=0)
+        if (way := recommended(ways_to_train(other, cluster))) is not None:
+            found.append(f"{described(method)} ({way.strategy}, {way.total / GIB:.1f} GiB per GPU)")
+    nodes = nodes_that_fit(work, cluster)
+    if nodes is not None:
+        found.append(f"{counted(nodes, 'node')} with {counted(cluster.per_node, 'GPU')} each")
+    return found
+
+
+def cheaper_methods(method: Method) -> list[Lora]:
+    """The methods that need less memory, in the order in which to try them."""
+    lora = Lora() if isinstance(method, Full) else method
+    quantized = [] if is_quantized(method) else [lora.model_copy(update={"quantization": "nf4"})]
+    return [lora, *quantized] if isinstance(method, Full) else quantized
+
+
+def described(method: Method) -> str:
+    """A method's setting in the run file."""
+    more = ", quantization: nf4" if is_quantized(method) else ""
+    return f"train.method: {{type: {method.type}{more}}}"
+
+
 def kinds(strategy: Strategy) -> tuple[Checkpointing, ...]:
     """The kinds of checkpointing, fastest first. The trainer refuses `selective` under ZeRO-3."""
-    return ("none", "full") if ZERO_STAGE[strategy] == 3 else ("none", "selective", "full")
+    return ("none", "full") if strategy.startswith("zero3") else ("none", "selective", "full")
 
 
 def _settings(work: Workload, cluster: Cluster, strategy: Strategy) -> Iterator[Setting]:
@@ -147,14 +186,26 @@ def measure(
     )
     step = training_step(shape, method, work.pair, cluster, setting, utilization=utilization)
     total = sum(parts.values())
+    loading = loading_bytes(shape, method, setting.strategy, cluster.size)
     return Fit(
-        method=method.type,
+        method=f"{method.type} nf4" if is_quantized(method) else method.type,
         strategy=setting.strategy,
         micro_batch_size=setting.micro_batch,
         gradient_checkpointing=setting.checkpointing,
         parts=parts,
         total=total,
-        fits=total <= cluster.gpu.usable,
+        loading=loading,
+        host=host_memory(
+            shape,
+            method,
+            setting.strategy,
+            cluster.size,
+            cluster.per_node,
+            reference=work.second_model,
+            reference_size=work.second_model_size,
+            merges=work.merges,
+        ),
+        fits=max(total, loading) <= cluster.gpu.usable,
         recommended=False,
         step_seconds=step.seconds,
         efficiency=step.efficiency,

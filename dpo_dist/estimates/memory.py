@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 # rows of a product of the head's gradient on a CPU, rows of the gradient that are added to at once.
 CPU_TILE_ROWS, GPU_TILE_BYTES = 128, 2**29
 CPU_GRADIENT_ROWS, GRADIENT_BLOCK_ROWS = 1024, 2**15
+# Bytes per weight of a linear layer in NF4: half a byte, and a scale per 64 weights in 8 bits,
+# quantized itself with a float32 per 256 scales (Dettmers et al. 2023,
+# https://arxiv.org/abs/2305.14314, section 3: "double quantization").
+NF4_WEIGHT = 0.5
+NF4_SCALES = 1 / 64 + 4 / (64 * 256)
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,11 @@ def _size(config: PretrainedConfig, name: str) -> int | None:
         return getattr(config, name, None)
     sizes = [getattr(layer, name, None) or 0 for layer in config.per_layer_config]
     return math.ceil(sum(sizes) / len(sizes))
+
+
+def is_quantized(method: Method) -> bool:
+    """Whether the frozen linear layers are in 4 bits."""
+    return isinstance(method, Lora) and method.quantization is not None
 
 
 def trained_parameters(shape: ModelShape, method: Method) -> int:

@@ -13,6 +13,8 @@ of the two times. With T trained and W working weights and k micro-batches per s
 
 An all-reduce counts twice. DDP, ZeRO-2 and ZeRO-3 compute while they communicate. ZeRO-2 reduces a
 bucket while the next one is filled, so the last bucket of a backward pass is not hidden.
+With QLoRA, a frozen weight takes half a byte instead of two in these, and is read and written in
+bfloat16 for each pass through its layer.
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ from dataclasses import dataclass
 
 from dpo_dist.config import Checkpointing, Lora, Method
 from dpo_dist.estimates.hardware import Cluster
-from dpo_dist.estimates.memory import ModelShape, trained_parameters
+from dpo_dist.estimates.memory import (
+    NF4_WEIGHT,
+    ModelShape,
+    is_quantized,
+    trained_parameters,
+)
 from dpo_dist.estimates.sharding import (
     MAX_LIVE_PARAMETERS,
     ZERO_STAGE,
@@ -103,7 +110,10 @@ def training_step(
     that computation reaches while it is not waiting."""
     trained = trained_parameters(shape, method)
     rate = cluster.gpu.flops * utilization / setting.micro_batch
-    micro = _micro_batch(shape, method, pair, setting.checkpointing, rate)
+    unpack = 0.0  # seconds to dequantize a layer
+    if is_quantized(method):
+        unpack = (NF4_WEIGHT + 2) * shape.body_parameters / shape.layers / cluster.gpu.bandwidth
+    micro = _micro_batch(shape, method, pair, setting.checkpointing, rate, unpack)
     arithmetic = setting.accumulation * sum(work.seconds for work in micro)
     share = (cluster.size - 1) / cluster.size
     backward = sum(work.seconds for work in micro[len(micro) // 2 :])
@@ -136,7 +146,12 @@ def training_step(
 
 
 def _micro_batch(
-    shape: ModelShape, method: Method, pair: Pair, kind: Checkpointing, rate: float
+    shape: ModelShape,
+    method: Method,
+    pair: Pair,
+    kind: Checkpointing,
+    rate: float,
+    unpack: float = 0.0,
 ) -> list[_Work]:
     """The work of embedding, layers and head, in the forward and backward pass. `rate` is in FLOP/s
     per pair of the micro-batch."""
@@ -145,12 +160,14 @@ def _micro_batch(
     layers_forward = once.layers + once.attention
     layers_backward = training_flops(shape, method, pair, kind) - head - layers_forward
     table = 2.0 * shape.vocabulary * shape.hidden
-    layer = 2.0 * shape.body_parameters / shape.layers
+    layer = (NF4_WEIGHT if is_quantized(method) else 2.0) * shape.body_parameters / shape.layers
     layers, reduced, reduced_table = shape.layers, layer, table
     if isinstance(method, Lora):
         reduced, reduced_table = 2.0 * trained_parameters(shape, method) / layers, 0.0
     forward_seconds = max(layers_forward / layers / rate, LAYER_LAUNCH)
     backward_seconds = max(layers_backward / layers / rate, 2 * LAYER_LAUNCH)
+    forward_seconds += unpack
+    backward_seconds += unpack * (2 if kind == "full" else 1)
     return [
         _Work(table, 0.0),
         *[_Work(layer, forward_seconds)] * layers,

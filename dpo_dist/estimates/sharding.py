@@ -11,7 +11,13 @@ P is the number of weights, T the number of trained weights. The allocations in 
   weights and 8T for AdamW's states, sharded from stage 1 on; 4T for gradients, sharded from stage 2
   on. Gradients are accumulated in float32; bfloat16 gradients only pass through the bucket.
 - ZeRO-3 with offload: weights, gradients and optimizer states are in CPU memory, and each node has
-  its share.
+  its share (host.py).
+- FSDP2: trained weights in float32, frozen ones in bfloat16, gradients 4T and AdamW's states 8T,
+  all sharded; two units (a layer, the embedding or the head) are gathered at a time, and one has
+  gradients in bfloat16 and float32 that are not reduced yet.
+- QLoRA: 4 bits per weight of the linear layers and 0.13 bits of scales, and the largest of their
+  matrices in bfloat16 while it is used. Scales are never sharded, and transformers loads a
+  quantized model whole before ZeRO-3 or FSDP2 shard it (`loading_bytes`).
 
 Sources: Rajbhandari et al. 2020 (https://arxiv.org/abs/1910.02054), section 3 and table 1;
 deepspeed/runtime/zero/config.py for the sizes of buckets.
@@ -22,12 +28,21 @@ from __future__ import annotations
 from typing import Literal
 
 from dpo_dist.config import Checkpointing, Lora, Method
-from dpo_dist.estimates.memory import ModelShape, activation_bytes, head_bytes, trained_parameters
+from dpo_dist.estimates.memory import (
+    NF4_SCALES,
+    NF4_WEIGHT,
+    ModelShape,
+    activation_bytes,
+    head_bytes,
+    is_quantized,
+    trained_parameters,
+)
 
 MemoryPart = Literal[
     "weights", "gradients", "optimizer", "communication", "reference", "activations", "head"
 ]
-Strategy = Literal["single_gpu", "ddp", "zero1", "zero2", "zero3", "zero3_offload"]
+Strategy = Literal["single_gpu", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"]
+# DeepSpeed's stage; FSDP2 shards what stage 3 shards.
 ZERO_STAGE: dict[Strategy, int] = {
     "single_gpu": 0,
     "ddp": 0,
@@ -35,6 +50,7 @@ ZERO_STAGE: dict[Strategy, int] = {
     "zero2": 2,
     "zero3": 3,
     "zero3_offload": 3,
+    "fsdp2": 3,
 }
 # In elements, as in training/buckets.py. ZeRO-3 gathers at most a quarter of the weights.
 REDUCE_BUCKET = 200_000_000
@@ -95,32 +111,34 @@ def model_states(
     bf16), `accumulate` the bytes per accumulated gradient (`grad_accum_dtype`: 4 for fp32, 2 for
     bf16).
     """
-    all_weights, trained = shape.parameters, trained_parameters(shape, method)
-    working = all_weights + (trained if isinstance(method, Lora) else 0)
+    trained = trained_parameters(shape, method)
     stage = ZERO_STAGE[strategy]
     if stage == 0:
         copies = 2 * trained if half == 2 else 0  # by autocast
-        beside_trained = half * all_weights if isinstance(method, Lora) else copies
+        frozen = _frozen_bytes(shape, method, half)
         return {
-            "weights": beside_trained + 4 * trained,
+            "weights": (frozen or copies) + 4 * trained,
             "gradients": 4 * trained,
             "optimizer": 8 * trained,
             "communication": 4 * trained if strategy == "ddp" else 0,
             "reference": max(half, reference_size) * reference,
         }
-    gathered = min(working // 4, MAX_LIVE_PARAMETERS) if stage == 3 else 0
+    if strategy == "fsdp2":
+        return _fsdp2_states(shape, method, processes, reference * reference_size, half)
+    working = _frozen_bytes(shape, method, half, processes if stage == 3 else 1)
+    working += half * trained // (processes if stage == 3 else 1)
+    gradients = accumulate * trained // (processes if stage >= 2 else 1)
+    optimizer = 12 * trained // processes
+    beside = half * reference // (processes if stage == 3 else 1)
     bucket = bucket_elements(shape, method, stage)
     if on_cpu:  # where only written pages take memory
         bucket = min(bucket, trained)
+    count = shape.parameters + (trained if isinstance(method, Lora) else 0)
+    gathered = min(count // 4, MAX_LIVE_PARAMETERS) if stage == 3 else 0
     if strategy == "zero3_offload":
-        weights = gradients = optimizer = beside = 0
-    else:
-        weights = half * working // (processes if stage == 3 else 1)
-        gradients = accumulate * trained // (processes if stage >= 2 else 1)
-        optimizer = 12 * trained // processes
-        beside = half * reference // (processes if stage == 3 else 1)
+        working = gradients = optimizer = beside = 0
     return {
-        "weights": weights,
+        "weights": working,
         "gradients": gradients,
         "optimizer": optimizer,
         "communication": 4 * bucket if stage == 1 else half * (bucket + gathered),
@@ -128,12 +146,31 @@ def model_states(
     }
 
 
-def host_bytes(shape: ModelShape, method: Method, processes: int, per_node: int) -> int:
-    """Bytes of CPU memory per node under ZeRO-3 with offload: the node's share of the working
-    weights, master weights, moments and accumulated gradients."""
+def loading_bytes(shape: ModelShape, method: Method, strategy: Strategy, processes: int) -> int:
+    """Bytes of one process's device while it loads the weights. A quantized model is quantized on
+    the device and is whole there until ZeRO-3 or FSDP2 shard it: transformers leaves out
+    `zero.Init` and the meta device for it."""
+    if is_quantized(method):
+        return _frozen_bytes(shape, method, 2) + 4 * trained_parameters(shape, method)
+    return model_states(shape, method, strategy, processes)["weights"]
+
+
+def _fsdp2_states(
+    shape: ModelShape, method: Method, processes: int, reference_bytes: int, half: int
+) -> dict[MemoryPart, int]:
     trained = trained_parameters(shape, method)
-    working = shape.parameters + (trained if isinstance(method, Lora) else 0)
-    return (2 * working + (12 + 4) * trained) * per_node // processes
+    unit = max(shape.body_parameters // shape.layers, shape.vocabulary * shape.hidden)
+    held = unit
+    if isinstance(method, Lora):
+        held = trained // shape.layers
+    weights = _frozen_bytes(shape, method, half, processes) + 4 * trained // processes
+    return {
+        "weights": weights,
+        "gradients": 4 * trained // processes,
+        "optimizer": 8 * trained // processes,
+        "communication": 2 * half * unit + (half + 4) * held,
+        "reference": reference_bytes // processes,
+    }
 
 
 def bucket_elements(shape: ModelShape, method: Method, stage: int) -> int:
@@ -144,3 +181,16 @@ def bucket_elements(shape: ModelShape, method: Method, stage: int) -> int:
         return bucket
     largest = 0 if isinstance(method, Lora) else shape.vocabulary * shape.hidden
     return 2 * max(bucket, largest)
+
+
+def _frozen_bytes(shape: ModelShape, method: Method, half: int, shards: int = 1) -> int:
+    """Bytes of LoRA's frozen weights on one device, sharded among `shards`; 0 in full fine-tuning.
+    In 4 bits, the scales are not sharded, and a matrix that is used is in bfloat16."""
+    if not isinstance(method, Lora):
+        return 0
+    if method.quantization is None:
+        return half * shape.parameters // shards
+    body = shape.body_parameters
+    packed = round(NF4_WEIGHT * body) + half * (shape.parameters - body)
+    used = half * max(a * b for a, b in shape.linear)
+    return packed // shards + round(NF4_SCALES * body) + used

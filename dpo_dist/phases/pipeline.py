@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from dpo_dist.config import Optimization
+from dpo_dist.data.models import check_unquantized
 from dpo_dist.errors import INTERRUPTED, PREEMPTED, ConfigError, PhaseFailed, Preempted, UserError
 from dpo_dist.phases.registry import PHASES, Phase, ShardedPhase
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
@@ -28,7 +29,12 @@ from dpo_dist.system.console import INNER, counted, say, warn
 from dpo_dist.system.options import set_options
 from dpo_dist.system.processes import Process, handling_sigterm, run_to_end
 from dpo_dist.system.ranks import WHOLE, Nodes, Shard
-from dpo_dist.training.accelerate_command import check_address, check_launch, check_launched
+from dpo_dist.training.accelerate_command import (
+    check_address,
+    check_launch,
+    check_launched,
+    check_quantization,
+)
 from dpo_dist.training.follow import follow
 from dpo_dist.training.job import accumulation_steps
 from dpo_dist.training.launch_shape import LaunchShape
@@ -206,9 +212,13 @@ def run_all(run_file: Path, run: Run, overrides: Sequence[str], *, force: bool) 
 
 
 def check_batches(run: Run) -> None:
-    """Raise `ConfigError` if a training's processes cannot share its global batch. This is checked
-    before sampling takes hours and the judge costs money."""
+    """Raise a `UserError` if a training's processes cannot share its global batch, or if its base
+    model is or cannot be quantized. This is checked before sampling takes hours and the judge costs
+    money."""
+    if run.trainings:
+        check_unquantized(run.config.model.base)
     for phase, section in run.trainings.items():
+        check_quantization(section)
         try:
             accumulation_steps(section, LaunchShape.of(section).processes)
         except ConfigError as error:

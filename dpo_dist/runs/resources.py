@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from dpo_dist.config import Checkpointing, Model, Optimization, Train
 from dpo_dist.data.models import is_hub_id
 from dpo_dist.errors import ModelError
+from dpo_dist.estimates.fit import MOST_NODES, cheaper_methods, described
 from dpo_dist.estimates.hardware import find_device, preset_for, preset_shape
-from dpo_dist.estimates.memory import ModelShape
-from dpo_dist.estimates.sharding import ZERO_STAGE, Strategy, planned_peak
+from dpo_dist.estimates.host import HostMemory, host_memory
+from dpo_dist.estimates.memory import ModelShape, is_quantized
+from dpo_dist.estimates.sharding import ZERO_STAGE, Strategy, loading_bytes, planned_peak
 from dpo_dist.system.machine import gpus, has_cuda
 from dpo_dist.training.launch_shape import LaunchShape
 
@@ -32,29 +34,108 @@ def planned_bytes(
     predicted. `validates`: there are validation rows, on which the KL is measured."""
     longest = sum(sorted(lengths)[-settings.micro_batch_size :])
     launch = LaunchShape.of(settings)
-    processes = launch.processes
-    on_cpu = not has_cuda()
-    second = isinstance(settings, Train) and settings.has_second_model(validates=validates)
-    live = isinstance(settings, Train) and settings.reference == "live"
     kinds: tuple[Checkpointing, ...] = get_args(Checkpointing)
     return {
-        kind: sum(
-            planned_peak(
-                shape,
-                settings.method,
-                strategy(launch),
-                processes,
-                tokens=longest,
-                scored=longest,
-                checkpointing=kind,
-                reference=shape.parameters if second else 0,
-                reference_size=4 if live else 2,
-                bf16=settings.bf16 and not (on_cpu and processes > 1),  # else float32
-                on_cpu=on_cpu,
-            ).values()
+        kind: _process_bytes(
+            shape, settings, strategy(launch), launch.processes, longest, kind, validates
         )
         for kind in kinds
     }
+
+
+def _process_bytes(
+    shape: ModelShape,
+    settings: Optimization,
+    way: Strategy,
+    processes: int,
+    tokens: int,
+    kind: Checkpointing,
+    validates: bool,
+) -> int:
+    """A process's planned peak on this machine, for `tokens` in a micro-batch, with any `way`."""
+    on_cpu = not has_cuda()
+    peak = planned_peak(
+        shape,
+        settings.method,
+        way,
+        processes,
+        tokens=tokens,
+        scored=tokens,
+        checkpointing=kind,
+        reference=_second_model(shape, settings, validates),
+        reference_size=_second_size(settings),
+        bf16=settings.bf16 and not (on_cpu and processes > 1),  # else float32
+        on_cpu=on_cpu,
+    )
+    return max(sum(peak.values()), loading_bytes(shape, settings.method, way, processes))
+
+
+def _second_model(shape: ModelShape, settings: Optimization, validates: bool) -> int:
+    second = isinstance(settings, Train) and settings.has_second_model(validates=validates)
+    return shape.parameters if second else 0
+
+
+def _second_size(settings: Optimization) -> Literal[2, 4]:
+    return 4 if isinstance(settings, Train) and settings.reference == "live" else 2
+
+
+def planned_host(
+    shape: ModelShape, settings: Optimization, *, validates: bool = False
+) -> HostMemory:
+    """The CPU memory that a training on GPUs needs of a node."""
+    launch = LaunchShape.of(settings)
+    return _host(shape, settings, strategy(launch), launch.machines, validates)
+
+
+def _host(
+    shape: ModelShape, settings: Optimization, way: Strategy, machines: int, validates: bool
+) -> HostMemory:
+    per_machine = LaunchShape.of(settings).per_machine
+    return host_memory(
+        shape,
+        settings.method,
+        way,
+        machines * per_machine,
+        per_machine,
+        reference=_second_model(shape, settings, validates),
+        reference_size=_second_size(settings),
+        merges=isinstance(settings, Train) and settings.merge,
+    )
+
+
+def ways_that_fit(
+    shape: ModelShape, settings: Optimization, tokens: int, *, gpu: float, host: float
+) -> list[str]:
+    """What would hold a training on nodes with the free bytes `gpu` (of each GPU) and `host`: more
+    sharding, another method, more nodes. `tokens` are those of a micro-batch; validation rows are
+    taken for granted, and checkpointing is full."""
+    launch = LaunchShape.of(settings)
+
+    def fits(changed: Optimization, way: Strategy, machines: int = launch.machines) -> bool:
+        processes = machines * launch.per_machine
+        need = _process_bytes(shape, changed, way, processes, tokens, "full", True)
+        return need <= gpu and _host(shape, changed, way, machines, True).peak <= host
+
+    ways: tuple[Strategy, ...] = ("single_gpu",)
+    if launch.processes > 1:
+        ways = ("zero2", "zero3")
+    if not is_quantized(settings.method):
+        ways = (*ways, "zero3_offload")
+    found = [f"accelerate_configs/{way}.yaml" for way in ways if fits(settings, way)][:1]
+    for method in cheaper_methods(settings.method):
+        changed = settings.model_copy(update={"method": method})
+        way = next((way for way in ways if way != "zero3_offload" and fits(changed, way)), None)
+        if way is not None:
+            found.append(f"{described(method)} with accelerate_configs/{way}.yaml")
+    share = settings.micro_batch_size * launch.per_machine
+    machines = [
+        n
+        for n in range(launch.machines + 1, MOST_NODES + 1)
+        if settings.global_batch_size % (n * share) == 0
+    ]
+    if (more := next((n for n in machines if fits(settings, "zero3", n)), None)) is not None:
+        found.append(f"accelerate_configs/multi_node_zero3.yaml on {more} nodes")
+    return found
 
 
 def gpu_flops() -> float | None:
@@ -66,11 +147,10 @@ def gpu_flops() -> float | None:
 
 
 def strategy(launch: LaunchShape, processes: int | None = None) -> Strategy:
-    """The sharding strategy of a training, for its own or the given number of processes. FSDP2
-    shards the same tensors as ZeRO-3."""
+    """The sharding strategy of a training, for its own or the given number of processes."""
     processes = processes or launch.processes
     if launch.fsdp:
-        return "zero3"
+        return "fsdp2"
     if launch.zero_stage == 3 and launch.offloads:
         return "zero3_offload"
     if launch.zero_stage == 0:

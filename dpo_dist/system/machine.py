@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -93,12 +94,25 @@ def usable_cores() -> int:
         return bound
 
 
-def available_memory() -> int:
-    """Bytes that can be allocated without swapping."""
+def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that can be allocated without swapping: the machine's, or less in a container with a
+    limit (cgroup version 2)."""
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+            return min(int(line.split()[1]) * 1024, _container_memory(cgroup))
     raise RuntimeError("/proc/meminfo has no MemAvailable line")
+
+
+def _container_memory(cgroup: Path) -> int:
+    """Bytes below the limit of this process's container; its file cache can be dropped."""
+    try:
+        limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
+        used = int((cgroup / "memory.current").read_text(encoding="ascii"))
+        lines = (cgroup / "memory.stat").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):  # no container, or `max`: no limit
+        return sys.maxsize
+    cache = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+    return max(0, limit - used + cache)
 
 
 def free_disk(path: Path) -> int:

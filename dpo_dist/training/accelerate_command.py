@@ -9,10 +9,11 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-from dpo_dist.config import Optimization
-from dpo_dist.errors import ConfigError
+from dpo_dist.config import Lora, Optimization
+from dpo_dist.errors import ConfigError, MissingDependency
 from dpo_dist.system import ranks
 from dpo_dist.system.console import TERMINAL
 from dpo_dist.system.machine import has_cuda
@@ -84,8 +85,23 @@ def launcher_environment(
     return environment
 
 
+def check_quantization(settings: Optimization) -> None:
+    """Raises `MissingDependency` or `ConfigError` if the base cannot be quantized."""
+    if not isinstance(settings.method, Lora) or settings.method.quantization is None:
+        return
+    if find_spec("bitsandbytes") is None:
+        raise MissingDependency("bitsandbytes (for method.quantization)", "qlora")
+    if LaunchShape.of(settings).offloads:
+        raise ConfigError(
+            f"accelerate_config: {settings.accelerate_file} offloads the weights, but those of "
+            "method.quantization stay on the GPU. Use zero3.yaml."
+        )
+
+
 def check_launch(settings: Optimization, nodes: Nodes | None) -> None:
-    """Raises `ConfigError` if the accelerate configuration contradicts nodes or run file."""
+    """Raises `ConfigError` if the accelerate configuration contradicts nodes or run file, and what
+    `check_quantization` raises."""
+    check_quantization(settings)
     path = settings.accelerate_file
     values = read_accelerate_config(path)
     _check_machines(path, nodes)
@@ -102,7 +118,9 @@ def check_launch(settings: Optimization, nodes: Nodes | None) -> None:
 
 
 def check_launched(settings: Optimization) -> None:
-    """Raises `ConfigError` if the launcher of this process contradicts the run file."""
+    """Raises `ConfigError` if the launcher of this process contradicts the run file, and what
+    `check_quantization` raises."""
+    check_quantization(settings)
     if given_attempt():
         return  # it is ours: `check_launch` has checked it
     source = "the launcher"

@@ -98,6 +98,8 @@ def _costly() -> frozenset[object]:
         torch.ops.dpo_dist.segment_attention.default,
         torch.ops.dpo_dist.lora_linear.default,
     ]
+    if hasattr(torch.ops.bitsandbytes, "gemm_4bit"):  # registered on import
+        operators.append(torch.ops.bitsandbytes.gemm_4bit.default)
     if hasattr(torch.ops.torch_attn, "_varlen_attn"):  # registered on import
         operators.append(torch.ops.torch_attn._varlen_attn.default)
     return frozenset(operators)

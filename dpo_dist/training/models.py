@@ -13,6 +13,7 @@ from dpo_dist.training import CausalLM, attention
 from dpo_dist.training.activations import checkpoint_selectively
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.layout import why_not_packed
+from dpo_dist.training.quantization import keep_trainable, quantization_config
 
 # The name of the reference adapter if training does not start from the reference.
 INITIAL = "initial"
@@ -97,15 +98,25 @@ def _load(model: str, job: TrainingJob, dtype: torch.dtype, device: torch.device
     config = AutoConfig.from_pretrained(model, trust_remote_code=job.trust_remote_code)
     softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     place = {} if job.shape.shards_weights else {"device_map": {"": device}}
-    return AutoModelForCausalLM.from_pretrained(
+    loaded = AutoModelForCausalLM.from_pretrained(
         model,
         dtype=dtype,
         trust_remote_code=job.trust_remote_code,
         use_safetensors=True,
         # SDPA would leave a softcap out. None: transformers chooses what the model supports.
         attn_implementation=None if softcap is None else "eager",
+        quantization_config=quantization_config(
+            job, dtype, torch.bfloat16 if uses_bf16(job) else torch.float32
+        ),
         **place,
     )
+    return keep_trainable(loaded)
+
+
+def adapter_dtype(job: TrainingJob) -> torch.dtype:
+    """The dtype of the trained adapters. DeepSpeed has float32 master weights of its own, and its
+    ZeRO-3 needs one dtype for all weights."""
+    return weights_dtype(job) if job.shape.zero_stage else torch.float32
 
 
 def lighten(model: CausalLM, job: TrainingJob, checkpointing: Checkpointing) -> None:

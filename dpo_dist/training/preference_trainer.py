@@ -37,6 +37,7 @@ from dpo_dist.training.layout import install
 from dpo_dist.training.models import INITIAL
 from dpo_dist.training.monitors import check_finite
 from dpo_dist.training.packing import plan_packing
+from dpo_dist.training.quantization import is_quantized
 from dpo_dist.training.reference import ReferenceCache, ReferenceLogProbs, reference_key
 from dpo_dist.training.sampler import GlobalBatchSampler
 from dpo_dist.training.sharded import prepare_frozen, set_precision
@@ -207,6 +208,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
 
     def _reference_file(self, weights: Batch) -> Path:
         precision = f"{self.model.dtype} {'bf16' if self.args.bf16 else 'fp32'}"
+        if is_quantized(self._job):
+            precision += " nf4"
         key = reference_key(weights, precision, self._settings.ld_alpha)
         assert self._job.reference_folder is not None
         return self._job.reference_folder / f"{key}.jsonl"

@@ -33,6 +33,7 @@ from dpo_dist.training.job import (
 from dpo_dist.training.layout import install
 from dpo_dist.training.models import (
     INITIAL,
+    adapter_dtype,
     choose_layout,
     lighten,
     load_policy,
@@ -42,6 +43,7 @@ from dpo_dist.training.models import (
 )
 from dpo_dist.training.monitors import MetricsWriter
 from dpo_dist.training.preference_trainer import PairCollator, PreferenceTrainer
+from dpo_dist.training.quantization import adapter_values, is_quantized, restore_adapters
 from dpo_dist.training.sharded import save_model
 from dpo_dist.training.usage import peak_memory
 
@@ -111,6 +113,7 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
     tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
     packed = choose_layout(model, settings)
     args.gradient_checkpointing = checkpointing == "full"  # `lighten` enables `selective`
+    adapter = adapter_values(model)
     trainer = PreferenceTrainer(
         job=job,
         packed=packed,
@@ -130,6 +133,8 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
         ],
     )
     lighten(trainer.model, job, checkpointing)
+    if is_quantized(job):
+        restore_adapters(trainer.model, adapter, adapter_dtype(job))
     return trainer
 
 
@@ -171,6 +176,7 @@ def _sft_trainer(job: TrainingJob) -> SFTTrainer:
     checkpointing = choose_checkpointing(job, free_bytes())
     model, peft_config = load_policy(job, args.device)
     args.gradient_checkpointing = checkpointing == "full"
+    adapter = adapter_values(model)
     trainer = SFTTrainer(
         model=model,
         args=args,
@@ -182,6 +188,8 @@ def _sft_trainer(job: TrainingJob) -> SFTTrainer:
     install(trainer.model)
     lora_linear.install(trainer.model)
     lighten(trainer.model, job, checkpointing)
+    if is_quantized(job):
+        restore_adapters(trainer.model, adapter, adapter_dtype(job))
     return trainer
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import NoReturn
 
+from dpo_dist.data.models import check_unquantized
 from dpo_dist.errors import INTERRUPTED, ConfigError, DpoDistError, PhaseFailed, Preempted
 from dpo_dist.storage.artifacts import write_text
 from dpo_dist.system import ranks
@@ -91,6 +92,7 @@ def launch(job: TrainingJob) -> None:
     """Train, from the last checkpoint if there is one, together with the other ranks. Raises
     `PhaseFailed` with the first error if a rank fails, and `Preempted` after SIGTERM to any."""
     assert _peers is not None
+    check_unquantized(job.model)
     given = given_attempt()
     if not given:  # else `dpo-dist train` has done it
         for name in (STOP, PREEMPTED):

@@ -25,11 +25,14 @@ def compare(nodes: Sequence[Facts]) -> dict[str, list[Finding]]:
         "SFT model": lambda node: _same_model(node.sft, first.sft, "SFT model"),
         "devices": lambda node: _devices(node, first),
         "memory": _memory,
+        "CPU memory": _host_memory,
         "disk": _disk,
         "RDMA": lambda node: node.rdma,
     }
     if not any(node.sft for node in nodes):
         del checks["SFT model"]
+    if not any(node.gpus for node in nodes):
+        del checks["CPU memory"]  # `memory` is the CPU's
     return {name: [check(node) for node in nodes] for name, check in checks.items()}
 
 
@@ -79,10 +82,23 @@ def _memory(node: Facts) -> Finding:
     gpu = min(node.gpus, key=lambda gpu: gpu.free)
     text = f"GPU {gpu.index}: {gpu.free / GIB:.1f} of {gpu.total / GIB:.1f} GiB free, {needed}"
     if gpu.free < node.memory_needed:
-        return Finding("failed", text)
+        return Finding("failed", f"{text}; {_alternatives(node)}")
     if gpu.free < (1 - _IDLE_SHARE) * gpu.total:
         return Finding("warning", f"{text}; in use by another process")
     return Finding("ok", text)
+
+
+def _host_memory(node: Facts) -> Finding:
+    text = f"{node.memory / GIB:.0f} GiB free, {node.host_needed / GIB:.0f} GiB planned"
+    if not node.gpus or node.memory >= node.host_needed:
+        return Finding("ok", text)
+    return Finding("failed", f"{text} to load, train and save; {_alternatives(node)}")
+
+
+def _alternatives(node: Facts) -> str:
+    if not node.alternatives:
+        return "neither more sharding, nor another method, nor more nodes would fit"
+    return f"this would fit: {'; or '.join(node.alternatives)}"
 
 
 def _disk(node: Facts) -> Finding:

@@ -38,12 +38,17 @@ def _doctor(options: argparse.Namespace) -> int:
 def _add_preflight(parser: Parser) -> None:
     add_run_file(parser)
     add_nodes(parser, join_seconds=120)  # a person starts it by hand on every machine
+    parser.add_argument(
+        "--gpus", metavar="NxGPU", help="the GPUs of a node that were planned, e.g. 8xH100-80G"
+    )
 
 
 def _preflight(options: argparse.Namespace) -> int:
+    from dpo_dist.estimates.hardware import find_cluster
     from dpo_dist.tools.doctor.preflight import preflight
 
-    preflight(load_run(options), nodes_of(options))
+    planned = None if options.gpus is None else find_cluster(options.gpus)
+    preflight(load_run(options), nodes_of(options), planned)
     return 0
 
 
@@ -61,6 +66,7 @@ PREFLIGHT = Command(
     "recipes/incident_triage/run.yaml",
     add=_add_preflight,
     run=_preflight,
-    details="Checks versions, run file, model, GPUs, memory, disk, the shared directory and the "
-    "network between the machines. If a check fails, the exit code is 2 and the machine is named.",
+    details="Checks versions, run file, model, GPUs, memory of GPUs and CPU, disk, the shared "
+    "directory and the network between the machines. If a check fails, the exit code is 2 and the "
+    "machine is named.",
 )

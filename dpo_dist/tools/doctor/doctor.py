@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dpo_dist.config import Resource
-from dpo_dist.data.models import check_model
+from dpo_dist.data.models import check_model, check_unquantized
 from dpo_dist.errors import UserError
 from dpo_dist.runs.run import Run
 from dpo_dist.system.console import USUAL_KEYS, counted
@@ -70,6 +70,8 @@ def _run_file(run: Run) -> Iterator[tuple[str, Finding]]:
     config = run.config
     try:
         check_model(config.model.base)
+        if run.trainings:
+            check_unquantized(config.model.base)
         yield "model", Finding("ok", config.model.base)
     except UserError as error:
         yield "model", Finding("failed", str(error), "Set model.base")

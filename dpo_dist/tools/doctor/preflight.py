@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict
 
 from dpo_dist.errors import ConfigError, NodeLost, PreflightFailed
+from dpo_dist.estimates.hardware import Cluster
 from dpo_dist.runs.run import Run
 from dpo_dist.system.console import say, warn
 from dpo_dist.system.ranks import Nodes
@@ -24,14 +25,15 @@ from dpo_dist.training.nodes import POLL_SECONDS, Leader, Rendezvous, leading, r
 _FACTS, _GO, _SPEED = "facts", "go", "speed"
 
 
-def preflight(run: Run, nodes: Nodes | None) -> None:
-    """Check this machine, or all nodes together, and print the findings.
+def preflight(run: Run, nodes: Nodes | None, planned: Cluster | None = None) -> None:
+    """Check this machine, or all nodes together, and print the findings. `planned` are the GPUs
+    that a node should have.
 
     Raises `PreflightFailed` on every node if a check fails on any node, and `ConfigError` if a node
     does not join or stops responding. This node's own failures are printed before it waits for the
     others, and repeated in that error.
     """
-    facts = gather(run, nodes)
+    facts = gather(run, nodes, planned)
     rows = compare([facts])
     failures = _failures([facts], rows)
     if nodes is None:

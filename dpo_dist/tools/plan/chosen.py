@@ -87,8 +87,6 @@ def _note(train: Train, cluster: Cluster) -> str:
             f"{path} is for {_spread(processes, nodes)}, this plan for "
             f"{_spread(cluster.size, cluster.nodes)}: `dpo-dist launch` adapts a copy of it."
         )
-    if launch.fsdp:
-        notes.append("FSDP is planned as ZeRO-3.")
     if not train.bf16:
         notes.append("The plan is for bf16, although the run file's `bf16` is false.")
     return " ".join(notes)

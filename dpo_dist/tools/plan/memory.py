@@ -9,14 +9,17 @@ from dpo_dist.config import Checkpointing, Full, Lora, Method, Train, required
 from dpo_dist.estimates.fit import (
     Fit,
     Workload,
+    cheaper_methods,
+    described,
     next_cheaper,
-    nodes_that_fit,
+    other_ways,
     recommended,
     ways_to_train,
 )
 from dpo_dist.estimates.hardware import Cluster
+from dpo_dist.estimates.host import HostMemory
 from dpo_dist.estimates.memory import ModelShape
-from dpo_dist.estimates.sharding import MemoryPart, host_bytes
+from dpo_dist.estimates.sharding import MemoryPart
 from dpo_dist.system.machine import GIB
 from dpo_dist.tools.plan.chosen import RunFileWay, chosen_way
 from dpo_dist.tools.plan.data import Pairs
@@ -37,8 +40,8 @@ REMEDY: dict[MemoryPart, str] = {
 @dataclass(frozen=True)
 class Recommendation:
     """The fastest way to train that fits. `overrides` are for the command line, `remedy` reduces
-    the `largest` part of the memory, `cheaper` names a way with less memory, and
-    `node_memory_bytes` is CPU memory per node."""
+    the `largest` part of the memory, `cheaper` names a way with less memory, and `host` is CPU
+    memory per node."""
 
     overrides: list[str]
     accelerate_config: str
@@ -51,7 +54,7 @@ class Recommendation:
     largest_bytes: int
     remedy: str
     cheaper: str
-    node_memory_bytes: int
+    host: HostMemory
     step_seconds: float
     train_hours: float
 
@@ -79,6 +82,7 @@ def workload(train: Train, shape: ModelShape, pairs: Pairs) -> Workload:
         global_batch=train.global_batch_size,
         second_model=shape.parameters if beside else 0,
         second_model_size=4 if train.reference == "live" else 2,
+        merges=train.merge,
     )
 
 
@@ -103,7 +107,8 @@ def training_memory(subject: Subject) -> TrainingMemory:
     if best is None:
         problems.append(_too_small(work, cluster, min(ways, key=lambda way: way.total)))
     if own.problem and advice is not None:
-        problems.append(f"{own.problem}; this fits: {' '.join(advice.overrides)}")
+        ram = f"{advice.host.peak / GIB:,.0f} GiB of CPU memory per node"
+        problems.append(f"{own.problem}; this fits: {' '.join(advice.overrides)} ({ram})")
     elif own.problem and own.way is None:
         problems.append(own.problem)
     return TrainingMemory(
@@ -123,10 +128,6 @@ def _recommendation(
     # `dpo-dist launch` writes the cluster's numbers into its copy of the file.
     several = fit.strategy == "zero3" and cluster.nodes > 1
     path = f"accelerate_configs/{'multi_node_zero3' if several else fit.strategy}.yaml"
-    cpu = 0
-    if fit.strategy == "zero3_offload":
-        cpu = host_bytes(work.shape, work.method, cluster.size, cluster.per_node)
-        cpu += 2 * work.second_model * cluster.per_node // cluster.size
     return Recommendation(
         overrides=[
             f"--set train.accelerate_config={path}",
@@ -143,7 +144,7 @@ def _recommendation(
         largest_bytes=fit.parts[fit.largest],
         remedy=REMEDY[fit.largest],
         cheaper=_cheaper(next_cheaper(ways, fit), work.method),
-        node_memory_bytes=cpu,
+        host=fit.host,
         step_seconds=fit.step_seconds,
         train_hours=train_time(subject, fit.step_seconds).hours,
     )
@@ -152,16 +153,16 @@ def _recommendation(
 def _cheaper(way: Fit | None, method: Method) -> str:
     if way is not None:
         return f"{way.strategy}, {way.total / GIB:.1f} GiB per GPU"
-    return "train.method.type: lora" if isinstance(method, Full) else "nothing needs less memory"
+    methods = cheaper_methods(method)
+    return described(methods[0]) if methods else "nothing needs less memory"
 
 
 def _too_small(work: Workload, cluster: Cluster, smallest: Fit) -> str:
-    nodes = nodes_that_fit(work, cluster)
-    enough = f"{nodes} nodes with {cluster.per_node} GPUs each" if nodes else "no number of nodes"
+    fitting = "; or ".join(other_ways(work, cluster))
+    enough = f"This would fit: {fitting}" if fitting else "Neither another method nor 64 nodes fit"
     return (
         f"train does not fit on {cluster.label}: even with the most sharding "
         f"({smallest.strategy}, one pair at a time), it needs {smallest.total / GIB:.1f} GiB per "
         f"GPU, most of it for {smallest.largest}, but only {cluster.gpu.usable / GIB:.1f} GiB are "
-        f"usable; {enough} would be enough. "
-        f"{REMEDY[smallest.largest].capitalize()}."
+        f"usable: {REMEDY[smallest.largest]}. {enough}."
     )

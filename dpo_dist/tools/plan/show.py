@@ -33,7 +33,8 @@ PARTS: dict[MemoryPart, str] = {
 NOTE = (
     "GiB per GPU for the longest micro-batch. The run file's line has the run file's settings. "
     "Every other line has its fastest setting that fits, or else the one with the least memory. * "
-    "marks the fastest line of a method, of equally fast ones the simplest. Pairs are packed, with "
+    "marks the fastest line of a method, of equally fast ones the simplest. RAM is GiB of CPU "
+    "memory per node at its peak (loading, training or saving). Pairs are packed, with "
     "each prompt once, and the head works in tiles. `ref.` is a second model: full fine-tuning has "
     "one if the KL is measured or the reference is live. `comm.` is buckets and, under ZeRO-3, "
     "gathered weights."
@@ -103,13 +104,14 @@ def _memory(ways: Sequence[Fit], own: RunFileWay | None) -> Table:
     ]
     if own is not None and own.way is not None:
         rows.insert(0, (" the run file's", tuple(_memory_cells(own.way))))
-    headers = ("", *PARTS.values(), "total", "fits", "batch", "checkpointing", "s/step")
+    headers = ("", *PARTS.values(), "total", "RAM", "fits", "batch", "checkpointing", "s/step")
     return Table(headers, tuple(rows))
 
 
 def _memory_cells(row: Fit) -> Iterator[Cell]:
     yield from (Cell(f"{row.parts[part] / GIB:.1f}") for part in PARTS)
     yield Cell(f"{row.total / GIB:.1f}")
+    yield Cell(f"{row.host.peak / GIB:,.0f}")
     yield Cell("yes" if row.fits else "no")
     yield Cell(str(row.micro_batch_size))
     yield Cell(row.gradient_checkpointing)
@@ -151,8 +153,11 @@ def _recommendation(found: Recommendation) -> str:
         f"Largest part: {found.largest}, {found.largest_bytes / GIB:.1f} GiB; {found.remedy}.",
         f"Next cheaper: {found.cheaper}.",
     ]
-    if found.node_memory_bytes:
-        lines.append(f"CPU memory per node: {found.node_memory_bytes / GIB:,.0f} GiB.")
+    host = found.host
+    lines.append(
+        f"CPU memory per node: {host.peak / GIB:,.0f} GiB (loading {host.loading / GIB:,.0f}, "
+        f"training {host.training / GIB:,.0f}, saving {host.saving / GIB:,.0f})."
+    )
     return "\n".join(lines)
 
 

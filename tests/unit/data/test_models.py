@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.data import models
-from dpo_dist.data.models import weights_digest
+from dpo_dist.data.models import check_unquantized, weights_digest
+from dpo_dist.errors import ModelError
 from dpo_dist.storage.artifacts import directory_digest
 
 
@@ -117,3 +119,15 @@ def test_a_long_reading_is_announced_once(model, reads, monkeypatch, capsys) -> 
     weights_digest(model)
     said = capsys.readouterr().err
     assert said == f"{model}: reading 0 GB of weights for their digest\n"
+
+
+@pytest.mark.parametrize("method", ["gptq", "bitsandbytes"])
+def test_a_quantized_checkpoint_is_refused_with_what_to_do(tmp_path: Path, method: str) -> None:
+    check_unquantized("owner/not-here")
+    for quantization in (None, {"quant_method": method}):
+        (tmp_path / "config.json").write_text(json.dumps({"quantization_config": quantization}))
+        if quantization is None:
+            check_unquantized(str(tmp_path))
+            continue
+        with pytest.raises(ModelError, match=rf"quantized \({method}\).*quantization: nf4"):
+            check_unquantized(str(tmp_path))

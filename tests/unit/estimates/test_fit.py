@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dpo_dist.config import Full, Lora
@@ -12,6 +14,7 @@ from dpo_dist.estimates.fit import (
     measure,
     next_cheaper,
     nodes_that_fit,
+    other_ways,
     recommended,
     strategies,
     ways_to_train,
@@ -23,6 +26,7 @@ from dpo_dist.estimates.throughput import Pair
 
 LLAMA = preset_shape("Llama-3.1-8B")
 BOX = find_cluster("8xH100-80G")
+NF4 = Lora(quantization="nf4")
 
 
 def work(method, batch: int = 128, second_model: int = 0) -> Workload:
@@ -76,7 +80,63 @@ def test_zero3_never_checkpoints_selectively_since_the_trainer_refuses_it() -> N
 
 
 def test_one_gpu_has_its_own_ways() -> None:
-    assert strategies(find_cluster("L4-24G")) == ("single_gpu", "zero3_offload")
+    one = find_cluster("L4-24G")
+    assert strategies(one, Full()) == strategies(one, Lora()) == ("single_gpu", "zero3_offload")
+    assert strategies(one, NF4) == ("single_gpu",)  # 4 bits stay on the GPU
+
+
+def test_70_b_is_trained_with_lora_on_a_box_and_with_qlora_on_one_gpu() -> None:
+    """With a pair of 2,048 tokens at a time, as in docs/scaling.md."""
+    pair = Pair(148, 1900, 1900)
+    lora, qlora = (
+        Workload(preset_shape("Llama-3.1-70B"), method, pair, pair, 128) for method in (Lora(), NF4)
+    )
+    found = {way.strategy: way.fits for way in ways_to_train(lora, BOX)}
+    assert found == {
+        "ddp": False,
+        "zero1": False,
+        "zero2": False,
+        "zero3": True,
+        "zero3_offload": True,
+    }
+    one = find_cluster("H100-80G")
+    assert not any(way.fits for way in ways_to_train(lora, one) if way.strategy == "single_gpu")
+    (way,) = ways_to_train(qlora, one)
+    assert way.fits and way.method == "lora nf4"
+    assert all(way.fits for way in ways_to_train(qlora, BOX))
+
+
+def test_a_quantized_base_is_dequantized_for_each_pass() -> None:
+    pair = Pair(148, 348, 348)
+    one, setting = find_cluster("H100-80G"), Setting("single_gpu", 1, 128, "none")
+    times = [
+        measure(Workload(LLAMA, m, pair, pair, 128), one, setting).step_seconds
+        for m in (Lora(), NF4)
+    ]
+    passes = 128 * 2 * 2.5 * LLAMA.body_parameters / one.gpu.bandwidth
+    assert times[1] - times[0] == pytest.approx(passes)
+
+
+def test_loading_a_quantized_model_whole_must_fit_too() -> None:
+    way = next(w for w in ways_to_train(work(NF4), BOX) if w.strategy == "zero3")
+    assert way.loading > way.parts["weights"] * 2
+    tight = replace(BOX, gpu=BOX.gpu.model_copy(update={"memory_mib": 8_000}))
+    short = Workload(LLAMA, NF4, Pair(9, 9, 9), Pair(9, 9, 9), 128)
+    found = measure(short, tight, Setting("zero3", 1, 16, "full"))
+    assert found.total <= tight.gpu.usable < found.loading and not found.fits
+
+
+def test_what_does_not_fit_comes_with_what_would() -> None:
+    pair = Pair(148, 1900, 1900)
+    shape = preset_shape("Llama-3.1-70B")
+    full = Workload(shape, Full(), pair, pair, 128, shape.parameters)
+    lora, qlora, nodes = other_ways(full, BOX)
+    assert lora.startswith("train.method: {type: lora} (zero3, ")
+    assert qlora.startswith("train.method: {type: lora, quantization: nf4} (ddp, ")
+    assert nodes == "1 node with 8 GPUs each"  # with offload
+    # On 40 GB the quantized model does not fit while it loads.
+    assert not any("nf4" in way for way in other_ways(full, find_cluster("8xA100-40G")))
+    assert other_ways(replace(full, method=NF4, second_model=0), find_cluster("L4-24G")) == []
 
 
 def test_where_nothing_fits_the_nodes_that_would_do_are_counted() -> None:

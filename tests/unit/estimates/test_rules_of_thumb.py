@@ -18,7 +18,11 @@ from tests.conftest import ROOT
 
 LAYERS = preset_shape("Llama-3.1-8B")
 ONE, BOX = find_cluster("H100-80G"), find_cluster("8xH100-80G")
-METHODS: dict[str, Method] = {"all weights": Full(), "LoRA": Lora()}
+METHODS: dict[str, Method] = {
+    "all weights": Full(),
+    "LoRA": Lora(),
+    "QLoRA": Lora(quantization="nf4"),
+}
 
 
 def largest(strategy: Strategy, method: Method, cluster: Cluster, *, kl: bool = True) -> float:
@@ -39,11 +43,12 @@ def largest(strategy: Strategy, method: Method, cluster: Cluster, *, kl: bool = 
 @pytest.mark.parametrize(
     ("name", "strategy", "cluster", "stated"),
     [
-        ("single_gpu", "single_gpu", ONE, ("all weights", "LoRA")),
-        ("ddp", "ddp", BOX, ("all weights", "LoRA")),
+        ("single_gpu", "single_gpu", ONE, tuple(METHODS)),
+        ("ddp", "ddp", BOX, tuple(METHODS)),
         ("zero1", "zero1", BOX, ("all weights",)),
         ("zero2", "zero2", BOX, ("all weights",)),
-        ("zero3", "zero3", BOX, ("all weights", "LoRA")),
+        ("zero3", "zero3", BOX, tuple(METHODS)),
+        ("fsdp2", "fsdp2", BOX, tuple(METHODS)),
         ("multi_node_zero3", "zero3", replace(BOX, nodes=2), ("all weights",)),
     ],
 )
@@ -54,9 +59,9 @@ def test_the_largest_model_is_the_plan_s(name, strategy, cluster, stated) -> Non
     row = next(line for line in document.splitlines() if line.startswith(f"| `{name}` | "))
     for method in stated:
         limit = largest(strategy, METHODS[method], cluster)
-        (number,) = re.findall(rf"(?i){method} up to about ([\d.]+) B", text)
+        (number,) = re.findall(rf"(?i)\b{method} up to about ([\d.]+) B", text)
         assert float(number) == pytest.approx(limit, rel=0.03)
-        cell = row.split(" | ")[2 if method == "all weights" else 3]
+        cell = row.split(" | ")[2 + list(METHODS).index(method)]
         assert re.match(r"[\d.]+", cell.strip(" |"))[0] == number
 
 

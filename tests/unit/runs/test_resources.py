@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from dpo_dist.estimates.fit import Workload, measure
 from dpo_dist.estimates.hardware import find_cluster, preset_shape
 from dpo_dist.estimates.scaling import Setting
 from dpo_dist.estimates.throughput import Pair
-from dpo_dist.runs.resources import planned_bytes, strategy
+from dpo_dist.runs.resources import planned_bytes, planned_host, strategy, ways_that_fit
+from dpo_dist.system.machine import GIB
 from dpo_dist.training.launch_shape import LaunchShape
 from tests.conftest import ROOT
 
@@ -28,7 +30,7 @@ CONFIGS = ROOT / "accelerate_configs"
         ("cpu", "single_gpu"),
         *((name, name) for name in ("ddp", "zero1", "zero2", "zero3", "zero3_offload")),
         ("multi_node_zero3", "zero3"),
-        ("fsdp2", "zero3"),
+        ("fsdp2", "fsdp2"),
         ("cpu_zero2", "zero2"),
     ],
 )
@@ -95,3 +97,55 @@ def test_several_processes_without_a_gpu_are_planned_in_float32(
     asked = Train(accelerate_config=CONFIGS / "cpu_zero2.yaml", bf16=False)
     assert two == planned_bytes(MISTRAL, asked, [9])
     assert two["full"] > 4 * MISTRAL.parameters
+
+
+BIG = preset_shape("Llama-3.1-70B")
+BOX_FREE = {"gpu": 79 * GIB, "host": 2000 * GIB}
+
+
+def full(name: str, **more: object) -> Train:
+    config = {"method": {"type": "full"}, "accelerate_config": CONFIGS / f"{name}.yaml"}
+    return Train(**{**config, "global_batch_size": 64, "micro_batch_size": 1, **more})
+
+
+@pytest.fixture
+def on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpo_dist.runs.resources.has_cuda", lambda: True)
+
+
+@pytest.mark.usefixtures("on_gpus")
+def test_a_model_that_does_not_fit_comes_with_what_would() -> None:
+    """All weights of 70 B on one box: offload, LoRA, QLoRA, or more boxes."""
+    offload, lora, qlora, nodes = ways_that_fit(BIG, full("zero3"), 2048, **BOX_FREE)
+    assert offload == "accelerate_configs/zero3_offload.yaml"
+    assert lora == "train.method: {type: lora} with accelerate_configs/zero3.yaml"
+    nf4 = "train.method: {type: lora, quantization: nf4} with accelerate_configs/zero2.yaml"
+    assert qlora == nf4
+    assert re.fullmatch(r"accelerate_configs/multi_node_zero3.yaml on \d+ nodes", nodes)
+    # Without the memory for it, offload and saving 2P on rank 0 are not proposed.
+    little = ways_that_fit(BIG, full("zero3"), 2048, gpu=79 * GIB, host=100 * GIB)
+    assert little == [lora, qlora]
+    assert ways_that_fit(BIG, full("zero3"), 2048, gpu=8 * GIB, host=2000 * GIB) == []
+
+
+@pytest.mark.usefixtures("on_gpus")
+def test_qlora_of_70_b_is_what_fits_one_gpu() -> None:
+    lora = Train(accelerate_config=CONFIGS / "single_gpu.yaml", micro_batch_size=1)
+    found = ways_that_fit(BIG, lora, 2048, gpu=79 * GIB, host=60 * GIB)
+    nf4 = "train.method: {type: lora, quantization: nf4} with accelerate_configs/single_gpu.yaml"
+    assert found == [nf4, "accelerate_configs/multi_node_zero3.yaml on 2 nodes"]
+    quantized = lora.model_copy(update={"method": Lora(quantization="nf4")})
+    assert planned_bytes(BIG, quantized, [2048])["full"] < 79 * GIB
+
+
+def test_the_node_s_memory_follows_from_the_configuration() -> None:
+    shape = BIG.parameters
+    zero2, fsdp2 = (planned_host(BIG, full(n), validates=True) for n in ("zero2", "fsdp2"))
+    assert zero2.loading < 100 * GIB
+    assert fsdp2.loading >= (2 + 4 + 2) * shape  # the file, the policy and the second model
+    live = planned_host(BIG, full("fsdp2", reference="live"))
+    assert live.loading - fsdp2.loading == 2 * shape
+    two = planned_host(BIG, full("multi_node_zero3"))
+    assert two.loading < 100 * GIB < two.saving  # rank 0's node gathers the model
+    merged = Train(accelerate_config=CONFIGS / "zero3.yaml", merge=True)
+    assert planned_host(BIG, merged).peak >= 4 * shape

@@ -38,3 +38,19 @@ def test_the_free_memory_is_linux_s_estimate() -> None:
         if line.startswith("MemTotal:")
     )
     assert 0 < available_memory() < total
+
+
+def test_a_container_s_limit_counts_if_it_is_lower(tmp_path: Path) -> None:
+    free = available_memory()
+    files = {
+        "memory.max": f"{2**30}\n",
+        "memory.current": f"{2**29}\n",
+        "memory.stat": f"anon 7\ninactive_file {2**28}\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert available_memory(tmp_path) == 2**30 - 2**29 + 2**28
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory(tmp_path) == pytest.approx(free, rel=0.2)
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert available_memory(tmp_path) == 0

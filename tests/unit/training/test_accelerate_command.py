@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dpo_dist.config import Train
-from dpo_dist.errors import ConfigError
+from dpo_dist.errors import ConfigError, MissingDependency
 from dpo_dist.system.ranks import Nodes
 from dpo_dist.training.accelerate_command import (
     check_address,
@@ -21,6 +21,7 @@ from dpo_dist.training.accelerate_command import (
 from tests.conftest import ROOT
 
 COMMAND = [sys.executable, "-m", "dpo_dist", "train", "run.yaml", "--set", "train.beta=0.2"]
+CPU = ROOT / "accelerate_configs" / "cpu.yaml"
 
 
 def nodes(rank: int = 0, address: str = "127.0.0.1", port: int = 29500, count: int = 2) -> Nodes:
@@ -31,6 +32,21 @@ def config(tmp_path: Path, **values: object) -> Path:
     path = tmp_path / "accelerate.yaml"
     path.write_text(yaml.safe_dump({"num_processes": 4, "num_machines": 2, **values}))
     return path
+
+
+def test_a_quantized_base_without_its_package_is_refused(monkeypatch) -> None:
+    from dpo_dist.training import accelerate_command
+
+    quantized = Train(method={"type": "lora", "quantization": "nf4"}, accelerate_config=CPU)
+    monkeypatch.setattr(accelerate_command, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependency, match=r"pip install 'dpo_dist\[qlora\]'"):
+        check_launch(quantized, None)
+    check_launch(Train(accelerate_config=CPU), None)
+    monkeypatch.setattr(accelerate_command, "find_spec", lambda name: name)
+    check_launch(quantized, None)
+    offloaded = ROOT / "accelerate_configs" / "zero3_offload.yaml"
+    with pytest.raises(ConfigError, match="offloads the weights"):
+        check_launch(quantized.model_copy(update={"accelerate_config": offloaded}), None)
 
 
 def test_the_other_machines_are_named_on_the_command_line() -> None:

@@ -10,8 +10,12 @@ import pytest
 
 from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError
+from dpo_dist.estimates.hardware import find_cluster
+from dpo_dist.estimates.host import PROCESS_BYTES
 from dpo_dist.runs.run import Run
-from dpo_dist.tools.doctor.facts import gather
+from dpo_dist.system.machine import GIB, Gpu
+from dpo_dist.tools.doctor import facts as facts_of_a_node
+from dpo_dist.tools.doctor.facts import gather, other_gpus
 from tests.conftest import ROOT
 
 
@@ -116,3 +120,44 @@ def test_a_run_file_that_trains_nothing_needs_no_preflight(write_run) -> None:
     path = write_run(model={"base": "m"}, preferences={"source": "path", "path": "p.jsonl"})
     with pytest.raises(ConfigError, match="there is nothing to check"):
         gather(Run(load_config(path)), None)
+
+
+H100 = Gpu(index="0", name="NVIDIA H100 80GB HBM3", total=81559 * 2**20, free=0, driver="580.1")
+A100 = H100.model_copy(update={"name": "NVIDIA A100-SXM4-80GB", "total": 81920 * 2**20})
+SMALL = A100.model_copy(update={"name": "NVIDIA A100-SXM4-40GB", "total": 40960 * 2**20})
+
+
+@pytest.mark.parametrize(
+    ("found", "planned", "words"),
+    [
+        ([H100] * 8, "8xH100-80G", None),
+        ([H100] * 8, "4xH100-80G", None),
+        ([A100] * 8, "8xA100-80G", None),
+        ([A100] * 8, "8xH100-80G", "but this node has 8 x NVIDIA A100-SXM4-80GB (80 GiB)"),
+        ([SMALL] * 8, "8xA100-80G", "8 x NVIDIA A100-SXM4-40GB (40 GiB)"),
+        ([H100] * 7 + [A100], "8xH100-80G", "7 x NVIDIA H100 80GB HBM3 (80 GiB), 1 x NVIDIA A100"),
+        ([H100] * 4, "8xH100-80G", "planned for 8 x H100-80G per node, but this node has 4 x"),
+        ([], "L4-24G", "this node has no GPU"),
+    ],
+)
+def test_gpus_of_another_kind_than_planned_are_named(found, planned, words) -> None:
+    problem = other_gpus(found, find_cluster(planned))
+    assert problem is None if words is None else words in problem
+
+
+def test_planned_gpus_are_looked_for(load) -> None:
+    facts = gather(load(), None, find_cluster("8xH100-80G"))
+    assert any("planned for 8 x H100-80G" in problem for problem in facts.problems) or facts.gpus
+
+
+def test_on_gpus_a_node_s_memory_and_what_else_would_fit_are_known(load, monkeypatch) -> None:
+    monkeypatch.setattr(facts_of_a_node, "gpus", lambda: [H100] * 2)
+    monkeypatch.setattr(facts_of_a_node, "available_memory", lambda: 3 * GIB)
+    facts = gather(load(overrides=("train.method.type=full",)), None)
+    assert facts.host_needed >= 2 * PROCESS_BYTES
+    assert facts.alternatives == []  # not even the libraries fit into 3 GiB
+    monkeypatch.setattr("dpo_dist.runs.resources.has_cuda", lambda: True)
+    roomy = [H100.model_copy(update={"free": 3 * GIB})] * 2
+    monkeypatch.setattr(facts_of_a_node, "gpus", lambda: roomy)
+    monkeypatch.setattr(facts_of_a_node, "available_memory", lambda: 30 * GIB)
+    assert gather(load(), None).alternatives == []  # it fits

@@ -59,7 +59,7 @@ def chosen(config: Config, cluster=BOX):
         ("zero3", "zero3"),
         ("multi_node_zero3", "zero3"),
         ("zero3_offload", "zero3_offload"),
-        ("fsdp2", "zero3"),
+        ("fsdp2", "fsdp2"),
     ],
 )
 def test_the_strategy_is_the_accelerate_configuration_s(name: str, strategy: str) -> None:
