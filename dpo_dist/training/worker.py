@@ -137,6 +137,7 @@ def join() -> int:
                 traceback.print_exc()
                 raise PhaseFailed(str(error)) from error
         _ended.set()
+        peers.go()
         return job
     except DpoDistError as error:
         _ended.set()

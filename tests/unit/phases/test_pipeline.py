@@ -29,8 +29,9 @@ def test_sigterm_before_a_training_is_told_to_the_others(
         )
     )
     monkeypatch.setattr(pipeline, "check_address", lambda nodes: None)
-    monkeypatch.setattr(pipeline, "_is_done", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
-    monkeypatch.setattr(pipeline, "_fingerprint", lambda *_: {})
+    monkeypatch.setattr(
+        pipeline, "_is_trained", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+    )
     run = Run(config)
     with pytest.raises(Preempted):
         pipeline.start_training("train", run, [], nodes=node(0))

@@ -71,6 +71,7 @@ def joined(peers: Peers, seen: list[str]) -> Callable[[], object]:
         while not isinstance(found := peers.wait(), int):
             seen.append(found.kind)
             peers.ready()
+        peers.go()
         return found
 
     return in_background(run)
