@@ -315,10 +315,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             first.check(mean_loss, rewards)
         return result
 
-    def _router_part(self, metrics: dict[str, list[float]]) -> float:
-        """What TRL has added to the latest loss for the load of a model's experts."""
-        return self.router_aux_loss_coef * metrics["aux_loss"][-1] if self.aux_loss_enabled else 0.0
-
     def _add_per_token(self, inputs: Batch, mode: str) -> dict[str, list[float]]:
         """Add log-probs per token, which show displacement, to a mode's metrics, and return these.
 
