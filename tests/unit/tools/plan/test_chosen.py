@@ -173,7 +173,7 @@ def test_a_run_file_that_does_not_fit_ends_with_2(capsys, tmp_path: Path) -> Non
     assert "this fits: --set train.accelerate_config=accelerate_configs/zero" in err
     row = next(line for line in out.splitlines() if line.startswith(" the run file's "))
     assert " no " in row
-    assert "does not fit, 166.3 GiB" in " ".join(out.split())
+    assert "does not fit, 167.7 GiB" in " ".join(out.split())
     # There is no time for what does not run: the hours are those of the recommendation.
     assert figures["run_file"]["train_hours"] is None
     assert figures["phases"][0]["hours"] == figures["recommendation"]["train_hours"]
