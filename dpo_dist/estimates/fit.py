@@ -65,6 +65,11 @@ class Fit:
     efficiency: float
 
     @property
+    def need(self) -> int:
+        """Bytes per GPU at the highest peak."""
+        return max(self.total, self.loading)
+
+    @property
     def largest(self) -> MemoryPart:
         """The part that takes the most memory."""
         return max(self.parts, key=lambda part: self.parts[part])
@@ -131,7 +136,7 @@ def nodes_that_fit(work: Workload, cluster: Cluster) -> int | None:
 def other_ways(work: Workload, cluster: Cluster) -> list[str]:
     """What would hold a training that does not fit: other methods on these GPUs, more nodes."""
     found = []
-    for method in cheaper_methods(work.method):
+    for method in other_methods(work.method):
         other = replace(work, method=method, second_model=0)
         if (way := recommended(ways_to_train(other, cluster))) is not None:
             found.append(f"{described(method)} ({way.strategy}, {way.total / GIB:.1f} GiB per GPU)")
@@ -146,6 +151,14 @@ def cheaper_methods(method: Method) -> list[Lora]:
     lora = Lora() if isinstance(method, Full) else method
     quantized = [] if is_quantized(method) else [lora.model_copy(update={"quantization": "nf4"})]
     return [lora, *quantized] if isinstance(method, Full) else quantized
+
+
+def other_methods(method: Method) -> list[Lora]:
+    """The methods to try where one does not fit. A quantized model is whole while it loads, so
+    without quantization more sharding may help."""
+    if isinstance(method, Lora) and is_quantized(method):
+        return [method.model_copy(update={"quantization": None})]
+    return cheaper_methods(method)
 
 
 def described(method: Method) -> str:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from dpo_dist.config import Checkpointing, Model, Optimization, Train
 from dpo_dist.data.models import is_hub_id
 from dpo_dist.errors import ModelError
-from dpo_dist.estimates.fit import MOST_NODES, cheaper_methods, described
+from dpo_dist.estimates.fit import MOST_NODES, described, other_methods
 from dpo_dist.estimates.hardware import find_device, preset_for, preset_shape
 from dpo_dist.estimates.host import HostMemory, host_memory
 from dpo_dist.estimates.memory import ModelShape, is_quantized
@@ -122,7 +122,11 @@ def ways_that_fit(
     if not is_quantized(settings.method):
         ways = (*ways, "zero3_offload")
     found = [f"accelerate_configs/{way}.yaml" for way in ways if fits(settings, way)][:1]
-    for method in cheaper_methods(settings.method):
+    if isinstance(settings, Train) and settings.merge:  # 4 bytes per weight of CPU memory
+        unmerged = settings.model_copy(update={"merge": False})
+        if fits(unmerged, strategy(launch)):
+            found.append("train.merge: false (merge on another machine)")
+    for method in other_methods(settings.method):
         changed = settings.model_copy(update={"method": method})
         way = next((way for way in ways if way != "zero3_offload" and fits(changed, way)), None)
         if way is not None:

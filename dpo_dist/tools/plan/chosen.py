@@ -61,17 +61,20 @@ def chosen_way(train: Train, work: Workload, cluster: Cluster, utilization: floa
         for kind in (kinds(way) if asked == "auto" else (asked,))
     ]
     filled = MEMORY_SHARE * cluster.gpu.memory
-    fit = next((fit for fit in fits if fit.total <= filled), fits[-1])
+    fit = next((fit for fit in fits if fit.need <= filled), fits[-1])
     problem = "" if fit.fits else _too_large(train, fit, cluster)
     return replace(own, way=fit, problem=problem, note=_note(train, cluster))
 
 
 def _too_large(train: Train, fit: Fit, cluster: Cluster) -> str:
+    part = f"largest part: {fit.largest}"
+    if fit.loading > fit.total:
+        part = "while it loads: the quantized model is whole on each GPU"
     return (
         f"train does not fit with the run file's settings ({train.accelerate_config}, "
         f"micro_batch_size {train.micro_batch_size}, gradient_checkpointing "
-        f"{fit.gradient_checkpointing}): it needs {fit.total / GIB:.1f} GiB per GPU (largest "
-        f"part: {fit.largest}), and {cluster.gpu.usable / GIB:.1f} GiB are usable"
+        f"{fit.gradient_checkpointing}): it needs {fit.need / GIB:.1f} GiB per "
+        f"GPU ({part}), and {cluster.gpu.usable / GIB:.1f} GiB are usable"
     )
 
 

@@ -105,7 +105,7 @@ def training_memory(subject: Subject) -> TrainingMemory:
     advice = _recommendation(subject, work, ways, best) if best else None
     problems = []
     if best is None:
-        problems.append(_too_small(work, cluster, min(ways, key=lambda way: way.total)))
+        problems.append(_too_small(work, cluster, min(ways, key=lambda way: way.need)))
     if own.problem and advice is not None:
         ram = f"{advice.host.peak / GIB:,.0f} GiB of CPU memory per node"
         problems.append(f"{own.problem}; this fits: {' '.join(advice.overrides)} ({ram})")
@@ -160,9 +160,15 @@ def _cheaper(way: Fit | None, method: Method) -> str:
 def _too_small(work: Workload, cluster: Cluster, smallest: Fit) -> str:
     fitting = "; or ".join(other_ways(work, cluster))
     enough = f"This would fit: {fitting}" if fitting else "Neither another method nor 64 nodes fit"
+    part = f"most of it for {smallest.largest}"
+    remedy = REMEDY[smallest.largest]
+    if smallest.loading > smallest.total:
+        part, remedy = (
+            "while it loads",
+            "a quantized model is whole on each GPU until sharded",
+        )
     return (
         f"train does not fit on {cluster.label}: even with the most sharding "
-        f"({smallest.strategy}, one pair at a time), it needs {smallest.total / GIB:.1f} GiB per "
-        f"GPU, most of it for {smallest.largest}, but only {cluster.gpu.usable / GIB:.1f} GiB are "
-        f"usable: {REMEDY[smallest.largest]}. {enough}."
+        f"({smallest.strategy}, one pair at a time), it needs {smallest.need / GIB:.1f} GiB per "
+        f"GPU, {part}, but only {cluster.gpu.usable / GIB:.1f} GiB are usable: {remedy}. {enough}."
     )

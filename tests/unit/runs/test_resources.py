@@ -149,3 +149,10 @@ def test_the_node_s_memory_follows_from_the_configuration() -> None:
     assert two.loading < 100 * GIB < two.saving  # rank 0's node gathers the model
     merged = Train(accelerate_config=CONFIGS / "zero3.yaml", merge=True)
     assert planned_host(BIG, merged).peak >= 4 * shape
+
+
+@pytest.mark.usefixtures("on_gpus")
+def test_merging_that_a_node_has_no_memory_for_can_be_left_out() -> None:
+    merged = Train(accelerate_config=CONFIGS / "zero3.yaml", micro_batch_size=1, merge=True)
+    found = ways_that_fit(BIG, merged, 2048, gpu=79 * GIB, host=100 * GIB)
+    assert found == ["train.merge: false (merge on another machine)"]
