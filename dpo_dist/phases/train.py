@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -146,30 +145,25 @@ def _job(
     config, section, start = run.config, required(run.config.train), run.start_weights()
     shape = model_shape(start.model, config.model.trust_remote_code)
     _check_vocabulary(start.model, shape, max(train_rows.largest, validation_rows.largest))
-    launch_shape = LaunchShape.of(section)
-    identity, reference = start.identity(), None
-    if isinstance(section.method, Full):
-        start = _merged(run, start, launch_shape, out.path / MERGED / "start")
+    policy, reference = _without_adapter(run, start, out.path / MERGED / "start"), None
     if found := run.reference_weights():
-        its_identity = found.identity()
-        if isinstance(section.method, Full):
-            found = _merged(run, found, launch_shape, out.path / MERGED / "reference")
+        other = _without_adapter(run, found, out.path / MERGED / "reference")
         reference = InitialReference(
-            model=found.model, adapter=found.adapter, identity=its_identity
+            model=other.model, adapter=other.adapter, identity=found.identity()
         )
     return TrainingJob(
         kind="dpo",
         settings=section,
-        shape=launch_shape,
-        model=start.model,
-        adapter=start.adapter,
+        shape=LaunchShape.of(section),
+        model=policy.model,
+        adapter=policy.adapter,
         dtype=config.model.dtype,
         trust_remote_code=config.model.trust_remote_code,
         rows=train_rows.path,
         validation_rows=validation_rows.path if validation_rows else None,
         # Shared by all runs and by the points of a sweep, so that it is computed once.
         reference_folder=config.run.output_dir / "reference_logps",
-        start=identity,
+        start=start.identity(),
         reference=reference,
         planned_peak_bytes=planned_bytes(
             shape,
@@ -186,21 +180,22 @@ def _job(
     )
 
 
-def _merged(run: Run, weights: Weights, launch_shape: LaunchShape, folder: Path) -> Weights:
-    """The weights without an adapter, which full fine-tuning needs: a merged model in `folder`. It
-    is in float32 if the training is."""
-    if weights.adapter is None:
+def _without_adapter(run: Run, weights: Weights, folder: Path) -> Weights:
+    """The weights that a training loads: in full fine-tuning an adapter is merged first, into a
+    model in `folder`. The model is in float32 if the training is."""
+    config, section = run.config, required(run.config.train)
+    if weights.adapter is None or isinstance(section.method, Lora):
         return weights
-    in_half = launch_shape.zero_stage > 0 and has_cuda()
+    in_half = LaunchShape.of(section).zero_stage > 0 and has_cuda()
     if not folder.exists():
         merge_adapter(
             weights.model,
             weights.adapter,
             folder,
-            dtype=run.config.model.dtype if in_half else "float32",
-            trust_remote_code=run.config.model.trust_remote_code,
+            dtype=config.model.dtype if in_half else "float32",
+            trust_remote_code=config.model.trust_remote_code,
         )
-    return replace(weights, model=str(folder), adapter=None)
+    return Weights(str(folder))
 
 
 def _compute_reference(job: TrainingJob) -> None:

@@ -11,24 +11,19 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import dpo_trainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from dpo_dist.config import Train
-from dpo_dist.errors import ModelError
-from dpo_dist.system import ranks
-from dpo_dist.system.console import counted, progress
 from dpo_dist.training import Batch, CausalLM, Metrics, Trainer, attention, lora_linear
 from dpo_dist.training.divergence import policy_and_reference, sample_divergence, share, summarise
 from dpo_dist.training.job import TrainingJob
@@ -37,14 +32,12 @@ from dpo_dist.training.layout import install
 from dpo_dist.training.models import INITIAL
 from dpo_dist.training.monitors import check_finite
 from dpo_dist.training.packing import plan_packing
-from dpo_dist.training.quantization import is_quantized
-from dpo_dist.training.reference import ReferenceCache, ReferenceLogProbs, reference_key
+from dpo_dist.training.reference import ReferenceLogProbs
+from dpo_dist.training.reference_pass import ReferencePass
 from dpo_dist.training.sampler import GlobalBatchSampler
 from dpo_dist.training.sharded import prepare_frozen, set_precision
 from dpo_dist.training.start_check import COMPLETIONS, FirstBatch
 
-# Without activations for a backward, the reference's batches can be larger than the micro-batch.
-REFERENCE_BATCHES = 4
 KL_BATCH = 16  # answers that are sampled together
 
 
@@ -88,8 +81,7 @@ class PairCollator(DataCollatorForPreference):  # type: ignore[misc]  # TRL is n
 class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
     """Trains on rows of `id, row, tokens, prompt_ids, chosen_ids, rejected_ids`.
 
-    Before the first step, when the policy is sharded, it computes the reference's log-probs that
-    are not in the cache. So no process needs memory for a whole model.
+    Before the first step, `ReferencePass` gets the reference's log-probs.
     """
 
     def __init__(
@@ -123,7 +115,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             self.ref_model = prepare_frozen(ref_model, self.accelerator)
         self._wrap_forwards()
         if self.precompute_ref_logps:
-            self.add_callback(_ReferencePass(self))
+            self.add_callback(ReferencePass(self))
 
     def _wrap_forwards(self) -> None:
         """Wrap the forwards of policy and reference, after TRL has added its fused head."""
@@ -155,100 +147,12 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             wrapper.set_epoch = sampler.set_epoch  # type: ignore[union-attr]
         return loader
 
-    def prepare_reference(self) -> None:
-        """Give the collator the reference's log-probs of all rows, after computing those that are
-        missing. All ranks call this when the policy is prepared for training."""
-        found: dict[str, ReferenceLogProbs] = {}
-        for name, dataset in (("train", self.train_dataset), ("eval", self.eval_dataset)):
-            if dataset is None:
-                continue
-            if self._job.reference is None:
-                values = self._start_logps(dataset, name)
-            else:
-                values = self._cached_logps(dataset, self._job.reference.identity)
-            found.update(zip(dataset["row"], values, strict=True))
-        self.data_collator.reference.update(found)
-
     def _prepare_input(self, data: Any) -> Any:
         """transformers' without its cast to DeepSpeed's dtype: bfloat16 would round the reference's
         log-prob of an answer, about -300, to a multiple of 2."""
         if isinstance(data, torch.Tensor):
             return data.to(self.args.device)
         return super()._prepare_input(data)
-
-    def _cached_logps(self, dataset: Dataset, weights: Batch) -> list[ReferenceLogProbs]:
-        """The log-probs of a reference that is not loaded, computed by a separate pass."""
-        path = self._reference_file(weights)
-        known = ReferenceCache(path).read()
-        if missing := sum(row not in known for row in dataset["row"]):
-            raise ModelError(
-                f"{path} lacks the reference's log-probs of {counted(missing, 'row')}: remove "
-                f"{self._job.out / 'reference'} and run the same command again"
-            )
-        return [known[row] for row in dataset["row"]]
-
-    def _start_logps(self, dataset: Dataset, name: str) -> list[ReferenceLogProbs]:
-        """The log-probs of the weights that training starts from, from the cache or computed.
-        Raises `ModelError` if a resumed training needs them and no longer has those weights."""
-        cache = ReferenceCache(self._reference_file(self._job.start))
-        with cache.locked(lambda taken: bool(gather_object([taken])[0])):
-            if ranks.is_main():
-                cache.journal().close()  # removes an incomplete last line
-            self.accelerator.wait_for_everyone()
-            known, tokens = cache.read(), dataset["tokens"]
-            missing = [i for i, row in enumerate(dataset["row"]) if row not in known]
-            # Longest rows first: batches have rows of similar length, and memory peaks at once.
-            missing.sort(key=lambda i: -tokens[i])
-            if missing:
-                self._check_at_start(cache.path)
-                self._fill(cache, dataset.select(missing), name)
-                known = cache.read()
-            self.accelerator.wait_for_everyone()
-        return [known[row] for row in dataset["row"]]
-
-    def _reference_file(self, weights: Batch) -> Path:
-        precision = f"{self.model.dtype} {'bf16' if self.args.bf16 else 'fp32'}"
-        if is_quantized(self._job):
-            precision += " nf4"
-        key = reference_key(weights, precision, self._settings.ld_alpha)
-        assert self._job.reference_folder is not None
-        return self._job.reference_folder / f"{key}.jsonl"
-
-    def _check_at_start(self, cache: Path) -> None:
-        moved = self.state.global_step > 0 and not hasattr(self.model, "peft_config")
-        if moved:  # with LoRA, the reference is still in the model
-            raise ModelError(
-                f"{cache} lacks log-probs of the reference, whose weights this resumed training "
-                "has changed. Restore the file, or start over with --force."
-            )
-
-    def _fill(self, cache: ReferenceCache, rows: Dataset, name: str) -> None:
-        """Compute the rows' log-probs on all ranks; rank 0 writes them to the cache."""
-        model = self.model_wrapped
-        model.eval()
-        batch_size = REFERENCE_BATCHES * self.args.per_device_train_batch_size
-        world, rank = self.args.world_size, self.args.process_index
-        journal = cache.journal() if ranks.is_main() else None
-        with progress(f"reference: {name}", len(rows)) as advance:
-            for start in range(0, len(rows), batch_size * world):
-                own = range(start + rank, min(start + batch_size * world, len(rows)), world)
-                # All ranks need the same number of forwards: one without a row repeats the first.
-                examples = [rows[i] for i in own] or [rows[0]]
-                batch = send_to_device(self.data_collator(examples), self.accelerator.device)
-                names = batch.pop("rows")
-                batch.pop("witness")
-                chosen, rejected = self.compute_ref_log_probs(model, batch)
-                logps = zip(examples, chosen.tolist(), rejected.tolist(), strict=True)
-                records = [{"row": e["row"], "chosen": c, "rejected": r} for e, c, r in logps]
-                gathered = {r["row"]: r for r in gather_object(records)}
-                values = [r[which] for r in gathered.values() for which in COMPLETIONS]
-                check_finite("a log-prob of the reference", values, 0, names)
-                if journal is not None:
-                    journal.append(ReferenceLogProbs(**record) for record in gathered.values())
-                advance(min(batch_size * world, len(rows) - start))
-        if journal is not None:
-            journal.close()
-        self.accelerator.wait_for_everyone()
 
     def evaluate(self, *args: object, **kwargs: object) -> Metrics:
         """TRL's evaluation on the validation pairs, then the KL on answers of the policy."""
@@ -332,16 +236,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
             self._sums[mode, name] = logps, count
             metrics[key] = [logps / max(count, 1.0)]
         return metrics
-
-
-class _ReferencePass(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
-    """Runs the reference pass when the policy is prepared, before the first step."""
-
-    def __init__(self, trainer: PreferenceTrainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(self, *_: object, **__: object) -> None:
-        self._trainer.prepare_reference()
 
 
 @contextmanager

@@ -59,7 +59,6 @@ def train(job: TrainingJob, preempted: Event) -> None:
     trainer.remove_callback(PrinterCallback)  # MetricsWriter replaces it
     # TRL sets it for every adapter, and DDP then searches the graph of each micro-batch.
     trainer.args.ddp_find_unused_parameters = may_skip_weights(trainer.model)
-    _configure_deepspeed(trainer, job)
     if job.kind == "reference":
         trainer.train()  # fills the cache, and checks the first loss; the weights are discarded
         if ranks.is_main():
@@ -133,6 +132,7 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
         ],
     )
     lighten(trainer.model, job, checkpointing)
+    _configure_deepspeed(trainer, job)
     if is_quantized(job):
         restore_adapters(trainer.model, adapter, adapter_dtype(job))
     return trainer
@@ -188,6 +188,7 @@ def _sft_trainer(job: TrainingJob) -> SFTTrainer:
     install(trainer.model)
     lora_linear.install(trainer.model)
     lighten(trainer.model, job, checkpointing)
+    _configure_deepspeed(trainer, job)
     if is_quantized(job):
         restore_adapters(trainer.model, adapter, adapter_dtype(job))
     return trainer

@@ -18,6 +18,7 @@ from dpo_dist.losses import LOSSES, first_loss
 from dpo_dist.training import attention
 from dpo_dist.training.models import choose_layout, load_policy
 from dpo_dist.training.preference_trainer import PairCollator, PreferenceTrainer
+from dpo_dist.training.reference_pass import ReferencePass
 from dpo_dist.training.trainer import loss_arguments
 from tests.numerics.test_against_trl import make_job, rows
 
@@ -47,7 +48,7 @@ def trainer(tiny_model: Path, tmp_path_factory) -> PreferenceTrainer:
         processing_class=tokenizer,
         data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id, packed=True),
     )
-    trainer.prepare_reference()
+    ReferencePass(trainer).run()
     return trainer
 
 
