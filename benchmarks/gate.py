@@ -39,7 +39,7 @@ from dpo_dist.losses import sigmoid_loss
 from dpo_dist.training import attention, layout, logprobs, lora_linear
 from dpo_dist.training.preference_trainer import PairCollator
 from dpo_dist.training.start_check import (
-    Answer,
+    AnswerDifference,
     Expected,
     check_arithmetic,
     check_policy,
@@ -232,10 +232,13 @@ def drawn(draw: np.random.Generator, noise: Values, pairs: int, *, sign: bool = 
     return chosen * draw.choice([-1.0, 1.0], size=(2 * pairs, 1)) if sign else chosen
 
 
-def answers_of(noise: Values) -> list[Answer]:
+def answers_of(noise: Values) -> list[AnswerDifference]:
     totals, squares = noise.sum(1), np.square(noise).sum(1)
     tokens = noise.shape[1]
-    return [Answer("x", tokens, *v) for v in zip(totals.tolist(), squares.tolist(), strict=True)]
+    return [
+        AnswerDifference("x", tokens, *v)
+        for v in zip(totals.tolist(), squares.tolist(), strict=True)
+    ]
 
 
 def stops(noise: Values, draw: np.random.Generator) -> bool:

@@ -87,12 +87,12 @@ def _log_probs(model: CausalLM, pairs: Sequence[Pair], size: int, scale: Scale) 
 def _stopped(ratios: Tensor, pairs: Sequence[Pair], micro: int) -> float:
     """The share of first micro-batches that the trainer's check would stop, for log-ratios
     (2, pairs) of policy and reference in nats. The check does not depend on beta."""
-    from dpo_dist.training.start_check import NOISE, Answer, disagreement
+    from dpo_dist.training.start_check import NOISE, AnswerDifference, disagreement
 
     stopped = []
     for start in range(0, len(pairs), micro):
         answers = [
-            Answer(str(number), len(ids), ratios[which, number].item())
+            AnswerDifference(str(number), len(ids), ratios[which, number].item())
             for number in range(start, min(start + micro, len(pairs)))
             for which, ids in enumerate((pairs[number].chosen, pairs[number].rejected))
         ]

@@ -51,7 +51,7 @@ COMPLETIONS = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnswerDifference:
     """How two log-probs of one answer differ over its `tokens`: the `total` (nats), and the sum of
     the tokens' squares, if each was compared."""
 
@@ -66,12 +66,12 @@ def tolerance(tokens: float, noise: float) -> float:
     return DEVIATIONS * noise * math.sqrt(tokens)
 
 
-def disagreement(answers: Sequence[Answer], noise: float) -> str | None:
+def disagreement(answers: Sequence[AnswerDifference], noise: float) -> str | None:
     """Why rounding does not explain the differences, or None. They are examined per answer, over
     all answers together, which reveals small differences that they share, and per token. A
     difference that is not finite is never explained."""
     tokens, total = sum(a.tokens for a in answers), sum(a.total for a in answers)
-    everything = Answer("", tokens, total, sum(a.squares for a in answers))
+    everything = AnswerDifference("", tokens, total, sum(a.squares for a in answers))
     for answer in (*answers, everything):
         limit = tolerance(answer.tokens, noise)
         if not abs(answer.total) <= limit:
@@ -89,7 +89,7 @@ def disagreement(answers: Sequence[Answer], noise: float) -> str | None:
     return None
 
 
-def check_policy(answers: Sequence[Answer], precision: str) -> None:
+def check_policy(answers: Sequence[AnswerDifference], precision: str) -> None:
     """The policy in training against the same weights at the same shape."""
     if reason := disagreement(answers, NOISE[precision]):
         raise TrainingDiverged(
@@ -99,7 +99,7 @@ def check_policy(answers: Sequence[Answer], precision: str) -> None:
         )
 
 
-def check_reference(answers: Sequence[Answer], precision: str) -> None:
+def check_reference(answers: Sequence[AnswerDifference], precision: str) -> None:
     """The stored log-probs of the reference against the ones computed again."""
     if reason := disagreement(answers, NOISE[precision]):
         raise TrainingDiverged(
@@ -110,7 +110,7 @@ def check_reference(answers: Sequence[Answer], precision: str) -> None:
         )
 
 
-def check_witness(answers: Sequence[Answer]) -> None:
+def check_witness(answers: Sequence[AnswerDifference]) -> None:
     """The weights that training starts from against the engine that sampled the answers. `total` is
     the trainer's log-prob minus the engine's. Without answers there is nothing to compare."""
     tokens, total = sum(a.tokens for a in answers), sum(a.total for a in answers)
@@ -250,11 +250,11 @@ class FirstBatch:
         tokens: Tensor = values[:, -self._mask.shape[1] :].double() * self._mask
         return tokens
 
-    def _gathered(self, totals: Tensor, squares: Tensor | None = None) -> list[Answer]:
+    def _gathered(self, totals: Tensor, squares: Tensor | None = None) -> list[AnswerDifference]:
         squares = torch.zeros_like(totals) if squares is None else squares
         columns = (self._mask.sum(1).tolist(), totals.tolist(), squares.tolist())
-        own = [Answer(*values) for values in zip(self._rows, *columns, strict=True)]
-        gathered: list[Answer] = gather_object(own)
+        own = [AnswerDifference(*values) for values in zip(self._rows, *columns, strict=True)]
+        gathered: list[AnswerDifference] = gather_object(own)
         return gathered
 
 

@@ -19,8 +19,10 @@ from dpo_dist.config import HfEngine, Sampling, Train
 from dpo_dist.errors import TrainingDiverged
 from dpo_dist.generation.build import build_engine
 from dpo_dist.generation.engine import Completion, Request
+from dpo_dist.training.merging import merge_adapter
 from dpo_dist.training.preference_trainer import PreferenceTrainer
-from dpo_dist.training.reference import row_key
+from dpo_dist.training.reference import ReferenceLogProbs, row_key
+from dpo_dist.training.reference_pass import ReferencePass
 from dpo_dist.training.trainer import build_dpo_trainer
 from tests.numerics.test_against_trl import make_job, sft_adapter
 
@@ -98,9 +100,15 @@ def build(
     settings = Train(
         **{"method": lora, "bf16": False, "kl": {"prompts": 0}, "micro_batch_size": PAIRS} | changes
     )
+    if adapter is not None and settings.method.type == "full":  # as the phase does
+        merge_adapter(str(model), adapter, folder / "merged", dtype="float32")
+        model, adapter = folder / "merged", None
     job = make_job(model, folder, adapter, settings)
     Dataset.from_list(rows).to_parquet(job.rows)
-    return build_dpo_trainer(job)
+    trainer = build_dpo_trainer(job)
+    if settings.reference == "cached":
+        ReferencePass(trainer).run()
+    return trainer
 
 
 def first_loss(trainer: PreferenceTrainer) -> float:
@@ -154,18 +162,10 @@ def without_adapter(trainer: PreferenceTrainer) -> None:
             parameter.data.zero_()
 
 
-def with_stored(change: Callable[[Any], Any]) -> Callable[[PreferenceTrainer], None]:
-    def plant(trainer: PreferenceTrainer) -> None:
-        trainer.train_dataset = change(trainer.train_dataset)
-
-    return plant
-
-
-def swapped(stored: Any) -> Any:
-    """The values of the first two pairs' chosen answers exchanged."""
-    values = list(stored["ref_chosen_logps"])
-    values[:2] = values[1::-1]
-    return stored.remove_columns("ref_chosen_logps").add_column("ref_chosen_logps", values)
+def swapped(trainer: PreferenceTrainer) -> None:
+    """The stored log-probs of the first two pairs exchanged."""
+    stored, (one, other, *_) = trainer.data_collator.reference, trainer.train_dataset["row"]
+    stored[one], stored[other] = stored[other], stored[one]
 
 
 def base_as_reference(trainer: PreferenceTrainer) -> None:
@@ -176,9 +176,10 @@ def base_as_reference(trainer: PreferenceTrainer) -> None:
     with torch.no_grad(), use_adapter(trainer.model, None):
         out = trainer.model(**batch, labels=labels, use_cache=False, fused_lm_head=True)
     chosen, rejected = out.log_probs.sum(1).chunk(2)
-    stored = trainer.train_dataset.remove_columns(["ref_chosen_logps", "ref_rejected_logps"])
-    stored = stored.add_column("ref_chosen_logps", chosen.tolist())
-    trainer.train_dataset = stored.add_column("ref_rejected_logps", rejected.tolist())
+    values = zip(trainer.train_dataset["row"], chosen.tolist(), rejected.tolist(), strict=True)
+    for row, of_chosen, of_rejected in values:
+        logps = ReferenceLogProbs(row=row, chosen=of_chosen, rejected=of_rejected)
+        trainer.data_collator.reference[row] = logps
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def base_as_reference(trainer: PreferenceTrainer) -> None:
         (with_dropout, "dropout is on"),
         (without_adapter, "the adapter is off"),
         (base_as_reference, "stored log-probs .* the base instead of the SFT model"),
-        (with_stored(swapped), "stored log-probs .* belong to other rows"),
+        (swapped, "stored log-probs .* belong to other rows"),
     ],
     ids=["dropout", "adapter off", "base as reference", "one pair swapped"],
 )

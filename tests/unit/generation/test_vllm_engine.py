@@ -14,7 +14,9 @@ from dpo_dist.generation.vllm_engine import _completion
 
 
 def finished(reason: str) -> SimpleNamespace:
-    answer = SimpleNamespace(text="Red.", token_ids=[5, 6], finish_reason=reason)
+    answer = SimpleNamespace(
+        text="Red.", token_ids=[5, 6], finish_reason=reason, cumulative_logprob=-1.5
+    )
     return SimpleNamespace(request_id="r", outputs=[answer])
 
 
@@ -22,7 +24,7 @@ def finished(reason: str) -> SimpleNamespace:
 def test_an_answer_that_ended_is_a_completion(reason: str) -> None:
     completion = _completion(finished(reason))
     assert (completion.id, completion.text, completion.token_ids) == ("r", "Red.", (5, 6))
-    assert completion.finish_reason == reason
+    assert (completion.finish_reason, completion.log_prob) == (reason, -1.5)
 
 
 @pytest.mark.parametrize("reason", ["abort", "error", "repetition", None])

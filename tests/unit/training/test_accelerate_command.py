@@ -124,14 +124,6 @@ def test_what_does_not_fit_is_refused(tmp_path, monkeypatch, values, given, mess
         check_launch(settings, given)
 
 
-def test_fsdp_cannot_keep_the_best_step(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("dpo_dist.training.accelerate_command.has_cuda", lambda: True)
-    path = config(tmp_path, distributed_type="FSDP", fsdp_config={"fsdp_version": 2})
-    check_launch(Train(accelerate_config=path), nodes())
-    with pytest.raises(ConfigError, match="Use `last`"):
-        check_launch(Train(accelerate_config=path, select="best"), nodes())
-
-
 def test_an_address_is_one_of_node_0_with_a_free_port() -> None:
     with pytest.raises(ConfigError, match="cannot resolve it"):
         check_address(nodes(1, "no.such.host.invalid"))

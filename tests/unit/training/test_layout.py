@@ -91,7 +91,7 @@ def test_padded_batches_have_the_attention_that_the_model_supports(
         build(kind, pad_token_id=0, num_local_experts=2).save_pretrained(tmp_path / kind)
         settings = Train(method={"type": "full"}, layout="padded", bf16=False)
         job = make_job(tmp_path / kind, tmp_path, None, settings)
-        model, _ = load_policy(job)
+        model, _ = load_policy(job, torch.device("cpu"))
         assert choose_layout(model, settings) is False
         found[kind] = model.config._attn_implementation
     assert found == {"llama": "sdpa", "gemma2": "eager", "gpt_oss": "eager"}

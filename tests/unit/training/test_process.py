@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from threading import Event
 
 import pytest
 
@@ -164,7 +163,7 @@ def test_a_rank_takes_its_gpu_before_anything_else_touches_cuda(
     import torch
 
     import dpo_dist.training.trainer
-    from dpo_dist.training.worker import _run
+    from dpo_dist.training.worker import _train
 
     assert dpo_dist.training.trainer
     calls: list[tuple[str, object]] = []
@@ -192,5 +191,5 @@ def test_a_rank_takes_its_gpu_before_anything_else_touches_cuda(
         run_name="test",
     )
     with pytest.raises(RuntimeError, match="no device"):
-        _run(job, Event())
+        _train(job)
     assert calls == [("set", 5), ("context", None)]

@@ -20,7 +20,7 @@ from dpo_dist.training.start_check import (
     ENGINE_BIAS,
     ENGINE_NOISE,
     NOISE,
-    Answer,
+    AnswerDifference,
     Expected,
     check_arithmetic,
     check_policy,
@@ -48,34 +48,36 @@ def test_rounding_is_what_adds_up_like_the_root_of_the_tokens(seed: int, precisi
     beyond its tolerance is named."""
     draw, noise = random.Random(seed), NOISE[precision]
     drawn = [(draw.randint(1, 5000), draw.uniform(-1, 1)) for _ in range(draw.randint(1, 64))]
-    answers = [Answer(f"row-{n}", t, x * tolerance(t, noise)) for n, (t, x) in enumerate(drawn)]
+    answers = [
+        AnswerDifference(f"row-{n}", t, x * tolerance(t, noise)) for n, (t, x) in enumerate(drawn)
+    ]
     total = sum(a.total for a in answers)
     together = abs(total) <= tolerance(sum(a.tokens for a in answers), noise)
     assert (disagreement(answers, noise) is None) == together
-    wrong = Answer("wrong", 300, 1.01 * tolerance(300, noise))
+    wrong = AnswerDifference("wrong", 300, 1.01 * tolerance(300, noise))
     reason = disagreement([*answers, wrong], noise)
     assert reason is not None and "row wrong" in reason
 
 
 def test_small_differences_that_all_answers_share_are_found() -> None:
     """0.02 nats per token: no single answer is suspicious."""
-    answers = [Answer(f"{n}", 300, 0.02 * 300) for n in range(32)]
+    answers = [AnswerDifference(f"{n}", 300, 0.02 * 300) for n in range(32)]
     assert disagreement(answers[:1], NOISE["bfloat16"]) is None
     assert "32 answers" in str(disagreement(answers, NOISE["bfloat16"]))
 
 
 def test_noise_without_a_direction_is_found_by_its_size() -> None:
     """Dropout: the sum is small, the tokens' differences are not."""
-    quiet = Answer("a", 300, 1.0, squares=300 * 0.07**2)
+    quiet = AnswerDifference("a", 300, 1.0, squares=300 * 0.07**2)
     check_policy([quiet], "bfloat16")
-    loud = Answer("a", 300, 1.0, squares=300 * 0.25**2)
+    loud = AnswerDifference("a", 300, 1.0, squares=300 * 0.25**2)
     with pytest.raises(TrainingDiverged, match=r"0\.25 nats \(root mean square\).*dropout is on"):
         check_policy([loud], "bfloat16")
 
 
 @pytest.mark.parametrize("total", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_never_explained(total: float) -> None:
-    answers = [Answer("a", 10, 0.0), Answer("b", 10, total)]
+    answers = [AnswerDifference("a", 10, 0.0), AnswerDifference("b", 10, total)]
     for check in (check_policy, check_reference):
         with pytest.raises(TrainingDiverged, match="row b"):
             check(answers, "bfloat16")
@@ -84,8 +86,8 @@ def test_what_is_not_finite_is_never_explained(total: float) -> None:
 
 
 def test_a_swapped_answer_is_found_among_many() -> None:
-    answers = [Answer(f"{n}", 300, 0.0) for n in range(64)]
-    answers[7], answers[9] = Answer("7", 300, 40.0), Answer("9", 300, -40.0)
+    answers = [AnswerDifference(f"{n}", 300, 0.0) for n in range(64)]
+    answers[7], answers[9] = AnswerDifference("7", 300, 40.0), AnswerDifference("9", 300, -40.0)
     with pytest.raises(TrainingDiverged, match=r"stored log-probs.*row 7 differ by 40"):
         check_reference(answers, "bfloat16")
 
@@ -94,10 +96,10 @@ def test_a_swapped_answer_is_found_among_many() -> None:
 def test_the_witness_is_held_to_a_mean_per_token(sign: int) -> None:
     tokens = 4 * 300
     allowed = (DEVIATIONS * ENGINE_NOISE * math.sqrt(tokens) + ENGINE_BIAS * tokens) / tokens
-    check_witness([Answer("a", 300, sign * 0.99 * allowed * 300)] * 4)
+    check_witness([AnswerDifference("a", 300, sign * 0.99 * allowed * 300)] * 4)
     check_witness([])
     with pytest.raises(TrainingDiverged, match=r"not the one that sampled.*chat template.*PiSSA"):
-        check_witness([Answer("a", 300, sign * 1.01 * allowed * 300)] * 4)
+        check_witness([AnswerDifference("a", 300, sign * 1.01 * allowed * 300)] * 4)
 
 
 MOVED = Expected(chosen=(3.0, 1.0), rejected=(-2.0, 0.0), error=0.0)
