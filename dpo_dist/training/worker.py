@@ -40,7 +40,7 @@ from dpo_dist.training.logs import (
     stop_file,
 )
 from dpo_dist.training.peers import Peers
-from dpo_dist.training.process import prepare
+from dpo_dist.training.process import prepare, shield_loaders, take_device
 from dpo_dist.training.supervise import resume
 
 CHECK_SECONDS = 1.0
@@ -163,6 +163,9 @@ def _enter(job: TrainingJob) -> None:
 
 def _train(job: TrainingJob) -> None:
     """Train in this process. SIGTERM lets all ranks save and stop."""
+    take_device()
+    shield_loaders()
+
     import transformers
 
     from dpo_dist.training.trainer import train

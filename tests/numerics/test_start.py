@@ -19,16 +19,24 @@ from dpo_dist.config import HfEngine, Sampling, Train
 from dpo_dist.errors import TrainingDiverged
 from dpo_dist.generation.build import build_engine
 from dpo_dist.generation.engine import Completion, Request
+from dpo_dist.training.job import InitialReference
 from dpo_dist.training.merging import merge_adapter
 from dpo_dist.training.preference_trainer import PreferenceTrainer
 from dpo_dist.training.reference import ReferenceLogProbs, row_key
 from dpo_dist.training.reference_pass import ReferencePass
+from dpo_dist.training.start_check import FirstBatch
 from dpo_dist.training.trainer import build_dpo_trainer
 from tests.numerics.test_against_trl import make_job, sft_adapter
 
 LN2 = math.log(2)
 PAIRS, TOKENS = 4, 100
 Rows = list[dict[str, Any]]
+SETTINGS: dict[str, Any] = {
+    "method": {"type": "lora", "r": 4, "alpha": 8},
+    "bf16": False,
+    "kl": {"prompts": 0},
+    "micro_batch_size": PAIRS,
+}
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +104,7 @@ def row(number: int, prompt: list[int], chosen: Completion, rejected: Completion
 def build(
     model: Path, adapter: Path | None, rows: Rows, folder: Path, **changes: Any
 ) -> PreferenceTrainer:
-    lora = {"type": "lora", "r": 4, "alpha": 8}
-    settings = Train(
-        **{"method": lora, "bf16": False, "kl": {"prompts": 0}, "micro_batch_size": PAIRS} | changes
-    )
+    settings = Train.model_validate(SETTINGS | changes)
     if adapter is not None and settings.method.type == "full":  # as the phase does
         merge_adapter(str(model), adapter, folder / "merged", dtype="float32")
         model, adapter = folder / "merged", None
@@ -111,8 +116,12 @@ def build(
     return trainer
 
 
+def first_inputs(trainer: PreferenceTrainer) -> dict[str, Any]:
+    return dict(trainer.data_collator([trainer.train_dataset[n] for n in range(PAIRS)]))
+
+
 def first_loss(trainer: PreferenceTrainer) -> float:
-    batch = trainer.data_collator([trainer.train_dataset[n] for n in range(PAIRS)])
+    batch = first_inputs(trainer)
     return float(trainer.compute_loss(trainer.model.train(), batch).detach())
 
 
@@ -147,6 +156,32 @@ def test_a_correct_start_passes(
 ) -> None:
     loss = first_loss(build(model, adapter, rows, tmp_path, **changes))
     assert loss == pytest.approx(LN2, abs=0.5 if "dropout" in str(changes) else 1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_start_away_from_its_reference_has_the_loss_that_follows(
+    model: Path, adapter: Path, rows: Rows, tmp_path: Path, method: str
+) -> None:
+    """A later round: the reference is the first adapter, training starts from another one. The
+    witness is that of the start, and rows of the first round have none."""
+    changes: dict[str, Any] = {} if method == "lora" else {"method": {"type": "full"}}
+    unseen = [{**r, "chosen_witness": math.nan, "rejected_witness": math.nan} for r in rows]
+    build(model, adapter, unseen, tmp_path, **changes)  # fills the reference's cache
+    other = sft_adapter(model, tmp_path / "other")
+    weights = load_file(other / "adapter_model.safetensors")
+    moved = {name: 0.9 * w if "lora_B" in name else w for name, w in weights.items()}
+    save_file(moved, other / "adapter_model.safetensors", metadata={"format": "pt"})
+    job = make_job(model, tmp_path, other, Train.model_validate(SETTINGS | changes))
+    initial = InitialReference(model=str(model), adapter=adapter, identity={})
+    trainer = build_dpo_trainer(job.model_copy(update={"reference": initial, "start": {"x": 1}}))
+    ReferencePass(trainer).run()
+    assert abs(first_loss(trainer) - LN2) > 1e-3
+    trainer._started = False
+    later = FirstBatch(trainer, trainer.model, first_inputs(trainer))
+    with later.recorded(trainer.model):
+        trainer.compute_loss(trainer.model, first_inputs(trainer))
+    with pytest.raises(TrainingDiverged, match=r"the first loss is|first reward"):
+        later.check(LN2, (0.0, 0.0))
 
 
 def with_dropout(trainer: PreferenceTrainer) -> None:

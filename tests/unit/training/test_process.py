@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.config import Train
+from dpo_dist.data.rows import write_parquet
 from dpo_dist.system import machine
 from dpo_dist.training.job import TrainingJob
 from tests.conftest import ROOT
@@ -184,7 +185,7 @@ def test_a_rank_takes_its_gpu_before_anything_else_touches_cuda(
         settings=Train(accelerate_config=ROOT / "accelerate_configs" / "single_gpu.yaml"),
         model=str(tiny_model),
         dtype="bfloat16",
-        rows=tmp_path / "rows.parquet",
+        rows=write_parquet(tmp_path / "rows.parquet", [{"id": "a"}]),
         planned_peak_bytes={"none": 1, "selective": 1, "full": 1},
         out=tmp_path,
         seed=0,
