@@ -171,7 +171,11 @@ def test_a_start_away_from_its_reference_has_the_loss_that_follows(
     weights = load_file(other / "adapter_model.safetensors")
     moved = {name: 0.9 * w if "lora_B" in name else w for name, w in weights.items()}
     save_file(moved, other / "adapter_model.safetensors", metadata={"format": "pt"})
-    job = make_job(model, tmp_path, other, Train.model_validate(SETTINGS | changes))
+    start, on_top = model, other
+    if method == "full":
+        merge_adapter(str(model), other, tmp_path / "start", dtype="float32")
+        start, on_top = tmp_path / "start", None
+    job = make_job(start, tmp_path, on_top, Train.model_validate(SETTINGS | changes))
     initial = InitialReference(model=str(model), adapter=adapter, identity={})
     trainer = build_dpo_trainer(job.model_copy(update={"reference": initial, "start": {"x": 1}}))
     ReferencePass(trainer).run()
