@@ -140,7 +140,7 @@ def test_all_phases_as_jobs_signalled_preempted_and_queued_again(
     slurm.call("scancel", "--signal=USR1", "--batch", numbers["train"])
     wait_for((root / "report" / "report.html").exists, slurm, "report")
     said = log_of_training.read_text()
-    assert said.count("node 1 of 2: joining training") >= 3, "before, between and after"
+    assert said.count("node 1 of 2: starting its ranks") >= 3, "before, between and after"
     assert said.count("stopped with exit code 75; the job is requeued") == 2
     assert said.count("which is saved") >= 2 and len(going_on(log_of_training)) == 2
     pairs = json.loads((train / "manifest.json").read_text())["pairs"]["train"]
