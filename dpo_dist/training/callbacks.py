@@ -16,7 +16,7 @@ from dpo_dist.system import ranks
 from dpo_dist.system.console import warn
 from dpo_dist.training import Metrics
 from dpo_dist.training.checkpoints import Checkpoint, damage, written_files
-from dpo_dist.training.job import STOP, TrainingJob
+from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.sealing import BackgroundSeal, SaveSchedule
 
 BEST_BY = "eval_rewards/accuracies"
@@ -26,8 +26,7 @@ WEIGHTS = ("*.safetensors*", "pytorch_model_fsdp_0/*")
 
 class CheckpointKeeper(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
     """Decides when to save, seals every checkpoint, and keeps the newest ones and the best. Saves
-    and stops after the step in which any rank received SIGTERM or saw the file `STOP`, which the
-    phase writes because `accelerate launch` does not forward signals.
+    and stops after the step in which any rank received SIGTERM.
 
     All ranks must save and stop together, or some would wait forever. They do so only at the end of
     a step: DeepSpeed's optimizer steps before transformers counts the step, so a checkpoint in
@@ -35,7 +34,6 @@ class CheckpointKeeper(TrainerCallback):  # type: ignore[misc]  # transformers i
     """
 
     def __init__(self, job: TrainingJob, signalled: Event) -> None:
-        self._file = job.out / STOP
         self._signalled = signalled
         self._sharding = job.shape.sharding
         self._schedule = SaveSchedule(job.settings)
@@ -52,7 +50,7 @@ class CheckpointKeeper(TrainerCallback):  # type: ignore[misc]  # transformers i
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self._ready = time.monotonic()
-        stop = self._signalled.is_set() or self._file.exists()
+        stop = self._signalled.is_set()
         # Clocks differ between the ranks, so only one decides.
         due = ranks.is_main() and self._schedule.due(state.global_step, self._ready)
         stop, due = _on_any_rank((stop, due), args.device)

@@ -27,7 +27,7 @@ from dpo_dist.system import ranks
 from dpo_dist.system.console import say
 from dpo_dist.system.processes import die_with_parent, handling_sigterm
 from dpo_dist.tracking import start as start_tracking
-from dpo_dist.training.job import PREEMPTED, STOP, TrainingJob
+from dpo_dist.training.job import PREEMPTED, TrainingJob
 from dpo_dist.training.logs import (
     also_in,
     any_failed,
@@ -95,8 +95,7 @@ def launch(job: TrainingJob) -> None:
     check_unquantized(job.model)
     given = given_attempt()
     if not given:  # else `dpo-dist train` has done it
-        for name in (STOP, PREEMPTED):
-            (job.out / name).unlink(missing_ok=True)
+        (job.out / PREEMPTED).unlink(missing_ok=True)
     job = resume(job).model_copy(update={"logs": given or new_attempt(job.out / "logs")})
     assert job.logs is not None
     write_text(job.out / "job.json", job.model_dump_json(indent=2) + "\n")

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from dpo_dist.system import ranks
-from dpo_dist.training.job import TrainingJob
+from dpo_dist.training.job import STOP, TrainingJob
 from dpo_dist.training.trainer import train
 from dpo_dist.training.worker import end_process
 
@@ -45,7 +45,10 @@ def main(*jobs: str) -> None:
     transformers.trainer.DEFAULT_CALLBACKS.append(Shares)
     for path in jobs:
         job = TrainingJob.model_validate_json(Path(path).read_text(encoding="utf-8"))
-        train(job, Event())
+        stop = Event()
+        if (job.out / STOP).exists():  # after the first step
+            stop.set()
+        train(job, stop)
         (job.out / f"share-{ranks.rank()}.json").write_text(json.dumps(Shares.largest))
 
 

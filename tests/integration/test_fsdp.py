@@ -79,7 +79,7 @@ def test_two_ranks_train_as_one_process_and_each_holds_half(
         for name, job in {"full": full, "lora": lora, "stopped": full}.items()
     }
     sharded["stopped"].out.mkdir()
-    (sharded["stopped"].out / STOP).touch()  # after the first step
+    (sharded["stopped"].out / STOP).touch()
     train_sharded(2, *sharded.values())
 
     for name, job in (("full", full), ("lora", lora)):

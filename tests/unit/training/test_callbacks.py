@@ -15,7 +15,7 @@ from transformers import TrainerControl, TrainerState
 from dpo_dist.config import Train
 from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, best_checkpoint
 from dpo_dist.training.checkpoints import Checkpoint, damage, last_complete, seal, written_files
-from dpo_dist.training.job import STOP, TrainingJob
+from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.launch_shape import NOT_SHARDED
 
 
@@ -100,15 +100,11 @@ def test_a_new_best_step_is_saved_and_kept(tmp_path: Path) -> None:
     assert training.end() == [6, 11]
 
 
-@pytest.mark.parametrize("by_signal", [True, False])
-def test_a_stop_is_saved_and_sealed_before_training_ends(tmp_path: Path, by_signal: bool) -> None:
+def test_a_stop_is_saved_and_sealed_before_training_ends(tmp_path: Path) -> None:
     training = Training(tmp_path, save_steps=100)
     training.step()
     assert not training.control.should_training_stop
-    if by_signal:
-        training.signalled.set()
-    else:
-        (tmp_path / STOP).write_text("")
+    training.signalled.set()
     training.step()
     assert training.control.should_training_stop and training.keeper.stopped
     assert training.end() == [2]
