@@ -49,7 +49,9 @@ def main() -> None:
     publish(figures, options.json)
 
 
-def random_model(folder: Path, *, layers: int, hidden: int, half: bool = False) -> Path:
+def random_model(
+    folder: Path, *, layers: int, hidden: int, half: bool = False, vocabulary: int | None = None
+) -> Path:
     """A model that trains in seconds and needs more memory than the rest of the process; `half`: in
     bfloat16."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -62,7 +64,7 @@ def random_model(folder: Path, *, layers: int, hidden: int, half: bool = False) 
         num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=4,
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary or len(tokenizer),
         tie_word_embeddings=True,
     )
     model = LlamaForCausalLM(config)

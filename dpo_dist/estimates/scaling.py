@@ -122,7 +122,7 @@ def training_step(
         once = sum(work.gather + work.reduce for work in micro)
         offload = setting.strategy == "zero3_offload"
         # The number of layers whose weights are gathered at a time.
-        gathered = min(shape.parameters // 4, MAX_LIVE_PARAMETERS)
+        gathered = min(shape.parameters // 8, MAX_LIVE_PARAMETERS)
         ahead = max(1, gathered * shape.layers // shape.body_parameters)
         seconds = _two_streams(micro * times, cluster, ahead, offload=offload)
         if offload:

@@ -52,7 +52,7 @@ ZERO_STAGE: dict[Strategy, int] = {
     "zero3_offload": 3,
     "fsdp2": 3,
 }
-# In elements, as in training/buckets.py. ZeRO-3 gathers at most a quarter of the weights.
+# In elements, as in training/buckets.py. ZeRO-3 gathers at most an eighth of the weights.
 REDUCE_BUCKET = 200_000_000
 MAX_LIVE_PARAMETERS = 1_000_000_000
 
@@ -134,7 +134,7 @@ def model_states(
     if on_cpu:  # where only written pages take memory
         bucket = min(bucket, trained)
     count = shape.parameters + (trained if isinstance(method, Lora) else 0)
-    gathered = min(count // 4, MAX_LIVE_PARAMETERS) if stage == 3 else 0
+    gathered = min(count // 8, MAX_LIVE_PARAMETERS) if stage == 3 else 0
     if strategy == "zero3_offload":
         working = gradients = optimizer = beside = 0
     return {

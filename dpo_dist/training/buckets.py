@@ -17,13 +17,13 @@ MAX_LIVE_PARAMETERS = 1_000_000_000
 
 
 def buffers(stage: int, parameters: Iterable[Any]) -> dict[str, int | bool]:
-    """The keys of `zero_optimization` for a model with these parameters. ZeRO-3 gathers at most a
-    quarter of the weights."""
+    """The keys of `zero_optimization` for a model with these parameters. ZeRO-3 gathers at most an
+    eighth of the weights."""
     # `ds_numel`: of a weight of which this rank holds a shard
     sizes = [(getattr(w, "ds_numel", w.numel()), w.requires_grad) for w in parameters]
     options = reduction(stage, [size for size, trained in sizes if trained])
     if stage == 3:
-        gathered = min(sum(size for size, _ in sizes) // 4, MAX_LIVE_PARAMETERS)
+        gathered = min(sum(size for size, _ in sizes) // 8, MAX_LIVE_PARAMETERS)
         options |= {"stage3_max_live_parameters": gathered, "stage3_max_reuse_distance": gathered}
     return options
 
