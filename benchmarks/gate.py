@@ -1,6 +1,6 @@
 """How often the checks before the first step would stop a correct run, and which faults they catch.
 
-    python -m benchmarks.gate [--quick] [--json FILE] [--tokens N] [--model DIR]
+    python -m benchmarks.gate [--quick] [--json FILE] [--tokens N] [--adapter STD] [--model DIR]
 
 A model in bfloat16 answers eight prompts twice, with `--tokens` tokens each at temperature 1. The
 answers' log-probs are computed with a LoRA adapter as in training, and again in other ways: in
@@ -49,17 +49,18 @@ Values = NDArray[np.float64]  # (answers, tokens)
 TOPICS = ("winter", "bread", "Rome", "a bicycle", "the sea", "an engine", "friendship", "gardens")
 BETAS, PAIRS = (0.01, 0.1, 0.5), (1, 2, 8, 32)
 REVIEWED = {"t noise, 0.9 nats per 300 tokens": 0.9, "t noise, 1.2 nats per 300 tokens": 1.2}
-ADAPTER = 0.03  # standard deviation of the adapter's B
 
 
 def main() -> None:
     parser = option_parser(__doc__)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--tokens", type=int, default=300)
+    parser.add_argument("--adapter", type=float, default=0.03, help="deviation of the adapter's B")
     options = parser.parse_args()
     torch.manual_seed(0)
     attention.register()
     model, prompts = small_model() if options.quick else real_model(options.model)
+    model = with_adapter(model, options.adapter)
     rows = sampled(model, prompts, 40 if options.quick else options.tokens)
     prepare(model)
     trainings = 200 if options.quick else 2_000
@@ -100,7 +101,7 @@ def small_model() -> tuple[Any, list[list[int]]]:
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)
     prompts = torch.randint(3, 512, (len(TOPICS), 20)).tolist()
-    return with_adapter(model.bfloat16()), prompts
+    return model.bfloat16(), prompts
 
 
 def real_model(path: Path) -> tuple[Any, list[list[int]]]:
@@ -114,16 +115,16 @@ def real_model(path: Path) -> tuple[Any, list[list[int]]]:
         for text in asked
     ]
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
-    return with_adapter(model), prompts
+    return model, prompts
 
 
-def with_adapter(model: Any) -> Any:
+def with_adapter(model: Any, deviation: float) -> Any:
     """The model with an adapter that changes it, in the place of an SFT adapter."""
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, lora)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=ADAPTER)
+            torch.nn.init.normal_(parameter, std=deviation)
     return model.eval()
 
 
