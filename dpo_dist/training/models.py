@@ -13,7 +13,7 @@ from dpo_dist.training import CausalLM, attention
 from dpo_dist.training.activations import checkpoint_selectively
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.layout import why_not_packed
-from dpo_dist.training.quantization import keep_trainable, quantization_config
+from dpo_dist.training.quantization import is_quantized, keep_trainable, quantization_config
 
 # The name of the reference adapter if training does not start from the reference.
 INITIAL = "initial"
@@ -110,6 +110,9 @@ def _load(model: str, job: TrainingJob, dtype: torch.dtype, device: torch.device
         ),
         **place,
     )
+    if job.shape.zero_stage == 3 and not is_quantized(job):
+        weights = list(loaded.parameters())
+        assert all(hasattr(weight, "ds_id") for weight in weights), "loaded whole, not as shards"
     return keep_trainable(loaded)
 
 
