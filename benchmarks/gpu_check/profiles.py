@@ -105,7 +105,7 @@ class _CountOperators(TorchDispatchMode):
 def _on_host(place: str) -> bool:
     """Whether a line works with tensors of the host also where there is a GPU: packing, and the
     mask of a packed row, which holds its window."""
-    return "packing.py" in place or place.endswith(" packed_attention")
+    return "packing.py" in place or place.endswith((" packed_attention", " _mask"))
 
 
 def _place() -> str:

@@ -10,21 +10,24 @@ from typing import Any
 # are reduced while the backward pass fills the next. DeepSpeed's default of 5e8 only takes more
 # memory.
 REDUCE_BUCKET = 200_000_000
-
-
-# DeepSpeed's limit of weights that ZeRO-3 gathers at a time. For a smaller model, that is all.
+# ZeRO-3 keeps a weight that is used again within so many weights (DeepSpeed's default): in a smaller
+# model, all of them.
 MAX_LIVE_PARAMETERS = 1_000_000_000
 
 
 def buffers(stage: int, parameters: Iterable[Any]) -> dict[str, int | bool]:
-    """The keys of `zero_optimization` for a model with these parameters. ZeRO-3 gathers at most an
-    eighth of the weights."""
+    """The keys of `zero_optimization` for a model with these parameters. ZeRO-3 keeps at most an
+    eighth of the weights gathered.
+
+    (Not with `stage3_max_live_parameters`: DeepSpeed 0.19 stops with a "tracing error" if that is
+    smaller than the model and most weights are frozen.)
+    """
     # `ds_numel`: of a weight of which this rank holds a shard
     sizes = [(getattr(w, "ds_numel", w.numel()), w.requires_grad) for w in parameters]
     options = reduction(stage, [size for size, trained in sizes if trained])
     if stage == 3:
         gathered = min(sum(size for size, _ in sizes) // 8, MAX_LIVE_PARAMETERS)
-        options |= {"stage3_max_live_parameters": gathered, "stage3_max_reuse_distance": gathered}
+        options["stage3_max_reuse_distance"] = gathered
     return options
 
 

@@ -16,6 +16,7 @@ from dpo_dist.config import HfEngine, Sampling, VllmEngine, VllmServer
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.generation.build import build_engine
 from dpo_dist.generation.engine import Engine, Request
+from dpo_dist.generation.hf_engine import HfInProcess
 from dpo_dist.generation.vllm_server import VllmServers
 from dpo_dist.storage.records import Message
 from tests.conftest import SMOLLM2
@@ -150,7 +151,9 @@ def test_an_answer_s_log_prob_is_the_model_s_whatever_the_sampling(served) -> No
         with torch.no_grad(), judge.disable_adapter() if request.adapter is None else nullcontext():
             logits = judge(row).logits[0, len(prompt) - 1 : -1].double()
         expected = logits.log_softmax(-1).gather(1, row[0, len(prompt) :, None]).sum().item()
-        assert answer.log_prob == pytest.approx(expected, abs=2e-2), request
+        # vLLM computes in bfloat16; a wrong temperature or filter changes it by nats.
+        rounding = 2e-2 if isinstance(engine, HfInProcess) else 0.5
+        assert answer.log_prob == pytest.approx(expected, abs=rounding), request
     (silent,) = engine.generate([Request("x", ids(model, "hi"), COOL, 3)])
     assert silent.log_prob is None
 

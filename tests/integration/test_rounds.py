@@ -22,6 +22,7 @@ from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import read_records, write_records
 from dpo_dist.storage.records import Candidate, Generation
 from dpo_dist.training.job import TrainingJob
+from dpo_dist.training.merging import merge_adapter
 from dpo_dist.training.reference import ReferenceCache, reference_job, reference_key
 from tests.conftest import ROOT
 from tests.in_process import Killed, in_this_process
@@ -275,14 +276,26 @@ def test_wrong_log_probs_of_the_reference_are_stopped_before_the_first_update(
 def test_all_weights_are_held_to_the_same_reference(
     from_initial: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """Another way to load policy and reference: two whole models, their adapters merged."""
+    """Another way to load policy and reference: two whole models, their adapters merged, as the
+    phase does it."""
     from dpo_dist.training.trainer import train
 
     round_2 = from_initial[0] / "round-2" / "train"
     job = TrainingJob.model_validate_json((round_2 / "job.json").read_text())
     settings = job.settings.model_copy(update={"method": Full(), "learning_rate": 1e-4})
-    logps = {"out": tmp_path, "reference_folder": tmp_path / "logps"}
-    job = job.model_copy(update={"settings": settings, **logps})
+    assert job.adapter and job.reference and job.reference.adapter
+    for name, adapter in (("start", job.adapter), ("reference", job.reference.adapter)):
+        merge_adapter(job.model, adapter, tmp_path / name, dtype="float32")
+    other = {"model": str(tmp_path / "reference"), "adapter": None}
+    changes = {
+        "settings": settings,
+        "out": tmp_path,
+        "reference_folder": tmp_path / "logps",
+        "model": str(tmp_path / "start"),
+        "adapter": None,
+        "reference": job.reference.model_copy(update=other),
+    }
+    job = job.model_copy(update=changes)
     train(reference_job(job), Event())
     train(job, Event())
     for key in ("eval_loss", "kl/per_token"):
