@@ -10,8 +10,8 @@ from typing import Any
 # are reduced while the backward pass fills the next. DeepSpeed's default of 5e8 only takes more
 # memory.
 REDUCE_BUCKET = 200_000_000
-# ZeRO-3 keeps a weight that is used again within so many weights (DeepSpeed's default): in a smaller
-# model, all of them.
+# ZeRO-3 keeps a weight that is used again within so many weights (DeepSpeed's default): all of a
+# smaller model.
 MAX_LIVE_PARAMETERS = 1_000_000_000
 
 

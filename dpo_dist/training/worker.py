@@ -43,7 +43,7 @@ from dpo_dist.training.peers import Peers
 from dpo_dist.training.process import prepare, shield_loaders, take_device
 from dpo_dist.training.supervise import resume
 
-CHECK_SECONDS = 1.0
+CHECK_SECONDS = 0.1  # a step may be short
 # Less than the 30 s that torch's launcher waits after SIGTERM.
 GRACE_SECONDS = 15.0
 
