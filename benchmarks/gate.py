@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
@@ -35,7 +36,7 @@ from dpo_dist.config import Train
 from dpo_dist.data.chat import left_padded, load_tokenizer
 from dpo_dist.errors import TrainingDiverged
 from dpo_dist.losses import sigmoid_loss
-from dpo_dist.training import attention, layout, logprobs, lora_linear
+from dpo_dist.training import Batch, attention, layout, logprobs, lora_linear
 from dpo_dist.training.preference_trainer import PairCollator
 from dpo_dist.training.start_check import (
     AnswerDifference,
@@ -165,19 +166,23 @@ def half() -> Iterator[None]:
         yield
 
 
+def score(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(log-probs, mask of the completions), both (R, L - 1), of a collator's batch."""
+    mask = batch.pop("completion_mask")
+    batch.pop("rows"), batch.pop("witness")
+    labels = batch["input_ids"].masked_fill(mask == 0, -100)
+    out = model(**batch, labels=labels, use_cache=False, fused_lm_head=True)
+    return out.log_probs, mask[:, 1:].bool()
+
+
 def log_probs(model: Any, rows: list[dict[str, Any]], batch_size: int) -> Values:
     """(answers, tokens): the chosen and the rejected answer of each row in turn."""
     collator = PairCollator(pad_token_id=0, packed=True)
     found = []
     for start in range(0, len(rows), batch_size):
-        batch = collator(rows[start : start + batch_size])
-        mask = batch.pop("completion_mask")
-        batch.pop("rows")
-        batch.pop("witness")
-        labels = batch["input_ids"].masked_fill(mask == 0, -100)
         with half():
-            out = model(**batch, labels=labels, use_cache=False, fused_lm_head=True)
-        values = out.log_probs[mask[:, 1:].bool()].double().view(len(mask), -1)
+            scored, mask = score(model, collator(rows[start : start + batch_size]))
+        values = scored[mask].double().view(len(mask), -1)
         found.append(torch.stack(values.chunk(2), 1).flatten(0, 1))  # row by row
     return torch.cat(found).numpy()
 

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks.figures import MODEL, option_parser, publish
+from benchmarks.gate import score
 from benchmarks.train import tokenized
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.training import attention, layout, lora_linear
@@ -69,15 +70,10 @@ def log_probs(
     collator = PairCollator(pad_token_id=pad, packed=ours)
     found = []
     for start in range(0, len(rows), BATCH):
-        batch = collator(rows[start : start + BATCH])
-        mask = batch.pop("completion_mask")
-        batch.pop("rows")
-        batch.pop("witness")
-        labels = batch["input_ids"].masked_fill(mask == 0, -100)
         half = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
         with torch.no_grad(), half:
-            out = model(**batch, labels=labels, use_cache=False, fused_lm_head=True)
-        found.append(out.log_probs.float().sum(1).unflatten(0, (2, -1)))
+            scored, _ = score(model, collator(rows[start : start + BATCH]))
+        found.append(scored.float().sum(1).unflatten(0, (2, -1)))
     return torch.cat(found, 1)
 
 

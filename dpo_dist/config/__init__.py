@@ -54,6 +54,7 @@ from dpo_dist.config.training import (
     Sft,
     Train,
     UltraFeedbackPreferences,
+    is_quantized,
 )
 from dpo_dist.system.console import HUB_KEY, WANDB_KEY
 

@@ -79,6 +79,11 @@ Method: TypeAlias = Annotated[Lora | Full, Field(discriminator="type")]
 Checkpointing = Literal["none", "selective", "full"]
 
 
+def is_quantized(method: Method) -> bool:
+    """Whether the frozen linear layers are in 4 bits."""
+    return isinstance(method, Lora) and method.quantization is not None
+
+
 class Optimization(Section):
     """The common keys of the two training phases. The global batch is fixed. Gradient accumulation
     follows from it, the micro-batch and the number of processes, so the same file trains the same

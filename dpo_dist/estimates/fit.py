@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dpo_dist.config import Checkpointing, Full, Lora, Method
+from dpo_dist.config import Checkpointing, Full, Lora, Method, is_quantized
 from dpo_dist.errors import ConfigError
 from dpo_dist.estimates.hardware import Cluster
 from dpo_dist.estimates.host import HostMemory, host_memory
-from dpo_dist.estimates.memory import ModelShape, is_quantized
+from dpo_dist.estimates.memory import ModelShape
 from dpo_dist.estimates.scaling import Setting, accumulations, training_step
 from dpo_dist.estimates.sharding import (
     MemoryPart,

@@ -21,8 +21,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dpo_dist.config import Full, Lora, Method
-from dpo_dist.estimates.memory import ModelShape, is_quantized, trained_parameters
+from dpo_dist.config import Full, Lora, Method, is_quantized
+from dpo_dist.estimates.memory import ModelShape, trained_parameters
 from dpo_dist.estimates.sharding import ZERO_STAGE, Strategy
 from dpo_dist.system.machine import GIB
 

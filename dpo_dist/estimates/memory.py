@@ -85,11 +85,6 @@ def _size(config: PretrainedConfig, name: str) -> int | None:
     return math.ceil(sum(sizes) / len(sizes))
 
 
-def is_quantized(method: Method) -> bool:
-    """Whether the frozen linear layers are in 4 bits."""
-    return isinstance(method, Lora) and method.quantization is not None
-
-
 def trained_parameters(shape: ModelShape, method: Method) -> int:
     """The number of weights with a gradient."""
     return shape.lora_parameters(method.r) if isinstance(method, Lora) else shape.parameters

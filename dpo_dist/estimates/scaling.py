@@ -9,7 +9,7 @@ of the two times. With T trained and W working weights and k micro-batches per s
     ZeRO-1   the same, 8T, and 2T to gather the new weights, after the last backward pass
     ZeRO-2   2T of bfloat16 gradients in each of k backward passes, and 2T for the new weights
     ZeRO-3   2W before each of k forward passes and again before each backward pass, and k times
-             2T of gradients; layers are gathered early, up to `MAX_LIVE_PARAMETERS` weights
+             2T of gradients; layers are gathered early, up to `buckets.gathered` weights
 
 An all-reduce counts twice. DDP, ZeRO-2 and ZeRO-3 compute while they communicate. ZeRO-2 reduces a
 bucket while the next one is filled, so the last bucket of a backward pass is not hidden.
@@ -22,16 +22,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dpo_dist.config import Checkpointing, Lora, Method
+from dpo_dist.buckets import gathered
+from dpo_dist.config import Checkpointing, Lora, Method, is_quantized
 from dpo_dist.estimates.hardware import Cluster
 from dpo_dist.estimates.memory import (
     NF4_WEIGHT,
     ModelShape,
-    is_quantized,
     trained_parameters,
 )
 from dpo_dist.estimates.sharding import (
-    MAX_LIVE_PARAMETERS,
     ZERO_STAGE,
     Strategy,
     bucket_elements,
@@ -122,8 +121,8 @@ def training_step(
         once = sum(work.gather + work.reduce for work in micro)
         offload = setting.strategy == "zero3_offload"
         # The number of layers whose weights are gathered at a time.
-        gathered = min(shape.parameters // 8, MAX_LIVE_PARAMETERS)
-        ahead = max(1, gathered * shape.layers // shape.body_parameters)
+        kept = gathered(shape.parameters)
+        ahead = max(1, kept * shape.layers // shape.body_parameters)
         seconds = _two_streams(micro * times, cluster, ahead, offload=offload)
         if offload:
             seconds += _offload_seconds(trained, cluster)

@@ -27,14 +27,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dpo_dist.config import Checkpointing, Lora, Method
+from dpo_dist import buckets
+from dpo_dist.config import Checkpointing, Lora, Method, is_quantized
 from dpo_dist.estimates.memory import (
     NF4_SCALES,
     NF4_WEIGHT,
     ModelShape,
     activation_bytes,
     head_bytes,
-    is_quantized,
     trained_parameters,
 )
 
@@ -52,9 +52,6 @@ ZERO_STAGE: dict[Strategy, int] = {
     "zero3_offload": 3,
     "fsdp2": 3,
 }
-# In elements, as in training/buckets.py. ZeRO-3 gathers at most an eighth of the weights.
-REDUCE_BUCKET = 200_000_000
-MAX_LIVE_PARAMETERS = 1_000_000_000
 
 
 def planned_peak(
@@ -134,14 +131,14 @@ def model_states(
     if on_cpu:  # where only written pages take memory
         bucket = min(bucket, trained)
     count = shape.parameters + (trained if isinstance(method, Lora) else 0)
-    gathered = min(count // 8, MAX_LIVE_PARAMETERS) if stage == 3 else 0
+    kept = buckets.gathered(count) if stage == 3 else 0
     if strategy == "zero3_offload":
         working = gradients = optimizer = beside = 0
     return {
         "weights": working,
         "gradients": gradients,
         "optimizer": optimizer,
-        "communication": 4 * bucket if stage == 1 else half * (bucket + gathered),
+        "communication": 4 * bucket if stage == 1 else half * (bucket + kept),
         "reference": beside,
     }
 
@@ -176,11 +173,9 @@ def _fsdp2_states(
 def bucket_elements(shape: ModelShape, method: Method, stage: int) -> int:
     """The elements of DeepSpeed's buckets of gradients. ZeRO-2 has two, one to be filled while the
     other one is reduced, and each can hold the largest weight, the embedding."""
-    bucket = min(trained_parameters(shape, method), REDUCE_BUCKET)
-    if stage != 2:
-        return bucket
     largest = 0 if isinstance(method, Lora) else shape.vocabulary * shape.hidden
-    return 2 * max(bucket, largest)
+    size = buckets.bucket(stage, trained_parameters(shape, method), largest)
+    return 2 * size if stage == 2 else size
 
 
 def _frozen_bytes(shape: ModelShape, method: Method, half: int, shards: int = 1) -> int:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from dpo_dist.config import Checkpointing, Model, Optimization, Train
+from dpo_dist.config import Checkpointing, Model, Optimization, Train, is_quantized
 from dpo_dist.data.models import is_hub_id
 from dpo_dist.errors import ModelError
 from dpo_dist.estimates.fit import MOST_NODES, described, other_methods
 from dpo_dist.estimates.hardware import find_device, preset_for, preset_shape
 from dpo_dist.estimates.host import HostMemory, host_memory
-from dpo_dist.estimates.memory import ModelShape, is_quantized
+from dpo_dist.estimates.memory import ModelShape
 from dpo_dist.estimates.sharding import ZERO_STAGE, Strategy, loading_bytes, planned_peak
 from dpo_dist.system.machine import gpus, has_cuda
 from dpo_dist.training.launch_shape import LaunchShape

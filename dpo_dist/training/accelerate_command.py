@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from dpo_dist.config import Lora, Optimization
+from dpo_dist.config import Optimization, is_quantized
 from dpo_dist.errors import ConfigError, MissingDependency
 from dpo_dist.system import ranks
 from dpo_dist.system.console import TERMINAL
@@ -87,7 +87,7 @@ def launcher_environment(
 
 def check_quantization(settings: Optimization) -> None:
     """Raises `MissingDependency` or `ConfigError` if the base cannot be quantized."""
-    if not isinstance(settings.method, Lora) or settings.method.quantization is None:
+    if not is_quantized(settings.method):
         return
     if find_spec("bitsandbytes") is None:
         raise MissingDependency("bitsandbytes (for method.quantization)", "qlora")

@@ -6,14 +6,14 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dpo_dist.config import Checkpointing, Lora, Train
+from dpo_dist.config import Checkpointing, Lora, Train, is_quantized
 from dpo_dist.errors import ConfigError
 from dpo_dist.system.console import warn
 from dpo_dist.training import CausalLM, attention
 from dpo_dist.training.activations import checkpoint_selectively
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.layout import why_not_packed
-from dpo_dist.training.quantization import is_quantized, keep_trainable, quantization_config
+from dpo_dist.training.quantization import keep_trainable, quantization_config
 
 # The name of the reference adapter if training does not start from the reference.
 INITIAL = "initial"
@@ -110,7 +110,7 @@ def _load(model: str, job: TrainingJob, dtype: torch.dtype, device: torch.device
         ),
         **place,
     )
-    if job.shape.zero_stage == 3 and not is_quantized(job):
+    if job.shape.zero_stage == 3 and not is_quantized(job.settings.method):
         weights = list(loaded.parameters())
         assert all(hasattr(weight, "ds_id") for weight in weights), "loaded whole, not as shards"
     return keep_trainable(loaded)

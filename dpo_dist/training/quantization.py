@@ -21,11 +21,6 @@ from dpo_dist.training.job import TrainingJob
 BLOCK = 64  # weights that share a scale
 
 
-def is_quantized(job: TrainingJob) -> bool:
-    """Whether the frozen base is in 4 bits."""
-    return isinstance(job.settings.method, Lora) and job.settings.method.quantization is not None
-
-
 def quantization_config(
     job: TrainingJob, weights: torch.dtype, compute: torch.dtype
 ) -> BitsAndBytesConfig | None:
@@ -35,12 +30,12 @@ def quantization_config(
     The packed weights are stored as `weights`: ZeRO-3 and FSDP2 shard weights of one dtype, and
     FSDP2 leaves out integers. The head stays as it is; transformers excludes it.
     """
-    if not is_quantized(job):
+    method = job.settings.method
+    if not isinstance(method, Lora) or method.quantization is None:
         return None
-    assert isinstance(job.settings.method, Lora)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=job.settings.method.quantization,
+        bnb_4bit_quant_type=method.quantization,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
         bnb_4bit_quant_storage=weights,

@@ -12,12 +12,12 @@ from accelerate.utils import gather_object, send_to_device
 from datasets import Dataset
 from transformers import TrainerCallback
 
+from dpo_dist.config import is_quantized
 from dpo_dist.errors import ModelError
 from dpo_dist.system import ranks
 from dpo_dist.system.console import counted, progress
 from dpo_dist.training import Batch, Trainer
 from dpo_dist.training.monitors import check_finite
-from dpo_dist.training.quantization import is_quantized
 from dpo_dist.training.reference import ReferenceCache, ReferenceLogProbs, reference_key
 from dpo_dist.training.start_check import COMPLETIONS
 
@@ -37,19 +37,17 @@ class ReferencePass(TrainerCallback):  # type: ignore[misc]  # transformers is n
     def run(self) -> None:
         """Give the collator the reference's log-probs of all rows, after computing those that are
         missing. All ranks call this when the policy is prepared for training."""
+        trainer, reference = self._trainer, self._trainer._job.reference
         found: dict[str, ReferenceLogProbs] = {}
-        for name, dataset in (
-            ("train", self._trainer.train_dataset),
-            ("eval", self._trainer.eval_dataset),
-        ):
+        for name, dataset in (("train", trainer.train_dataset), ("eval", trainer.eval_dataset)):
             if dataset is None:
                 continue
-            if self._trainer._job.reference is None:
+            if reference is None:
                 values = self._start_logps(dataset, name)
             else:
-                values = self._cached_logps(dataset, self._trainer._job.reference.identity)
+                values = self._cached_logps(dataset, reference.identity)
             found.update(zip(dataset["row"], values, strict=True))
-        self._trainer.data_collator.reference.update(found)
+        trainer.data_collator.reference.update(found)
 
     def _cached_logps(self, dataset: Dataset, weights: Batch) -> list[ReferenceLogProbs]:
         """The log-probs of a reference that is not loaded, computed by a separate pass."""
@@ -82,18 +80,18 @@ class ReferencePass(TrainerCallback):  # type: ignore[misc]  # transformers is n
         return [known[row] for row in dataset["row"]]
 
     def _reference_file(self, weights: Batch) -> Path:
-        precision = f"{self._trainer.model.dtype} {'bf16' if self._trainer.args.bf16 else 'fp32'}"
-        if is_quantized(self._trainer._job):
+        trainer = self._trainer
+        precision = f"{trainer.model.dtype} {'bf16' if trainer.args.bf16 else 'fp32'}"
+        if is_quantized(trainer._settings.method):
             precision += " nf4"
-        key = reference_key(weights, precision, self._trainer._settings.ld_alpha)
-        folder: Path = self._trainer._job.reference_folder
+        key = reference_key(weights, precision, trainer._settings.ld_alpha)
+        folder: Path = trainer._job.reference_folder
         return folder / f"{key}.jsonl"
 
     def _check_at_start(self, cache: Path) -> None:
-        moved = self._trainer.state.global_step > 0 and not hasattr(
-            self._trainer.model, "peft_config"
-        )
-        if moved:  # with LoRA, the reference is still in the model
+        trainer = self._trainer
+        # With LoRA, the reference is still in the model.
+        if trainer.state.global_step > 0 and not hasattr(trainer.model, "peft_config"):
             raise ModelError(
                 f"{cache} lacks log-probs of the reference, whose weights this resumed training "
                 "has changed. Restore the file, or start over with --force."

@@ -27,12 +27,11 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from dpo_dist.config import Lora, Train
+from dpo_dist.config import Lora, Train, is_quantized
 from dpo_dist.errors import TrainingDiverged
 from dpo_dist.losses import first_loss, sigmoid_loss
 from dpo_dist.training import Batch, CausalLM, Trainer
 from dpo_dist.training.divergence import evaluating
-from dpo_dist.training.quantization import is_quantized
 
 # Standard deviation of a token's log-prob in nats, between two ways to compute it with the same
 # weights: with other shapes or orders of sums, and with another engine.
@@ -210,7 +209,9 @@ class FirstBatch:
                 self._log_ratios = differences
         self.inputs = inputs
         unexplained = self._start.sum(1) - witness.flatten().to(self._start)
-        if not is_quantized(trainer._job):  # the engine samples from the base before quantization
+        if not is_quantized(
+            settings.method
+        ):  # the engine samples from the base before quantization
             check_witness([a for a in self._gathered(unexplained) if not math.isnan(a.total)])
         # Wanted noise: then the policy is compared without it, and the loss cannot be predicted.
         self._noisy = isinstance(settings.method, Lora) and settings.method.dropout > 0

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import PrinterCallback
 from trl import DPOConfig, SFTConfig, SFTTrainer
 
-from dpo_dist.config import Sft, Train
+from dpo_dist.buckets import buffers
+from dpo_dist.config import Checkpointing, Sft, Train, is_quantized
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.storage.artifacts import write_json, write_text
 from dpo_dist.storage.figures import write_figures
@@ -21,7 +23,6 @@ from dpo_dist.system.console import warn
 from dpo_dist.training import Trainer, lora_linear
 from dpo_dist.training.activations import choose_checkpointing, free_bytes
 from dpo_dist.training.alarms import Alarms
-from dpo_dist.training.buckets import buffers
 from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, WandbLog
 from dpo_dist.training.job import (
     OUTCOME,
@@ -43,7 +44,7 @@ from dpo_dist.training.models import (
 )
 from dpo_dist.training.monitors import MetricsWriter
 from dpo_dist.training.preference_trainer import PairCollator, PreferenceTrainer
-from dpo_dist.training.quantization import adapter_values, is_quantized, restore_adapters
+from dpo_dist.training.quantization import adapter_values, restore_adapters
 from dpo_dist.training.sharded import save_model
 from dpo_dist.training.usage import peak_memory
 
@@ -131,10 +132,7 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
             Alarms(job.out / "metrics.jsonl", settings, wandb=job.wandb is not None),
         ],
     )
-    lighten(trainer.model, job, checkpointing)
-    _configure_deepspeed(trainer, job)
-    if is_quantized(job):
-        restore_adapters(trainer.model, adapter, adapter_dtype(job))
+    _finish(trainer, job, checkpointing, adapter)
     return trainer
 
 
@@ -187,11 +185,18 @@ def _sft_trainer(job: TrainingJob) -> SFTTrainer:
     )
     install(trainer.model)
     lora_linear.install(trainer.model)
+    _finish(trainer, job, checkpointing, adapter)
+    return trainer
+
+
+def _finish(
+    trainer: Trainer, job: TrainingJob, checkpointing: Checkpointing, adapter: dict[str, Tensor]
+) -> None:
+    """What follows when TRL has changed the model; `adapter` has the adapter's own values."""
     lighten(trainer.model, job, checkpointing)
     _configure_deepspeed(trainer, job)
-    if is_quantized(job):
+    if is_quantized(job.settings.method):
         restore_adapters(trainer.model, adapter, adapter_dtype(job))
-    return trainer
 
 
 def _arguments(job: TrainingJob) -> dict[str, Any]:

@@ -201,10 +201,14 @@ def _told_to_stop() -> Iterator[None]:
     """Send this process SIGTERM when the file STOP appears: `accelerate launch` does not pass on
     the signal that `dpo-dist train` has received."""
     attempt = given_attempt()
+    if attempt is None:  # only `dpo-dist train` writes the file
+        yield
+        return
+    stop = stop_file(attempt)
 
     def watch(over: Event) -> None:
         while not over.wait(CHECK_SECONDS):
-            if attempt and stop_file(attempt).exists():
+            if stop.exists():
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 

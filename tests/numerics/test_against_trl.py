@@ -26,6 +26,7 @@ from dpo_dist.training.preference_trainer import PairCollator, PreferenceTrainer
 from dpo_dist.training.reference import row_key
 from dpo_dist.training.trainer import build_dpo_trainer, loss_arguments
 from tests.numerics.pairs import random_pairs
+from tests.training_jobs import training_job
 
 STEPS = 20
 CASES = [
@@ -81,18 +82,13 @@ def sft_adapter(model: Path, folder: Path) -> Path:
 
 
 def make_job(model: Path, out: Path, adapter: Path | None, settings: Train) -> TrainingJob:
-    return TrainingJob(
-        kind="dpo",
+    return training_job(
+        out,
         settings=settings,
         model=str(model),
         adapter=adapter,
-        dtype="float32",
-        rows=out / "rows.parquet",
         reference_folder=out / "reference",
-        planned_peak_bytes={"none": 0, "selective": 0, "full": 0},
-        out=out,
         seed=11,
-        run_name="test",
     )
 
 

@@ -21,6 +21,7 @@ from dpo_dist.training.models import load_policy
 from dpo_dist.training.trainer import build_dpo_trainer
 from tests.numerics.test_against_trl import logged, rows, sft_adapter
 from tests.tiny import make_model
+from tests.training_jobs import training_job
 
 bnb = pytest.importorskip("bitsandbytes")
 CPU = torch.device("cpu")
@@ -48,18 +49,14 @@ def make_job(model: Path, out: Path, adapter: Path | None = None, **train: objec
         "kl": {"prompts": 0},
         "save_steps": 1000,
     }
-    return TrainingJob(
-        kind="dpo",
+    return training_job(
+        out,
         settings=Train(**{**settings, **train}),
         model=str(model),
         adapter=adapter,
         dtype="float32" if not train.get("bf16") else "bfloat16",
-        rows=out / "rows.parquet",
         reference_folder=out / "reference",
-        planned_peak_bytes={"none": 0, "selective": 0, "full": 0},
-        out=out,
         seed=11,
-        run_name="test",
     )
 
 

@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 
+from dpo_dist.buckets import reduction
 from dpo_dist.config import Checkpointing, Full, Lora
 from dpo_dist.estimates.hardware import preset_shape
 from dpo_dist.estimates.memory import trained_parameters
@@ -15,7 +16,6 @@ from dpo_dist.estimates.sharding import (
     model_states,
     planned_peak,
 )
-from dpo_dist.training.buckets import reduction
 
 LLAMA = preset_shape("Llama-3.1-8B")
 P = 8_030_261_248

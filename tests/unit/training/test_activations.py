@@ -15,21 +15,17 @@ from dpo_dist.training.activations import choose_checkpointing
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.launch_shape import LaunchShape
 from tests.conftest import ROOT
+from tests.training_jobs import training_job
 
 PLAN = {"none": 900, "selective": 500, "full": 300}
 
 
 def job(**settings: Any) -> TrainingJob:
-    return TrainingJob(
-        kind="dpo",
+    return training_job(
+        Path("out"),
         settings=Train(learning_rate=1e-3, **settings),
-        model="model",
         dtype="bfloat16",
-        rows=Path("rows.parquet"),
         planned_peak_bytes=PLAN,
-        out=Path("out"),
-        seed=0,
-        run_name="test",
     )
 
 

@@ -15,8 +15,8 @@ from transformers import TrainerControl, TrainerState
 from dpo_dist.config import Train
 from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, best_checkpoint
 from dpo_dist.training.checkpoints import Checkpoint, damage, last_complete, seal, written_files
-from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.launch_shape import NOT_SHARDED
+from tests.training_jobs import training_job
 
 
 class Training:
@@ -25,17 +25,7 @@ class Training:
     def __init__(self, folder: Path, **settings: object) -> None:
         self.out = folder
         self.signalled = Event()
-        job = TrainingJob(
-            kind="dpo",
-            settings=Train(keep_checkpoints=1, **settings),
-            model="m",
-            dtype="float32",
-            rows=folder / "rows.parquet",
-            planned_peak_bytes={"none": 0, "selective": 0, "full": 0},
-            out=folder,
-            seed=1,
-            run_name="r",
-        )
+        job = training_job(folder, settings=Train(keep_checkpoints=1, **settings))
         self.keeper = CheckpointKeeper(job, self.signalled)
         self.args = SimpleNamespace(
             output_dir=str(folder / "checkpoints"), device="cpu", metric_for_best_model=BEST_BY

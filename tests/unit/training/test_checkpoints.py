@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.config import Train
 from dpo_dist.errors import ConfigError
 from dpo_dist.storage import digests
 from dpo_dist.training.checkpoints import (
@@ -23,6 +22,7 @@ from dpo_dist.training.checkpoints import (
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.launch_shape import LaunchShape
 from dpo_dist.training.supervise import resume
+from tests.training_jobs import training_job
 
 
 def write_checkpoint(
@@ -105,18 +105,7 @@ def test_the_marker_says_who_wrote_what(tmp_path: Path) -> None:
 
 
 def make_job(folder: Path, processes: int, stage: int, *, fsdp: bool = False) -> TrainingJob:
-    return TrainingJob(
-        kind="dpo",
-        settings=Train(),
-        shape=LaunchShape(processes=processes, zero_stage=stage, fsdp=fsdp),
-        model="m",
-        dtype="float32",
-        rows=folder / "rows.parquet",
-        planned_peak_bytes={"none": 0, "selective": 0, "full": 0},
-        out=folder,
-        seed=1,
-        run_name="r",
-    )
+    return training_job(folder, shape=LaunchShape(processes=processes, zero_stage=stage, fsdp=fsdp))
 
 
 def test_without_zero_any_number_of_processes_goes_on(tmp_path: Path) -> None:

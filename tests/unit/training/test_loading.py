@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_dist.config import Train
 from dpo_dist.training import trainer
-from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.launch_shape import LaunchShape
 from dpo_dist.training.models import may_skip_weights
 from dpo_dist.training.packing import PackPlan
 from dpo_dist.training.preference_trainer import PairCollator
+from tests.training_jobs import training_job
 
 ROWS = [
     {"id": name, "prompt_ids": [1, 2, 3], "chosen_ids": [4, 5], "rejected_ids": [6]}
@@ -65,16 +65,8 @@ def test_a_batch_is_pinned_and_copied_whole(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("cuda", [True, False])
 def test_only_a_gpu_has_workers_that_collate(tmp_path, monkeypatch, cuda: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    job = TrainingJob(
-        kind="dpo",
-        settings=Train(accelerate_config=Path("unused.yaml")),
-        model="unused",
-        dtype="bfloat16",
-        rows=tmp_path / "rows.parquet",
-        planned_peak_bytes={"none": 1, "selective": 1, "full": 1},
-        out=tmp_path,
-        seed=0,
-        run_name="test",
+    job = training_job(
+        tmp_path, settings=Train(accelerate_config=Path("unused.yaml")), dtype="bfloat16"
     )
     found = trainer._arguments(job)
     assert found["dataloader_num_workers"] == (2 if cuda else 0)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from torch.distributed import HashStore
 
-from dpo_dist.config import Train
 from dpo_dist.errors import ConfigError, DpoDistError, PhaseFailed, Preempted
 from dpo_dist.training import peers as module
 from dpo_dist.training import worker
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.peers import Peers
+from tests.training_jobs import training_job
 
 
 @pytest.fixture(autouse=True)
@@ -32,18 +32,7 @@ def ranks() -> list[Peers]:
 
 def job(tmp_path: Path) -> TrainingJob:
     (tmp_path / "logs").mkdir(exist_ok=True)
-    return TrainingJob(
-        kind="reference",
-        settings=Train(),
-        model="base",
-        dtype="float32",
-        rows=tmp_path / "train.parquet",
-        planned_peak_bytes={},
-        out=tmp_path,
-        seed=1,
-        run_name="r",
-        logs=tmp_path / "logs",
-    )
+    return training_job(tmp_path, kind="reference", logs=tmp_path / "logs")
 
 
 def in_background(run: Callable[[], object]) -> Callable[[], object]:

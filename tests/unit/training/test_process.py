@@ -15,8 +15,8 @@ import pytest
 from dpo_dist.config import Train
 from dpo_dist.data.rows import write_parquet
 from dpo_dist.system import machine
-from dpo_dist.training.job import TrainingJob
 from tests.conftest import ROOT
+from tests.training_jobs import training_job
 from tests.unit.system.test_processes import alive
 
 GLOO = "GLOO_SOCKET_IFNAME"
@@ -180,16 +180,13 @@ def test_a_rank_takes_its_gpu_before_anything_else_touches_cuda(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**36, 2**36))
     monkeypatch.setattr(torch.cuda, "_lazy_init", no_device)
     monkeypatch.setattr("dpo_dist.training.worker.shield_loaders", lambda: None)
-    job = TrainingJob(
-        kind="dpo",
+    job = training_job(
+        tmp_path,
         settings=Train(accelerate_config=ROOT / "accelerate_configs" / "single_gpu.yaml"),
         model=str(tiny_model),
         dtype="bfloat16",
         rows=write_parquet(tmp_path / "rows.parquet", [{"id": "a"}]),
         planned_peak_bytes={"none": 1, "selective": 1, "full": 1},
-        out=tmp_path,
-        seed=0,
-        run_name="test",
     )
     with pytest.raises(RuntimeError, match="no device"):
         _train(job)

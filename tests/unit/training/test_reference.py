@@ -18,6 +18,7 @@ from dpo_dist.training.reference import (
     row_key,
 )
 from tests.conftest import ROOT
+from tests.training_jobs import training_job
 
 WEIGHTS = {"model": "a", "adapter": None}
 
@@ -101,13 +102,12 @@ def job(tmp_path: Path) -> TrainingJob:
         accelerate_config=ROOT / "accelerate_configs" / "cpu_zero2.yaml",
         select="best",
     )
-    return TrainingJob(
-        kind="dpo",
+    return training_job(
+        tmp_path / "train",
         settings=settings,
         shape=LaunchShape.read(settings.accelerate_config),
         model="base",
         adapter=tmp_path / "round-1",
-        dtype="float32",
         rows=tmp_path / "train.parquet",
         validation_rows=tmp_path / "validation.parquet",
         reference_folder=tmp_path / "logps",
@@ -115,10 +115,6 @@ def job(tmp_path: Path) -> TrainingJob:
         reference=InitialReference(
             model="base", adapter=tmp_path / "sft", identity={"adapter": "sft"}
         ),
-        planned_peak_bytes={},
-        out=tmp_path / "train",
-        seed=1,
-        run_name="r",
     )
 
 

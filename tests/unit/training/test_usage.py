@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from dpo_dist.config import Train
 from dpo_dist.training import usage
 from dpo_dist.training.job import TrainingJob
 from dpo_dist.training.monitors import MetricsWriter
 from dpo_dist.training.usage import SpeedMeter, peak_memory
+from tests.training_jobs import training_job
 
 
 class Clock:
@@ -26,18 +26,7 @@ class Clock:
 
 
 def job(folder: Path, **figures: float) -> TrainingJob:
-    return TrainingJob(
-        kind="dpo",
-        settings=Train(),
-        model="m",
-        dtype="bfloat16",
-        rows=folder / "rows.parquet",
-        planned_peak_bytes={"none": 0, "selective": 0, "full": 0},
-        out=folder,
-        seed=1,
-        run_name="r",
-        **figures,
-    )
+    return training_job(folder, dtype="bfloat16", **figures)
 
 
 def test_the_speed_is_that_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,12 @@
-"""The sizes of DeepSpeed's buffers: buckets of gradients, and gathered weights."""
+"""The sizes of DeepSpeed's buffers, in elements: buckets of gradients, and gathered weights. The
+trainer sets them, and the plan counts them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# In elements. A bucket of 0.4 GB keeps a network busy for milliseconds, against which the start of
+# A bucket of 0.4 GB keeps a network busy for milliseconds, against which the start of
 # a collective counts for nothing, and a model of 7 B weights has 35 of them: all but the last one
 # are reduced while the backward pass fills the next. DeepSpeed's default of 5e8 only takes more
 # memory.
@@ -16,30 +17,38 @@ MAX_LIVE_PARAMETERS = 1_000_000_000
 
 
 def buffers(stage: int, parameters: Iterable[Any]) -> dict[str, int | bool]:
-    """The keys of `zero_optimization` for a model with these parameters. ZeRO-3 keeps at most an
-    eighth of the weights gathered.
+    """The keys of `zero_optimization` for a model with these parameters.
 
-    (Not with `stage3_max_live_parameters`: DeepSpeed 0.19 stops with a "tracing error" if that is
+    (Not `stage3_max_live_parameters`: DeepSpeed 0.19 stops with a "tracing error" if that is
     smaller than the model and most weights are frozen.)
     """
     # `ds_numel`: of a weight of which this rank holds a shard
     sizes = [(getattr(w, "ds_numel", w.numel()), w.requires_grad) for w in parameters]
     options = reduction(stage, [size for size, trained in sizes if trained])
     if stage == 3:
-        gathered = min(sum(size for size, _ in sizes) // 8, MAX_LIVE_PARAMETERS)
-        options["stage3_max_reuse_distance"] = gathered
+        options["stage3_max_reuse_distance"] = gathered(sum(size for size, _ in sizes))
     return options
 
 
+def gathered(weights: int) -> int:
+    """How many of a model's weights ZeRO-3 keeps gathered at most: an eighth."""
+    return min(weights // 8, MAX_LIVE_PARAMETERS)
+
+
 def reduction(stage: int, trained: Sequence[int]) -> dict[str, int | bool]:
-    """The keys of `zero_optimization` for trained weights of these sizes, in elements.
+    """The keys of `zero_optimization` for trained weights of these sizes. ZeRO-1 reduces once per
+    step, where overlapping would hide less than it takes."""
+    size = bucket(stage, sum(trained), max(trained, default=0))
+    return {"reduce_bucket_size": size, "overlap_comm": stage >= 2}
+
+
+def bucket(stage: int, trained: int, largest: int) -> int:
+    """The size of a bucket for so many trained weights, in matrices of up to `largest`.
 
     ZeRO-2 reduces during the backward pass as ZeRO-3 does by default; then it has two buckets. Each
     must hold the largest weight: for one that does not fit, DeepSpeed frees the gradient while its
     own stream may still read it (`allreduce_and_copy_with_multiple_ranks` records only the slices
-    of this rank). ZeRO-1 reduces once per step, where overlapping would hide less than it takes.
+    of this rank).
     """
-    bucket = min(sum(trained), REDUCE_BUCKET)
-    if stage == 2:
-        bucket = max(bucket, *trained)
-    return {"reduce_bucket_size": bucket, "overlap_comm": stage >= 2}
+    size = min(trained, REDUCE_BUCKET)
+    return max(size, largest) if stage == 2 else size
