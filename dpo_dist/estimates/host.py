@@ -12,8 +12,8 @@ and only in another dtype each process has a copy (`tests/numerics/test_host_mem
 - FSDP2: the first process of each node loads the model into CPU memory before it is sharded: in
   LoRA 2P, which are mapped; in full fine-tuning 4P and the second model.
 
-Saving gathers all trained weights of a sharded model on rank 0. An adapter is merged in float32
-when the training's processes have ended.
+Saving gathers all trained weights of a sharded model on rank 0. There, too, an adapter is merged in
+float32, while the other processes wait.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def host_memory(
     saved = 0
     if isinstance(method, Full) and ZERO_STAGE[strategy] == 3:
         saved = (4 if strategy == "fsdp2" else 2) * shape.parameters
-    merged = 4 * shape.parameters + PROCESS_BYTES if merges and isinstance(method, Lora) else 0
+    merged = 4 * shape.parameters if merges and isinstance(method, Lora) else 0
     mapped = 2 * shape.parameters
     loading = base + min(mapped, READ_BYTES)
     if strategy == "zero3_offload":
@@ -73,7 +73,7 @@ def host_memory(
     elif strategy == "fsdp2" and not is_quantized(method):
         copied = 4 * shape.parameters if isinstance(method, Full) else 0
         loading = base + mapped + copied + reference_size * reference
-    return HostMemory(loading, training, max(training + saved, merged))
+    return HostMemory(loading, training, max(training + saved, base + merged))
 
 
 def offloaded_bytes(

@@ -64,7 +64,8 @@ def _process_bytes(
         checkpointing=kind,
         reference=_second_model(shape, settings, validates),
         reference_size=_second_size(settings),
-        bf16=settings.bf16 and not (on_cpu and processes > 1),  # else float32
+        # `uses_bf16` in training/models.py
+        bf16=settings.bf16 and not (on_cpu and (processes > 1 or ZERO_STAGE[way] > 0)),
         on_cpu=on_cpu,
     )
     return max(sum(peak.values()), loading_bytes(shape, settings.method, way, processes))
