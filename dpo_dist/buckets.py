@@ -11,22 +11,20 @@ from typing import Any
 # are reduced while the backward pass fills the next. DeepSpeed's default of 5e8 only takes more
 # memory.
 REDUCE_BUCKET = 200_000_000
-# ZeRO-3 keeps a weight that is used again within so many weights (DeepSpeed's default): all of a
-# smaller model.
+# DeepSpeed's limit for the weights that ZeRO-3 gathers at a time. A smaller model would be gathered
+# whole.
 MAX_LIVE_PARAMETERS = 1_000_000_000
 
 
 def buffers(stage: int, parameters: Iterable[Any]) -> dict[str, int | bool]:
-    """The keys of `zero_optimization` for a model with these parameters.
-
-    (Not `stage3_max_live_parameters`: DeepSpeed 0.19 stops with a "tracing error" if that is
-    smaller than the model and most weights are frozen.)
-    """
+    """The keys of `zero_optimization` for a model with these parameters. ZeRO-3 keeps at most an
+    eighth of the weights gathered, those that it gathers ahead included."""
     # `ds_numel`: of a weight of which this rank holds a shard
     sizes = [(getattr(w, "ds_numel", w.numel()), w.requires_grad) for w in parameters]
     options = reduction(stage, [size for size, trained in sizes if trained])
     if stage == 3:
-        options["stage3_max_reuse_distance"] = gathered(sum(size for size, _ in sizes))
+        live = gathered(sum(size for size, _ in sizes))
+        options |= {"stage3_max_live_parameters": live, "stage3_max_reuse_distance": live}
     return options
 
 

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from peft.tuners.lora import LoraLayer
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from trl.models.utils import add_hooks, prepare_deepspeed, remove_hooks
 
@@ -50,6 +51,22 @@ def prepare_frozen(model: CausalLM, accelerator: Accelerator) -> CausalLM:
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=accelerator.device))
         return model
     return accelerator.prepare_model(model, evaluation_mode=True)
+
+
+def gather_whole_adapters(model: CausalLM) -> None:
+    """Let ZeRO-3 gather the weights of an adapted layer together. Call this before DeepSpeed has
+    the model.
+
+    PEFT's layer reads weights of its parts. DeepSpeed would find that out in some forward pass,
+    depending on what is gathered by chance. If it has recorded the order of the weights before, it
+    stops with a "tracing error" as soon as it does not gather all weights ahead.
+    """
+    import deepspeed
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for weight in module.parameters():
+                deepspeed.zero.register_external_parameter(module, weight)
 
 
 def save_model(trainer: Trainer, folder: Path) -> int:

@@ -45,7 +45,7 @@ from dpo_dist.training.models import (
 from dpo_dist.training.monitors import MetricsWriter
 from dpo_dist.training.preference_trainer import PairCollator, PreferenceTrainer
 from dpo_dist.training.quantization import adapter_values, restore_adapters
-from dpo_dist.training.sharded import save_model
+from dpo_dist.training.sharded import gather_whole_adapters, save_model
 from dpo_dist.training.usage import peak_memory
 
 LOADERS = 2  # processes that collate batches for a GPU; one takes 8 ms for 16 pairs
@@ -90,6 +90,8 @@ def _configure_deepspeed(trainer: Trainer, job: TrainingJob) -> None:
             **buffers(job.shape.zero_stage, trainer.model.parameters()),
             **config["zero_optimization"],
         }
+        if job.shape.zero_stage == 3:
+            gather_whole_adapters(trainer.model)
         if job.reshard:
             # Only in this process: DeepSpeed cannot load an ordinary checkpoint with this flag.
             config["checkpoint"] = {"load_universal": True}

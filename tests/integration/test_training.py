@@ -16,7 +16,18 @@ from dpo_dist.storage.artifacts import write_text
 from dpo_dist.training.job import TrainingJob
 from tests.conftest import REAL_PREFERENCES
 from tests.in_process import in_this_process
-from tests.integration.trainings import EPOCHS, STEPS, losses, metrics, saved, shipped, stop, train
+from tests.integration.trainings import (
+    EPOCHS,
+    STEPS,
+    losses,
+    metrics,
+    saved,
+    shipped,
+    stop,
+    train,
+    write_training,
+)
+from tests.tiny import make_model
 
 
 @pytest.mark.slow
@@ -57,6 +68,21 @@ def _largest(path: Path) -> float:
     tensors = load_file(path)
     assert all("lora_" in name for name in tensors)
     return max(float(value.abs().max()) for name, value in tensors.items() if "lora_B" in name)
+
+
+@pytest.mark.slow
+def test_a_quantized_base_trains_the_same_under_zero_3(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = make_model(tmp_path / "model", hidden=64)
+    found = []
+    for name in ("cpu", "cpu_zero3"):
+        (tmp_path / name).mkdir()
+        method = {"type": "lora", "r": 4, "alpha": 8, "quantization": "nf4"}
+        assert train(write_training(tmp_path / name, model, method=method), shipped(name)) == 0
+        found.append(losses(tmp_path / name / "runs/test/train"))
+    one, sharded = found
+    assert len(one) == STEPS and one[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert sharded == pytest.approx(one, abs=2e-5)
 
 
 @pytest.mark.slow
