@@ -3,8 +3,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from recipes.incident_triage import catalog
-from recipes.incident_triage.generate import (
+from dpo_dist.recipes.incident_triage import catalog
+from dpo_dist.recipes.incident_triage.generate import (
     FILES,
     SPLITS,
     STYLES,

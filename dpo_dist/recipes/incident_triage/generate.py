@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.incident_triage import catalog
+from dpo_dist.recipes.incident_triage import catalog
 
 SEED = 17
 SPLITS = {"sft": 480, "pref": 640, "eval": 160, "canary": 8, "dev": 160}
