@@ -64,4 +64,4 @@ echo "GPUs: $gpus$shares; log: $log"
 # tee ignores the signals that a terminal or a supervisor sends to all processes.
 exec > >(trap '' INT TERM && exec tee -a "$log") 2>&1
 # exec: dpo-dist gets the signals, and its exit code is the script's.
-exec dpo-dist run /workspace/dpo_dist/recipes/incident_triage/run.yaml --preflight --set model.base=HuggingFaceTB/SmolLM2-135M-Instruct --set run.output_dir=/workspace/runs "${settings[@]}" "$@"
+exec dpo-dist run /workspace/recipes/incident_triage/run.yaml --preflight --set model.base=HuggingFaceTB/SmolLM2-135M-Instruct --set run.output_dir=/workspace/runs "${settings[@]}" "$@"
