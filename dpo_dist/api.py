@@ -64,8 +64,8 @@ class LoadedRun:
 
 
 def load_run(run_file: Path | str, overrides: Mapping[str, JsonValue] | None = None) -> LoadedRun:
-    """Read a run file. `overrides` replaces keys: `{"train.beta": 0.3}`. Raises `ConfigError` naming
-    the key."""
+    """Read a run file. `overrides` replaces keys: `{"train.beta": 0.3}`. Raises `ConfigError`,
+    which names the key."""
     given = tuple(f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items())
     return LoadedRun(Path(run_file), given, Run(load_config(Path(run_file), given)))
 

@@ -15,8 +15,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.contracts.test_image import in_git
 
-# Random bytes are of different lengths in characters, so most pairs have a winner.
-LONGER = "[{type: length, unit: characters, better: higher}]"
+# The taught model answers with two letters or two digits.
+LETTERS = '[{type: regex, pattern: "[a-z]"}]'
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +55,15 @@ def start(site: Path, folder: Path, *words: object, **more: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_begins_in_an_empty_folder(installed: Path, tmp_path: Path, tiny_model: Path) -> None:
+def test_a_run_begins_in_an_empty_folder(
+    installed: Path, tmp_path: Path, taught_model: Path
+) -> None:
     program = (sys.executable, installed / "bin" / "dpo-dist")
     start(installed, tmp_path, *program, "init")
     settings = {
-        "model.base": tiny_model,
-        "judge.judge.metrics": LONGER,
+        "model.base": taught_model,
+        "model.dtype": "float32",
+        "judge.judge.metrics": LETTERS,
         "sample.max_new_tokens": 12,
         "evaluate.max_new_tokens": 8,
         "train.kl.max_new_tokens": 4,

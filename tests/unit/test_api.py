@@ -120,6 +120,7 @@ def test_what_is_not_there_is_named(pairs_run: Path, tmp_path: Path) -> None:
 def test_phases_run_as_on_the_command_line(pairs_run: Path, monkeypatch) -> None:
     from dpo_dist.phases import pipeline
 
+    monkeypatch.delenv(YES, raising=False)
     started = []
 
     def note(command: list[str], env: dict[str, str], **_: object) -> int:

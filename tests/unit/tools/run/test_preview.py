@@ -8,10 +8,12 @@ import pytest
 
 from dpo_dist.cli import main
 from dpo_dist.config.runfile import load_config
+from dpo_dist.data.preferences import write_pairs
 from dpo_dist.phases.pipeline import _fingerprint
 from dpo_dist.phases.registry import PHASES
 from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import write_json
+from dpo_dist.storage.records import Message, PreferencePair
 
 
 @pytest.fixture
@@ -61,14 +63,18 @@ def test_a_new_run_starts_everything(run_file: Path, tmp_path: Path, tiny_model,
 
 def test_what_is_done_is_skipped_and_costs_nothing(run_file: Path, tmp_path: Path, capsys) -> None:
     finish(run_file, "sample")
-    (tmp_path / "runs" / "test" / "sample" / "candidates.jsonl").write_text("")
+    root = tmp_path / "runs" / "test"
+    (root / "sample" / "candidates.jsonl").write_text("")
     finish(run_file, "judge")
+    message = Message(role="user", content="q")
+    pair = PreferencePair(prompt_id="1", prompt=(message,), chosen="a", rejected="b")
+    write_pairs(root / "judge" / "preferences" / "pairs.parquet", [pair])
     assert main(["run", str(run_file), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "sample: done\njudge: done\n" in printed
     assert "judge: at most" not in printed
 
-    (tmp_path / "runs" / "test" / "sample" / "manifest.json").unlink()
+    (root / "sample" / "manifest.json").unlink()
     assert main(["run", str(run_file), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "sample: continue\n" in printed
