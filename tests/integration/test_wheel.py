@@ -17,11 +17,26 @@ from tests.contracts.test_image import in_git
 
 # The taught model answers with two letters or two digits.
 LETTERS = '[{type: regex, pattern: "[a-z]"}]'
+# A virtual environment with the wheel alone has none of the packages of the extras.
+HIDE = """
+from importlib.machinery import PathFinder
+
+HIDDEN = ("bitsandbytes", "deepspeed", "gguf", "lm_eval", "openai", "vllm", "wandb")
+find_spec = PathFinder.find_spec
+
+
+def find_others(name, path=None, target=None):
+    return None if name in HIDDEN else find_spec(name, path, target)
+
+
+PathFinder.find_spec = staticmethod(find_others)
+"""
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel's packages and programs, installed by pip."""
+    """A folder with the wheel's packages and programs, installed by pip. Python that has it on its
+    path finds no package of an extra."""
     folder = tmp_path_factory.mktemp("wheel")
     for file in in_git("pyproject.toml", "README.md", "LICENSE", "NOTICE", "dpo_dist"):
         target = folder / "source" / file
@@ -35,6 +50,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = folder / "site"
     install = ["install", "--no-deps", "--no-cache-dir", "--target", site, wheel]
     subprocess.run([*pip, *install], check=True, timeout=300)
+    (site / "sitecustomize.py").write_text(HIDE, encoding="utf-8")
     assert "dpo_dist/py.typed" in zipfile.ZipFile(wheel).namelist()
     return site
 
@@ -87,5 +103,37 @@ def test_a_run_begins_in_an_empty_folder(
     )
     assert told.startswith("minimal -> ") and told.endswith("\na\n")
     assert "features: ['prompt_id', 'prompt', 'chosen', 'rejected']" in told
-    code = "import dpo_dist; print(dpo_dist.__file__)"
-    assert start(installed, tmp_path, sys.executable, "-c", code).startswith(str(installed))
+    code = (
+        "import dpo_dist; from importlib.util import find_spec\n"
+        "print(dpo_dist.__file__, find_spec('deepspeed'))"
+    )
+    place = installed / "dpo_dist" / "__init__.py"
+    assert start(installed, tmp_path, sys.executable, "-c", code) == f"{place} None\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "package"),
+    [
+        (("train", "run.yaml", "--set", "train.accelerate_config=cpu_zero2"), "deepspeed>=0.19"),
+        (("run", "run.yaml", "--set", "train.method.quantization=nf4"), "bitsandbytes>=0.5"),
+    ],
+)
+def test_a_package_of_an_extra_is_named_before_any_work(
+    installed: Path, tmp_path: Path, taught_model: Path, words: tuple[str, ...], package: str
+) -> None:
+    program = (sys.executable, installed / "bin" / "dpo-dist")
+    start(installed, tmp_path, *program, "init", "--template", "preferences")
+    done = subprocess.run(
+        [*program, *words, "--set", f"model.base={taught_model}"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    name = package.partition(">")[0]
+    assert f"{name} is not installed. Install it with: pip install '{name}" in done.stderr
+    assert package in done.stderr.replace("<0.20,", "").replace("<1,", "")
+    assert not (tmp_path / "runs").exists()

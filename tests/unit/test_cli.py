@@ -32,7 +32,7 @@ def test_help_is_instant_and_loads_nothing_heavy() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 2, "0.05 s on a quiet machine"
-    assert "example: dpo-dist run recipes/incident_triage/run.yaml" in " ".join(done.stdout.split())
+    assert "example: dpo-dist run run.yaml" in " ".join(done.stdout.split())
 
 
 WITHOUT_A_RUN = ("init", "schema", "completion")

@@ -153,8 +153,7 @@ def _command(
     def act(given: argparse.Namespace) -> int:
         return _preview_phase(given) if given.dry_run and name != "run" else run(given)
 
-    recipe = "recipes/incident_triage/run.yaml"
-    return Command(name, summary, recipe, add=add, run=act, exit_codes=True)
+    return Command(name, summary, "run.yaml", add=add, run=act, exit_codes=True)
 
 
 RUN = _command(
