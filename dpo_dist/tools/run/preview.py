@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from dpo_dist.config import DataSource, Lora, Optimization, required
 from dpo_dist.data.preferences import preference_sources
@@ -107,8 +106,8 @@ def _training(section: Optimization) -> str:
     processes = LaunchShape.of(section).processes
     return (
         f"{method}, {counted(processes, 'process', 'processes')} "
-        f"({Path(section.accelerate_file).stem}), {section.num_epochs:g} epochs, "
-        f"{section.global_batch_size} per step"
+        f"({section.accelerate_file.stem}), num_epochs {section.num_epochs:g}, "
+        f"global_batch_size {section.global_batch_size}"
     )
 
 
@@ -117,7 +116,7 @@ def _answers(answering: Answering | None, engine: str, per: str) -> str:
         return f"engine {engine}; the prompts are not on this machine, so their number is unknown"
     prompts = answering.prompts.count.value
     return (
-        f"engine {engine}: {counted(round(prompts), 'prompt')}, {answering.per_prompt} per {per}: "
+        f"engine {engine}: {counted(round(prompts), 'prompt')}, one answer per {per}: "
         f"{counted(round(prompts * answering.per_prompt), 'answer')}"
     )
 

@@ -51,7 +51,7 @@ def test_a_new_run_starts_everything(run_file: Path, tmp_path: Path, tiny_model,
     phases = [line for line in lines[1:] if not line.startswith(" ") and line.endswith(": start")]
     assert phases == [f"{p}: start" for p in ("sample", "judge", "train", "evaluate", "report")]
     assert f"    from {tmp_path / 'p.jsonl'} and {tiny_model}" in lines
-    assert "    engine hf: 6 prompts, 2 per slot: 12 answers" in lines
+    assert "    engine hf: 6 prompts, one answer per slot: 12 answers" in lines
     assert f"    from {root / 'judge' / 'preferences' / 'pairs.parquet'} and {tiny_model}" in lines
     [labels] = [line for line in lines if line.startswith("judge: at most")]
     assert "12 requests to claude-opus-4-7: about $" in labels and "limit max_usd 3" in labels
