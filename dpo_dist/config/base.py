@@ -16,11 +16,14 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    GetJsonSchemaHandler,
     JsonValue,
     PositiveInt,
     ValidationInfo,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from dpo_dist.system.functions import FUNCTION_PATH
 
@@ -75,6 +78,18 @@ class Section(BaseModel):
             return TAGS[key]
         fields = (kind.model_fields.get(key) for kind in cls.__mro__ if issubclass(kind, Section))
         return next(found.description for found in fields if found and found.description)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Describe every key, also one that overrides another."""
+        reference = handler(core_schema)
+        found = handler.resolve_ref_schema(reference)
+        for key, described in found["properties"].items():
+            described["description"] = " ".join(cls.describe(key).split())
+        found["description"] = " ".join((cls.__doc__ or "").split())
+        return reference
 
 
 def _fixed(field: object, value: JsonValue) -> JsonValue:

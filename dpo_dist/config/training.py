@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    GetJsonSchemaHandler,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from dpo_dist.config.base import RUNTIME, DataSource, RecipePath, Section
 from dpo_dist.errors import ConfigError
@@ -230,7 +239,11 @@ class Train(Optimization):
         measures_kl = validates and self.kl.prompts > 0
         return isinstance(self.method, Full) and (self.reference == "live" or measures_kl)
 
-    @field_validator("loss", mode="before")
+    @field_validator(
+        "loss",
+        mode="before",
+        json_schema_input_type=LossName | dict[LossName, PositiveFloat],
+    )
     @classmethod
     def _accept_one_name(cls, value: object) -> object:
         return {value: 1.0} if isinstance(value, str) else value
@@ -267,3 +280,10 @@ class Rounds(Section):
     def _accept_a_number(cls, value: object) -> object:
         is_number = isinstance(value, int) and not isinstance(value, bool)
         return {"count": value} if is_number else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        whole = super().__get_pydantic_json_schema__(core_schema, handler)
+        return {"anyOf": [whole, {"type": "integer", "exclusiveMinimum": 0}]}

@@ -30,7 +30,7 @@ from dpo_dist.phases.workers import Place, Worker, places, run_workers
 from dpo_dist.runs.manifests import EvaluateManifest, SampleManifest, read_manifest
 from dpo_dist.runs.run import Run, Step
 from dpo_dist.storage import locks
-from dpo_dist.storage.artifacts import PhaseDirectory, phase_directory
+from dpo_dist.storage.artifacts import PhaseDirectory, changes, phase_directory
 from dpo_dist.storage.manifest import Manifest, Origin, write_manifest
 from dpo_dist.storage.shards import journal_name
 from dpo_dist.system.console import INNER, counted, say, warn
@@ -41,7 +41,7 @@ from dpo_dist.training.accelerate_command import (
     check_address,
     check_launch,
     check_launched,
-    check_quantization,
+    check_packages,
 )
 from dpo_dist.training.follow import follow
 from dpo_dist.training.job import accumulation_steps
@@ -92,6 +92,14 @@ def run_phase(
             say(f"{name}: {out.path}" + ("" if shard.whole else f", shard {shard}"))
             out.add_seconds(seconds)
             _work(phase, run, out)
+
+
+def changes_of(name: str, run: Run) -> list[str]:
+    """What has changed since a phase's directory was made; empty for a new one. Raises `UserError`
+    if something is missing that the phase reads."""
+    if name not in run.phases:
+        raise UserError(f"the run file does not configure the phase `{name}`")
+    return changes(run.directory(name), _fingerprint(PHASES[name], run))
 
 
 def _fingerprint(phase: Phase, run: Run) -> dict[str, JsonValue]:
@@ -235,12 +243,12 @@ def run_all(run_file: Path, run: Run, overrides: Sequence[str], *, force: bool) 
 
 def check_batches(run: Run) -> None:
     """Raise a `UserError` if a training's processes cannot share its global batch, or if its base
-    model is or cannot be quantized. This is checked before sampling takes hours and the judge costs
-    money."""
+    model is or cannot be quantized, or if a package is missing. This is checked before sampling
+    takes hours and the judge costs money."""
     if run.trainings:
         check_unquantized(run.config.model.base)
     for phase, section in run.trainings.items():
-        check_quantization(section)
+        check_packages(section)
         try:
             accumulation_steps(section, LaunchShape.of(section).processes)
         except ConfigError as error:

@@ -76,7 +76,7 @@ class TrainPhase:
 
     def run(self, run: Run, out: PhaseDirectory) -> TrainResult:
         """Tokenize the pairs, and train with all ranks."""
-        section, start, pairs = required(run.config.train), run.start_weights(), _pairs(run)
+        section, start, pairs = required(run.config.train), run.start_weights(), read_pairs(run)
         train_rows, validation_rows = _token_rows(run, pairs, out)
         if overlapping := pairs.dropped["evaluation_overlap"]:
             found = counted(overlapping, "pair")
@@ -107,7 +107,7 @@ class TrainPhase:
         )
 
 
-def _pairs(run: Run) -> PreferenceSet:
+def read_pairs(run: Run) -> PreferenceSet:
     """The preference pairs, without those whose prompts overlap with the held-out prompts. The
     judge phase has dropped these; pairs from outside the run are checked here."""
     config = run.config

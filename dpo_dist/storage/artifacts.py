@@ -181,7 +181,7 @@ class PhaseDirectory:
         self.path = path
         self.phase = path.name
         self.shard = shard
-        self._fingerprint = json.loads(json.dumps(fingerprint))
+        self._fingerprint = dict(fingerprint)
         self._started = time.monotonic()
 
     @property
@@ -199,8 +199,7 @@ class PhaseDirectory:
         if not path.exists():
             write_json(path, self._fingerprint)
             return
-        differences = _differences(read_json(path), self._fingerprint)
-        if differences:
+        if differences := changes(self.path, self._fingerprint):
             lines = "\n".join(f"  {line}" for line in differences)
             raise FingerprintMismatch(
                 f"{self.path} was made with other settings or inputs:\n{lines}\nUse another "
@@ -262,6 +261,14 @@ def _move_aside(path: Path) -> Path:
     path.rename(aside)
     path.mkdir()
     return aside
+
+
+def changes(path: Path, fingerprint: Mapping[str, JsonValue]) -> list[str]:
+    """What differs between the fingerprint in a phase's directory and this one, a line for each
+    value; empty if there is none in the directory."""
+    if not (path / FINGERPRINT).exists():
+        return []
+    return _differences(read_json(path / FINGERPRINT), json.loads(json.dumps(fingerprint)))
 
 
 def _differences(old: JsonValue, new: JsonValue, key: str = "") -> list[str]:

@@ -61,11 +61,15 @@ class CommandParser(argparse.ArgumentParser):
         )
         self._command: Command | None = command
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+    def fill(self) -> None:
+        """Add the command's options, unless they are there."""
         command, self._command = self._command, None
         if command is not None:
             command.add(self)
             self.set_defaults(run=command.run)
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        self.fill()
         return super().parse_known_args(args, namespace)
 
 

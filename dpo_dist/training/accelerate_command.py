@@ -85,12 +85,15 @@ def launcher_environment(
     return environment
 
 
-def check_quantization(settings: Optimization) -> None:
-    """Raises `MissingDependency` or `ConfigError` if the base cannot be quantized."""
+def check_packages(settings: Optimization) -> None:
+    """Raises `MissingDependency` without the packages that quantization and ZeRO need, and
+    `ConfigError` if the base cannot be quantized."""
+    if LaunchShape.of(settings).zero_stage and find_spec("deepspeed") is None:
+        raise MissingDependency("deepspeed", "deepspeed")
     if not is_quantized(settings.method):
         return
     if find_spec("bitsandbytes") is None:
-        raise MissingDependency("bitsandbytes (for method.quantization)", "qlora")
+        raise MissingDependency("bitsandbytes", "qlora")
     if LaunchShape.of(settings).offloads:
         raise ConfigError(
             f"accelerate_config: {settings.accelerate_file} offloads the weights, but those of "
@@ -100,8 +103,8 @@ def check_quantization(settings: Optimization) -> None:
 
 def check_launch(settings: Optimization, nodes: Nodes | None) -> None:
     """Raises `ConfigError` if the accelerate configuration contradicts nodes or run file, and what
-    `check_quantization` raises."""
-    check_quantization(settings)
+    `check_packages` raises."""
+    check_packages(settings)
     path = settings.accelerate_file
     values = read_accelerate_config(path)
     _check_machines(path, nodes)
@@ -119,8 +122,8 @@ def check_launch(settings: Optimization, nodes: Nodes | None) -> None:
 
 def check_launched(settings: Optimization) -> None:
     """Raises `ConfigError` if the launcher of this process contradicts the run file, and what
-    `check_quantization` raises."""
-    check_quantization(settings)
+    `check_packages` raises."""
+    check_packages(settings)
     if given_attempt():
         return  # it is ours: `check_launch` has checked it
     source = "the launcher"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from dpo_dist.system.machine import gpus
 from dpo_dist.tools.doctor.findings import Finding, State
@@ -21,25 +24,25 @@ _DRIVER_OF_CUDA = {13: 580, 12: 525}
 
 
 def versions() -> Iterator[tuple[str, Finding]]:
-    """One finding per package whose version pyproject.toml pins."""
-    for requirement in metadata.requires("dpo_dist") or []:
-        match = re.match(r"([\w.-]+)==([\w.]+)\s*(;.*)?$", requirement)
-        if match is None:
+    """One finding per package for which pyproject.toml gives a range of versions. A package of an
+    extra counts if it is installed; those for development never do."""
+    for requirement in map(Requirement, metadata.requires("dpo_dist") or []):
+        marker, name, wanted = requirement.marker, requirement.name, requirement.specifier
+        if not wanted or (marker and marker.evaluate({"extra": "dev"})):
             continue
-        name, wanted, condition = match.groups()
-        advice = f"pip install {name}=={wanted}"
+        advice = f"pip install {shlex.quote(f'{name}{wanted}')}"
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
-            if condition is None:
+            if marker is None:
                 yield name, Finding("failed", "is not installed", advice)
             continue
-        if found.partition("+")[0] == wanted:
+        if wanted.contains(found, prereleases=True):
             yield name, Finding("ok", found)
         else:
             # A package of an extra may be installed for other reasons.
-            state: State = "failed" if condition is None else "warning"
-            yield name, Finding(state, f"{found}; tested with {wanted}", advice)
+            state: State = "failed" if marker is None else "warning"
+            yield name, Finding(state, f"{found}; needed: {wanted}", advice)
 
 
 def companions() -> Iterator[tuple[str, Finding]]:

@@ -138,7 +138,7 @@ TARGETS = (
 COMMAND = Command(
     "launch",
     "write the scripts that run all phases on one machine or a cluster, and submit them",
-    "local recipes/incident_triage/run.yaml --dry-run",
+    "local run.yaml --dry-run",
     add=lambda parser: add_commands(parser, TARGETS, "target"),
     run=lambda options: 0,  # the chosen target's `run` replaces it
     details="The scripts are written to <run>/launch/<target>.",

@@ -198,8 +198,10 @@ def inside(layout: Layout, runs: PurePosixPath) -> Layout:
     """The layout for jobs in containers, which write their runs to `runs`. The run file has the
     same path relative to the working directory there as here. Raises `ConfigError` for a run file
     outside the current directory."""
-    relative = os.path.relpath(layout.run_file.resolve(), Path.cwd())
-    if relative.startswith(".."):
+    given, found = layout.run_file, layout.run_file.resolve()
+    # A link keeps its name: what it leads to here may be elsewhere in the containers.
+    relative = os.path.relpath(found if given.is_absolute() else given)
+    if not found.is_relative_to(Path.cwd()) or relative.startswith(".."):
         raise ConfigError(
             f"{layout.run_file} is outside the working directory, so its path in the containers "
             f"is unknown: run this from the directory that becomes {layout.workdir} in the "

@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
 COMMAND = Command(
     "plan",
     "estimate the memory, hours, cost and disk space of a run on given GPUs",
-    "recipes/incident_triage/full.yaml --gpus 8xH100-80G --nodes 2",
+    "run.yaml --gpus 8xH100-80G --nodes 2",
     add=_add,
     run=_run,
     details="Nothing is started or downloaded. The formulas are in docs/scaling.md.",

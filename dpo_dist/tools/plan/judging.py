@@ -19,7 +19,7 @@ from dpo_dist.judging.spend import price_of
 from dpo_dist.phases.asking import most_canary_requests
 from dpo_dist.storage.records import Prompt
 from dpo_dist.tools.plan.rates import Rates
-from dpo_dist.tools.plan.subject import Subject, evaluations
+from dpo_dist.tools.plan.subject import PlannedWork, evaluations
 
 SECONDS_PER_REQUEST = 10.0  # online, if nothing was measured
 BATCH_HOURS = 24.0  # the maximum that the API promises
@@ -64,7 +64,7 @@ class Bill:
     prices_as_of: str
 
 
-def askings(subject: Subject) -> Iterator[Asking]:
+def askings(subject: PlannedWork) -> Iterator[Asking]:
     """The work of every judge of the run."""
     section, work = subject.config.judge, subject.sampling
     if section is not None and work is not None:

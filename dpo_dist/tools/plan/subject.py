@@ -32,27 +32,33 @@ ELSEWHERE = {
 }
 
 
-@dataclass(frozen=True)
-class Subject:
+@dataclass(frozen=True, kw_only=True)
+class PlannedWork:
+    """What a run generates; None if the run file does not need it or if its amount is unknown."""
+
+    run: Run
+    sampling: Answering | None = None
+    evaluation: Answering | None = None
+
+    @property
+    def config(self) -> Config:
+        return self.run.config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject(PlannedWork):
     """The inputs of a plan. `utilization` is the share of the GPU's peak that training reaches.
     Data is None if the run file does not need it or if its amount is unknown; `unknown` names the
     unknown data, and how to specify its amount."""
 
-    run: Run
     cluster: Cluster
     shape: ModelShape
     shape_from: str
     rates: Rates
     utilization: float
     demonstrations: Texts | None = None
-    sampling: Answering | None = None
     pairs: Pairs | None = None
-    evaluation: Answering | None = None
     unknown: tuple[str, ...] = ()
-
-    @property
-    def config(self) -> Config:
-        return self.run.config
 
 
 def find_subject(
@@ -71,7 +77,8 @@ def find_subject(
     shape, shape_from = find_shape(config.model, preset)
     rates = calibrate(calibration, config.model, shape) if calibration else Rates()
     sft = demonstrations_of(config.sft.data, config.model.base) if config.sft else None
-    sampling, evaluation = _sampling(run, given, rates), _evaluation(run, given, rates)
+    work = find_work(run, given, rates)
+    sampling, evaluation = work.sampling, work.evaluation
     pairs = pairs_of(run, given, sampling, rates.kept) if config.train is not None else None
     data = {"sft": sft, "sample": sampling, "train": pairs, "evaluate": evaluation}
     return Subject(
@@ -90,6 +97,13 @@ def find_subject(
             for phase, found in data.items()
             if phase in run.phases and found is None
         ),
+    )
+
+
+def find_work(run: Run, given: Given, rates: Rates) -> PlannedWork:
+    """What the run generates, from the prompts on this machine."""
+    return PlannedWork(
+        run=run, sampling=_sampling(run, given, rates), evaluation=_evaluation(run, given, rates)
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dpo_dist.errors import INTERRUPTED, Preempted, UserError
@@ -24,13 +24,15 @@ from dpo_dist.tools.arguments import (
 )
 
 if TYPE_CHECKING:
-    from dpo_dist.runs.run import Run
+    from dpo_dist.runs.run import Run, Step
 
 
 def _run(options: argparse.Namespace) -> int:
     from dpo_dist.phases.pipeline import run_all
 
     run = load_run(options)
+    if options.dry_run:
+        return _show_preview(run, run.steps, options)
     if options.preflight and (status := _preflight(options, run)):
         return status
     status = run_all(options.run_file, run, options.set, force=options.force)
@@ -42,6 +44,23 @@ def _run(options: argparse.Namespace) -> int:
     elif status == 0:
         print(f"done: {run.root}")
     return status
+
+
+def _show_preview(run: Run, steps: Sequence[Step], options: argparse.Namespace) -> int:
+    from dpo_dist.tools.run.preview import preview
+
+    for line in preview(run, steps, force=options.force):
+        print(line)
+    return 0
+
+
+def _preview_phase(options: argparse.Namespace) -> int:
+    """Show what one phase would do."""
+    from dpo_dist.runs.run import Step
+
+    run = load_run(options)
+    run = run.select_round(options.command, from_options(RunOptions, options).round)
+    return _show_preview(run, [Step(options.command, run.round)], options)
 
 
 def _preflight(options: argparse.Namespace, run: Run) -> int:
@@ -123,11 +142,18 @@ def _command(
     def add(parser: Parser) -> None:
         add_run_file(parser)
         add_options(parser, RunOptions, ("force", *options))
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="print what would be done or skipped, from which inputs, at what cost; do nothing",
+        )
         if run is _training:
             add_nodes(parser)
 
-    recipe = "recipes/incident_triage/run.yaml"
-    return Command(name, summary, recipe, add=add, run=run, exit_codes=True)
+    def act(given: argparse.Namespace) -> int:
+        return _preview_phase(given) if given.dry_run and name != "run" else run(given)
+
+    return Command(name, summary, "run.yaml", add=add, run=act, exit_codes=True)
 
 
 RUN = _command(

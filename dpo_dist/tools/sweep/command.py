@@ -29,7 +29,7 @@ def _run(options: argparse.Namespace) -> int:
 COMMAND = Command(
     "sweep",
     "train and evaluate once for every combination of settings, on the same pairs",
-    "recipes/incident_triage/run.yaml --set train.beta=0.03,0.1,0.3",
+    "run.yaml --set train.beta=0.03,0.1,0.3",
     add=_add,
     run=_run,
     exit_codes=True,

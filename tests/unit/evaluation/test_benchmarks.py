@@ -107,7 +107,7 @@ def run_file(tmp_path: Path, tiny_model: Path, write_run, write_jsonl) -> Path:
 @pytest.mark.skipif(INSTALLED, reason="the extra `benchmarks` is installed")
 def test_without_the_extra_the_command_to_install_it_is_said(run_file: Path, capsys) -> None:
     assert main(["evaluate", str(run_file)]) == 2
-    assert "pip install 'dpo_dist[benchmarks]'" in capsys.readouterr().err
+    assert "lm_eval is not installed. Install it with: pip install" in capsys.readouterr().err
 
 
 def test_an_arm_that_is_done_is_not_done_again(run_file: Path, tmp_path: Path) -> None:

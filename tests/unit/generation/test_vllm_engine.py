@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dpo_dist.errors import EngineFailed, MissingDependency, ModelError
+from dpo_dist.errors import EngineFailed, ModelError
 from dpo_dist.generation.engine import lora_rank
 from dpo_dist.generation.vllm_engine import _completion
 
@@ -31,11 +31,6 @@ def test_an_answer_that_ended_is_a_completion(reason: str) -> None:
 def test_any_other_end_is_no_answer(reason: str) -> None:
     with pytest.raises(EngineFailed, match=f"the answer to r with `{reason}`"):
         _completion(finished(reason))
-
-
-def test_several_extras_are_several_commands() -> None:
-    said = str(MissingDependency("vllm", "cpu", "cuda"))
-    assert said.endswith("with: pip install 'dpo_dist[cpu]' or pip install 'dpo_dist[cuda]'")
 
 
 def test_adapters_are_served_at_the_next_rank_that_vllm_has(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from recipes.incident_triage import catalog
-from recipes.incident_triage.generate import (
+from dpo_dist.recipes.incident_triage import catalog
+from dpo_dist.recipes.incident_triage.generate import (
     FILES,
     SPLITS,
     STYLES,
-    Facts,
+    IncidentFacts,
     incidents,
     render,
     severity,
@@ -57,18 +57,18 @@ def test_no_incident_is_in_two_splits_or_twice_in_one() -> None:
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
-        (Facts(1, False, True, True), "SEV1"),
-        (Facts(50, True, False, False), "SEV1"),
-        (Facts(49, True, False, False), "SEV2"),
-        (Facts(10, True, False, False), "SEV2"),
-        (Facts(9, True, False, False), "SEV3"),
-        (Facts(50, False, False, False), "SEV2"),
-        (Facts(49, False, False, False), "SEV3"),
-        (Facts(50, True, False, True), "SEV2"),
-        (Facts(9, False, False, True), "SEV4"),
+        (IncidentFacts(1, False, True, True), "SEV1"),
+        (IncidentFacts(50, True, False, False), "SEV1"),
+        (IncidentFacts(49, True, False, False), "SEV2"),
+        (IncidentFacts(10, True, False, False), "SEV2"),
+        (IncidentFacts(9, True, False, False), "SEV3"),
+        (IncidentFacts(50, False, False, False), "SEV2"),
+        (IncidentFacts(49, False, False, False), "SEV3"),
+        (IncidentFacts(50, True, False, True), "SEV2"),
+        (IncidentFacts(9, False, False, True), "SEV4"),
     ],
 )
-def test_the_rules_of_severity(facts: Facts, expected: str) -> None:
+def test_the_rules_of_severity(facts: IncidentFacts, expected: str) -> None:
     assert severity(facts) == expected
 
 

@@ -39,7 +39,7 @@ def test_a_quantized_base_without_its_package_is_refused(monkeypatch) -> None:
 
     quantized = Train(method={"type": "lora", "quantization": "nf4"}, accelerate_config=CPU)
     monkeypatch.setattr(accelerate_command, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependency, match=r"pip install 'dpo_dist\[qlora\]'"):
+    with pytest.raises(MissingDependency, match="bitsandbytes is not installed"):
         check_launch(quantized, None)
     check_launch(Train(accelerate_config=CPU), None)
     monkeypatch.setattr(accelerate_command, "find_spec", lambda name: name)
@@ -47,6 +47,16 @@ def test_a_quantized_base_without_its_package_is_refused(monkeypatch) -> None:
     offloaded = ROOT / "accelerate_configs" / "zero3_offload.yaml"
     with pytest.raises(ConfigError, match="offloads the weights"):
         check_launch(quantized.model_copy(update={"accelerate_config": offloaded}), None)
+
+
+def test_zero_without_deepspeed_is_refused(monkeypatch) -> None:
+    from dpo_dist.training import accelerate_command
+
+    monkeypatch.setattr(accelerate_command, "find_spec", lambda name: None)
+    sharded = ROOT / "accelerate_configs" / "cpu_zero2.yaml"
+    with pytest.raises(MissingDependency, match=r"pip install '?deepspeed"):
+        check_launch(Train(accelerate_config=sharded), None)
+    check_launch(Train(accelerate_config=CPU), None)
 
 
 def test_the_other_machines_are_named_on_the_command_line() -> None:

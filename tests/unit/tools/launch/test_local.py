@@ -116,7 +116,9 @@ def test_the_run_file_s_own_is_kept_where_it_is_for_gpus(machine: Path, tmp_path
     own = ROOT / "accelerate_configs" / "cpu_zero3.yaml"
     run_file = tmp_path / "run.yaml"
     text = (ROOT / "recipes/incident_triage/run.yaml").read_text(encoding="utf-8")
-    run_file.write_text(text.replace("accelerate_configs/cpu.yaml", str(own)), encoding="utf-8")
+    run_file.write_text(
+        text.replace("accelerate_config: cpu", f"accelerate_config: {own}"), encoding="utf-8"
+    )
     write(Local().files(layout(run_file=run_file, workdir=machine)), machine)
     script = (machine / "local.sh").read_text(encoding="utf-8")
     assert f"choose train 8 4 1 {own}\n" in script and "choose sft 4 4 1\n" in script

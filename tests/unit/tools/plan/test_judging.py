@@ -10,7 +10,6 @@ import pytest
 
 from dpo_dist.config import BilledJudge, Config, FunctionJudgeConfig, OpenAiConfig, VllmEngine
 from dpo_dist.config.judging import JudgeResource
-from dpo_dist.estimates.hardware import find_cluster, preset_shape
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.rubric import COMPARE
 from dpo_dist.runs.run import Run
@@ -18,7 +17,7 @@ from dpo_dist.storage.records import Prompt
 from dpo_dist.tools.plan.data import Answering, Quantity, Texts
 from dpo_dist.tools.plan.judging import Asking, UsdByTransport, askings, bill
 from dpo_dist.tools.plan.rates import Rates
-from dpo_dist.tools.plan.subject import Subject
+from dpo_dist.tools.plan.subject import PlannedWork
 
 PROMPTS = Texts(Quantity(1000, "counted"), prompt=100.0)
 HELD_OUT = Texts(Quantity(200, "counted"), prompt=50.0)
@@ -56,12 +55,11 @@ def asked(tmp_path: Path, model: str = "claude-opus-4-7", **judge: object) -> li
         }
     )
     engine = VllmEngine(type="vllm")
-    cluster, shape = find_cluster("H100-80G"), preset_shape("Llama-3.1-8B")
-    subject = Subject(Run(config), cluster, shape, "", Rates(), 0.35)
-    assert list(askings(subject)) == []  # it is not known how many prompts there are
+    work = PlannedWork(run=Run(config))
+    assert list(askings(work)) == []  # it is not known how many prompts there are
     sampling = Answering("sample", PROMPTS, 3, Quantity(128, "measured"), engine)
     evaluation = Answering("evaluate", HELD_OUT, 3, Quantity(64, "measured"), engine)
-    return list(askings(replace(subject, sampling=sampling, evaluation=evaluation)))
+    return list(askings(replace(work, sampling=sampling, evaluation=evaluation)))
 
 
 def test_every_comparison_is_asked_in_both_orders_repeats_and_canaries_too(tmp_path) -> None:

@@ -1,4 +1,6 @@
-"""Generate the incidents of the demo: `python -m recipes.incident_triage.generate [FOLDER]`.
+"""Generate the incidents of the demo.
+
+    python -m dpo_dist.recipes.incident_triage.generate [FOLDER]
 
 The facts of an incident (share of failing requests, customers affected, ...) are drawn at random.
 Its text states them among distractors. The gold severity follows from the facts alone, by the rules
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.incident_triage import catalog
+from dpo_dist.recipes.incident_triage import catalog
 
 SEED = 17
 SPLITS = {"sft": 480, "pref": 640, "eval": 160, "canary": 8, "dev": 160}
@@ -35,7 +37,7 @@ INSTRUCTION = (
 
 
 @dataclass(frozen=True)
-class Facts:
+class IncidentFacts:
     """The facts that determine an incident's severity.
 
     `failing` is the share of requests that fail, in percent; `public` whether customers use
@@ -52,7 +54,7 @@ class Facts:
 class Incident:
     """The facts and the parts of the text."""
 
-    facts: Facts
+    facts: IncidentFacts
     service: str
     pattern: tuple[str, str]
     outcome: str
@@ -82,7 +84,7 @@ class Incident:
         )
 
 
-def severity(facts: Facts) -> str:
+def severity(facts: IncidentFacts) -> str:
     """The severity by the rules of the instruction.
 
     - Data lost or exposed: SEV1 in any case.
@@ -185,9 +187,9 @@ def draw(random_: random.Random) -> Incident:
     )
 
 
-def _facts(random_: random.Random) -> Facts:
+def _facts(random_: random.Random) -> IncidentFacts:
     near = random_.choice((random_.randint(5, 15), random_.randint(44, 56)))
-    return Facts(
+    return IncidentFacts(
         failing=random_.choice((near, random_.randint(1, 99))),
         public=random_.random() < 0.6,
         data=random_.random() < 0.15,

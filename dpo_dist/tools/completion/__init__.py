@@ -1,0 +1,1 @@
+"""`dpo-dist completion`: completion for shells."""

@@ -1,0 +1,1 @@
+"""`dpo-dist init`: a new run file with its data."""
