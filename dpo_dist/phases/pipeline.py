@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from dpo_dist.storage import locks
 from dpo_dist.storage.artifacts import PhaseDirectory, phase_directory
 from dpo_dist.storage.manifest import Manifest, Origin, write_manifest
 from dpo_dist.storage.shards import journal_name
-from dpo_dist.system.console import INNER, counted, say, warn
+from dpo_dist.system.console import INNER, counted, say, start_log, warn
 from dpo_dist.system.options import set_options
 from dpo_dist.system.processes import Process, handling_sigterm, run_to_end
 from dpo_dist.system.ranks import WHOLE, Nodes, Shard
@@ -264,6 +265,7 @@ def run_in_turn(
         preempted = True
         child.terminate()
 
+    start_log(f"{run_file} {shlex.join(set_options(overrides))}: {', '.join(map(str, steps))}")
     for step in steps:
         command = command_of(step.phase, run.at_round(step.round), run_file, overrides)
         if force:
