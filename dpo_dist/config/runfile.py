@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from dpo_dist.config import Config
 from dpo_dist.config.suggest import key_hint, sections_at, tags, value_hint
 from dpo_dist.errors import ConfigError
-from dpo_dist.storage.folders import describe
+from dpo_dist.storage.folders import describe, missing
 from dpo_dist.system.console import hide
 from dpo_dist.system.yamlfile import KeyPath, Lines, YamlError, parse_with_lines, parse_yaml
 
@@ -45,7 +45,9 @@ def _read_yaml(path: Path) -> tuple[Values, Lines]:
     try:
         values, lines = parse_with_lines(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
+        raise ConfigError(missing(path)) from None
+    except NotADirectoryError:
+        raise ConfigError(f"{path}: {path.parent} is a file, not a directory") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: not a run file: {describe(path)}") from None
     except PermissionError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from dpo_dist.errors import DataError
@@ -23,6 +24,14 @@ def check_run(folder: Path) -> None:
             f"{folder} is not a run's directory: {describe(folder)}. Name a directory in which a "
             "phase has started, or a run file"
         )
+
+
+def missing(path: Path) -> str:
+    """That a path does not exist, with the nearest one that does."""
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+    return f"{path}: no such file or directory{hint}"
 
 
 def describe(folder: Path) -> str:
