@@ -28,6 +28,7 @@ from dpo_dist.errors import (
 )
 from dpo_dist.phases.registry import PHASES, Phase, ShardedPhase
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
+from dpo_dist.reporting.card import write_cards
 from dpo_dist.runs.manifests import EvaluateManifest, SampleManifest, read_manifest
 from dpo_dist.runs.run import Run, Step
 from dpo_dist.storage import locks
@@ -129,6 +130,8 @@ def _work(phase: Phase, run: Run, out: PhaseDirectory) -> None:
             config=run.config.dump(),
         )
         write_manifest(out, result, origin)
+        if phase.name == "train":
+            write_cards(out.path)  # written again by `report`
         _announce(read_manifest(out.path))
 
 

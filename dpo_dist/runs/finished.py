@@ -73,8 +73,8 @@ def find_run(given: Path) -> FinishedRun:
     expected = started | {
         phase for path in complete.values() for phase in Run(config_of(read_manifest(path))).phases
     }
-    if missing := [phase for phase in WORK if phase in expected and phase not in complete]:
-        state = {p: "was interrupted" if p in started else "was not run" for p in missing}
+    if undone := [phase for phase in WORK if phase in expected and phase not in complete]:
+        state = {p: "was interrupted" if p in started else "was not run" for p in undone}
         listed = "; ".join(f"{folders[p]} ({state[p]})" for p in missing)
         raise DataError(f"{root} is not finished: no {MANIFEST} in {listed}")
     if not {"train", "evaluate"} & complete.keys():

@@ -6,10 +6,14 @@ import difflib
 from pathlib import Path
 
 from dpo_dist.errors import DataError
-from dpo_dist.storage.artifacts import FINGERPRINT
+from dpo_dist.storage.artifacts import FINGERPRINT, MANIFEST
 
 _MOST = 5  # names that a message lists
-_PHASES = (f"*/{FINGERPRINT}", f"round-*/*/{FINGERPRINT}", f"sweep/*/*/{FINGERPRINT}")
+_PHASES = tuple(
+    f"{place}/{name}"
+    for name in (FINGERPRINT, MANIFEST)
+    for place in ("*", "round-*/*", "sweep/*/*")
+)
 
 
 def is_run(folder: Path) -> bool:
