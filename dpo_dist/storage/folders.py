@@ -8,6 +8,7 @@ from pathlib import Path
 from dpo_dist.errors import DataError
 from dpo_dist.storage.artifacts import FINGERPRINT, MANIFEST
 
+EMPTY = "it is empty"
 _MOST = 5  # names that a message lists
 _PHASES = tuple(
     f"{place}/{name}"
@@ -52,7 +53,7 @@ def describe(folder: Path) -> str:
         return f"it contains the runs {_listed(runs)}"
     if files := [path.name for path in sorted(folder.glob("*.y*ml"))]:
         return f"it contains the YAML files {_listed(files)}"
-    return "it contains neither phases nor YAML files" if any(folder.iterdir()) else "it is empty"
+    return "it contains neither phases nor YAML files" if any(folder.iterdir()) else EMPTY
 
 
 def _listed(names: list[str]) -> str:

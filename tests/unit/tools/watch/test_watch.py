@@ -149,7 +149,8 @@ def test_a_wrong_place_is_said_to_be_what_it_is(
     (begin(root, config, "sample") / "logs").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "x.txt").write_text("")
-    assert main([command, str(tmp_path / place)]) == 2
+    once = ["--once"] if command == "watch" else []
+    assert main([command, str(tmp_path / place), *once]) == 2
     assert message.format(root=root) in capsys.readouterr().err
 
 
