@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str], options: argparse.Namespace) -> int:
-    from dpo_dist.system.console import YES, quiet_libraries, scrub
+    from dpo_dist.system.console import QUIET, YES, quiet_libraries, record, show_error
     from dpo_dist.system.machine import has_cuda, wait_passively
 
     quiet_libraries()
@@ -44,6 +45,8 @@ def _run(words: Sequence[str], options: argparse.Namespace) -> int:
         wait_passively()  # engines compute on the CPU's threads
     if getattr(options, "yes", False):
         os.environ[YES] = "1"  # inherited by the processes of the phases
+    if getattr(options, "quiet", False):
+        os.environ[QUIET] = "1"
     try:
         if ranks.launched():
             _check_trains(options.command)
@@ -58,8 +61,11 @@ def _run(words: Sequence[str], options: argparse.Namespace) -> int:
         elif isinstance(error, Preempted):
             _show_how_to_continue(str(error), words, options)
         else:
-            print(f"error: {scrub(str(error))}", file=sys.stderr)
+            show_error(str(error))
         return error.exit_code
+    except Exception:
+        record(traceback.format_exc())  # Python prints it
+        raise
 
 
 def _check_trains(command: str) -> None:
@@ -101,17 +107,19 @@ def parser() -> argparse.ArgumentParser:
 def _show_how_to_continue(reason: str, words: Sequence[str], options: argparse.Namespace) -> None:
     """Print why the command stopped, and the command that continues. A command that another command
     started prints only the reason: the parent process prints the user's command."""
-    from dpo_dist.system.console import INNER, say
+    from dpo_dist.system.console import INNER, show_end
 
-    if ranks.LOGS in os.environ:
+    if ranks.LOGS in os.environ or not ranks.is_main():
         return
     if os.environ.get(INNER):
-        say(reason)
+        show_end(reason)
         return
     if ranks.launched():
-        say(f"{reason}. To continue, run the same command again.")
+        show_end(f"{reason}. To continue, run the same command again.")
         return
-    say(f"{reason}. To continue, run the same command again:\n  {_command_line(words, options)}")
+    show_end(
+        f"{reason}. To continue, run the same command again:\n  {_command_line(words, options)}"
+    )
 
 
 def _command_line(words: Sequence[str], options: argparse.Namespace) -> str:

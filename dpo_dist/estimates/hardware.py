@@ -20,7 +20,7 @@ from dpo_dist.system.machine import GIB
 # for the CUDA context, NCCL's buffers and the libraries' workspaces.
 FREE_SHARE = 0.10
 RUNTIME_BYTES = 2 * GIB
-_GPUS = re.compile(r"(?:(?P<count>\d+)x)?(?P<name>[A-Za-z].*)", re.ASCII)
+_GPUS = re.compile(r"(?:(?P<count>\d+) ?[x*] ?)?(?P<name>[A-Za-z].*)", re.ASCII)
 
 
 class GpuSpec(BaseModel):
@@ -108,6 +108,7 @@ def find_device(name: str) -> GpuSpec | None:
 
 def find_cluster(gpus: str, *, nodes: int = 1, network_gbits: float = 400) -> Cluster:
     """The cluster whose nodes a text such as "8xH100-80G" describes (without a number: one GPU).
+    "8xH100" is the module with the most memory, not the PCIe card.
 
     `network_gbits` is in Gb/s per node. Raises `ConfigError` for an unknown GPU, naming the known
     ones.
@@ -115,13 +116,22 @@ def find_cluster(gpus: str, *, nodes: int = 1, network_gbits: float = 400) -> Cl
     found = _GPUS.fullmatch(gpus.strip())
     known = read_gpus()
     name = found["name"] if found else gpus
-    gpu = {key.lower(): key for key in known}.get(name.lower())
+    gpu = _named(name, known)
     if gpu is None:
         raise ConfigError(f"--gpus {gpus}: unknown GPU {name!r}{_known(name, known)}")
     count = int(found["count"] or 1) if found else 1
     if count < 1 or nodes < 1 or network_gbits <= 0:
         raise ConfigError(f"--gpus {gpus} --nodes {nodes}: needs at least one GPU and one node")
     return Cluster(gpu, known[gpu], count, nodes, network_gbits * 1e9 / 8)
+
+
+def _named(name: str, known: Iterable[str]) -> str | None:
+    """The known GPU that a name means: its own, or the part before its memory."""
+    wanted = name.strip().lower().replace(" ", "-").removeprefix("nvidia-")
+    keys = {key.lower(): key for key in known}
+    short = [key for key in keys if re.fullmatch(rf"{re.escape(wanted)}-\d+g", key)]
+    largest = max(short, key=lambda key: int(key.rpartition("-")[2][:-1]), default="")
+    return keys.get(wanted) or keys.get(wanted.removesuffix("b")) or keys.get(largest)
 
 
 def preset_shape(name: str) -> ModelShape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,13 +28,14 @@ from dpo_dist.errors import (
 )
 from dpo_dist.phases.registry import PHASES, Phase, ShardedPhase
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
+from dpo_dist.reporting.card import write_cards
 from dpo_dist.runs.manifests import EvaluateManifest, SampleManifest, read_manifest
 from dpo_dist.runs.run import Run, Step
 from dpo_dist.storage import locks
 from dpo_dist.storage.artifacts import PhaseDirectory, changes, phase_directory
 from dpo_dist.storage.manifest import Manifest, Origin, write_manifest
 from dpo_dist.storage.shards import journal_name
-from dpo_dist.system.console import INNER, counted, say, warn
+from dpo_dist.system.console import INNER, counted, say, start_log, warn
 from dpo_dist.system.options import set_options
 from dpo_dist.system.processes import Process, handling_sigterm, run_to_end
 from dpo_dist.system.ranks import WHOLE, Nodes, Shard
@@ -136,6 +138,8 @@ def _work(phase: Phase, run: Run, out: PhaseDirectory) -> None:
             config=run.config.dump(),
         )
         write_manifest(out, result, origin)
+        if phase.name == "train":
+            write_cards(out.path)  # written again by `report`
         _announce(read_manifest(out.path))
 
 
@@ -272,6 +276,7 @@ def run_in_turn(
         preempted = True
         child.terminate()
 
+    start_log(f"{run_file} {shlex.join(set_options(overrides))}: {', '.join(map(str, steps))}")
     for step in steps:
         command = command_of(step.phase, run.at_round(step.round), run_file, overrides)
         if force:

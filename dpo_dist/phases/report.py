@@ -11,6 +11,7 @@ from dpo_dist.evaluation.comparison import Pair
 from dpo_dist.evaluation.ranking import Game, Ranking, rank
 from dpo_dist.evaluation.win_rate import worth
 from dpo_dist.reporting.build import build
+from dpo_dist.reporting.card import write_cards
 from dpo_dist.reporting.tracking import log_report
 from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import MANIFEST, PhaseDirectory, file_digest, read_records
@@ -35,6 +36,9 @@ class ReportPhase:
     def run(self, run: Run, out: PhaseDirectory) -> PhaseResult:
         rounds = [at_round.directory("evaluate") for at_round in run.rounds()]
         report = build(run, out.path, ranking=ranking_of_rounds(rounds))
+        last = (run.rounds() or [run])[-1]
+        if last.is_complete("train"):
+            write_cards(last.directory("train"), report.figures)
         if tracked := run.tracked(out.path):
             with start(tracked) as logged:
                 log_report(logged, report, out.path)

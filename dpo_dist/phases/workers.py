@@ -19,7 +19,7 @@ from pathlib import Path
 from dpo_dist.config import EngineConfig
 from dpo_dist.errors import ConfigError, PhaseFailed, Preempted, UserError
 from dpo_dist.storage.tails import Watched, last_lines
-from dpo_dist.system.console import INNER, counted, progress, say, warn
+from dpo_dist.system.console import INNER, LOG, counted, progress, say, warn
 from dpo_dist.system.machine import visible_gpus
 from dpo_dist.system.processes import Process, end_all, handling_sigterm
 from dpo_dist.system.ranks import Shard
@@ -72,6 +72,7 @@ class Worker:
     def start(self) -> None:
         self.size_at_start = self._size()
         environment = {**os.environ, INNER: "1"}
+        environment.pop(LOG, None)  # the run's log has the bar of all workers
         if self.place.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.place.gpus)
         own = os.sched_getaffinity(0)

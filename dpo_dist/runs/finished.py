@@ -15,6 +15,7 @@ from dpo_dist.errors import DataError
 from dpo_dist.runs.manifests import Manifests, config_of, read_manifest
 from dpo_dist.runs.run import PHASES, POINT_PHASES, ROUND_PHASES, SWEEP, Run, round_folders
 from dpo_dist.storage.artifacts import FINGERPRINT, MANIFEST
+from dpo_dist.storage.folders import describe, missing
 from dpo_dist.storage.manifest import Manifest, read_fingerprint
 
 WORK = tuple(phase for phase in PHASES if phase != "report")
@@ -61,17 +62,19 @@ def find_run(given: Path) -> FinishedRun:
     root = Run(load_config(given)).root if given.suffix in (".yaml", ".yml") else given
     if not root.is_dir():
         origin = "" if given == root else f" (the run of {given})"
-        raise DataError(f"{root}: no such directory{origin}")
+        raise DataError(f"{missing(root)}{origin}")
     folders = {phase: _folder(root, phase) for phase in WORK}
     started = {phase for phase, path in folders.items() if (path / FINGERPRINT).exists()}
     if not started:
-        raise DataError(f"{root} is not a run: it has none of the phases {', '.join(WORK)}")
+        raise DataError(
+            f"{root} is not a run: it has none of the phases {', '.join(WORK)}; {describe(root)}"
+        )
     complete = {phase: folders[phase] for phase in WORK if (folders[phase] / MANIFEST).exists()}
     expected = started | {
         phase for path in complete.values() for phase in Run(config_of(read_manifest(path))).phases
     }
-    if missing := [phase for phase in WORK if phase in expected and phase not in complete]:
-        state = {p: "was interrupted" if p in started else "was not run" for p in missing}
+    if undone := [phase for phase in WORK if phase in expected and phase not in complete]:
+        state = {p: "was interrupted" if p in started else "was not run" for p in undone}
         listed = "; ".join(f"{folders[p]} ({state[p]})" for p in missing)
         raise DataError(f"{root} is not finished: no {MANIFEST} in {listed}")
     if not {"train", "evaluate"} & complete.keys():

@@ -1,5 +1,6 @@
 """A run: its run file, and the round or point of a sweep that a process works on.
 
+<output_dir>/<name>/run.log                   what `run` and `sweep` have printed, with the time
 <output_dir>/<name>/<phase>/                  a phase
 <output_dir>/<name>/round-<n>/<phase>/        a phase of a round
 <output_dir>/<name>/sweep/<point>/<phase>/    a phase of a point of a sweep
@@ -68,6 +69,11 @@ class Run:
     def root(self) -> Path:
         """The directory with the run's phases, rounds and sweep."""
         return self.config.run.output_dir / self.config.run.name
+
+    @property
+    def log(self) -> Path:
+        """What `run` and `sweep` print."""
+        return self.root / "run.log"
 
     @property
     def folder(self) -> Path:

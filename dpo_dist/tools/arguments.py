@@ -105,8 +105,10 @@ def load_run(options: argparse.Namespace) -> Run:
 
 def show_report(folder: Path, page: str) -> None:
     """Print a report's table and the path of its page."""
+    from dpo_dist.system.console import show_result
+
     table = (folder / "table.txt").read_text(encoding="utf-8")
-    print(f"\n{table}\nreport: {folder / page}")
+    show_result(f"\n{table}\nreport: {folder / page}")
 
 
 def add_set(parser: Parser, more: str = "") -> None:
@@ -134,6 +136,7 @@ class RunOptions:
         bool, Option("if settings changed, move the old phase directory aside and start over")
     ] = False
     yes: Annotated[bool, Option("use paid judges without asking for confirmation")] = False
+    quiet: Annotated[bool, Option("print only warnings, errors and results")] = False
     preflight: Annotated[
         bool, Option("if a training remains, first check this machine (`dpo-dist preflight`)")
     ] = False

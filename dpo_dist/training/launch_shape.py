@@ -8,13 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dpo_dist.config import Optimization, Section
 from dpo_dist.config.training import ACCELERATE_CONFIGS
 from dpo_dist.errors import ConfigError
 from dpo_dist.system import ranks
 from dpo_dist.system.machine import has_cuda, visible_gpus
+from dpo_dist.system.yamlfile import YamlError, parse_yaml
 
 NOT_SHARDED = "no sharding"
 
@@ -115,7 +114,7 @@ def _is_true(variable: str) -> bool:
 def read_accelerate_config(accelerate_config: Path) -> dict[str, Any]:
     """Its values. Raises `ConfigError` if it is not a valid accelerate configuration."""
     try:
-        values = yaml.safe_load(accelerate_config.read_text(encoding="utf-8"))
+        values = parse_yaml(accelerate_config.read_text(encoding="utf-8"))
         machines = int(values.get("num_machines", 1))
         int(values["num_processes"])
         _zero_stage(values.get("deepspeed_config") or {})
@@ -124,7 +123,9 @@ def read_accelerate_config(accelerate_config: Path) -> dict[str, Any]:
         known = (ACCELERATE_CONFIGS / f"{name}.yaml").is_file()
         advice = f". The configuration that is shipped is named `{name}`" if known else ""
         raise ConfigError(f"accelerate_config: {accelerate_config}: no such file{advice}") from None
-    except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
+    except YamlError as error:
+        raise ConfigError(f"accelerate_config: {accelerate_config}: {error}") from None
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
         raise ConfigError(
             f"accelerate_config: {accelerate_config}: cannot read `num_processes` ({error})"
         ) from None

@@ -54,6 +54,16 @@ def test_one_command_from_demonstrations_to_the_report(
     assert done.returncode == 0, done.stderr[-3000:]
     root = tmp_path / "runs" / "test"
 
+    # Outside a terminal, progress is in lines, and nothing is printed twice.
+    assert "\r" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if " remaining" in line]
+    assert [line.split()[1] for line in lines if "(100 %" not in line] == [
+        *("sft:", "reference:", "reference:", "train:", "evaluate:", "evaluate:"),
+    ]
+    kept_log = (root / "run.log").read_text()
+    assert all(line in kept_log for line in done.stderr.splitlines() if line.startswith("20"))
+    assert "Preferred (judge, pairwise vs SFT)" in kept_log
+
     # Policy and reference start as the SFT adapter: with the base as reference the first loss
     # would differ, since the adapter has moved.
     lines = (root / "train" / "metrics.jsonl").read_text().splitlines()

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from dpo_dist.cli import main
 from dpo_dist.config import Config
 from dpo_dist.config.runfile import load_config
 from dpo_dist.reporting.build import build
+from dpo_dist.reporting.card import write_cards
+from dpo_dist.reporting.report import ReportData
 from dpo_dist.storage.artifacts import read_json, write_json
+from dpo_dist.storage.figures import read_figures
 from tests.conftest import ROOT
 from tests.hub_server import hub
 from tests.report_run import manifest, run_at
@@ -91,6 +96,12 @@ def test_the_card_tells_what_was_done_and_shown(root: Path) -> None:
     words += ["--dataset", "owner/more", "--base-model", "owner/tiny", "--repo", "me/mine"]
     assert main(["push", str(root), "--dry-run", *words]) == 0
     front, body = card(root)
+    (index,) = front.pop("model-index")
+    results = {m["name"]: m for r in index["results"] for m in r["metrics"]}
+    assert index["name"] == "test"
+    assert {r["dataset"]["name"] for r in index["results"]} == {"the file e.jsonl"}
+    severity = results["Severity match"]
+    assert (severity["type"], severity["value"]) == ("m", 0.5)
     assert front == {
         **{"base_model": "owner/tiny", "library_name": "peft", "pipeline_tag": "text-generation"},
         **{"license": "other", "license_name": "mine", "language": ["en"]},
@@ -138,14 +149,58 @@ def test_what_is_not_given_is_not_guessed(root: Path, capsys) -> None:
     assert "The licence is not stated" in body
 
 
-def test_a_run_that_is_not_complete_has_nothing_to_show(root: Path, tmp_path: Path, capsys) -> None:
-    (root / "report" / "manifest.json").unlink()
-    assert main(["push", str(root)]) == 2
-    assert "run all phases first" in capsys.readouterr().err
-    (root / "report" / "manifest.json").write_text("{}")
+def test_a_report_without_figures_and_a_run_without_a_training(
+    root: Path, tmp_path: Path, capsys
+) -> None:
     (root / "report" / "report.json").unlink()
     assert main(["push", str(tmp_path / "run.yaml")]) == 2
     assert "add `json` to report.formats" in capsys.readouterr().err
+    (root / "train" / "manifest.json").unlink()
+    assert main(["push", str(root)]) == 2
+    assert "no completed `train` phase" in capsys.readouterr().err
+
+
+def test_a_training_alone_is_published_as_not_evaluated(root: Path, config: Config, capsys) -> None:
+    training = read_json(root / "train" / "manifest.json")
+    write_json(root / "train" / "manifest.json", {**training, "config": config.dump()})
+    for phase in ("evaluate", "report"):
+        shutil.rmtree(root / phase)
+    assert main(["push", str(root), "--base-model", "owner/tiny", "--license", "mit"]) == 0
+    assert "the card says that nothing was evaluated" in capsys.readouterr().err
+    front, body = card(root)
+    assert "model-index" not in front and front["base_model"] == "owner/tiny"
+    shown = body[body.index("## What the evaluation shows") : body.index("## Limitations")]
+    assert "Nothing was evaluated." in shown and "| Severity match" not in body
+    assert "whether the training improved the model is unknown" in body
+    assert "Alarm in training at step 2 (kl budget): over the budget" in body
+    assert "| Said twice is no better | 1 of 4 [5–70]" in body, "the judge's card"
+    assert "- judge: 48 comparisons in, 30 kept" in body and "| β | 0.3 |" in body
+
+
+def test_a_report_on_an_earlier_training_is_left_out(root: Path, capsys) -> None:
+    report = read_json(root / "report" / "report.json")
+    write_json(root / "train" / "fingerprint.json", {"inputs": 2})
+    report["fingerprints"] = {"train": "of another training"}
+    write_json(root / "report" / "report.json", report)
+    assert main(["push", str(root)]) == 0
+    assert "is about an earlier training" in capsys.readouterr().err
+    assert "model-index" not in card(root)[0]
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_the_trained_model_has_its_card(root: Path, evaluated: bool) -> None:
+    report = read_figures(root / "report" / "report.json", ReportData)
+    (root / "train" / "merged").mkdir()
+    write_cards(root / "train", report if evaluated else None)
+    for name in ("model", "merged"):
+        text = (root / "train" / name / "README.md").read_text(encoding="utf-8")
+        assert "secret-place" not in text and "TRL's template" not in text
+        _, front, body = text.split("---\n", 2)
+        found = yaml.safe_load(front)
+        assert ("model-index" in found) == evaluated
+        assert found["library_name"] == {"model": "peft", "merged": "transformers"}[name]
+        assert ("Nothing was evaluated." in body) != evaluated
+        ModelCard(text).data.to_dict()  # the Hub's own reader accepts it
 
 
 def test_a_merged_model_is_a_model_of_its_own(root: Path) -> None:

@@ -9,7 +9,7 @@ from dpo_dist.tools.arguments import Command, Parser, add_run
 
 
 def _add(parser: Parser) -> None:
-    from dpo_dist.tools.push.card import CardFacts
+    from dpo_dist.reporting.card import CardFacts
 
     add_run(parser)
     parser.add_argument(
@@ -25,7 +25,7 @@ def _add(parser: Parser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from dpo_dist.tools.push.card import CardFacts
+    from dpo_dist.reporting.card import CardFacts
     from dpo_dist.tools.push.publish import push
 
     push(

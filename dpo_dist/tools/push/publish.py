@@ -12,13 +12,20 @@ from dpo_dist.config import Model
 from dpo_dist.config.runfile import load_config
 from dpo_dist.data.models import is_hub_id
 from dpo_dist.errors import ConfigError, DataError, UploadFailed
+from dpo_dist.reporting.card import UNKNOWN_LICENSE, CardFacts, CardSource, model_card
 from dpo_dist.reporting.report import ReportData
-from dpo_dist.runs.manifests import EvaluateManifest, TrainManifest
 from dpo_dist.runs.run import Run, round_folders
-from dpo_dist.storage.artifacts import MANIFEST, read_json, write_json, write_text
-from dpo_dist.storage.figures import parse_figures, read_figures
+from dpo_dist.storage.artifacts import (
+    FINGERPRINT,
+    MANIFEST,
+    file_digest,
+    read_json,
+    write_json,
+    write_text,
+)
+from dpo_dist.storage.figures import read_figures
+from dpo_dist.storage.folders import check_run
 from dpo_dist.system.console import HUB_KEY, say, warn
-from dpo_dist.tools.push.card import UNKNOWN_LICENSE, CardFacts, model_card
 from dpo_dist.training.merging import merge_adapter
 
 CARD = "card"  # the folder in the run's directory
@@ -28,29 +35,24 @@ LEFT_OUT = shutil.ignore_patterns("README.md", "*.bin", "*.pt", "*.pth", "*.pkl"
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """The figures of a complete run's report, and the directory of its last training."""
+    """A run's directory, the directory of its last training, and what the card is written from."""
 
     root: Path
-    report: ReportData
     train: Path
+    source: CardSource
 
     @classmethod
     def open(cls, path: Path, overrides: list[str]) -> TrainedRun:
-        """Open a run's directory or run file. Raises `DataError` if the run is not complete."""
+        """Open a run's directory or run file. Raises `DataError` if no training is complete."""
+        if path.is_dir():
+            check_run(path)
         root = path if path.is_dir() else Run(load_config(path, overrides)).root
-        report = root / "report" / "report.json"
-        if not (root / "report" / MANIFEST).exists():
-            raise DataError(f"{root}: run all phases first; the card is written from the report")
-        if not report.exists():
-            raise DataError(
-                f"{report} is missing: add `json` to report.formats, and run the phase `report` "
-                "again with --force"
-            )
         trainings = [folder / "train" for folder in (*round_folders(root), root)]
         trained = [folder for folder in trainings if (folder / MANIFEST).exists()]
         if not trained:
             raise DataError(f"{root}: no completed `train` phase, so there is nothing to publish")
-        return cls(root, read_figures(report, ReportData), trained[-1])
+        report = _report(root, trained[-1])
+        return cls(root, trained[-1], CardSource.read(trained[-1], report))
 
     @property
     def is_adapter(self) -> bool:
@@ -66,7 +68,25 @@ class TrainedRun:
 
     @property
     def model(self) -> Model:
-        return parse_figures(self.report.config["model"], Model, "report.json")
+        return self.source.config.model
+
+
+def _report(root: Path, train: Path) -> ReportData | None:
+    """The report on a training; None without one. Raises `DataError` if its figures are missing."""
+    if not (root / "report" / MANIFEST).exists():
+        return None
+    path = root / "report" / "report.json"
+    if not path.exists():
+        raise DataError(
+            f"{path} is missing: add `json` to report.formats, and run the phase `report` again "
+            "with --force"
+        )
+    report = read_figures(path, ReportData)
+    written_for = report.fingerprints.get(str(train.relative_to(root)))
+    if written_for is not None and written_for != file_digest(train / FINGERPRINT):
+        warn(f"{path} is about an earlier training: the card leaves it out. Run `report` again")
+        return None
+    return report
 
 
 def prepare(run: TrainedRun, facts: CardFacts, *, merged: bool = False) -> Path:
@@ -88,10 +108,7 @@ def prepare(run: TrainedRun, facts: CardFacts, *, merged: bool = False) -> Path:
         shutil.copytree(source, partial, copy_function=_link, ignore=LEFT_OUT)
     if facts.adapter:
         _name_base(partial / "adapter_config.json", facts.base_model)
-    training = read_figures(run.train / MANIFEST, TrainManifest)
-    evaluation = read_figures(run.train.with_name("evaluate") / MANIFEST, EvaluateManifest)
-    card = model_card(run.report, training, evaluation.counts.kept, facts)
-    write_text(partial / "README.md", card)
+    write_text(partial / "README.md", model_card(run.source, facts))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder
@@ -144,6 +161,8 @@ def push(
             "it: give the base with --base-model OWNER/NAME, or push the whole model (--merged)"
         )
     folder = prepare(run, facts, merged=merged)
+    if run.source.report is None:
+        warn("the card says that nothing was evaluated: there is no report")
     if facts.license == UNKNOWN_LICENSE:
         warn("the card says `license: unknown`; set one with --license (see the base model's)")
     if facts.base_model is None:

@@ -28,11 +28,19 @@ if TYPE_CHECKING:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from dpo_dist.phases.pipeline import run_all
+    from dpo_dist.system.console import keep_log
 
     run = load_run(options)
     if options.dry_run:
         return _show_preview(run, run.steps, options)
+    with keep_log(run.log):
+        return _run_phases(options, run)
+
+
+def _run_phases(options: argparse.Namespace, run: Run) -> int:
+    from dpo_dist.phases.pipeline import run_all
+    from dpo_dist.system.console import show_result
+
     if options.preflight and (status := _preflight(options, run)):
         return status
     status = run_all(options.run_file, run, options.set, force=options.force)
@@ -42,7 +50,7 @@ def _run(options: argparse.Namespace) -> int:
     if status == 0 and (folder / "table.txt").exists():
         show_report(folder, "report.html")
     elif status == 0:
-        print(f"done: {run.root}")
+        show_result(f"done: {run.root}")
     return status
 
 
@@ -136,12 +144,12 @@ def _command(
     *,
     run: Callable[[argparse.Namespace], int] = _phase,
 ) -> Command:
-    """A command with `--force` and the options of these fields of `RunOptions`; a training also has
-    those of several machines."""
+    """A command with `--force`, `--quiet` and the options of these fields of `RunOptions`; a
+    training also has those of several machines."""
 
     def add(parser: Parser) -> None:
         add_run_file(parser)
-        add_options(parser, RunOptions, ("force", *options))
+        add_options(parser, RunOptions, ("force", "quiet", *options))
         parser.add_argument(
             "--dry-run",
             action="store_true",

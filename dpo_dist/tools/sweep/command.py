@@ -11,19 +11,21 @@ from dpo_dist.tools.arguments import Command, Parser, RunOptions, add_run_file, 
 
 def _add(parser: Parser) -> None:
     add_run_file(parser, "; several comma-separated values are swept")
-    add_options(parser, RunOptions, ("force", "yes"))
+    add_options(parser, RunOptions, ("force", "quiet", "yes"))
 
 
 def _run(options: argparse.Namespace) -> int:
+    from dpo_dist.system.console import keep_log
     from dpo_dist.tools.sweep.points import plan_sweep, report_folder, sweep
 
     plan = plan_sweep(options.run_file, options.set)
-    status = sweep(plan, options.run_file, force=options.force)
-    if status == INTERRUPTED:
-        raise KeyboardInterrupt
-    if status == 0:
-        show_report(report_folder(plan.base), "sweep.html")
-    return status
+    with keep_log(plan.base.log):
+        status = sweep(plan, options.run_file, force=options.force)
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
+        if status == 0:
+            show_report(report_folder(plan.base), "sweep.html")
+        return status
 
 
 COMMAND = Command(

@@ -5,17 +5,15 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
 
 from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError, PhaseFailed
 from dpo_dist.phases.pipeline import check_batches, run_in_turn
 from dpo_dist.runs.run import POINT_PHASES, SWEEP, Run
 from dpo_dist.system.console import counted, say, warn
+from dpo_dist.system.yamlfile import parse_yaml
 from dpo_dist.tools.sweep.figures import SweepFigures, sweep_point, tried_before
 from dpo_dist.tools.sweep.show import write_report
 
@@ -143,9 +141,10 @@ def figures(plan: SweepPlan) -> SweepFigures:
 def _points(run_file: Path, fixed: Sequence[str], swept: dict[str, list[str]]) -> Iterator[Point]:
     for values in itertools.product(*swept.values()):
         chosen = dict(zip(swept, values, strict=True))
-        name = ",".join(f"{key.partition('.')[2]}={_slug(v)}" for key, v in chosen.items())
         overrides = (*fixed, *(f"{key}={value}" for key, value in chosen.items()))
-        yield Point(name, Run(load_config(run_file, overrides), point=name), overrides)
+        config = load_config(run_file, overrides)
+        name = ",".join(f"{key.partition('.')[2]}={_slug(v)}" for key, v in chosen.items())
+        yield Point(name, Run(config, point=name), overrides)
 
 
 def _check_key(key: str, swept: dict[str, list[str]]) -> None:
@@ -168,9 +167,6 @@ def _check_key(key: str, swept: dict[str, list[str]]) -> None:
 
 def _slug(text: str) -> str:
     """A value as part of a directory name: 5.0e-6 becomes 5e-06, `{ipo: 1}` becomes ipo_1."""
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        with suppress(ValueError):  # YAML reads 5e-6, without a dot, as a string
-            value = float(value)
+    value = parse_yaml(text)
     shown = str(value) if isinstance(value, str | int | float) else text
     return re.sub(r"[^A-Za-z0-9.+-]+", "_", shown).strip("_")

@@ -21,6 +21,7 @@ from dpo_dist.errors import DataError
 from dpo_dist.runs.manifests import config_of, read_manifest
 from dpo_dist.runs.run import PHASES, ROUND_PHASES, Run, round_folders
 from dpo_dist.storage.artifacts import FINGERPRINT, MANIFEST
+from dpo_dist.storage.folders import EMPTY, check_run, describe
 from dpo_dist.storage.manifest import Manifest
 from dpo_dist.tools.watch.progress import UNMEASURED, Progress, follow
 
@@ -150,10 +151,11 @@ class WatchedRun:
 
     @classmethod
     def open(cls, path: Path, overrides: Sequence[str] = ()) -> WatchedRun:
-        """Open a run's directory or a run file. Raises `ConfigError` or `DataError`."""
+        """Open a run's directory, which may be empty still, or a run file. Raises `ConfigError` or
+        `DataError`."""
         if path.is_dir():
-            if not any(path.glob(f"*/{FINGERPRINT}")) and any(path.glob("*.yaml")):
-                raise DataError(f"{path} contains run files but no run: name one of the files")
+            if describe(path) != EMPTY:
+                check_run(path)
             return cls(path)
         config = load_config(path, overrides)
         return cls(Run(config).root, config)

@@ -44,7 +44,8 @@ def describe(run: WatchedRun, steps: Sequence[PhaseStatus]) -> list[str]:
     """The state of the run as lines of text."""
     lines = [f"{run.root.name}  {run.root}  {time.strftime('%H:%M:%S')}"]
     if all(step.state == "waiting" for step in steps):
-        lines.append("  no phase has started")
+        state = "is empty" if run.root.is_dir() else "does not exist yet"
+        lines.append(f"  no phase has started: {run.root.resolve()} {state}")
     width = max((len(step.name) for step in steps), default=0)
     for step in steps:
         first, *more = _about(step)

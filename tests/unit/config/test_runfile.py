@@ -104,6 +104,111 @@ def test_overrides_reach_into_sections_and_make_missing_ones(write_run) -> None:
         load_config(write_run(**MINIMAL), ["run.name=[a"])
 
 
+SLOTS = {
+    "sample": {
+        "prompts": {"path": "p"},
+        "engine": {"type": "hf"},
+        "slots": [{"temperature": 0.1}, {"temperature": 0.2}],
+    }
+}
+
+
+def test_overrides_reach_items_of_lists_and_defaults(write_run) -> None:
+    at = "sample.slots.1.temperature"
+    config = load_config(write_run(**MINIMAL, **SLOTS), [f"{at}=0.9", "sample.slots.0.top_k="])
+    assert config.sample is not None
+    assert [slot.temperature for slot in config.sample.slots] == [0.1, 0.9]
+    without = {"sample": {**SLOTS["sample"]}}
+    del without["sample"]["slots"]
+    config = load_config(write_run(**MINIMAL, **without), [f"{at}=0.9", "train.method.r=8"])
+    assert config.sample is not None and config.train is not None
+    assert [slot.temperature for slot in config.sample.slots] == [0.7, 0.9]
+    assert config.train.method == Lora(r=8)
+    config = load_config(write_run(**MINIMAL, train={}), ["train.method.type=full"])
+    assert config.train is not None and config.train.method.type == "full"
+
+
+@pytest.mark.parametrize("text", ["", "null", "~"])
+def test_an_empty_override_is_null(write_run, text: str) -> None:
+    sections = {**MINIMAL, "train": {"save_minutes": 5}}
+    config = load_config(write_run(**sections), [f"train.save_minutes={text}"])
+    assert config.train is not None and config.train.save_minutes is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sample.slots.2.temperature=1", "sample.slots is a list with items 0 to 1, not '2'"),
+        ("sample.slots.-1.temperature=1", "sample.slots is a list with items 0 to 1, not '-1'"),
+        ("sample.slots.first.temperature=1", "is a list with items 0 to 1, not 'first'"),
+        ("sample.slots.5=1", "is a list with items 0 to 1, not '5'"),
+        ("sample.slots.1.temperature.x=1", "sample.slots.1.temperature is 0.2, not a section"),
+        ("model.base.x=1", "model.base is 'm', not a section or list"),
+        ("sample..slots=1", "expected KEY=VALUE"),
+        ("=1", "expected KEY=VALUE"),
+        ("train={beta: 1, beta: 2}", "`beta` stands twice"),
+        (
+            "sample.slots.1.top_p=2",
+            r"run\.yaml:\n  --set: sample\.slots\.1\.top_p: .*less than or equal",
+        ),
+    ],
+)
+def test_an_override_that_leads_nowhere_is_refused(write_run, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write_run(**MINIMAL, **SLOTS), [override])
+
+
+RUN_FILE = """\
+run: {name: t}
+model:
+  base: m
+train:
+  beta: 0.1
+  method: {type: lora, rank: 8}
+preferences:
+  source: path
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "lines"),
+    [
+        ("", ["line 6: train.method.rank: unknown key", "line 7: preferences.path: missing"]),
+        ("trian: 1", ["line 6: train.method.rank", "line 9: trian: unknown key"]),
+        ("  path: [", ["not valid YAML: line 9, column 10: "]),
+        ("train: {}", ["not valid YAML: `train` stands twice, in line 4 and in line 9"]),
+        ("  source: judged", ["`preferences.source` stands twice, in line 8 and in line 9"]),
+    ],
+)
+def test_errors_name_the_line(tmp_path: Path, more: str, lines: list[str]) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN_FILE + more)
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    for line in lines:
+        assert line in str(error.value)
+
+
+def test_a_directory_is_not_a_run_file(tmp_path: Path) -> None:
+    def said() -> str:
+        with pytest.raises(ConfigError, match="not a run file: it ") as error:
+            load_config(tmp_path)
+        return str(error.value).partition("not a run file: ")[2]
+
+    assert said() == "it is empty"
+    (tmp_path / "a.yaml").write_text("")
+    assert said() == "it contains the YAML files a.yaml"
+    phase = tmp_path / "runs" / "x" / "train"
+    phase.mkdir(parents=True)
+    (phase / "fingerprint.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"it contains the runs x$"):
+        load_config(tmp_path / "runs")
+    with pytest.raises(ConfigError, match=r"it is the directory of a run$"):
+        load_config(tmp_path / "runs" / "x")
+    with pytest.raises(ConfigError, match=r"it is the phase `train` of the run .*/x$"):
+        load_config(phase)
+
+
 def test_any_rank_is_transformers_to_serve(write_run) -> None:
     method = {"method": {"type": "lora", "r": 1024}}
     evaluate = {**EVALUATE, "engine": {"type": "hf"}}

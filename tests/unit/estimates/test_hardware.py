@@ -23,6 +23,24 @@ def test_a_cluster_is_read_from_its_name() -> None:
     assert find_cluster("l4-24g").label == "1 x L4-24G"
 
 
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("8xH100", "8 x H100-80G"),
+        ("8x H100", "8 x H100-80G"),
+        ("8*a100", "8 x A100-80G"),
+        ("A100-40G", "1 x A100-40G"),
+        ("4xH100-80GB", "4 x H100-80G"),
+        ("4xNVIDIA H100 80GB", "4 x H100-80G"),
+        ("2xH100-PCIe", "2 x H100-PCIe-80G"),
+        ("RTX4090", "1 x RTX4090-24G"),
+        ("L4", "1 x L4-24G"),
+    ],
+)
+def test_a_gpu_without_its_memory_is_the_common_one(text: str, label: str) -> None:
+    assert find_cluster(text).label == label
+
+
 def test_a_plan_may_fill_the_memory_less_a_tenth_and_two_gib() -> None:
     assert read_gpus()["H100-80G"].usable == 81_559 * 2**20 * 0.9 - 2 * 2**30
 

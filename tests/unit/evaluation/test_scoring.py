@@ -70,8 +70,8 @@ def test_every_answer_has_a_score_or_a_reason(capsys) -> None:
     assert len(found) == 8 + 2 + 1
     warnings = capsys.readouterr().err.strip().splitlines()
     assert len(warnings) == 3, "one for each metric"
-    start = "warning: answers without a score: 1, such as the answer of arm `dpo` to 'p3': Own: "
-    assert warnings[-1].startswith(start)
+    start = " warning: answers without a score: 1, such as the answer of arm `dpo` to 'p3': Own: "
+    assert start in warnings[-1]
 
 
 def test_the_summary_has_the_rest_and_says_what_is_missing() -> None:

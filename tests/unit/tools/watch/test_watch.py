@@ -119,15 +119,39 @@ def age(folder: Path, seconds: float) -> None:
 
 def test_a_run_that_has_not_begun(run_file: Path, root: Path, tmp_path: Path, capsys) -> None:
     said = once(run_file, capsys)
-    assert "no phase has started" in said
+    assert f"no phase has started: {root} does not exist yet\n" in said
     assert [line.split() for line in said.splitlines()[2:]] == [
         [phase, "-"] for phase in ("sample", "judge", "train", "evaluate", "report")
     ]
     assert not root.exists(), "nothing is written"
     root.mkdir(parents=True)
-    assert "no phase has started" in once(root, capsys)
-    assert main(["watch", str(tmp_path), "--once"]) == 2
-    assert "name one of the files" in capsys.readouterr().err
+    assert f"no phase has started: {root} is empty\n" in once(root, capsys)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("", "is not a run's directory: it contains the YAML files run.yaml. Name a directory in"),
+        ("runs", "is not a run's directory: it contains the runs test."),
+        ("runs/test/sample", "it is the phase `sample` of the run {root}."),
+        ("runs/test/sample/logs", "it is a part of the phase `sample` of the run {root}."),
+        ("runs/tset", "runs/tset: no such file or directory; did you mean {root}?"),
+        ("runz/x/y", "runz/x/y: no such file or directory"),
+        ("run.yaml/x", "run.yaml is a file, not a directory"),
+        ("data", "is not a run's directory: it contains neither phases nor YAML files."),
+        ("runs/test/sample/fingerprint.json", "run: missing"),
+    ],
+)
+@pytest.mark.parametrize("command", ["watch", "push"])
+def test_a_wrong_place_is_said_to_be_what_it_is(
+    root: Path, config: Config, tmp_path: Path, capsys, command: str, place: str, message: str
+) -> None:
+    (begin(root, config, "sample") / "logs").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.txt").write_text("")
+    once = ["--once"] if command == "watch" else []
+    assert main([command, str(tmp_path / place), *once]) == 2
+    assert message.format(root=root) in capsys.readouterr().err
 
 
 def test_sampling_in_shards(run_file: Path, root: Path, config: Config, capsys) -> None:
