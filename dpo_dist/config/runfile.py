@@ -88,7 +88,7 @@ def _is_tag(part: str | int, problem: ErrorDetails, values: dict[str, JsonValue]
         elif isinstance(node, list) and isinstance(step, int) and step < len(node):
             node = node[step]
         elif step == part:
-            return problem["loc"][-1] != part
+            return problem["type"] == "value_error" or problem["loc"][-1] != part
     return False
 
 

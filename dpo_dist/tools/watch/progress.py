@@ -189,7 +189,7 @@ class _ScorerKeys(Figures):
 
 
 class _EvaluateKeys(Figures):
-    arms: tuple[str, ...] = ()
+    arms: tuple[JsonValue, ...] = ()  # names, or sections
     decodings: tuple[JsonValue, ...] = ()
     pairwise: str = "all"
     judge: JudgeConfig | None = None
