@@ -142,13 +142,19 @@ class OpenAiConfig(LanguageModelConfig):
 
 class FunctionJudgeConfig(BilledJudge):
     """Your own function in a file next to the run file or in the working directory. It takes
-    (prompt: Prompt, first: str, second: str) and returns "first", "second" or "tie"."""
+    (prompt: Prompt, first: str, second: str) and returns "first", "second" or "tie"; it may be
+    async."""
 
     type: Literal["function"]
     path: FunctionPath
-    """module:function, such as my_judge:prefer."""
+    """A file or module with its function, such as my_judge.py:prefer or my_judge:prefer."""
+    batch_size: Annotated[PositiveInt | None, RUNTIME] = None
+    """The function takes lists of up to this many prompts, first and second answers, and returns
+    the list of verdicts; null: one comparison per call."""
+    concurrency: Annotated[PositiveInt | None, RUNTIME] = None
+    """Concurrent calls of an async function; null: 8."""
     price: Annotated[PositiveFloat | None, RUNTIME] = None
-    """USD per call; with a price, the cost needs approval, is counted, and can be limited."""
+    """USD per comparison; with a price, the cost needs approval, is counted, and can be limited."""
 
     @property
     def paid(self) -> bool:
@@ -163,13 +169,17 @@ class FunctionJudgeConfig(BilledJudge):
         return {self.path.name: function_file(self.path)}
 
     @property
+    def requests_at_once(self) -> int:
+        return self.concurrency or 1
+
+    @property
     def usd_per_request(self) -> float | None:
         return self.price
 
     @model_validator(mode="after")
     def _limit_needs_price(self) -> FunctionJudgeConfig:
         if self.max_usd is not None and self.price is None:
-            raise ValueError("`max_usd` needs `price`, the cost of a call")
+            raise ValueError("`max_usd` needs `price`, the cost of a comparison")
         return self
 
 
