@@ -62,8 +62,7 @@ class Example(Section):
 
 
 Examples: TypeAlias = Annotated[
-    Annotated[tuple[Example, ...], Tag("examples")]
-    | Annotated[DataSource, Tag("rows")],
+    Annotated[tuple[Example, ...], Tag("examples")] | Annotated[DataSource, Tag("rows")],
     Discriminator(lambda value: "examples" if isinstance(value, list | tuple) else "rows"),
 ]
 

@@ -109,7 +109,6 @@ class Comparisons(Figures):
     length: Lengths | None
     ranking: Ranking | None
 
-
     def label(self, arm: str) -> str:
         """The arm's name in tables. Arms of other rounds (`round 1`) are policies of this run."""
         return self.arm_labels.get(arm, f"{OWN_LABELS['dpo']}, {arm}")

@@ -123,8 +123,8 @@ def _vertex_region(config: ClaudeConfig) -> str:
     if region := config.region or os.environ.get("CLOUD_ML_REGION"):
         return region
     raise ConfigError(
-        "the Claude judge on Vertex needs a region: set `region` in its section (such as `global`), "
-        "or CLOUD_ML_REGION"
+        "the Claude judge on Vertex needs a region: set `region` in its section, such as "
+        "`global`, or CLOUD_ML_REGION"
     )
 
 

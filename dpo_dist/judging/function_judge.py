@@ -80,7 +80,9 @@ class FunctionJudge(Judge):
 
     async def _decide_async(self, batch: Batch) -> Sequence[Ballot]:
         try:
-            returned = await self._function(*self._arguments(batch))
+            call = self._function(*self._arguments(batch))
+            assert inspect.isawaitable(call)
+            returned: object = await call
         except Exception as error:  # of the user's code
             return self._failed(batch, error)
         return self._read(batch, returned)

@@ -58,7 +58,9 @@ class EvaluatePhase:
             "judge_files": resource_digests([evaluate.judge] if evaluate.judge else []),
             "score_files": [resource_digests([score.judge]) for score in evaluate.judge_scores],
         }
-        shown = {name: arm.prompting.shown for name, arm in arms.items() if arm.prompting.shown}
+        shown: dict[str, JsonValue] = {
+            name: arm.prompting.shown for name, arm in arms.items() if arm.prompting.shown
+        }
         if shown:
             inputs["prompting"] = shown
         if evaluate.benchmarks is not None and evaluate.benchmarks.include_path is not None:
@@ -258,9 +260,7 @@ def _compare(
         run.config.run.seed,
         unscored=scored.unscored,
         labelled=scored.labelled,
-        lengths={
-            arm: {p.id: len(answers[arm, 0, p.id].text) for p in prompts} for arm in arms
-        },
+        lengths={arm: {p.id: len(answers[arm, 0, p.id].text) for p in prompts} for arm in arms},
         guard=evaluate.guard,
         arm_labels={name: arm.label for name, arm in arms.items()},
     )

@@ -63,9 +63,9 @@ def comparison_table(scores: Comparisons, decoding: int = 0) -> Table:
     for row in scores.metrics:
         if row.decoding == decoding:
             cells = [_metric_cell(row, arm) for arm in scores.arms]
-            delta = row.delta if pair == HEADLINE else row.difference(a, b)
-            p = delta.p_holm if isinstance(delta, ArmDifference) else None
-            rows.append((row.label, (*cells, difference_cell(delta, row.unit, row.better, p))))
+            tested = row.delta if pair == HEADLINE else row.difference(a, b)
+            p = tested.p_holm if isinstance(tested, ArmDifference) else None
+            rows.append((row.label, (*cells, difference_cell(tested, row.unit, row.better, p))))
     preferred = scores.preferred
     if preferred is not None and preferred.decoding == decoding:
         for label, rate in ((PREFERRED, preferred), (EQUAL_LENGTH, preferred.length_controlled)):

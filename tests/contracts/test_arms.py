@@ -89,9 +89,7 @@ def test_what_an_arm_is_shown(load: Load, tmp_path: Path, arm, label: str, turns
 
 
 def test_an_arm_s_own_system_prompt_replaces_that_of_a_prompt(load: Load) -> None:
-    asked = Prompt(
-        id="p", messages=(Message(**SYSTEM), Message(role="user", content="9 + 9"))
-    )
+    asked = Prompt(id="p", messages=(Message(**SYSTEM), Message(role="user", content="9 + 9")))
     rows = {"path": "system.jsonl"}
     arms = arms_of(
         load(

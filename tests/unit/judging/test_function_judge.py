@@ -266,7 +266,7 @@ def test_a_file_is_a_module_of_its_own_whatever_is_installed(tmp_path: Path, wri
     (ballot,) = asked(build_judge(config, tmp_path), ("bad", "GOOD"))
     assert ballot.outcome == "second"
     absent = FunctionJudgeConfig(type="function", path=tmp_path / "absent.py:prefer")
-    with pytest.raises(ConfigError, match="FileNotFoundError: no such file: absent.py"):
+    with pytest.raises(ConfigError, match=r"FileNotFoundError: no such file: absent\.py"):
         build_judge(absent, tmp_path)
 
 
@@ -277,9 +277,7 @@ def test_the_example_of_the_documentation_judges(tmp_path: Path) -> None:
     judge = build_judge(
         FunctionJudgeConfig(type="function", path=tmp_path / "my_judge.py:prefer"), tmp_path
     )
-    prompt = Prompt(
-        id="p", messages=(Message(role="user", content="q"),), reference={"number": 7}
-    )
+    prompt = Prompt(id="p", messages=(Message(role="user", content="q"),), reference={"number": 7})
     texts = [("it is 7", "it is 8"), ("6", "7"), ("7", "it is 7"), ("6", "8")]
     items = [Comparison(prompt, "a", "b", *pair) for pair in texts]
     ballots = [ballot for group in judge.compare(items) for ballot in group]
@@ -354,7 +352,7 @@ def test_async_and_batched_functions_judge_alike(form, tmp_path: Path, function,
     assert {p for p, outcome in outcomes.items() if outcome != "preferred"} == failed
     assert ledger.usd == (10.0 if "price" in more else None)
     if function == "single":
-        assert own.MOST == more.get("concurrency", 8)
+        assert more.get("concurrency", 8) == own.MOST
         problems = [b.reasoning for b in read_records(tmp_path / "j", Ballot) if b.reasoning]
         assert problems == ["ValueError: no"] * 2
     else:

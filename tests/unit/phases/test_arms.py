@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from dpo_dist.cli import main
+from dpo_dist.config.runfile import load_config
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.generation import hf_engine
 from dpo_dist.runs.arms import arms_of
 from dpo_dist.runs.run import Run
-from dpo_dist.config.runfile import load_config
 from dpo_dist.storage.artifacts import read_records
 from dpo_dist.storage.manifest import read_fingerprint
 from dpo_dist.storage.records import Generation, Prompt, Verdict
