@@ -132,7 +132,7 @@ def _evaluation(run: Run, given: Given, rates: Rates) -> Answering | None:
     adapters = train is None or isinstance(train.method, Lora)
     arms = section.named_arms.values()
     # One engine serves a base with its adapters.
-    of_base = {arm.own if not adapters else None for arm in arms if arm.own or arm.adapter}
+    of_base = {"base" if adapters else arm.own or "base" for arm in arms if arm.own or arm.adapter}
     others = {arm.model for arm in arms if not (arm.own or arm.adapter)}
     return Answering(
         phase="evaluate",
