@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import threading
 import time
 from collections import deque
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
+from urllib.parse import unquote
 
 from tests.anthropic_batches import Batch, Batches
 from tests.loopback import JsonHandler, listening
@@ -43,6 +45,10 @@ class Server:
 
     def __init__(self) -> None:
         self.faults: deque[Fault] = deque()
+        self.provider = "anthropic"  # or "bedrock" or "vertex", whose paths and headers differ
+        self.token_status = 200
+        self.paths: set[str] = set()
+        self.signatures: set[str] = set()
         self.requests: list[dict[str, Any]] = []
         self.lock = threading.Lock()
         self.numbers = itertools.count(1)
@@ -62,9 +68,12 @@ class Server:
 
     def complaint(self, headers: Any) -> str | None:
         """Why the real API would refuse the headers."""
-        if headers.get("authorization") != f"Bearer {KEY}":
+        authorization = headers.get("authorization") or ""
+        signed = self.provider == "bedrock" and authorization.startswith("AWS4-HMAC-SHA256 ")
+        if not signed and authorization != f"Bearer {KEY}":
             return "authentication"
-        if not headers.get("anthropic-version"):
+        self.signatures.add(authorization)
+        if self.provider == "anthropic" and not headers.get("anthropic-version"):
             return "anthropic-version: missing"
         return None
 
@@ -84,6 +93,24 @@ class Server:
         if body["system"][0].get("cache_control") != {"type": "ephemeral"}:
             return "system: expected a cached block"
         return None
+
+    def as_message(self, path: str, body: dict[str, Any]) -> bool:
+        """Whether the path is that of messages. Bedrock and Vertex name the model in the path; it
+        is moved to where Anthropic has it."""
+        self.paths.add(path)
+        pattern = {
+            "anthropic": "/v1/messages",
+            "bedrock": "/model/(?P<model>[^/]+)/invoke",
+            "vertex": "/projects/mine/locations/global/publishers/anthropic/models/"
+            "(?P<model>[^/:]+):rawPredict",
+        }[self.provider]
+        found = re.fullmatch(pattern, path)
+        if found is None or self.provider == "anthropic":
+            return found is not None
+        if "model" in body or not body.pop("anthropic_version", ""):
+            return False
+        body["model"] = unquote(found["model"])
+        return True
 
     def verdict(self, body: dict[str, Any]) -> str:
         lines = body["messages"][0]["content"].split("\n")
@@ -133,12 +160,16 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                     server.in_flight -= 1
 
         def serve(self, fault: Fault | None) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            content = self.rfile.read(int(self.headers["content-length"]))
+            if self.path == "/token":  # of Google's accounts
+                token = {"access_token": KEY, "expires_in": 3600, "token_type": "Bearer"}
+                return self.answer(server.token_status, token)
+            body = json.loads(content)
             if not self.admitted():
                 return None
             if self.path == "/v1/messages/batches":
                 return self.create_batch(body)
-            if self.path != "/v1/messages":
+            if not server.as_message(self.path, body):
                 return self.answer(404, _error("not_found_error", "no such endpoint"))
             with server.lock:
                 server.requests.append(body)

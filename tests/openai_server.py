@@ -29,6 +29,8 @@ class Server:
         self.faults: deque[Fault] = deque()
         self.requests: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
+        self.thought: dict[str, str] = {}  # what a reasoning parser adds to the message
+        self.thought_tokens = 0
         self.models: list[dict[str, Any]] | None = [{"id": MODEL, "max_model_len": 8192}]
         self.lock = threading.Lock()
         self.numbers = itertools.count(1)
@@ -59,7 +61,8 @@ class Server:
             if refused
             else self.verdict(body)
             if fault.text is None
-            else fault.text,
+            else fault.text or None,
+            **self.thought,
             "refusal": "I will not judge this." if refused else None,
         }
         reason = "stop" if fault.stop_reason in ("end_turn", "refusal") else fault.stop_reason
@@ -72,7 +75,7 @@ class Server:
             "usage": {
                 "prompt_tokens": 100,
                 "completion_tokens": 10,
-                "total_tokens": 110,
+                "total_tokens": 110 + self.thought_tokens,
                 "prompt_tokens_details": {"cached_tokens": 40},
             },
         }

@@ -61,6 +61,7 @@ def lengths(sft: float, delta: Values, **changes: Any) -> Values:
 SCORES: Values = {
     "decodings": [decoding(0.7), decoding(0.0)],
     "arms": ["base", "sft", "dpo"],
+    "arm_labels": {"base": "Base", "sft": "SFT", "dpo": "SFT+DPO"},
     "metrics": [metric_row(), metric_row(decoding=1)],
     "preferred": win_rate(estimate(20, 0.55, 0.4, 0.7)),
     "pairwise": [],

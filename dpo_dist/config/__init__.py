@@ -13,7 +13,15 @@ from typing import Literal
 from pydantic import Field, JsonValue, model_validator
 
 from dpo_dist.config.base import DataSource, Resource, Section, required
-from dpo_dist.config.evaluation import Benchmarks, Evaluate, JudgeScore, ReportSection
+from dpo_dist.config.evaluation import (
+    OWN_LABELS,
+    Arm,
+    Benchmarks,
+    Evaluate,
+    Example,
+    JudgeScore,
+    ReportSection,
+)
 from dpo_dist.config.generation import (
     VLLM_LORA_RANKS,
     EngineConfig,

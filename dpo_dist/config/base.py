@@ -44,14 +44,14 @@ def _anchored(path: Path, info: ValidationInfo) -> Path:
 
 def _names_a_function(path: Path) -> Path:
     if not re.fullmatch(FUNCTION_PATH, path.name):
-        raise ValueError(f"{path.name!r} is not of the form module:function, such as my_code:score")
+        raise ValueError(f"{path.name!r} is not of the form module:function or file.py:function")
     return path
 
 
 # A path relative to the run file, so that a recipe can be moved. Keys of the plain type `Path` are
 # relative to the working directory.
 RecipePath: TypeAlias = Annotated[Path, AfterValidator(_anchored)]
-# module:function, in the run file's folder or in the working directory.
+# file.py:function or module:function, in the run file's folder or in the working directory.
 FunctionPath: TypeAlias = Annotated[RecipePath, AfterValidator(_names_a_function)]
 
 # Keys that select one section among several, with their descriptions.

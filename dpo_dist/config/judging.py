@@ -99,9 +99,17 @@ class LanguageModelConfig(BilledJudge):
 
 
 class ClaudeConfig(LanguageModelConfig):
-    """Claude; the API key is read from ANTHROPIC_API_KEY."""
+    """Claude, at Anthropic (the API key is read from ANTHROPIC_API_KEY), on Amazon Bedrock (AWS's
+    own credentials) or on Google Vertex AI (application default credentials)."""
 
     type: Literal["claude"]
+    provider: Literal["anthropic", "bedrock", "vertex"] = "anthropic"
+    """Whose API is asked; `model` is the id at this provider. bedrock and vertex need the extra of
+    this name, and have no batches here."""
+    region: Annotated[str | None, RUNTIME] = Field(None, min_length=1)
+    """Region of bedrock or vertex; null: AWS_REGION or the AWS profile's; CLOUD_ML_REGION."""
+    project: Annotated[str | None, RUNTIME] = Field(None, min_length=1)
+    """Google Cloud project of vertex; null: that of the credentials."""
     transport: Annotated[Transport, RUNTIME] = "online"
     """online: Messages API. batch: Message Batches API, at half the price, within a day."""
     base_url: str | None = None
@@ -112,12 +120,31 @@ class ClaudeConfig(LanguageModelConfig):
         return "the Claude judge"
 
     @property
-    def sent(self) -> Transport:
-        return self.transport
+    def sent(self) -> Transport | None:
+        """None: the provider has no batches."""
+        return self.transport if self.provider == "anthropic" else None
 
     @property
     def key_variables(self) -> Mapping[str, bool]:
-        return {ANTHROPIC_KEY: True}
+        """Those of Anthropic; other providers look for credentials in many places."""
+        return {ANTHROPIC_KEY: True} if self.provider == "anthropic" else {}
+
+    @property
+    def priced_as(self) -> str:
+        return self.model if self.provider == "anthropic" else f"{self.provider}/{self.model}"
+
+    @model_validator(mode="after")
+    def _provider_has_it(self) -> ClaudeConfig:
+        if self.provider != "anthropic" and self.transport == "batch":
+            raise ValueError(
+                f"transport: batch needs provider: anthropic; the SDK sends no message batches to "
+                f"{self.provider}. Use `transport: online`"
+            )
+        if self.region is not None and self.provider == "anthropic":
+            raise ValueError("`region` needs provider: bedrock or vertex")
+        if self.project is not None and self.provider != "vertex":
+            raise ValueError("`project` needs provider: vertex")
+        return self
 
 
 class OpenAiConfig(LanguageModelConfig):
@@ -142,13 +169,19 @@ class OpenAiConfig(LanguageModelConfig):
 
 class FunctionJudgeConfig(BilledJudge):
     """Your own function in a file next to the run file or in the working directory. It takes
-    (prompt: Prompt, first: str, second: str) and returns "first", "second" or "tie"."""
+    (prompt: Prompt, first: str, second: str) and returns "first", "second" or "tie"; it may be
+    async."""
 
     type: Literal["function"]
     path: FunctionPath
-    """module:function, such as my_judge:prefer."""
+    """A file or module with its function, such as my_judge.py:prefer or my_judge:prefer."""
+    batch_size: Annotated[PositiveInt | None, RUNTIME] = None
+    """The function takes lists of up to this many prompts, first and second answers, and returns
+    the list of verdicts; null: one comparison per call."""
+    concurrency: Annotated[PositiveInt | None, RUNTIME] = None
+    """Concurrent calls of an async function; null: 8."""
     price: Annotated[PositiveFloat | None, RUNTIME] = None
-    """USD per call; with a price, the cost needs approval, is counted, and can be limited."""
+    """USD per comparison; with a price, the cost needs approval, is counted, and can be limited."""
 
     @property
     def paid(self) -> bool:
@@ -163,13 +196,17 @@ class FunctionJudgeConfig(BilledJudge):
         return {self.path.name: function_file(self.path)}
 
     @property
+    def requests_at_once(self) -> int:
+        return self.concurrency or 1
+
+    @property
     def usd_per_request(self) -> float | None:
         return self.price
 
     @model_validator(mode="after")
     def _limit_needs_price(self) -> FunctionJudgeConfig:
         if self.max_usd is not None and self.price is None:
-            raise ValueError("`max_usd` needs `price`, the cost of a call")
+            raise ValueError("`max_usd` needs `price`, the cost of a comparison")
         return self
 
 

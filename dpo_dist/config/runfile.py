@@ -124,7 +124,7 @@ def _written(section: BaseModel) -> JsonValue:
 def _describe(problem: ErrorDetails, values: Values, lines: Lines) -> str:
     """A problem with its line, its key and what was probably meant."""
     loc = problem["loc"]
-    path = _without_tags(loc, values)
+    path = _without_tags(loc, values, problem["type"])
     text = problem["msg"].removeprefix("Value error, ")
     context = problem.get("ctx", {})
     if loc and loc[-1] == "[key]":  # of a mapping: its text is a value
@@ -149,7 +149,7 @@ def _describe(problem: ErrorDetails, values: Values, lines: Lines) -> str:
     return f"{where}{'.'.join(map(str, path)) or 'the run file'}: {text}"
 
 
-def _without_tags(loc: Sequence[str | int], values: Values) -> KeyPath:
+def _without_tags(loc: Sequence[str | int], values: Values, kind: str) -> KeyPath:
     """The path of keys and items in the file: an error's location without the tags of unions
     (`lora`, `vllm`), which pydantic inserts."""
     node: JsonValue = values
@@ -159,7 +159,7 @@ def _without_tags(loc: Sequence[str | int], values: Values) -> KeyPath:
             node = node[str(step)]
         elif isinstance(node, list) and isinstance(step, int) and step < len(node):
             node = node[step]
-        elif number < len(loc) - 1:
+        elif number < len(loc) - 1 or kind == "value_error":  # of a section's own check
             continue
         path.append(step)
     return tuple(path)

@@ -73,21 +73,26 @@ def read_demonstrations(source: DataSource) -> list[Demonstration]:
     return demonstrations
 
 
-def check_disjoint(train: Iterable[Prompt], held_out: Sequence[Prompt]) -> None:
-    """Raise `DataError` if an evaluation prompt has the content of a training prompt."""
-    for _ in disjoint(train, held_out):
+def check_disjoint(
+    train: Iterable[Prompt], held_out: Sequence[Prompt], what: str = "the training prompt"
+) -> None:
+    """Raise `DataError` if an evaluation prompt has the content of a training prompt; `what` says
+    what else the other prompts are."""
+    for _ in disjoint(train, held_out, what):
         pass
 
 
-def disjoint(train: Iterable[Prompt], held_out: Sequence[Prompt]) -> Iterator[Prompt]:
+def disjoint(
+    train: Iterable[Prompt], held_out: Sequence[Prompt], what: str = "the training prompt"
+) -> Iterator[Prompt]:
     """Yield the training prompts. Raises `DataError` at one with a held-out prompt's content."""
     ids = {content_digest(prompt.messages): prompt.id for prompt in held_out}
     for prompt in train:
         equal = ids.get(content_digest(prompt.messages)) if ids else None
         if equal is not None:
             raise DataError(
-                f"the held-out prompt {equal!r} is also the training prompt {prompt.id!r}; "
-                "an evaluation on training prompts proves nothing"
+                f"the held-out prompt {equal!r} is also {what} {prompt.id!r}; "
+                "an evaluation on such prompts proves nothing"
             )
         yield prompt
 

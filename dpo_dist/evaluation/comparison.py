@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from dpo_dist.config import Better, Sampling
+from dpo_dist.config import OWN_LABELS, Better, Sampling
 from dpo_dist.evaluation.labels import label_rows
 from dpo_dist.evaluation.outcome import decide
 from dpo_dist.evaluation.ranking import Game, Ranking, rank
@@ -56,13 +56,15 @@ def summarise(
     labelled: Mapping[str, Labelled] | None = None,
     lengths: LengthsByArm | None = None,
     guard: Sequence[str] | None = None,
+    arm_labels: Mapping[str, str] = OWN_LABELS,
 ) -> Scores:
     """All metrics by decoding and arm, the differences of the arms, the judge's win rates, and the
     outcome.
 
     `verdicts` maps (a, b) to the verdicts on a against b, one per prompt; None without a judge.
     `labelled` has the labels of metrics that compare labels, by metric key. `lengths` are those of
-    the answers at the first decoding. `guard`: see `decide`.
+    the answers at the first decoding. `guard`: see `decide`. `arm_labels` are the arms' names
+    in tables.
     """
     values: dict[Cell, dict[str, float]] = defaultdict(dict)
     for score in scores:
@@ -80,6 +82,7 @@ def summarise(
     found = Comparisons(
         decodings=tuple(decodings),
         arms=tuple(arms),
+        arm_labels=dict(arm_labels),
         metrics=tuple(_with_labels(_adjusted(rows), metrics, labelled or {}, seed)),
         preferred=next((pair for pair in pairwise if (pair.a, pair.b) == HEADLINE), None),
         pairwise=pairwise,

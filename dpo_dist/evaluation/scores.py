@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dpo_dist.config import Better, Sampling
+from dpo_dist.config import OWN_LABELS, Better, Sampling
 from dpo_dist.evaluation.ranking import Ranking
 from dpo_dist.evaluation.significance import Difference
 from dpo_dist.evaluation.win_rate import WinRate
@@ -74,6 +74,10 @@ class MetricRow(Figures):
     delta: ArmDifference | Estimate | None
     missing: Mapping[str, Mapping[str, int]]
 
+    def difference(self, a: str, b: str) -> ArmDifference | None:
+        """The difference a - b; None if it was not tested."""
+        return next((d for d in self.differences or () if (d.a, d.b) == (a, b)), None)
+
 
 class Lengths(Figures):
     """The answers' lengths at the first decoding; `delta` is the difference dpo - sft."""
@@ -93,15 +97,21 @@ class Outcome(Figures):
 
 class Comparisons(Figures):
     """The comparison of the arms. `preferred` is dpo's win rate over sft, also in `pairwise`; None
-    if no judge compared them. `length` is None if the lengths are unknown."""
+    if no judge compared them. `length` is None if the lengths are unknown. `arm_labels` are the
+    names of the arms in tables."""
 
     decodings: tuple[Sampling, ...]
     arms: tuple[str, ...]
+    arm_labels: Mapping[str, str] = OWN_LABELS
     metrics: tuple[MetricRow, ...]
     preferred: ArmWinRate | None
     pairwise: tuple[ArmWinRate, ...]
     length: Lengths | None
     ranking: Ranking | None
+
+    def label(self, arm: str) -> str:
+        """The arm's name in tables. Arms of other rounds (`round 1`) are policies of this run."""
+        return self.arm_labels.get(arm, f"{OWN_LABELS['dpo']}, {arm}")
 
 
 class Scores(Comparisons):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from dpo_dist.config import ClaudeConfig
 from dpo_dist.errors import ConfigError
+from dpo_dist.judging.claude_providers import CREDENTIALS, connection, open_client
 from dpo_dist.judging.dialogue import Dialogue, LanguageModel, OnlineJudge, Payload, Reply, Send
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.retry import Backoff, NotAMessage, refused_credentials
@@ -35,17 +35,21 @@ class Claude(LanguageModel):
     def __init__(self, config: ClaudeConfig, form: Form = COMPARE) -> None:
         import anthropic
 
-        if not os.environ.get(ANTHROPIC_KEY):
-            raise ConfigError(f"the Claude judge needs {ANTHROPIC_KEY}, which is not set")
-        version = anthropic.Anthropic(api_key="-").default_headers["anthropic-version"]
-        super().__init__(config, form, [str(version)])
+        # Fails now if a key, a region, a package or credentials are missing.
+        connection(config)
+        version = str(anthropic.Anthropic(api_key="-").default_headers["anthropic-version"])
+        others = [] if config.provider == "anthropic" else [config.provider]
+        super().__init__(config, form, [version, *others])
         self._context: int | None = None  # tokens
 
     def check(self) -> None:
-        """Ask the API for the model's capabilities; an endpoint that does not list them passes."""
+        """Ask the API for the model's capabilities; an endpoint that does not list them passes, as
+        those of Bedrock and Vertex."""
         import anthropic
 
         config = self.config
+        if config.provider != "anthropic":
+            return
         with anthropic.Anthropic(base_url=config.base_url, max_retries=2, timeout=60) as client:
             try:
                 model = client.models.retrieve(config.model)
@@ -152,25 +156,25 @@ class ClaudeJudge(Claude, OnlineJudge):
     ) -> None:
         super().__init__(config, form)
         self._timeout = timeout  # seconds
-        self.backoff = Backoff(config.max_attempts, backoff_base)
+        self.backoff = Backoff(config.max_attempts, backoff_base, CREDENTIALS[config.provider])
 
     def dialogue(self, comparison: Comparison) -> Exchange:
         return Exchange(self, comparison)
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Send]:
-        from anthropic import AsyncAnthropic
-
-        # Only our retry policy: the SDK would retry after a spend limit, and wait for weeks.
-        async with AsyncAnthropic(
-            base_url=self.config.base_url, max_retries=0, timeout=self._timeout
-        ) as client:
+        async with open_client(self.config, self._timeout) as client:
 
             async def send(request: Payload) -> Reply:
                 response = await client.messages.with_raw_response.create(**request)
                 message = await response.parse()
                 if getattr(message, "usage", None) is None:
                     raise NotAMessage(f"HTTP 200, but not a message: {str(message)[:80]}")
-                return Reply(message, response.headers, response.headers.get("request-id", ""))
+                return Reply(message, response.headers, _request_id(response.headers))
 
             yield send
+
+
+def _request_id(headers: Mapping[str, str]) -> str:
+    """The id of a request at Anthropic or at Amazon; Google sends none."""
+    return headers.get("request-id") or headers.get("x-amzn-requestid") or ""

@@ -17,7 +17,7 @@ from dpo_dist.judging.rubric import CHARACTERS_PER_TOKEN, COMPARE, VERDICT_TOKEN
 from dpo_dist.system.console import hide
 
 if TYPE_CHECKING:
-    from openai.types.chat import ChatCompletion
+    from openai.types.chat import ChatCompletion, ChatCompletionMessage
 
 NO_KEY = "none"  # the client requires a key; a server without keys ignores it
 
@@ -127,20 +127,31 @@ class ChatExchange(Dialogue):
         }
 
     def read(self, message: ChatCompletion, request_id: str = "") -> bool:
+        written = 0
         if usage := message.usage:
-            # In the ledger's terms, `input_tokens` leaves out the tokens that the cache served.
+            # In the ledger's terms, `input_tokens` leaves out the tokens that the cache served, and
+            # `output_tokens` includes the thought, which some servers count only in the total.
+            total = getattr(usage, "total_tokens", None) or 0
+            written = max(usage.completion_tokens, total - usage.prompt_tokens)
             cached = getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
             self.usage["input_tokens"] += usage.prompt_tokens - cached
-            self.usage["output_tokens"] += usage.completion_tokens
+            self.usage["output_tokens"] += written
             self.usage["cache_read_input_tokens"] += cached
         (choice,) = message.choices
-        text = choice.message.content or ""
-        self._begin(text, answered_by=message.model, request_id=request_id or message.id)
+        text, thought = choice.message.content or "", _thought(choice.message)
+        self._begin(text or thought, answered_by=message.model, request_id=request_id or message.id)
         if refusal := choice.message.refusal:
             self._more["reasoning"] = refusal
             return self._refused("refusal")
         if choice.finish_reason == "content_filter":
             return self._refused("content_filter")
-        if choice.finish_reason == "length":
+        if choice.finish_reason == "length" or (not text and written >= self._max_tokens):
             return self._cut_off()
         return self._verdict(text)
+
+
+def _thought(message: ChatCompletionMessage) -> str:
+    """The text that a server with a reasoning parser keeps apart from the content; it decides
+    nothing. Most servers call it `reasoning_content`; vLLM now calls it `reasoning`."""
+    found = (getattr(message, name, None) for name in ("reasoning_content", "reasoning"))
+    return next((text for text in found if isinstance(text, str)), "")

@@ -29,6 +29,7 @@ SPENT = frozenset(
 )
 TOO_LONG = ("too long", "maximum context length")  # in the error messages
 _SDKS = ("anthropic", "openai")
+_CREDENTIAL_PACKAGES = ("botocore", "google")  # which sign requests; a profile may expire
 
 
 class NotAMessage(Exception):
@@ -38,7 +39,8 @@ class NotAMessage(Exception):
 @dataclass(frozen=True)
 class Backoff:
     """The number of attempts and the waits between them (`pause` with `base` seconds).
-    `key_variable` is the environment variable of the API's key, for error messages."""
+    `key_variable` says in error messages what to check if the API refuses the credentials, usually
+    the environment variable of its key."""
 
     attempts: int
     base: float = 0.5
@@ -81,6 +83,11 @@ def explain(error: Exception, key_variable: str = ANTHROPIC_KEY) -> float | None
         UnicodeDecodeError,
         NotAMessage,
     )
+    if type(error).__module__.partition(".")[0] in _CREDENTIAL_PACKAGES:
+        raise JudgeFailed(
+            f"the judge's credentials cannot be used ({_name(error)}). Verdicts so far are kept; "
+            "renew them and run the same command again."
+        ) from None
     if isinstance(error, temporary) or "APIConnectionError" in names:
         return None
     if "APIStatusError" not in names:

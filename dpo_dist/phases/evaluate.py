@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -26,15 +28,16 @@ from dpo_dist.generation.sampling import answer_all, engine_seed
 from dpo_dist.metrics import Metric, build_metrics, check_references
 from dpo_dist.phases.known_answers import request_of, take_over
 from dpo_dist.phases.verdicts import Answers, arm_benchmarks, judge_pairs, judge_scores, score_rows
+from dpo_dist.runs.arms import ArmInUse, arms_of
 from dpo_dist.runs.manifests import EvaluateResult
 from dpo_dist.runs.run import Run
-from dpo_dist.runs.weights import Weights, resource_digests
+from dpo_dist.runs.weights import resource_digests
 from dpo_dist.storage.artifacts import PhaseDirectory, directory_digest, write_records
 from dpo_dist.storage.figures import write_figures
 from dpo_dist.storage.manifest import Counts
 from dpo_dist.storage.records import Generation, Prompt
 from dpo_dist.storage.shards import Journals
-from dpo_dist.system.console import say
+from dpo_dist.system.console import counted, say
 from dpo_dist.system.ranks import Shard
 
 
@@ -47,14 +50,19 @@ class EvaluatePhase:
 
     def inputs(self, run: Run) -> dict[str, JsonValue]:
         """The held-out prompts, the arms' weights, and the files of metrics and judges."""
-        evaluate = required(run.config.evaluate)
+        evaluate, arms = required(run.config.evaluate), arms_of(run)
         inputs: dict[str, JsonValue] = {
             "prompts": source_identity(evaluate.prompts),
-            "weights": {arm: run.weights(arm).identity() for arm in evaluate.arms},
+            "weights": {name: arm.weights.identity() for name, arm in arms.items()},
             "metric_files": resource_digests(evaluate.metrics),
             "judge_files": resource_digests([evaluate.judge] if evaluate.judge else []),
             "score_files": [resource_digests([score.judge]) for score in evaluate.judge_scores],
         }
+        shown: dict[str, JsonValue] = {
+            name: arm.prompting.shown for name, arm in arms.items() if arm.prompting.shown
+        }
+        if shown:
+            inputs["prompting"] = shown
         if evaluate.benchmarks is not None and evaluate.benchmarks.include_path is not None:
             inputs["benchmark_tasks"] = directory_digest(evaluate.benchmarks.include_path)
         return inputs
@@ -119,34 +127,60 @@ def _checked_metrics(evaluate: Evaluate, prompts: list[Prompt]) -> list[Metric]:
 
 
 def _requests(run: Run, prompts: list[Prompt], shard: Shard) -> _Requests:
-    """The requests of all arms, grouped by model, so that arms which differ only in the adapter
-    share an engine. Raises `DataError` if no prompt fits the engine."""
-    config, evaluate = run.config, required(run.config.evaluate)
-    weights: dict[str, Weights] = {arm: run.weights(arm) for arm in evaluate.arms}
-    tokenizer = load_tokenizer(
-        weights[evaluate.arms[-1]].model, trust_remote_code=config.model.trust_remote_code
-    )
+    """The requests of all arms, grouped by model, so that arms which differ only in the adapter or
+    in what they are shown share an engine. A prompt that is too long for one arm is left out for
+    all. Raises `DataError` if no prompt fits the engine."""
+    config, evaluate, arms = run.config, required(run.config.evaluate), arms_of(run)
+    ids = _prompt_ids(run, arms, prompts)
     limit = max(decoding.max_tokens or evaluate.max_new_tokens for decoding in evaluate.decodings)
-    ids = {prompt.id: tuple(prompt_ids(tokenizer, prompt.messages)) for prompt in prompts}
     room = config.evaluation_engine.max_model_len
-    fitting = [p for p in prompts if len(ids[p.id]) + limit <= room]
+    fits = {arm: {p.id for p in prompts if len(ids[arm][p.id]) + limit <= room} for arm in arms}
+    fitting = [prompt for prompt in prompts if all(prompt.id in found for found in fits.values())]
     if not fitting:
-        raise DataError(f"no held-out prompt fits into max_model_len {room}")
+        least = min(fits, key=lambda arm: len(fits[arm]))
+        raise DataError(
+            f"no held-out prompt fits into max_model_len {room} with an answer of {limit} tokens "
+            f"in every arm; {counted(len(fits[least]), 'prompt')} fit in the arm {least}"
+        )
     own = [prompt for number, prompt in enumerate(fitting) if shard.holds(number)]
     by_model: dict[str, list[Request]] = defaultdict(list)
-    for arm in evaluate.arms:
+    for name, arm in arms.items():
         for number, decoding in enumerate(evaluate.decodings):
-            by_model[weights[arm].model] += [
+            by_model[arm.weights.model] += [
                 Request(
-                    id=f"{arm}/{number}/{prompt.id}",
-                    prompt_ids=ids[prompt.id],
+                    id=f"{name}/{number}/{prompt.id}",
+                    prompt_ids=ids[name][prompt.id],
                     sampling=decoding,
                     max_tokens=decoding.max_tokens or evaluate.max_new_tokens,
-                    adapter=weights[arm].adapter,
+                    adapter=arm.weights.adapter,
                 )
                 for prompt in own
             ]
     return _Requests(fitting, len(prompts) - len(fitting), by_model)
+
+
+def _prompt_ids(
+    run: Run, arms: Mapping[str, ArmInUse], prompts: Sequence[Prompt]
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The token ids of all prompts, by arm and prompt. The run's own models and adapters share a
+    tokenizer; another model has its own. Raises `DataError` for a held-out prompt that is also an
+    example."""
+    shared = [arm.weights.model for arm in arms.values() if not arm.is_other_model]
+    ids: dict[str, dict[str, tuple[int, ...]]] = {}
+    known: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {}
+    for name, arm in arms.items():
+        examples = [Prompt(id=e.id, messages=e.prompt) for e in arm.prompting.examples]
+        check_disjoint(examples, prompts, what=f"an example of the arm {name}:")
+        model = arm.weights.model if arm.is_other_model else shared[-1]
+        key = model, json.dumps(arm.prompting.shown)
+        if key not in known:
+            trusted = run.config.model.trust_remote_code
+            tokenizer = load_tokenizer(model, trust_remote_code=trusted)
+            known[key] = {
+                p.id: tuple(prompt_ids(tokenizer, arm.prompting.messages(p))) for p in prompts
+            }
+        ids[name] = known[key]
+    return ids
 
 
 def _generate(
@@ -209,6 +243,7 @@ def _compare(
 ) -> EvaluateResult:
     """Score the answers, ask the judges, and write the comparison."""
     evaluate, prompts = required(run.config.evaluate), requests.prompts
+    arms = evaluate.named_arms
     by_id = {prompt.id: prompt for prompt in prompts}
     scored = score_answers(metrics, by_id, (answers[key] for key in sorted(answers)))
     write_records(out.path / "unscored.jsonl", scored.unscored)
@@ -220,15 +255,14 @@ def _compare(
         [*metrics, *score_rows(evaluate), *benchmarks],
         [*scored.scores, *points, *document_scores],
         compared.verdicts,
-        evaluate.arms,
+        list(arms),
         evaluate.decodings,
         run.config.run.seed,
         unscored=scored.unscored,
         labelled=scored.labelled,
-        lengths={
-            arm: {p.id: len(answers[arm, 0, p.id].text) for p in prompts} for arm in evaluate.arms
-        },
+        lengths={arm: {p.id: len(answers[arm, 0, p.id].text) for p in prompts} for arm in arms},
         guard=evaluate.guard,
+        arm_labels={name: arm.label for name, arm in arms.items()},
     )
     write_figures(out.path / SCORES, scores)
     return EvaluateResult(

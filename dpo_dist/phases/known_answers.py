@@ -38,10 +38,11 @@ def take_over(
 
 
 def known_answers(run: Run, inputs: Inputs) -> dict[str, Generation]:
-    """The answers of other evaluations by arms with the same weights, by request id. `inputs` are
+    """The answers of other evaluations by arms with the same weights and the same
+    system prompt and examples, by request id. `inputs` are
     those of this evaluation (`EvaluatePhase.inputs`). Another evaluation is used if it is complete
     and has the same prompts, engine, precision, decodings, length limit and seed."""
-    settings, weights = _settings(run.config.dump()), _weights_by_arm(inputs)
+    settings, arms = _settings(run.config.dump()), _arms(inputs)
     known: dict[str, Generation] = {}
     for folder in run.earlier_evaluations():
         if not (folder / MANIFEST).exists():
@@ -50,8 +51,8 @@ def known_answers(run: Run, inputs: Inputs) -> dict[str, Generation]:
         other_settings = _settings(read_manifest(folder).config)
         if other["prompts"] != inputs["prompts"] or other_settings != settings:
             continue
-        other_weights = _weights_by_arm(other)
-        same = {arm for arm in weights if other_weights.get(arm) == weights[arm]}
+        others = _arms(other)
+        same = {arm for arm in arms if others.get(arm) == arms[arm]}
         for answer in read_records(folder / "generations.jsonl", Generation):
             if answer.arm in same:
                 known.setdefault(request_of(answer), answer)
@@ -63,14 +64,15 @@ def request_of(answer: Generation) -> str:
     return f"{answer.arm}/{answer.decoding}/{answer.prompt_id}"
 
 
-def _weights_by_arm(inputs: Inputs) -> Mapping[str, JsonValue]:
-    weights = inputs["weights"]
-    assert isinstance(weights, dict)
-    return weights
+def _arms(inputs: Inputs) -> dict[str, list[JsonValue]]:
+    """What decides the answers of each arm: its weights, and what it sees besides the prompt."""
+    weights, prompting = inputs["weights"], inputs.get("prompting", {})
+    assert isinstance(weights, dict) and isinstance(prompting, dict)
+    return {arm: [identity, prompting.get(arm)] for arm, identity in weights.items()}
 
 
 def _settings(config: Mapping[str, JsonValue]) -> list[JsonValue]:
-    """The values of a run file that decide an arm's answers, besides its weights and prompts."""
+    """The values of a run file that decide an arm's answers, besides `_arms` and the prompts."""
 
     def part(section: str, key: str) -> JsonValue:
         values = config.get(section)

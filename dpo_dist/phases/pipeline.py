@@ -29,6 +29,7 @@ from dpo_dist.errors import (
 from dpo_dist.phases.registry import PHASES, Phase, ShardedPhase
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
 from dpo_dist.reporting.card import write_cards
+from dpo_dist.runs.arms import check_arms
 from dpo_dist.runs.manifests import EvaluateManifest, SampleManifest, read_manifest
 from dpo_dist.runs.run import Run, Step
 from dpo_dist.storage import locks
@@ -242,6 +243,7 @@ def _stop() -> None:
 def run_all(run_file: Path, run: Run, overrides: Sequence[str], *, force: bool) -> int:
     """Run all phases, each in its own process; returns the exit code."""
     check_batches(run)
+    check_arms(run)
     return run_in_turn(run, run.steps, run_file, overrides, force=force)
 
 

@@ -13,9 +13,9 @@ from dpo_dist.evaluation.scores import HEADLINE
 from dpo_dist.judging.judge import Comparison, single_answer
 from dpo_dist.judging.spend import Spend
 from dpo_dist.phases.asking import JudgeSession
+from dpo_dist.runs.arms import arms_of
 from dpo_dist.runs.manifests import JudgeManifest, ScorerSpend
 from dpo_dist.runs.run import Run
-from dpo_dist.runs.weights import Weights
 from dpo_dist.storage.artifacts import MANIFEST, PhaseDirectory, write_records
 from dpo_dist.storage.figures import Figures, read_figures, write_figures
 from dpo_dist.storage.records import Generation, Prompt, Score, Verdict
@@ -70,10 +70,10 @@ def judge_pairs(
 
 def pairs_to_compare(run: Run) -> list[Pair]:
     """The pairs of arms. The headline is first, so that its orders are drawn independently of the
-    other pairs. Arms with equal weights are not compared: without an SFT model, "sft" is "base"."""
-    evaluate = required(run.config.evaluate)
-    weights: dict[str, Weights] = {arm: run.weights(arm) for arm in evaluate.arms}
-    wanted = [(a, b) for a, b in pairs_of(evaluate.arms) if weights[a] != weights[b]]
+    other pairs. Arms that differ only in the name are not compared: without an SFT model, "sft" is
+    "base"."""
+    evaluate, arms = required(run.config.evaluate), arms_of(run)
+    wanted = [(a, b) for a, b in pairs_of(list(arms)) if not arms[a].is_same(arms[b])]
     if evaluate.pairwise == "headline":
         return [pair for pair in wanted if pair == HEADLINE]
     return sorted(wanted, key=lambda pair: pair != HEADLINE)
@@ -90,7 +90,7 @@ def judge_scores(
     asked = [
         single_answer(prompt, arm, answers[arm, 0, prompt.id].text)
         for prompt in prompts
-        for arm in evaluate.arms
+        for arm in evaluate.named_arms
     ]
     for row, scorer in zip(score_rows(evaluate), evaluate.judge_scores, strict=True):
         session = JudgeSession.to_score(scorer.judge, out.path / row.key, out, run)
@@ -122,11 +122,11 @@ def arm_benchmarks(run: Run, out: PhaseDirectory) -> tuple[list[Points], list[Sc
     if section is None:
         return [], []
     arms: dict[str, Sequence[BenchmarkResult]] = {}
-    for arm in required(config.evaluate).arms:
+    for arm, named in required(config.evaluate).named_arms.items():
         path = out.path / f"benchmarks-{arm}.json"
         if not path.exists():
             say(f"evaluate: benchmarks of arm `{arm}`")
-            weights = run.weights(arm)
+            weights = run.arm_weights(named)
             results = run_benchmarks(
                 section,
                 weights.model,

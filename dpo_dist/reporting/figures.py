@@ -85,7 +85,7 @@ class EvaluationFigures(Figures):
     decoding: Sampling
     preferred: ArmWinRate | None
     length: Lengths | None
-    cut_off: Estimate
+    cut_off: Estimate | None
 
 
 class _Phase(Figures):
@@ -178,7 +178,7 @@ def evaluation_figures(evaluate: Path) -> EvaluationFigures:
         decoding=scores.decodings[0],
         preferred=scores.preferred,
         length=scores.length,
-        cut_off=cut_off_shares(evaluate)["dpo"],
+        cut_off=cut_off_shares(evaluate).get("dpo"),
     )
 
 

@@ -8,10 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dpo_dist.config import ReportSection
+from dpo_dist.config import OWN_LABELS, ReportSection
 from dpo_dist.reporting.answers import ARMS, Answers
 from dpo_dist.reporting.report import RegressionRow
-from dpo_dist.reporting.tables import HEADERS
 from dpo_dist.reporting.text import Part, visible, word_diff
 from dpo_dist.storage.artifacts import read_records
 from dpo_dist.storage.records import Generation, Prompt, Score, Verdict
@@ -159,4 +158,4 @@ def _tag(verdict: Verdict) -> str:
 def _in_words(verdict: Verdict) -> str:
     if verdict.preferred is None:
         return verdict.outcome.replace("_", " ")
-    return f"judge prefers {HEADERS[verdict.preferred]}"
+    return f"judge prefers {OWN_LABELS[verdict.preferred]}"

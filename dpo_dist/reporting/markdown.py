@@ -52,7 +52,7 @@ def markdown(report: ReportData) -> str:
         parts.append(f"\n{NO_CARD}")
     if (pairwise := pairwise_table(scores)).rows:
         parts += ["\n## Pairwise verdicts\n", to_markdown(pairwise)]
-    if (ranking := ranking_table(report.ranking)).rows:
+    if (ranking := ranking_table(report.ranking, scores)).rows:
         parts += ["Strength from all verdicts (Bradley and Terry 1952):\n", to_markdown(ranking)]
     if report.alarms:
         parts.append("\n## Alarms during training\n")

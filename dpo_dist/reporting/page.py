@@ -15,7 +15,6 @@ from dpo_dist.reporting.rounds import NOTE as ROUNDS_NOTE
 from dpo_dist.reporting.rounds import rounds_table
 from dpo_dist.reporting.tables import (
     CARD_NOTE,
-    HEADERS,
     NO_CARD,
     REFLECTION,
     audit_table,
@@ -71,7 +70,7 @@ def render_page(
         report=report,
         tables=tables,
         pairwise=pairwise_table(scores),
-        ranking=ranking_table(report.ranking),
+        ranking=ranking_table(report.ranking, scores),
         reflection=[
             (topic, list(sentences))
             for topic, sentences in groupby(report.reflection, key=lambda sentence: sentence.topic)
@@ -83,7 +82,7 @@ def render_page(
         card_note=CARD_NOTE.replace("`", ""),
         no_card=NO_CARD,
         badge=lambda metric, value: score_badge(rows[metric], value),
-        headers=HEADERS,
+        label=scores.label,
         plots=[(title, Markup(themed(svg))) for title, svg in plots],
         rounds=rounds_table(report.rounds),
         rounds_note=ROUNDS_NOTE,

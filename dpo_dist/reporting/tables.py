@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 
 from dpo_dist.config import Better, Sampling
 from dpo_dist.evaluation.ranking import Ranking
-from dpo_dist.evaluation.scores import ArmDifference, Comparisons, Lengths, MetricRow
+from dpo_dist.evaluation.scores import HEADLINE, ArmDifference, Comparisons, Lengths, MetricRow
 from dpo_dist.intervals import LEVEL, Estimate, half_width
 from dpo_dist.judging.audit import AuditShare
 from dpo_dist.judging.canaries import CanaryRow
 from dpo_dist.reporting.figures import TrainingFigures
 
-HEADERS = {"base": "Base", "sft": "SFT", "dpo": "SFT+DPO"}
 PREFERRED = "Preferred (judge, pairwise vs SFT)"
 EQUAL_LENGTH = "Preferred, at equal lengths"
 ABSENT = "–"
@@ -52,14 +51,21 @@ class Table:
 
 def comparison_table(scores: Comparisons, decoding: int = 0) -> Table:
     """The scores at one decoding: a row per metric, then the preference. The difference of the
-    preference is its difference from 50 %, the win rate of equal models."""
-    headers = ("Metric", *(HEADERS[arm] for arm in scores.arms), "Δ DPO over SFT")
+    preference is its difference from 50 %, the win rate of equal models. Without dpo and sft, the
+    last arm is compared with the first."""
+    a, b = pair = HEADLINE
+    difference = "Δ DPO over SFT"
+    if not set(pair) <= set(scores.arms) and len(scores.arms) > 1:
+        a, b = pair = (scores.arms[-1], scores.arms[0])
+        difference = f"Δ {scores.label(a)} over {scores.label(b)}"
+    headers = ("Metric", *(scores.label(arm) for arm in scores.arms), difference)
     rows = []
     for row in scores.metrics:
         if row.decoding == decoding:
             cells = [_metric_cell(row, arm) for arm in scores.arms]
-            p = row.delta.p_holm if isinstance(row.delta, ArmDifference) else None
-            rows.append((row.label, (*cells, difference_cell(row.delta, row.unit, row.better, p))))
+            tested = row.delta if pair == HEADLINE else row.difference(a, b)
+            p = tested.p_holm if isinstance(tested, ArmDifference) else None
+            rows.append((row.label, (*cells, difference_cell(tested, row.unit, row.better, p))))
     preferred = scores.preferred
     if preferred is not None and preferred.decoding == decoding:
         for label, rate in ((PREFERRED, preferred), (EQUAL_LENGTH, preferred.length_controlled)):
@@ -123,17 +129,18 @@ def pairwise_table(scores: Comparisons) -> Table:
             Cell(ABSENT if pair.detectable is None else f"±{100 * pair.detectable:.0f} pp"),
             Cell(_probability(pair.p_holm) or ABSENT),
         )
-        rows.append((f"{HEADERS[pair.a]} over {HEADERS[pair.b]}", cells))
+        rows.append((f"{scores.label(pair.a)} over {scores.label(pair.b)}", cells))
     headers = ("Pair", "Win rate", "Won", "Lost", "Tied", "Inconsistent", "Missing")
     return Table((*headers, "Detectable", "Sign test"), tuple(rows))
 
 
-def ranking_table(ranking: Ranking | None) -> Table:
-    """The strength of every arm, strongest first; no rows without strengths."""
+def ranking_table(ranking: Ranking | None, scores: Comparisons) -> Table:
+    """The strength of every arm, strongest first; no rows without strengths. `scores` has the names
+    of the arms."""
     rows = []
     for arm in ranking.strengths if ranking else ():
         cell = Cell(f"{arm.strength:+z.2f}", _interval(arm.low, arm.high, "+.2f", ", "))
-        rows.append((HEADERS.get(arm.arm, f"SFT+DPO, {arm.arm}"), (cell,)))
+        rows.append((scores.label(arm.arm), (cell,)))
     return Table(("Arm", "Strength (log-odds)"), tuple(rows))
 
 

@@ -11,7 +11,7 @@ from dpo_dist.evaluation.scores import Scores
 from dpo_dist.intervals import Estimate
 from dpo_dist.reporting.build import ReportContents
 from dpo_dist.reporting.gallery import GalleryEntry
-from dpo_dist.reporting.tables import HEADERS, comparison_table, decoding_name
+from dpo_dist.reporting.tables import comparison_table, decoding_name
 
 if TYPE_CHECKING:
     import wandb
@@ -27,7 +27,7 @@ def log_report(run: wandb.Run, report: ReportContents, folder: Path) -> None:
     shown: dict[str, wandb.Table | wandb.Html] = {
         "report/comparison": wandb.Table(*_comparison(scores)),
         "report/figures": wandb.Table(*_figures(scores)),
-        "report/samples": wandb.Table(*_samples(report.gallery.samples)),
+        "report/samples": wandb.Table(*_samples(report.gallery.samples, scores)),
     }
     for title, svg in [*report.plots, *report.round_plots]:
         shown[f"report/{title}"] = wandb.Html(svg, inject=False)
@@ -62,18 +62,18 @@ def _figures(scores: Scores) -> tuple[list[str], list[list[object]]]:
 
     for row in scores.metrics:
         for arm in scores.arms:
-            add(row.decoding, row.label, row.unit, HEADERS[arm], row.arms[arm])
+            add(row.decoding, row.label, row.unit, scores.label(arm), row.arms[arm])
         if row.delta is not None:
             add(row.decoding, row.label, row.unit, "DPO over SFT", row.delta)
     if scores.preferred is not None:
         preferred = scores.preferred
-        add(preferred.decoding, "Preferred over SFT", "share", HEADERS["dpo"], preferred)
+        add(preferred.decoding, "Preferred over SFT", "share", scores.label("dpo"), preferred)
     return columns, rows
 
 
-def _samples(samples: Sequence[GalleryEntry]) -> tuple[list[str], list[list[str]]]:
+def _samples(samples: Sequence[GalleryEntry], scores: Scores) -> tuple[list[str], list[list[str]]]:
     arms = [answer.arm for answer in samples[0].answers] if samples else []
-    columns = ["Id", "Prompt", *(HEADERS[arm] for arm in arms), "Verdict", "Reference"]
+    columns = ["Id", "Prompt", *(scores.label(arm) for arm in arms), "Verdict", "Reference"]
     rows = [
         [
             sample.id,

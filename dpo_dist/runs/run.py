@@ -15,10 +15,10 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from dpo_dist.config import Config, Optimization, required
+from dpo_dist.config import Arm, Config, Optimization, required
 from dpo_dist.data.prompts import iterate_prompts, read_prompts, split_prompts
 from dpo_dist.data.rows import source_identity
-from dpo_dist.errors import ConfigError, DataError
+from dpo_dist.errors import ConfigError, DataError, ModelError
 from dpo_dist.runs.weights import Weights, weights_at
 from dpo_dist.storage.artifacts import MANIFEST
 from dpo_dist.storage.records import Prompt
@@ -237,6 +237,22 @@ class Run:
                 trained = str(self.root / "sft" / "model")
             return weights_at(trained, model.base)
         return weights_at(str(self.directory("train") / "model"), self.weights("sft").model)
+
+    def arm_weights(self, arm: Arm) -> Weights:
+        """The weights of an arm: the run's own, an adapter of its base, or another model. Raises
+        `ModelError` as `weights` does."""
+        if arm.own is not None:
+            return self.weights(arm.own)
+        path = Path(str(arm.model if arm.adapter is None else arm.adapter))
+        is_adapter = (path / "adapter_config.json").exists()
+        if arm.adapter is None and is_adapter:
+            raise ModelError(f"evaluate.arms: {arm.name}: {path} is an adapter; use `adapter`")
+        if arm.adapter is not None and not is_adapter:
+            raise ModelError(
+                f"evaluate.arms: {arm.name}: {path} is not the folder of an adapter "
+                "(no adapter_config.json)"
+            )
+        return weights_at(str(arm.model or path), self.config.model.base)
 
     def start_weights(self) -> Weights:
         """The weights that sampling and training start from: the SFT model, or the policy of the

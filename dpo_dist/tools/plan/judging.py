@@ -81,7 +81,7 @@ def askings(subject: PlannedWork) -> Iterator[Asking]:
     prompts, answer = work.prompts, work.length.value
     count = prompts.count.value * work.rounds
     if evaluate.judge is not None:
-        pairs = 1 if evaluate.pairwise == "headline" else len(pairs_of(evaluate.arms))
+        pairs = 1 if evaluate.pairwise == "headline" else len(pairs_of(list(evaluate.named_arms)))
         requests = 2 * count * pairs
         yield Asking("evaluate", evaluate.judge, COMPARE, requests, prompts.prompt, 2 * answer)
     for score in evaluate.judge_scores:

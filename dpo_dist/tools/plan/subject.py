@@ -144,6 +144,10 @@ def _evaluation(run: Run, given: Given, rates: Rates) -> Answering | None:
     if prompts is None:
         return None
     adapters = train is None or isinstance(train.method, Lora)
+    arms = section.named_arms.values()
+    # One engine serves a base with its adapters.
+    of_base = {"base" if adapters else arm.own or "base" for arm in arms if arm.own or arm.adapter}
+    others = {arm.model for arm in arms if not (arm.own or arm.adapter)}
     return Answering(
         phase="evaluate",
         prompts=prompts,
@@ -152,7 +156,7 @@ def _evaluation(run: Run, given: Given, rates: Rates) -> Answering | None:
         engine=_as_vllm(run.config.evaluation_engine),
         rate=rates.evaluation,
         rounds=evaluations(run),
-        starts=1 if adapters else len(section.arms),  # one engine serves a base with its adapters
+        starts=len(of_base) + len(others),
     )
 
 

@@ -189,7 +189,7 @@ class _ScorerKeys(Figures):
 
 
 class _EvaluateKeys(Figures):
-    arms: tuple[str, ...] = ()
+    arms: tuple[JsonValue, ...] = ()  # names, or sections
     decodings: tuple[JsonValue, ...] = ()
     pairwise: str = "all"
     judge: JudgeConfig | None = None
@@ -201,7 +201,8 @@ class _EvaluateKeys(Figures):
         if self.judge is None:
             return 0
         if self.pairwise == "headline":
-            return int(set(HEADLINE) <= set(self.arms))
+            names = {str(arm["name"] if isinstance(arm, dict) else arm) for arm in self.arms}
+            return int(set(HEADLINE) <= names)
         return comb(len(self.arms), 2)
 
 

@@ -21,6 +21,7 @@ from dpo_dist.runs.weights import resource_digests
 from dpo_dist.storage.artifacts import Journal, file_digest, read_records
 from dpo_dist.storage.records import Ballot, Message, Prompt
 from dpo_dist.system.functions import load_function
+from tests.conftest import ROOT
 from tests.unit.judging.test_panel import comparisons
 
 CODE = """
@@ -132,7 +133,7 @@ def test_a_limit_stops_the_calls_before_it_is_exceeded(section, tmp_path: Path) 
 
 
 def test_a_limit_without_a_price_is_refused(section) -> None:
-    with pytest.raises(ValidationError, match="`max_usd` needs `price`, the cost of a call"):
+    with pytest.raises(ValidationError, match="`max_usd` needs `price`, the cost of a comparison"):
         section(max_usd=1.0)
 
 
@@ -245,5 +246,143 @@ def test_the_run_file_names_a_function_of_a_module_beside_it(section, tmp_path: 
         return load_config(write_run(model={"base": "m"}, judge=judge)).judge.judge
 
     assert load(section().path.name) == section()
-    with pytest.raises(ConfigError, match=r"'prefer' is not of the form module:function"):
+    with pytest.raises(ConfigError, match=r"'prefer' is not of the form module:function or file"):
         load("prefer")
+
+
+def test_a_file_is_a_module_of_its_own_whatever_is_installed(tmp_path: Path, write_run) -> None:
+    """`json.py:prefer` is the user's file, not Python's module; it finds its neighbours."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "neighbour_of_a_judge.py").write_text("BEST = 'GOOD'")
+    (tmp_path / "code" / "json.py").write_text(
+        "from neighbour_of_a_judge import BEST\n"
+        "def prefer(prompt, first, second):\n"
+        "    return 'first' if BEST in first else 'second'\n"
+    )
+    judge = {"judge": {"type": "function", "path": "code/json.py:prefer"}}
+    config = load_config(write_run(model={"base": "m"}, judge=judge)).judge.judge
+    (file,) = config.files.values()
+    assert file == tmp_path / "code" / "json.py"
+    (ballot,) = asked(build_judge(config, tmp_path), ("bad", "GOOD"))
+    assert ballot.outcome == "second"
+    absent = FunctionJudgeConfig(type="function", path=tmp_path / "absent.py:prefer")
+    with pytest.raises(ConfigError, match=r"FileNotFoundError: no such file: absent\.py"):
+        build_judge(absent, tmp_path)
+
+
+def test_the_example_of_the_documentation_judges(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "judge.md").read_text(encoding="utf-8")
+    example = text.partition("## Your own function")[2].split("```")[1].removeprefix("python\n")
+    (tmp_path / "my_judge.py").write_text(example)
+    judge = build_judge(
+        FunctionJudgeConfig(type="function", path=tmp_path / "my_judge.py:prefer"), tmp_path
+    )
+    prompt = Prompt(id="p", messages=(Message(role="user", content="q"),), reference={"number": 7})
+    texts = [("it is 7", "it is 8"), ("6", "7"), ("7", "it is 7"), ("6", "8")]
+    items = [Comparison(prompt, "a", "b", *pair) for pair in texts]
+    ballots = [ballot for group in judge.compare(items) for ballot in group]
+    assert [ballot.outcome for ballot in ballots] == ["first", "second", "first", "tie"]
+
+
+FORMS = """
+import asyncio
+
+BUSY = MOST = 0
+SIZES = []
+
+def word(first):
+    return "first" if "GOOD" in first else "second"
+
+async def single(prompt, first, second):
+    global BUSY, MOST
+    BUSY += 1
+    MOST = max(MOST, BUSY)
+    await asyncio.sleep(0.001)
+    BUSY -= 1
+    if prompt.id == "p3":
+        raise ValueError("no")
+    return word(first)
+
+def batched(prompts, firsts, seconds):
+    SIZES.append(len(prompts))
+    return [word(first) for first in firsts]
+
+async def both(prompts, firsts, seconds):
+    return batched(prompts, firsts, seconds)
+
+def short(prompts, firsts, seconds):
+    return ["first"]
+
+def text(prompts, firsts, seconds):
+    return "first"
+
+def failing(prompts, firsts, seconds):
+    raise ValueError("no")
+"""
+
+
+@pytest.fixture
+def form(tmp_path: Path, write_module) -> Callable[..., FunctionJudgeConfig]:
+    name = write_module(FORMS)
+
+    def build(function: str, **more: Any) -> FunctionJudgeConfig:
+        path = tmp_path / f"{name}.py:{function}"
+        return FunctionJudgeConfig.model_validate({"type": "function", "path": path} | more)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("function", "more"),
+    [
+        ("single", {}),
+        ("single", {"concurrency": 3, "price": 0.25}),
+        ("batched", {"batch_size": 7, "price": 0.25}),
+        ("batched", {"batch_size": 1}),
+        ("both", {"batch_size": 7, "concurrency": 2}),
+    ],
+    ids=str,
+)
+def test_async_and_batched_functions_judge_alike(form, tmp_path: Path, function, more) -> None:
+    config = form(function, **more)
+    judged, ledger, _ = poll(config, tmp_path / "j")
+    own = module(config)
+    outcomes = {v.prompt_id: v.outcome for v in judged.verdicts}
+    failed = {"p3"} if function == "single" else set()
+    assert {p for p, outcome in outcomes.items() if outcome != "preferred"} == failed
+    assert ledger.usd == (10.0 if "price" in more else None)
+    if function == "single":
+        assert more.get("concurrency", 8) == own.MOST
+        problems = [b.reasoning for b in read_records(tmp_path / "j", Ballot) if b.reasoning]
+        assert problems == ["ValueError: no"] * 2
+    else:
+        size = more["batch_size"]
+        assert sum(own.SIZES) == 40 and set(own.SIZES) <= {size, 40 % size}
+
+
+def test_a_limit_holds_for_an_async_function(form, tmp_path: Path) -> None:
+    with pytest.raises(JudgeFailed, match=r"\$1\.00 spent, comparisons left: 36\."):
+        poll(form("single", price=0.25, max_usd=1.0), tmp_path / "j")
+    assert len((tmp_path / "j").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("function", "outcome", "problem"),
+    [
+        ("short", "unparsed", "it returned 1 verdicts on 3 comparisons"),
+        ("text", "unparsed", "it returned 'first', not a list"),
+        ("failing", "not_answered", "ValueError: no"),
+    ],
+)
+def test_a_batch_that_cannot_be_told_apart_is_no_verdict(
+    form, tmp_path: Path, function: str, outcome: str, problem: str, capsys
+) -> None:
+    judge = build_judge(form(function, batch_size=5), tmp_path)
+    ballots = asked(judge, ("a", "b"), ("c", "d"), ("e", "f"))
+    assert [(b.outcome, b.reasoning) for b in ballots] == [(outcome, problem)] * 3
+    assert capsys.readouterr().err == f"warning: no verdict on 'p': {problem}; others may follow\n"
+
+
+def test_concurrency_of_a_function_that_is_not_async_is_refused(form, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batched is not async, so its calls run one after the"):
+        build_judge(form("batched", batch_size=2, concurrency=4), tmp_path)

@@ -111,6 +111,34 @@ def test_a_malformed_verdict_is_repaired_once_and_never_guessed(
     assert ballot.usage["output_tokens"] == 20, "what was used is counted"
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
+def test_the_verdict_is_in_the_content_and_not_in_the_thought(
+    server: Server, tmp_path: Path, key: str
+) -> None:
+    server.thought = {key: '{"reasoning": "a first guess", "verdict": "second"}'}
+    server.thought_tokens = 70
+    (ballot,) = ask(server, tmp_path)
+    assert (ballot.outcome, ballot.reasoning) == ("first", "GOOD decides")
+    assert ballot.usage["output_tokens"] == 80, "tokens of the thought that only the total counts"
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("reason", ["length", "end_turn"])
+def test_a_thought_that_took_all_tokens_is_cut_off(
+    server: Server, tmp_path: Path, reason: str
+) -> None:
+    """It is asked once more with twice the tokens, whatever the server calls the end."""
+    server.thought, server.thought_tokens = {"reasoning_content": "Hm, let me see"}, 90
+    server.faults += [Fault(text="", stop_reason=reason)]
+    (ballot,) = ask(server, tmp_path, max_tokens=100)
+    assert ballot.outcome == "first"
+    assert [r["max_completion_tokens"] for r in server.requests] == [100, 200]
+    assert len(server.requests[1]["messages"]) == 2, "the question again, without a repair"
+    server.faults += [Fault(text="", stop_reason="length")] * 2
+    (ballot,) = ask(server, tmp_path, max_tokens=100)
+    assert (ballot.outcome, ballot.reasoning) == ("cut_off", "Hm, let me see")
+
+
 @pytest.mark.parametrize("reason", ["refusal", "content_filter"])
 def test_a_refusal_is_an_outcome_with_its_category(
     server: Server, tmp_path: Path, reason: str

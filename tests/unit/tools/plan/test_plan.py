@@ -51,6 +51,16 @@ def plan(tmp_path: Path, *arguments: str) -> dict:
     return json.loads(target.read_text())
 
 
+def test_every_arm_is_answered_for_and_judged(ultrafeedback, tmp_path: Path) -> None:
+    arms = "[base, {name: shots, model: base, few_shot: [{prompt: a, completion: b}]}, sft, dpo]"
+    given = ("--set", f"evaluate.arms={arms}", "--gpus", "8xH100-80G")
+    figures = plan(tmp_path, ultrafeedback("lora"), *given)
+    times = {phase["phase"]: phase for phase in figures["phases"]}
+    assert times["evaluate"]["tokens"] == 500 * 4 * 512
+    (bill,) = figures["judges"]
+    assert bill["requests"] == 500 * 6 * 2
+
+
 def test_a_full_fine_tuning_of_8_b_on_two_nodes(ultrafeedback, tmp_path: Path, capsys) -> None:
     figures = plan(tmp_path, ultrafeedback(), "--gpus", "8xH100-80G", "--nodes", "2")
     assert figures["model"]["parameters"] == 8_030_261_248

@@ -17,6 +17,7 @@ from dpo_dist.data.rows import write_parquet
 from dpo_dist.storage.artifacts import write_json, write_records
 from dpo_dist.storage.records import Ballot, Candidate, Generation, Message, Prompt, Record
 from dpo_dist.tools.watch.ballots import duration
+from dpo_dist.tools.watch.progress import _EvaluateKeys
 from dpo_dist.tools.watch.run import RateMeter, WatchedRun
 from dpo_dist.tools.watch.screen import describe, watch
 from tests.report_run import manifest
@@ -289,6 +290,16 @@ def test_an_evaluation_answers_and_is_then_judged(root: Path, config: Config, ca
     assert "12 of 12 answers (100 %)" in once(root, capsys)
     append(out / "ballots.jsonl", [ballot(0, "4", second="")])
     assert "1 of at most 18 ballots (6 %)" in once(root, capsys)  # 2 x (3 x 2 orders + 3 scores)
+
+
+@pytest.mark.parametrize(("pairwise", "pairs"), [("all", 3), ("headline", 1)])
+def test_arms_that_are_sections_are_counted_by_name(pairwise: str, pairs: int) -> None:
+    keys = _EvaluateKeys(
+        arms=("sft", {"name": "dpo", "system": "s"}, {"name": "rival", "model": "m"}),
+        pairwise=pairwise,
+        judge={"type": "human", "sheet": "sheet.csv"},
+    )
+    assert keys.compared_pairs == pairs
 
 
 def test_a_complete_run_ends_the_watch(root: Path, config: Config, capsys) -> None:
