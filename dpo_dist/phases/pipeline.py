@@ -41,7 +41,7 @@ from dpo_dist.training.accelerate_command import (
     check_address,
     check_launch,
     check_launched,
-    check_quantization,
+    check_settings,
 )
 from dpo_dist.training.follow import follow
 from dpo_dist.training.job import accumulation_steps
@@ -234,13 +234,13 @@ def run_all(run_file: Path, run: Run, overrides: Sequence[str], *, force: bool) 
 
 
 def check_batches(run: Run) -> None:
-    """Raise a `UserError` if a training's processes cannot share its global batch, or if its base
-    model is or cannot be quantized. This is checked before sampling takes hours and the judge costs
+    """Raise a `UserError` if a training's processes cannot share its global batch, if its base
+    model is or cannot be quantized, or if its trainer cannot use `args`. This is checked before sampling takes hours and the judge costs
     money."""
     if run.trainings:
         check_unquantized(run.config.model.base)
     for phase, section in run.trainings.items():
-        check_quantization(section)
+        check_settings(section)
         try:
             accumulation_steps(section, LaunchShape.of(section).processes)
         except ConfigError as error:

@@ -21,7 +21,8 @@ from dpo_dist.tracking import start, sync_command
 
 
 class ReportPhase:
-    """Writes the report in the configured formats, and logs it if the run is tracked."""
+    """Writes the report in the configured formats, and logs it if the training is logged to Weights &
+    Biases."""
 
     name = "report"
     sections = ("report",)
@@ -35,10 +36,12 @@ class ReportPhase:
     def run(self, run: Run, out: PhaseDirectory) -> PhaseResult:
         rounds = [at_round.directory("evaluate") for at_round in run.rounds()]
         report = build(run, out.path, ranking=ranking_of_rounds(rounds))
-        if tracked := run.tracked(out.path):
+        trained = run.rounds()[-1] if run.rounds() else run
+        if tracked := trained.tracked("train"):
             with start(tracked) as logged:
                 log_report(logged, report, out.path)
-            if tracked.settings.mode == "offline":
+                offline = logged.offline
+            if offline:
                 command = sync_command(tracked)
                 say(f"Weights & Biases: logged offline; to upload it: {command}")
         return PhaseResult(counts=Counts(received=1, kept=1))

@@ -176,7 +176,8 @@ def _job(
         out=out.path,
         seed=config.run.seed,
         run_name=f"{config.run.name}-train" + (f"-round-{run.round}" if run.round else ""),
-        wandb=run.tracked(out.path),
+        wandb=run.tracked("train"),
+        run_file=run.config.dump(),
     )
 
 

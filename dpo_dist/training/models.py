@@ -59,19 +59,38 @@ def load_policy(job: TrainingJob, device: torch.device) -> tuple[CausalLM, LoraC
         assert job.adapter is None, "the phase merges it"
         return model, None
     if job.adapter is None:
-        return model, LoraConfig(
-            r=method.r,
-            lora_alpha=method.alpha,
-            lora_dropout=method.dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
+        return model, lora_config(method)
     # DeepSpeed's ZeRO-3 needs one dtype for all weights.
     options = {"autocast_adapter_dtype": job.shape.zero_stage != 3}
     adapted = PeftModel.from_pretrained(model, str(job.adapter), is_trainable=True, **options)
     if job.reference is not None and job.reference.adapter is not None:
         adapted.load_adapter(str(job.reference.adapter), INITIAL, **options)
     return adapted, None
+
+
+def lora_config(method: Lora) -> LoraConfig:
+    """PEFT's settings of a new adapter."""
+    saved = method.modules_to_save
+    return LoraConfig(
+        r=method.r,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=_names(method.target_modules),
+        exclude_modules=_names(method.exclude_modules),
+        layers_to_transform=_names(method.layers_to_transform),
+        layers_pattern=_names(method.layers_pattern),
+        rank_pattern=dict(method.rank_pattern),
+        alpha_pattern=dict(method.alpha_pattern),
+        modules_to_save=None if saved is None else list(saved),
+        use_dora=method.use_dora,
+        use_rslora=method.use_rslora,
+        init_lora_weights=method.init_lora_weights,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _names(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def load_reference(job: TrainingJob, device: torch.device) -> CausalLM | None:
