@@ -55,7 +55,6 @@ from dpo_dist.config.training import (
 )
 from dpo_dist.system.console import HUB_KEY, WANDB_KEY
 
-
 TRACKER_KEYS = {  # by the name in `report_to`
     "wandb": WANDB_KEY,
     "comet_ml": "COMET_API_KEY",

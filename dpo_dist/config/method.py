@@ -69,6 +69,12 @@ class Lora(Section):
     """nf4: the frozen linear layers are kept in 4 bits (QLoRA), which needs the extra `qlora`;
     embeddings, norms and the LM head stay in the model's dtype. null: no quantization."""
 
+    @property
+    def saves_tied(self) -> tuple[str, ...]:
+        """The embedding and the head in `modules_to_save`, which a model may tie."""
+        names = self.modules_to_save or ()
+        return tuple(name for name in names if name.rpartition(".")[2] in TIED_MODULES)
+
     @model_validator(mode="before")
     @classmethod
     def _refuse(cls, values: object) -> object:
@@ -88,6 +94,11 @@ class Lora(Section):
 
     @model_validator(mode="after")
     def _check_layers(self) -> Lora:
+        if "lm_head" in self.target_modules:
+            raise ValueError(
+                "target_modules: lm_head cannot have an adapter: its log-probs are computed from "
+                "its weight. Name it in `modules_to_save`, which trains it whole"
+            )
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError("`layers_to_transform` needs a list of names as `target_modules`")
         if self.layers_pattern is not None and self.layers_to_transform is None:
@@ -100,6 +111,11 @@ class Full(Section):
 
     type: Literal["full"] = "full"
 
+
+# The linear layers of a Llama and of most other models.
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Names of embeddings and heads, which some models tie.
+TIED_MODULES = ("lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "word_embeddings")
 
 # What an adapter is, apart from how it was trained: DPO can continue only an adapter of its kind.
 ADAPTER_KIND = (

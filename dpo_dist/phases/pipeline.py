@@ -28,6 +28,7 @@ from dpo_dist.errors import (
 from dpo_dist.phases.registry import PHASES, Phase, ShardedPhase
 from dpo_dist.phases.workers import Place, Worker, places, run_workers
 from dpo_dist.runs.manifests import EvaluateManifest, SampleManifest, read_manifest
+from dpo_dist.runs.resources import check_saved_modules
 from dpo_dist.runs.run import Run, Step
 from dpo_dist.storage import locks
 from dpo_dist.storage.artifacts import PhaseDirectory, phase_directory
@@ -43,6 +44,7 @@ from dpo_dist.training.accelerate_command import (
     check_launched,
     check_settings,
 )
+from dpo_dist.training.adapters import check_method
 from dpo_dist.training.follow import follow
 from dpo_dist.training.job import accumulation_steps
 from dpo_dist.training.launch_shape import LaunchShape
@@ -174,6 +176,7 @@ def start_training(
     node 0 on all nodes."""
     section, path = _training(name, run), run.directory(name)
     check_launch(section, nodes)
+    check_saved_modules(name, section, run.config.model)
     accumulation_steps(section, LaunchShape.of(section).processes)
     if nodes is None:
         if not _is_trained(name, run, force=force):
@@ -235,16 +238,21 @@ def run_all(run_file: Path, run: Run, overrides: Sequence[str], *, force: bool) 
 
 def check_batches(run: Run) -> None:
     """Raise a `UserError` if a training's processes cannot share its global batch, if its base
-    model is or cannot be quantized, or if its trainer cannot use `args`. This is checked before sampling takes hours and the judge costs
+    model is or cannot be quantized, if its trainer cannot use `args`, or if DPO cannot continue the
+    SFT adapter. This is checked before sampling takes hours and the judge costs
     money."""
     if run.trainings:
         check_unquantized(run.config.model.base)
     for phase, section in run.trainings.items():
         check_settings(section)
+        check_saved_modules(phase, section, run.config.model)
         try:
             accumulation_steps(section, LaunchShape.of(section).processes)
         except ConfigError as error:
             raise ConfigError(f"{phase}: {error}") from None
+    train, model = run.config.train, run.config.model
+    if train is not None and model.sft != "phase":
+        check_method(train, run.weights("sft").adapter, model)
 
 
 def run_in_turn(

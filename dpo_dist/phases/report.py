@@ -21,8 +21,8 @@ from dpo_dist.tracking import start, sync_command
 
 
 class ReportPhase:
-    """Writes the report in the configured formats, and logs it if the training is logged to Weights &
-    Biases."""
+    """Writes the report in the configured formats, and logs it to Weights & Biases
+    if the training is."""
 
     name = "report"
     sections = ("report",)

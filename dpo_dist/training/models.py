@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_dist.config import Checkpointing, Lora, Train, is_quantized
-from dpo_dist.errors import ConfigError
+from dpo_dist.errors import ConfigError, ModelError
 from dpo_dist.system.console import warn
 from dpo_dist.training import CausalLM, attention
 from dpo_dist.training.activations import checkpoint_selectively
@@ -133,6 +134,16 @@ def _load(model: str, job: TrainingJob, dtype: torch.dtype, device: torch.device
         weights = list(loaded.parameters())
         assert all(hasattr(weight, "ds_id") for weight in weights), "loaded whole, not as shards"
     return keep_trainable(loaded)
+
+
+def check_head(model: CausalLM) -> None:
+    """Raises `ModelError` for a LoRA adapter on the head: log-probs are computed from its weight,
+    which the adapter does not change."""
+    if isinstance(model.get_output_embeddings(), LoraLayer):
+        raise ModelError(
+            "the LM head has a LoRA adapter, which is not supported: leave it out of "
+            "`target_modules`, or name it in `modules_to_save`"
+        )
 
 
 def adapter_dtype(job: TrainingJob) -> torch.dtype:

@@ -38,6 +38,7 @@ from dpo_dist.training.layout import install
 from dpo_dist.training.models import (
     INITIAL,
     adapter_dtype,
+    check_head,
     choose_layout,
     lighten,
     load_policy,
@@ -215,6 +216,7 @@ def _finish(
     trainer: Trainer, job: TrainingJob, checkpointing: Checkpointing, adapter: dict[str, Tensor]
 ) -> None:
     """What follows when TRL has changed the model; `adapter` has the adapter's own values."""
+    check_head(trainer.model)
     lighten(trainer.model, job, checkpointing)
     _configure_deepspeed(trainer, job)
     if is_quantized(job.settings.method):
