@@ -11,15 +11,12 @@ import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from dpo_dist.config import Optimization, Sft
 from dpo_dist.errors import ConfigError
-
-if TYPE_CHECKING:
-    from trl import DPOConfig, SFTConfig
 
 _LENGTH = "rows are never truncated; set max_length"
 _SHARDING = "hardware and sharding are set by accelerate_config"
@@ -163,7 +160,7 @@ def refused(settings: Optimization) -> Mapping[str, str]:
     return _OURS | (_OURS_IN_SFT if isinstance(settings, Sft) else _OURS_IN_DPO)
 
 
-def arguments_class(settings: Optimization) -> type[SFTConfig | DPOConfig]:
+def arguments_class(settings: Optimization) -> Any:
     """TRL's configuration of the trainer."""
     from trl import DPOConfig, SFTConfig
 
@@ -207,8 +204,8 @@ def arguments(settings: Optimization) -> dict[str, Any]:
         values["warmup_steps"] = share
     if values.get("weight_decay", 0) < 0:
         problems["weight_decay"] = f"{values['weight_decay']:g} is below 0"
-    if (name := values.get("lr_scheduler_type")) in _BY_METRIC:
-        problems["lr_scheduler_type"] = f"{name} needs a validation metric, which it does not get"
+    if (chosen := values.get("lr_scheduler_type")) and chosen in _BY_METRIC:
+        problems["lr_scheduler_type"] = f"{chosen} needs a validation metric, which it does not get"
     if problems:
         place = _place(settings)
         raise ConfigError("\n".join(f"{place}.{name}: {text}" for name, text in problems.items()))
@@ -235,7 +232,7 @@ def _typed(value: JsonValue, hint: Any) -> Any:
     """The value with a field's type. Raises `ValueError`."""
     kinds = [part for part in typing.get_args(hint) if isinstance(part, enum.EnumMeta)]
     if kinds and isinstance(value, str):  # the annotation also accepts any text
-        choices = [str(choice.value) for choice in kinds[0]]
+        choices = [str(member.value) for member in kinds[0].__members__.values()]
         if value not in choices:
             near = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
             hint = f"did you mean `{near[0]}`? " if near else ""

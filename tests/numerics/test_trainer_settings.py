@@ -66,8 +66,7 @@ def test_args_reach_optimizer_and_scheduler(tiny_model: Path, tmp_path: Path) ->
     (decayed, *_) = groups = watch.optimizer.param_groups
     assert {type(watch.optimizer.optimizer)} == {torch.optim.AdamW}
     assert decayed["weight_decay"] == 0.03 and decayed["params"]
-    assert all(g["betas"] == (0.9, 0.9) or g["betas"] == (0.9, 0.9) for g in groups)
-    assert {g["eps"] for g in groups} == {1e-6}
+    assert {(*group["betas"], group["eps"]) for group in groups} == {(0.9, 0.9, 1e-6)}
     steps, warm = 8, 2  # two epochs of 16 pairs in batches of 4
     shares = [
         step / warm if step < warm else (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
@@ -81,9 +80,8 @@ def untied(tiny_model: Path, tmp_path_factory) -> Path:
     """The tiny model with a head of its own."""
     folder = tmp_path_factory.mktemp("untied")
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    other = type(model)(
-        type(model.config)(**model.config.to_dict() | {"tie_word_embeddings": False})
-    )
+    values = model.config.to_dict() | {"tie_word_embeddings": False}
+    other = type(model)(type(model.config)(**values))
     other.load_state_dict(model.state_dict())
     other.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
