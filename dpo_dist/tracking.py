@@ -1,7 +1,8 @@
-"""Weights & Biases: all phases of a run log to one W&B run.
+"""Weights & Biases: each training is a W&B run, and the report is added to that of DPO.
 
-The id of the W&B run is kept in the run's directory, so every phase continues the same one, on any
-machine. Logs and staged artifacts are first written to `<run>/wandb/`.
+transformers' callback logs to the W&B run that is active. It is started here, because a resumed
+phase has to continue its run, and a training must not end if the service cannot be reached. The id
+is kept in the run's directory. Logs and staged artifacts are first written to `<run>/wandb/`.
 """
 
 from __future__ import annotations
@@ -12,38 +13,39 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-from dpo_dist.config import Section, Wandb
+from dpo_dist.config import Section
 from dpo_dist.errors import MissingDependency
 from dpo_dist.storage.artifacts import read_json, write_json
 from dpo_dist.system.console import scrub, warn
 
 RUN_FILE = "wandb.json"
+PROJECT = "dpo-dist"  # unless `args.project` names another
 FINISH_SECONDS = 300.0  # how long a phase waits at its end for data that is not yet uploaded
 
 
 class TrackedRun(Section):
-    """What a process needs to log to the W&B run of the run directory `folder`. `prefix/` precedes
-    every metric name; it is empty for the train phase, so that its metrics have the usual names."""
+    """The W&B run of a training; `folder` is the directory of the run, whose W&B runs are a
+    group."""
 
-    settings: Wandb
+    project: str
     id: str
     name: str
+    group: str
     folder: Path
-    prefix: str = ""
 
 
-def tracked_run(settings: Wandb, name: str, root: Path, out: Path) -> TrackedRun:
-    """The W&B run of the run directory `root`, for the phase whose directory is `out`."""
+def tracked_run(name: str, root: Path, phase: str, project: str) -> TrackedRun:
+    """The W&B run of a training whose directory in the run directory `root` is `phase`."""
     path = root / RUN_FILE
     if not path.exists():
         write_json(path, {"id": secrets.token_hex(4)})
-    phase = out.relative_to(root).as_posix()
+    phase = phase.replace("/", "-")
     return TrackedRun(
-        settings=settings,
-        id=read_json(path)["id"],
-        name=name,
+        project=os.environ.get("WANDB_PROJECT") or project,
+        id=f"{read_json(path)['id']}-{phase}",
+        name=f"{name}-{phase}",
+        group=name,
         folder=root,
-        prefix="" if phase == "train" else phase,
     )
 
 
@@ -58,12 +60,13 @@ def start(tracked: TrackedRun) -> Any:
     os.environ["WANDB_DATA_DIR"] = str((tracked.folder / "wandb").resolve())
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
 
-    def init(mode: Literal["online", "offline"]) -> Any:
+    def init(mode: Literal["offline"] | None = None) -> Any:
         return wandb.init(
-            project=tracked.settings.project,
-            mode=mode,
+            project=tracked.project,
+            mode=mode,  # None: that of WANDB_MODE
             id=tracked.id,
             name=tracked.name,
+            group=tracked.group,
             resume="allow",
             dir=tracked.folder,
             # Console output may contain data that must not leave the machine.
@@ -71,7 +74,7 @@ def start(tracked: TrackedRun) -> Any:
         )
 
     try:
-        return init(tracked.settings.mode)
+        return init()
     except wandb.errors.Error as error:
         reason = scrub(str(error)).strip().partition("\n")[0]
         warn(

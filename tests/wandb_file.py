@@ -51,3 +51,15 @@ def history(path: Path) -> dict[str, Any]:
                     inner = inner.setdefault(key, {})
                 inner[last] = json.loads(item.value_json)
     return values
+
+
+def config(path: Path) -> dict[str, Any]:
+    """The last value of every key of the run's config."""
+    values: dict[str, Any] = {}
+    for record in read_records(path):
+        kind = record.WhichOneof("record_type")
+        found = record.config if kind == "config" else record.run.config if kind == "run" else None
+        for item in () if found is None else found.update:
+            *_, last = item.nested_key or [item.key]
+            values[last] = json.loads(item.value_json)
+    return values

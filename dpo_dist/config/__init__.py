@@ -47,14 +47,12 @@ from dpo_dist.config.judging import (
     RewardModelConfig,
     ScorerConfig,
 )
+from dpo_dist.config.method import ADAPTER_KIND, Full, Lora, Method, is_quantized
 from dpo_dist.config.metrics import Better, FunctionMetric, MetricConfig
 from dpo_dist.config.training import (
     Checkpointing,
-    Full,
     JudgedPreferences,
     KlMonitor,
-    Lora,
-    Method,
     Optimization,
     PathPreferences,
     Preferences,
@@ -62,9 +60,17 @@ from dpo_dist.config.training import (
     Sft,
     Train,
     UltraFeedbackPreferences,
-    is_quantized,
 )
 from dpo_dist.system.console import HUB_KEY, WANDB_KEY
+
+TRACKER_KEYS = {  # by the name in `report_to`
+    "wandb": WANDB_KEY,
+    "comet_ml": "COMET_API_KEY",
+    "neptune": "NEPTUNE_API_TOKEN",
+    "clearml": "CLEARML_API_SECRET_KEY",
+    "mlflow": "MLFLOW_TRACKING_PASSWORD",
+    "swanlab": "SWANLAB_API_KEY",
+}
 
 
 class RunSection(Section):
@@ -92,30 +98,6 @@ class Model(Section):
     """Run Python code that comes with the model."""
 
 
-class Wandb(Resource):
-    """Weights & Biases: one run for the trainings and the report."""
-
-    project: str = "dpo-dist"
-    """Name of the project."""
-    mode: Literal["online", "offline"] = "offline"
-    """offline: log to the run's directory for a later upload."""
-
-    @property
-    def noun(self) -> str:
-        return "Weights & Biases"
-
-    @property
-    def key_variables(self) -> Mapping[str, bool]:
-        return {WANDB_KEY: False} if self.mode == "online" else {}
-
-
-class Tracking(Section):
-    """Experiment trackers that log the metrics, in addition to metrics.jsonl and the console."""
-
-    wandb: Wandb | None = None
-    """Weights & Biases; null: not used."""
-
-
 class Config(Section):
     """A run file. Sections of phases that do not run may be absent."""
 
@@ -139,8 +121,6 @@ class Config(Section):
     """The evaluate phase."""
     report: ReportSection = ReportSection()
     """The report phase."""
-    tracking: Tracking = Tracking()
-    """Experiment trackers."""
 
     @model_validator(mode="after")
     def _phases_agree(self) -> Config:
@@ -187,11 +167,37 @@ class Config(Section):
         if all(isinstance(engine, HfEngine) for engine in self.engines):
             return self
         for name, section in (("sft", self.sft), ("train", self.train)):
-            if section and isinstance(section.method, Lora) and section.method.r > most:
+            if section is None or not isinstance(method := section.method, Lora):
+                continue
+            rank = max([method.r, *method.rank_pattern.values()])
+            if rank > most:
                 raise ValueError(
-                    f"{name}.method.r is {section.method.r}, and vLLM serves adapters up to a rank "
+                    f"{name}.method.r is {rank}, and vLLM serves adapters up to a rank "
                     f"of {most}: lower it, or use the engine `hf`"
                 )
+            for key in ("use_dora", "modules_to_save"):
+                if getattr(method, key):
+                    raise ValueError(
+                        f"{name}.method.{key}: vLLM does not serve such adapters: remove it, or "
+                        "use the engine `hf`"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_agree(self) -> Config:
+        """DPO continues the adapter of the sft phase."""
+        if self.sft is None or self.train is None:
+            return self
+        sft, dpo = self.sft.method, self.train.method
+        if isinstance(sft, Lora) and isinstance(dpo, Lora):
+            for key in ADAPTER_KIND:
+                wanted, found = getattr(dpo, key), getattr(sft, key)
+                if wanted != found:
+                    raise ValueError(
+                        f"train.method.{key} is {_shown(wanted)} and sft.method.{key} is "
+                        f"{_shown(found)}, but DPO continues training the SFT adapter: set both to "
+                        "the same value"
+                    )
         return self
 
     @property
@@ -227,9 +233,15 @@ class Config(Section):
         """The environment variables with the API keys that the run uses, sorted. The Hub's is
         always one of them, since models and data sets may be on the Hub."""
         resources: list[Resource] = [*self.judges, *self.engines]
-        if self.tracking.wandb is not None:
-            resources.append(self.tracking.wandb)
-        return tuple(sorted({HUB_KEY, *(name for r in resources for name in r.key_variables)}))
+        used = {name for resource in resources for name in resource.key_variables}
+        used |= {TRACKER_KEYS[name] for name in self.trackers if name in TRACKER_KEYS}
+        return tuple(sorted({HUB_KEY, *used}))
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The experiment trackers of all trainings."""
+        sections = [section for section in (self.sft, self.train) if section is not None]
+        return tuple(dict.fromkeys(name for section in sections for name in section.trackers))
 
     def fixed_sections(self, names: Collection[str]) -> dict[str, JsonValue]:
         """The named sections for a fingerprint, without the keys marked `Runtime`."""
@@ -240,3 +252,7 @@ class Config(Section):
         """The run file as JSON values, with all defaults."""
         values: dict[str, JsonValue] = self.model_dump(mode="json")
         return values
+
+
+def _shown(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import (
     Field,
     GetJsonSchemaHandler,
+    JsonValue,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -17,6 +18,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from dpo_dist.config.base import RUNTIME, DataSource, RecipePath, Section
+from dpo_dist.config.method import Full, Lora, Method
 from dpo_dist.errors import ConfigError
 from dpo_dist.losses import FDivergence, LossName, wrong_combination
 from dpo_dist.system.machine import has_cuda, visible_gpus
@@ -63,34 +65,20 @@ Preferences: TypeAlias = Annotated[
 ]
 
 
-class Lora(Section):
-    """Low-rank adapters on every linear layer except the LM head."""
-
-    type: Literal["lora"] = "lora"
-    r: PositiveInt = 16
-    """Rank."""
-    alpha: PositiveInt = 32
-    """Scale: updates are multiplied by alpha / r."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on the adapters' inputs."""
-    quantization: Literal["nf4"] | None = None
-    """nf4: the frozen linear layers are kept in 4 bits (QLoRA), which needs the extra `qlora`;
-    embeddings, norms and the LM head stay in the model's dtype. null: no quantization."""
-
-
-class Full(Section):
-    """Full fine-tuning of all weights."""
-
-    type: Literal["full"] = "full"
-
-
-Method: TypeAlias = Annotated[Lora | Full, Field(discriminator="type")]
 Checkpointing = Literal["none", "selective", "full"]
 
 
-def is_quantized(method: Method) -> bool:
-    """Whether the frozen linear layers are in 4 bits."""
-    return isinstance(method, Lora) and method.quantization is not None
+# Keys of `args` that change no result.
+RUNTIME_ARGS = frozenset(
+    {
+        *("report_to", "run_name", "project", "logging_first_step", "log_on_each_node"),
+        *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        *("log_level", "log_level_replica", "include_num_input_tokens_seen", "debug"),
+        *("skip_memory_metrics", "torch_empty_cache_steps", "ddp_timeout", "ddp_bucket_cap_mb"),
+        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+        *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+    }
+)
 
 
 class Optimization(Section):
@@ -128,6 +116,10 @@ class Optimization(Section):
     """A checkpoint is also written after this many minutes without one; null: only by steps."""
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
     """Number of newest checkpoints to keep during training, in addition to the best."""
+    args: dict[str, JsonValue] = Field(default_factory=dict)
+    """Other arguments of TRL's trainer, such as {lr_scheduler_type: cosine, weight_decay: 0.01,
+    optim: adamw_8bit, report_to: [wandb]}. Those of trackers, logs and data loading may change on
+    resume."""
     accelerate_config: Annotated[Path | None, RUNTIME] = None
     """Configuration of `accelerate launch`: processes, sharding, precision. A file, or the name of
     one in `accelerate_configs/`, such as `zero2`; under a name, each GPU of the machine gets a
@@ -142,6 +134,18 @@ class Optimization(Section):
                 f"micro_batch_size {self.micro_batch_size}"
             )
         return self
+
+    def fixed(self) -> dict[str, JsonValue]:
+        """The section for a fingerprint, without the arguments that change no result."""
+        args = {key: value for key, value in self.args.items() if key not in RUNTIME_ARGS}
+        return {**super().fixed(), "args": args}
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The experiment trackers in `args.report_to`."""
+        named = self.args.get("report_to") or "none"
+        names = named if isinstance(named, list) else [named]
+        return tuple(str(name) for name in names if name != "none")
 
     @property
     def accelerate_file(self) -> Path:
@@ -247,6 +251,15 @@ class Train(Optimization):
     @classmethod
     def _accept_one_name(cls, value: object) -> object:
         return {value: 1.0} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_dropout(self) -> Train:
+        if isinstance(self.method, Lora) and self.method.dropout:
+            raise ValueError(
+                "method.dropout: TRL sets it to 0 in DPO, so that policy and reference are "
+                "compared without noise. Remove it, or set it in sft.method"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_loss(self) -> Train:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dpo_dist.config import Checkpointing, Full, Lora, Method, Model, Optimization, Train
+from dpo_dist.config.method import LINEAR
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -73,8 +74,26 @@ class ModelShape:
         embeddings = (1 if self.tied else 2) * self.vocabulary * self.hidden
         return self.body_parameters + norms + embeddings
 
-    def lora_parameters(self, r: int) -> int:
-        return self.layers * sum(r * (a + b) for a, b in self.linear)
+    def adapted(self, method: Lora) -> list[tuple[int, int]]:
+        """(inputs, outputs) of a layer's linear modules with an adapter: all of them, unless the
+        method names some by a Llama's names."""
+        named = dict(zip(LINEAR, self.linear, strict=True))
+        targets, excluded = method.target_modules, method.exclude_modules or ()
+        left = [name for name in LINEAR if isinstance(excluded, str) or name not in excluded]
+        chosen = left if isinstance(targets, str) else [name for name in left if name in targets]
+        return [named[name] for name in chosen or left]
+
+    def lora_parameters(self, method: Lora) -> int:
+        """The weights of an adapter, without `modules_to_save`. For other ranks of some modules the
+        largest counts, and all layers do."""
+        r = max([method.r, *method.rank_pattern.values()])
+        sizes = self.adapted(method)
+        return self.layers * sum(r * (a + b) + method.use_dora * b for a, b in sizes)
+
+    def saved_parameters(self, method: Lora) -> int:
+        """The weights of the embedding and the head in `modules_to_save`; other modules are small
+        or unknown."""
+        return len(method.saves_tied) * self.vocabulary * self.hidden
 
 
 def _size(config: PretrainedConfig, name: str) -> int | None:
@@ -87,7 +106,14 @@ def _size(config: PretrainedConfig, name: str) -> int | None:
 
 def trained_parameters(shape: ModelShape, method: Method) -> int:
     """The number of weights with a gradient."""
-    return shape.lora_parameters(method.r) if isinstance(method, Lora) else shape.parameters
+    if not isinstance(method, Lora):
+        return shape.parameters
+    return shape.lora_parameters(method) + shape.saved_parameters(method)
+
+
+def trains_head(method: Method) -> bool:
+    """Whether the LM head has a gradient."""
+    return isinstance(method, Full) or "lm_head" in method.saves_tied
 
 
 def activation_bytes(
@@ -106,7 +132,7 @@ def _layer_bytes(shape: ModelShape, method: Method, half: int) -> tuple[int, int
     h, f, a = shape.hidden, shape.ffn, shape.heads
     per_layer = 20 * h + 4 * h * shape.key_heads // a + 8 * f + 4 * a + 8
     if isinstance(method, Lora):
-        per_layer += half * method.r * len(shape.linear)
+        per_layer += half * method.r * len(shape.adapted(method))
     return per_layer * half // 2, 6 * h * half // 2
 
 
@@ -118,7 +144,7 @@ def _kept_bytes(shape: ModelShape, method: Method, half: int, kind: Checkpointin
     if kind == "selective":
         width += sum(outputs for _, outputs in shape.linear) + shape.heads * shape.head_dim
         if isinstance(method, Lora):
-            width += method.r * len(shape.linear)
+            width += method.r * len(shape.adapted(method))
         return half * width + 4 * shape.heads  # plus the log-sum-exp of the scores
     return half * width
 
@@ -130,7 +156,7 @@ def head_bytes(
     probabilities, the hidden states and their gradients. A trained head also has a gradient of its
     own, in float32; of a frozen one a CPU makes a copy in float32."""
     vocabulary, head, half = shape.vocabulary, shape.vocabulary * shape.hidden, 2 if bf16 else 4
-    trained = isinstance(method, Full)
+    trained = trains_head(method)
     rows = CPU_TILE_ROWS if on_cpu else min(scored, GPU_TILE_BYTES // (4 * vocabulary))
     own = rows * vocabulary * (8 + 2 * bf16) + 2 * scored * shape.hidden * half
     if trained:  # its copy in bfloat16 is one of autocast's (`model_states`)

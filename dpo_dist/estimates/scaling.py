@@ -29,6 +29,7 @@ from dpo_dist.estimates.memory import (
     NF4_WEIGHT,
     ModelShape,
     trained_parameters,
+    trains_head,
 )
 from dpo_dist.estimates.sharding import (
     ZERO_STAGE,
@@ -155,7 +156,7 @@ def _micro_batch(
     """The work of embedding, layers and head, in the forward and backward pass. `rate` is in FLOP/s
     per pair of the micro-batch."""
     once = forward(shape, pair)
-    head = (2 if isinstance(method, Lora) else 3) * once.head
+    head = (3 if trains_head(method) else 2) * once.head
     layers_forward = once.layers + once.attention
     layers_backward = training_flops(shape, method, pair, kind) - head - layers_forward
     table = 2.0 * shape.vocabulary * shape.hidden

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dpo_dist.config import Checkpointing, Lora, Method
 from dpo_dist.estimates.hardware import RUNTIME_BYTES, GpuSpec
-from dpo_dist.estimates.memory import ModelShape, trained_parameters
+from dpo_dist.estimates.memory import ModelShape, trains_head
 
 # Assumed if nothing was measured: the share of a GPU's peak that training reaches (including
 # operations that checkpointing repeats), the share of it that prefill reaches, and the share of the
@@ -85,8 +85,9 @@ def training_flops(
     once = forward(shape, pair)
     again = once.layers + once.attention if checkpointing == "full" else 0.0
     if isinstance(method, Lora):
-        adapters = 6.0 * trained_parameters(shape, method) * pair.computed
-        return 2 * once.layers + 3 * once.attention + 2 * once.head + adapters + again
+        adapters = 6.0 * shape.lora_parameters(method) * pair.computed
+        head = (3 if trains_head(method) else 2) * once.head
+        return 2 * once.layers + 3 * once.attention + head + adapters + again
     return 3 * once.total + again
 
 

@@ -31,6 +31,7 @@ from dpo_dist.phases.workers import Place, Worker, places, run_workers
 from dpo_dist.reporting.card import write_cards
 from dpo_dist.runs.arms import check_arms
 from dpo_dist.runs.manifests import EvaluateManifest, SampleManifest, read_manifest
+from dpo_dist.runs.resources import check_saved_modules
 from dpo_dist.runs.run import Run, Step
 from dpo_dist.storage import locks
 from dpo_dist.storage.artifacts import PhaseDirectory, changes, phase_directory
@@ -44,8 +45,9 @@ from dpo_dist.training.accelerate_command import (
     check_address,
     check_launch,
     check_launched,
-    check_packages,
+    check_settings,
 )
+from dpo_dist.training.adapters import check_method
 from dpo_dist.training.follow import follow
 from dpo_dist.training.job import accumulation_steps
 from dpo_dist.training.launch_shape import LaunchShape
@@ -187,6 +189,7 @@ def start_training(
     node 0 on all nodes."""
     section, path = _training(name, run), run.directory(name)
     check_launch(section, nodes)
+    check_saved_modules(name, section, run.config.model)
     accumulation_steps(section, LaunchShape.of(section).processes)
     if nodes is None:
         if not _is_trained(name, run, force=force):
@@ -248,17 +251,22 @@ def run_all(run_file: Path, run: Run, overrides: Sequence[str], *, force: bool) 
 
 
 def check_batches(run: Run) -> None:
-    """Raise a `UserError` if a training's processes cannot share its global batch, or if its base
-    model is or cannot be quantized, or if a package is missing. This is checked before sampling
-    takes hours and the judge costs money."""
+    """Raise a `UserError` if a training's processes cannot share its global batch, if its base
+    model is or cannot be quantized, if its trainer cannot use `args`, if a package is missing, or
+    if DPO cannot continue the SFT adapter. This is checked before sampling takes hours and the
+    judge costs money."""
     if run.trainings:
         check_unquantized(run.config.model.base)
     for phase, section in run.trainings.items():
-        check_packages(section)
+        check_settings(section)
+        check_saved_modules(phase, section, run.config.model)
         try:
             accumulation_steps(section, LaunchShape.of(section).processes)
         except ConfigError as error:
             raise ConfigError(f"{phase}: {error}") from None
+    train, model = run.config.train, run.config.model
+    if train is not None and model.sft != "phase":
+        check_method(train, run.weights("sft").adapter, model)
 
 
 def run_in_turn(

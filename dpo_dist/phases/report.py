@@ -22,7 +22,8 @@ from dpo_dist.tracking import start, sync_command
 
 
 class ReportPhase:
-    """Writes the report in the configured formats, and logs it if the run is tracked."""
+    """Writes the report in the configured formats, and logs it to Weights & Biases
+    if the training is."""
 
     name = "report"
     sections = ("report",)
@@ -36,13 +37,14 @@ class ReportPhase:
     def run(self, run: Run, out: PhaseDirectory) -> PhaseResult:
         rounds = [at_round.directory("evaluate") for at_round in run.rounds()]
         report = build(run, out.path, ranking=ranking_of_rounds(rounds))
-        last = (run.rounds() or [run])[-1]
-        if last.is_complete("train"):
-            write_cards(last.directory("train"), report.figures)
-        if tracked := run.tracked(out.path):
+        trained = (run.rounds() or [run])[-1]
+        if trained.is_complete("train"):
+            write_cards(trained.directory("train"), report.figures)
+        if tracked := trained.tracked("train"):
             with start(tracked) as logged:
                 log_report(logged, report, out.path)
-            if tracked.settings.mode == "offline":
+                offline = logged.offline
+            if offline:
                 command = sync_command(tracked)
                 say(f"Weights & Biases: logged offline; to upload it: {command}")
         return PhaseResult(counts=Counts(received=1, kept=1))

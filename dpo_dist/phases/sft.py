@@ -74,7 +74,8 @@ class SftPhase:
             out=out.path,
             seed=config.run.seed,
             run_name=f"{config.run.name}-sft",
-            wandb=run.tracked(out.path),
+            wandb=run.tracked("sft"),
+            run_file=config.dump(),
         )
         launch(job)
         counts = Counts(

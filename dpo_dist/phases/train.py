@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from dpo_dist.config import Full, Lora, Train, required
+from dpo_dist.config import Lora, required
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.data.preferences import PreferenceSet, load_preferences, preferences_identity
 from dpo_dist.errors import ConfigError, DataError, ModelError
@@ -18,11 +18,12 @@ from dpo_dist.runs.manifests import PairCounts, TrainResult
 from dpo_dist.runs.resources import gpu_flops, model_shape, planned_bytes
 from dpo_dist.runs.run import Run
 from dpo_dist.runs.weights import Weights
-from dpo_dist.storage.artifacts import PhaseDirectory, read_json
+from dpo_dist.storage.artifacts import PhaseDirectory
 from dpo_dist.storage.figures import read_figures
 from dpo_dist.storage.manifest import Counts, read_fingerprint
 from dpo_dist.system.console import counted, warn
 from dpo_dist.system.machine import has_cuda
+from dpo_dist.training.adapters import check_method
 from dpo_dist.training.job import (
     OUTCOME,
     InitialReference,
@@ -54,7 +55,7 @@ class TrainPhase:
         """
         config, section = run.config, required(run.config.train)
         start = run.start_weights()
-        _check_method(section, start)
+        check_method(section, start.adapter, config.model)
         judged = config.preferences.source == "judged"
         sampled = read_fingerprint(run.require("sample")).inputs["weights"] if judged else None
         weights = start.identity()
@@ -176,7 +177,8 @@ def _job(
         out=out.path,
         seed=config.run.seed,
         run_name=f"{config.run.name}-train" + (f"-round-{run.round}" if run.round else ""),
-        wandb=run.tracked(out.path),
+        wandb=run.tracked("train"),
+        run_file=run.config.dump(),
     )
 
 
@@ -203,23 +205,6 @@ def _compute_reference(job: TrainingJob) -> None:
     `launch` raises."""
     if job.reference is not None and not ((own := reference_job(job)).out / OUTCOME).exists():
         launch(own)
-
-
-def _check_method(section: Train, start: Weights) -> None:
-    """Raise `ConfigError` for a method that cannot start from these weights."""
-    if isinstance(section.method, Full) and section.merge:
-        raise ConfigError("train.merge: there is no adapter to merge when all weights are trained")
-    if start.adapter is None:
-        return
-    if isinstance(section.method, Lora):
-        adapter = read_json(start.adapter / "adapter_config.json")
-        for ours, theirs in (("r", "r"), ("alpha", "lora_alpha")):
-            wanted, found = getattr(section.method, ours), adapter[theirs]
-            if wanted != found:
-                raise ConfigError(
-                    f"train.method.{ours} is {wanted}, but DPO continues training the SFT adapter "
-                    f"{start.adapter}, whose {theirs} is {found}. Set it to {found}."
-                )
 
 
 def _check_vocabulary(model: str, shape: ModelShape, largest: int) -> None:

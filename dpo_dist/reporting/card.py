@@ -17,6 +17,7 @@ from dpo_dist.config import (
     UltraFeedbackPreferences,
     required,
 )
+from dpo_dist.config.training import RUNTIME_ARGS
 from dpo_dist.data.models import is_hub_id
 from dpo_dist.reporting.figures import AlarmRow, alarms, funnel
 from dpo_dist.reporting.markdown import funnel_line
@@ -308,7 +309,9 @@ def _settings(config: Config, manifest: TrainManifest) -> Sequence[tuple[str, ob
     train = required(config.train)
     method = "all weights"
     if isinstance(lora := train.method, Lora):
-        method = f"LoRA r={lora.r}, alpha={lora.alpha}, dropout={lora.dropout}"
+        others = lora.model_dump(mode="json", exclude_defaults=True)
+        others = {"r": lora.r, "alpha": lora.alpha} | others
+        method = "LoRA " + ", ".join(f"{key}={value}" for key, value in others.items())
     loss = ", ".join(f"{name} ({weight:g})" for name, weight in train.loss.items())
     pairs = manifest.pairs
     return [
@@ -317,6 +320,7 @@ def _settings(config: Config, manifest: TrainManifest) -> Sequence[tuple[str, ob
         ("β", train.beta),
         ("Reference", manifest.reference),
         ("Learning rate", train.learning_rate),
+        *((f"`{key}`", value) for key, value in train.args.items() if key not in RUNTIME_ARGS),
         ("Epochs", train.num_epochs),
         ("Global batch", train.global_batch_size),
         ("Longest sequence", f"{train.max_length} tokens; longer pairs dropped, none truncated"),

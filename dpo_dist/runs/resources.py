@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from dpo_dist.config import Checkpointing, Model, Optimization, Train, is_quantized
+from dpo_dist.config import Checkpointing, Lora, Model, Optimization, Train, is_quantized
 from dpo_dist.data.models import is_hub_id
-from dpo_dist.errors import ModelError
+from dpo_dist.errors import ConfigError, ModelError
 from dpo_dist.estimates.fit import MOST_NODES, described, other_methods
 from dpo_dist.estimates.hardware import find_device, preset_for, preset_shape
 from dpo_dist.estimates.host import HostMemory, host_memory
@@ -24,6 +24,18 @@ def model_shape(model: str, trust_remote_code: bool) -> ModelShape:
 
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     return ModelShape.of(config.get_text_config())
+
+
+def check_saved_modules(phase: str, section: Optimization, model: Model) -> None:
+    """Raises `ConfigError` if an adapter would have its own copy of a tied embedding or head."""
+    method = section.method
+    names = method.saves_tied if isinstance(method, Lora) else ()
+    if names and model_shape(model.base, model.trust_remote_code).tied:
+        raise ConfigError(
+            f"{phase}.method.modules_to_save: {', '.join(names)}: {model.base} ties its head to "
+            "its embedding, and a merged model would lose the copy. Remove it, or use "
+            "method: {type: full}"
+        )
 
 
 def planned_bytes(

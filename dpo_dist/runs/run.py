@@ -23,7 +23,7 @@ from dpo_dist.runs.weights import Weights, weights_at
 from dpo_dist.storage.artifacts import MANIFEST
 from dpo_dist.storage.records import Prompt
 from dpo_dist.system.console import counted
-from dpo_dist.tracking import TrackedRun, tracked_run
+from dpo_dist.tracking import PROJECT, TrackedRun, tracked_run
 
 PHASES = ("sft", "sample", "judge", "train", "evaluate", "report")
 TRAINING = ("sft", "train")
@@ -183,12 +183,14 @@ class Run:
             raise ConfigError(f"--round {number}: the run file has rounds 1 to {count}")
         return self.at_round(number)
 
-    def tracked(self, out: Path) -> TrackedRun | None:
-        """The tracked run that the phase in `out` logs to; None without tracking."""
-        wandb = self.config.tracking.wandb
-        if wandb is None:
+    def tracked(self, phase: str) -> TrackedRun | None:
+        """The W&B run of a training phase; None if it is not logged to Weights & Biases."""
+        section = self.trainings.get(phase)
+        if section is None or "wandb" not in section.trackers:
             return None
-        return tracked_run(wandb, self.config.run.name, self.root, out)
+        project = section.args.get("project")
+        at = self.directory(phase).relative_to(self.root).as_posix()
+        return tracked_run(self.config.run.name, self.root, at, str(project or PROJECT))
 
     # Inputs.
 

@@ -18,6 +18,7 @@ from dpo_dist.system import ranks
 from dpo_dist.system.console import TERMINAL
 from dpo_dist.system.machine import has_cuda
 from dpo_dist.system.ranks import Nodes
+from dpo_dist.training.arguments import check_arguments
 from dpo_dist.training.launch_shape import LaunchShape, read_accelerate_config
 from dpo_dist.training.logs import given_attempt
 
@@ -85,11 +86,12 @@ def launcher_environment(
     return environment
 
 
-def check_packages(settings: Optimization) -> None:
-    """Raises `MissingDependency` without the packages that quantization and ZeRO need, and
-    `ConfigError` if the base cannot be quantized."""
+def check_settings(settings: Optimization) -> None:
+    """Raises `MissingDependency` without the packages that `args`, ZeRO and quantization need, and
+    `ConfigError` if the trainer cannot use `args`, or if the base cannot be quantized."""
     if LaunchShape.of(settings).zero_stage and find_spec("deepspeed") is None:
         raise MissingDependency("deepspeed", "deepspeed")
+    check_arguments(settings)
     if not is_quantized(settings.method):
         return
     if find_spec("bitsandbytes") is None:
@@ -103,8 +105,8 @@ def check_packages(settings: Optimization) -> None:
 
 def check_launch(settings: Optimization, nodes: Nodes | None) -> None:
     """Raises `ConfigError` if the accelerate configuration contradicts nodes or run file, and what
-    `check_packages` raises."""
-    check_packages(settings)
+    `check_settings` raises."""
+    check_settings(settings)
     path = settings.accelerate_file
     values = read_accelerate_config(path)
     _check_machines(path, nodes)
@@ -122,10 +124,10 @@ def check_launch(settings: Optimization, nodes: Nodes | None) -> None:
 
 def check_launched(settings: Optimization) -> None:
     """Raises `ConfigError` if the launcher of this process contradicts the run file, and what
-    `check_packages` raises."""
-    check_packages(settings)
+    `check_settings` raises."""
     if given_attempt():
         return  # it is ours: `check_launch` has checked it
+    check_settings(settings)
     source = "the launcher"
     for name in ("MEGATRON_LM", "PARALLELISM_CONFIG"):
         if os.environ.get(f"ACCELERATE_USE_{name}"):

@@ -1,4 +1,4 @@
-"""transformers callbacks: save, stop on SIGTERM, seal checkpoints, log to Weights & Biases."""
+"""transformers callbacks: save, stop on SIGTERM, seal checkpoints, log to trackers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from threading import Event
 import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import WandbCallback
+from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from dpo_dist.system import ranks
 from dpo_dist.system.console import warn
@@ -125,18 +126,14 @@ def best_checkpoint(state: TrainerState) -> Path | None:
     return Path(str(checkpoint))
 
 
-class WandbLog(WandbCallback):  # type: ignore[misc]  # transformers is not followed
-    """transformers' callback, with `prefix/` in front of each metric if `prefix` is not empty."""
-
-    def __init__(self, prefix: str) -> None:
-        super().__init__()
-        self._prefix = prefix
-
-    def on_log(
-        self, args: object, state: TrainerState, control: object, logs: Metrics, **kw: object
-    ) -> None:
-        if not self._prefix:
-            super().on_log(args, state, control, logs=logs, **kw)
-        elif state.is_world_process_zero:
-            named = {f"{self._prefix}/{key}": value for key, value in logs.items()}
-            self._wandb.log({**named, "train/global_step": state.global_step})
+def tracker_callbacks(job: TrainingJob) -> list[TrainerCallback]:
+    """transformers' callbacks of the trackers in `args.report_to`."""
+    if job.kind == "reference":
+        return []
+    trackers = list(job.settings.trackers)
+    callbacks = [make() for make in get_reporting_integration_callbacks(trackers)]
+    for callback in callbacks:
+        # By default TensorBoard's files are in the folder of the checkpoints, which is removed.
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(job.out / "tensorboard")
+    return callbacks

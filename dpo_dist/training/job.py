@@ -57,6 +57,7 @@ class TrainingJob(Section):
       without the reference and without what checkpointing repeats.
     - `gpu_flops`: bf16 FLOP/s of a GPU by its data sheet; None if unknown, or to train in float32.
     - `checkpoint`: where training resumes; with `reshard`, from its universal form.
+    - `run_file`: the run file with all defaults, for trackers.
     - `logs`: the folder for the logs of the processes; None: they write to the console.
     """
 
@@ -79,6 +80,7 @@ class TrainingJob(Section):
     seed: int
     run_name: str
     wandb: TrackedRun | None = None
+    run_file: dict[str, JsonValue] = Field(default_factory=dict)
     checkpoint: Path | None = None
     reshard: bool = False
     logs: Path | None = None

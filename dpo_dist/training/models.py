@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_dist.config import Checkpointing, Lora, Train, is_quantized
-from dpo_dist.errors import ConfigError
+from dpo_dist.errors import ConfigError, ModelError
 from dpo_dist.system.console import warn
 from dpo_dist.training import CausalLM, attention
 from dpo_dist.training.activations import checkpoint_selectively
@@ -59,19 +60,38 @@ def load_policy(job: TrainingJob, device: torch.device) -> tuple[CausalLM, LoraC
         assert job.adapter is None, "the phase merges it"
         return model, None
     if job.adapter is None:
-        return model, LoraConfig(
-            r=method.r,
-            lora_alpha=method.alpha,
-            lora_dropout=method.dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
+        return model, lora_config(method)
     # DeepSpeed's ZeRO-3 needs one dtype for all weights.
     options = {"autocast_adapter_dtype": job.shape.zero_stage != 3}
     adapted = PeftModel.from_pretrained(model, str(job.adapter), is_trainable=True, **options)
     if job.reference is not None and job.reference.adapter is not None:
         adapted.load_adapter(str(job.reference.adapter), INITIAL, **options)
     return adapted, None
+
+
+def lora_config(method: Lora) -> LoraConfig:
+    """PEFT's settings of a new adapter."""
+    saved = method.modules_to_save
+    return LoraConfig(
+        r=method.r,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=_names(method.target_modules),
+        exclude_modules=_names(method.exclude_modules),
+        layers_to_transform=_names(method.layers_to_transform),
+        layers_pattern=_names(method.layers_pattern),
+        rank_pattern=dict(method.rank_pattern),
+        alpha_pattern=dict(method.alpha_pattern),
+        modules_to_save=None if saved is None else list(saved),
+        use_dora=method.use_dora,
+        use_rslora=method.use_rslora,
+        init_lora_weights=method.init_lora_weights,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _names(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def load_reference(job: TrainingJob, device: torch.device) -> CausalLM | None:
@@ -114,6 +134,16 @@ def _load(model: str, job: TrainingJob, dtype: torch.dtype, device: torch.device
         weights = list(loaded.parameters())
         assert all(hasattr(weight, "ds_id") for weight in weights), "loaded whole, not as shards"
     return keep_trainable(loaded)
+
+
+def check_head(model: CausalLM) -> None:
+    """Raises `ModelError` for a LoRA adapter on the head: log-probs are computed from its weight,
+    which the adapter does not change."""
+    if isinstance(model.get_output_embeddings(), LoraLayer):
+        raise ModelError(
+            "the LM head has a LoRA adapter, which is not supported: leave it out of "
+            "`target_modules`, or name it in `modules_to_save`"
+        )
 
 
 def adapter_dtype(job: TrainingJob) -> torch.dtype:

@@ -27,7 +27,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from dpo_dist.config import Lora, Train, is_quantized
+from dpo_dist.config import Train, is_quantized
 from dpo_dist.errors import TrainingDiverged
 from dpo_dist.losses import first_loss, sigmoid_loss
 from dpo_dist.training import Batch, CausalLM, Trainer
@@ -213,19 +213,14 @@ class FirstBatch:
             settings.method
         ):  # the engine samples from the base before quantization
             check_witness([a for a in self._gathered(unexplained) if not math.isnan(a.total)])
-        # Wanted noise: then the policy is compared without it, and the loss cannot be predicted.
-        self._noisy = isinstance(settings.method, Lora) and settings.method.dropout > 0
         self._seen: list[Tensor] = []
-        if self._noisy:
-            with evaluating(model), recording(model) as self._seen:
-                self._forward(model)
 
     @contextmanager
     def recorded(self, model: CausalLM) -> Iterator[None]:
         """Record the policy's log-probs while TRL computes the loss."""
         with recording(model) as seen:
             yield
-        self._seen = self._seen or seen[:1]
+        self._seen = seen[:1]
 
     def check(self, loss: float, rewards: Sequence[float]) -> None:
         """`loss` and `rewards` (of chosen and rejected answers) are TRL's means over all ranks."""
@@ -233,17 +228,8 @@ class FirstBatch:
         answers = self._gathered(difference.sum(1), difference.square().sum(1))
         check_policy(answers, self._precision)
         chosen, rejected = self._accelerator.gather(torch.stack(self._log_ratios, 1)).t().tolist()
-        if not self._noisy:
-            error = max(math.sqrt(a.squares * a.tokens) for a in answers)  # Cauchy-Schwarz
-            expected = Expected(chosen, rejected, error)
-            check_arithmetic(loss, rewards, self._settings, expected)
-
-    def _forward(self, model: CausalLM) -> None:
-        labels = self.inputs["input_ids"].masked_fill(self.inputs["completion_mask"] == 0, -100)
-        known = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps")
-        inputs = {key: value for key, value in self.inputs.items() if key not in known}
-        with torch.no_grad(), self._accelerator.autocast():
-            model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
+        error = max(math.sqrt(a.squares * a.tokens) for a in answers)  # Cauchy-Schwarz
+        check_arithmetic(loss, rewards, self._settings, Expected(chosen, rejected, error))
 
     def _tokens(self, values: Tensor) -> Tensor:
         """(R, L - 1) log-probs of the completions, zero elsewhere, in float64, without positions

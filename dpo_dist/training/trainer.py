@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from pydantic import JsonValue
 from torch import Tensor
 from transformers import PrinterCallback
 from trl import DPOConfig, SFTConfig, SFTTrainer
@@ -20,10 +21,12 @@ from dpo_dist.storage.artifacts import write_json, write_text
 from dpo_dist.storage.figures import write_figures
 from dpo_dist.system import ranks
 from dpo_dist.system.console import warn
+from dpo_dist.tracking import PROJECT
 from dpo_dist.training import Trainer, lora_linear
 from dpo_dist.training.activations import choose_checkpointing, free_bytes
 from dpo_dist.training.alarms import Alarms
-from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, WandbLog
+from dpo_dist.training.arguments import arguments
+from dpo_dist.training.callbacks import BEST_BY, CheckpointKeeper, tracker_callbacks
 from dpo_dist.training.job import (
     OUTCOME,
     PREEMPTED,
@@ -35,6 +38,7 @@ from dpo_dist.training.layout import install
 from dpo_dist.training.models import (
     INITIAL,
     adapter_dtype,
+    check_head,
     choose_layout,
     lighten,
     load_policy,
@@ -49,6 +53,23 @@ from dpo_dist.training.sharded import gather_whole_adapters, save_model
 from dpo_dist.training.usage import peak_memory
 
 LOADERS = 2  # processes that collate batches for a GPU; one takes 8 ms for 16 pairs
+
+
+class _Documented:
+    """Arguments that show trackers the content of the run file, too."""
+
+    run_file: dict[str, JsonValue]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "run_file": self.run_file}  # type: ignore[misc]
+
+
+class PreferenceArguments(_Documented, DPOConfig):  # type: ignore[misc]  # TRL is not typed
+    """TRL's arguments, with the run file."""
+
+
+class DemonstrationArguments(_Documented, SFTConfig):  # type: ignore[misc]  # TRL is not typed
+    """TRL's arguments, with the run file."""
 
 
 def train(job: TrainingJob, preempted: Event) -> None:
@@ -67,8 +88,8 @@ def train(job: TrainingJob, preempted: Event) -> None:
         return
     keeper = CheckpointKeeper(job, preempted)
     trainer.add_callback(keeper)
-    if job.wandb is not None and ranks.is_main():
-        trainer.add_callback(WandbLog(job.wandb.prefix))
+    for callback in tracker_callbacks(job) if ranks.is_main() else ():
+        trainer.add_callback(callback)  # after MetricsWriter, which completes the metrics
     # The displacement alarm compares with the validation before the first step.
     trainer.args.eval_on_start = trainer.eval_dataset is not None and job.checkpoint is None
     trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
@@ -103,11 +124,12 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
     assert isinstance(settings, Train)
     rows = Dataset.from_parquet(str(job.rows))
     validation = Dataset.from_parquet(str(job.validation_rows)) if job.validation_rows else None
-    args = DPOConfig(
+    args = PreferenceArguments(
         **_arguments(job),
         **_evaluation(settings, rows, validation if job.kind == "dpo" else None),
         **loss_arguments(settings),
     )
+    args.run_file = job.run_file
     # `args` has connected the ranks, and knows what is sharded: DeepSpeed and FSDP load shards.
     checkpointing = choose_checkpointing(job, free_bytes())
     model, peft_config = load_policy(job, args.device)
@@ -172,7 +194,8 @@ def _evaluation(settings: Train, rows: Dataset, validation: Dataset | None) -> d
 
 def _sft_trainer(job: TrainingJob) -> SFTTrainer:
     assert isinstance(job.settings, Sft)
-    args = SFTConfig(**_arguments(job), completion_only_loss=True, packing=False)
+    args = DemonstrationArguments(**_arguments(job), completion_only_loss=True, packing=False)
+    args.run_file = job.run_file
     checkpointing = choose_checkpointing(job, free_bytes())
     model, peft_config = load_policy(job, args.device)
     args.gradient_checkpointing = checkpointing == "full"
@@ -195,6 +218,7 @@ def _finish(
     trainer: Trainer, job: TrainingJob, checkpointing: Checkpointing, adapter: dict[str, Tensor]
 ) -> None:
     """What follows when TRL has changed the model; `adapter` has the adapter's own values."""
+    check_head(trainer.model)
     lighten(trainer.model, job, checkpointing)
     _configure_deepspeed(trainer, job)
     if is_quantized(job.settings.method):
@@ -224,7 +248,8 @@ def _arguments(job: TrainingJob) -> dict[str, Any]:
         "max_steps": 1 if job.kind == "reference" else -1,
         "save_strategy": "no" if job.kind == "reference" else "steps",
         "save_total_limit": None,  # CheckpointKeeper saves, and deletes old ones
-        "report_to": "none",  # WandbLog reports
+        "report_to": "none",  # `tracker_callbacks` reports
+        "project": PROJECT,
         "disable_tqdm": True,
         "remove_unused_columns": False,
         # `use_cpu` would silently disable DeepSpeed and FSDP; DDP needs it.
@@ -235,6 +260,7 @@ def _arguments(job: TrainingJob) -> dict[str, Any]:
         "dataloader_num_workers": 0 if on_cpu else LOADERS,
         "dataloader_pin_memory": not on_cpu,
         "accelerator_config": {"non_blocking": not on_cpu},
+        **arguments(settings),
     }
 
 

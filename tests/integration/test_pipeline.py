@@ -13,13 +13,14 @@ import pytest
 from dpo_dist.storage.artifacts import read_records
 from dpo_dist.storage.records import Generation, Verdict
 from tests.conftest import ROOT
-from tests.wandb_file import history
+from tests.wandb_file import config, history
 
 
 @pytest.mark.slow
 def test_one_command_from_demonstrations_to_the_report(
-    tmp_path: Path, tiny_model: Path, write_run, write_jsonl
+    tmp_path: Path, tiny_model: Path, write_run, write_jsonl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
     answer = '{"ok": 1}'
     write_jsonl(
         tmp_path / "sft.jsonl", [{"prompt": f"ask {n}", "completion": answer} for n in range(8)]
@@ -36,9 +37,15 @@ def test_one_command_from_demonstrations_to_the_report(
     run_file = write_run(
         run={"name": "test", "output_dir": str(tmp_path / "runs")},
         model={"base": str(tiny_model), "sft": "phase", "dtype": "float32"},
-        sft={"data": {"path": "sft.jsonl"}, "bf16": False, "learning_rate": 1e-2, **batch},
+        sft={
+            **{"data": {"path": "sft.jsonl"}, "bf16": False, "learning_rate": 1e-2, **batch},
+            "args": {"report_to": ["wandb"]},
+        },
         preferences={"source": "path", "path": "pairs.jsonl", "validation_fraction": 0.34},
-        train={"bf16": False, "learning_rate": 1e-2, "max_length": 128, **batch},
+        train={
+            **{"bf16": False, "learning_rate": 1e-2, "max_length": 128, **batch},
+            "args": {"report_to": ["wandb"], "project": "mine"},
+        },
         evaluate={
             "prompts": {"path": "eval.jsonl"},
             "engine": {"type": "hf", "max_model_len": 256},
@@ -47,7 +54,6 @@ def test_one_command_from_demonstrations_to_the_report(
             "metrics": metrics,
             "judge": {"type": "metric", "metrics": metrics},
         },
-        tracking={"wandb": {"project": "test", "mode": "offline"}},
     )
     command = [sys.executable, "-m", "dpo_dist", "run", str(run_file)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -73,10 +79,12 @@ def test_one_command_from_demonstrations_to_the_report(
     assert not (root / "train" / "model" / "ref").exists()
     kept = sorted(root.glob("wandb/offline-run-*/*.wandb"))
     run_id = json.loads((root / "wandb.json").read_text())["id"]
-    assert {path.name for path in kept} == {f"run-{run_id}.wandb"}, "one run for all phases"
+    names = [f"run-{run_id}-{phase}.wandb" for phase in ("sft", "train", "train")]
+    assert [path.name for path in kept] == names, "the report is added to the training"
     sft, train, report = map(history, kept)
-    assert "sft/loss" in sft and "train/loss" not in sft
+    assert "train/loss" in sft
     assert {"train/loss", "eval/loss"} <= train.keys()
+    assert config(kept[1])["run_file"]["value"]["evaluate"]["max_new_tokens"] == 16
     assert report["report/comparison"]["nrows"] == 4, "two decodings, the preference twice"
 
     generations = list(read_records(root / "evaluate" / "generations.jsonl", Generation))

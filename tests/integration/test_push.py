@@ -115,7 +115,7 @@ def test_the_card_tells_what_was_done_and_shown(root: Path) -> None:
         r"- Prompts: owner/prompts (train); 2 answers each from the model that DPO started from "
         "(temperature 0.7, temperature 1.2).",
         "| Said twice is no better | 1 of 4 [5–70], 2 without a comparison | accepted |",
-        "| Method | LoRA r=4, alpha=8, dropout=0.0 |",
+        "| Method | LoRA r=4, alpha=8 |",
         "| β | 0.3 |",
         "| Pairs | 27 to train on, 3 for validation |",
         "| Steps | 7; the weights are those of step 6 |",

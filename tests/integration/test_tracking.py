@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import wandb
 
-from dpo_dist.config import Config, Tracking, Wandb
+from dpo_dist.config import Config, required
 from dpo_dist.config.runfile import load_config
 from dpo_dist.phases.report import ReportPhase
 from dpo_dist.runs.run import Run
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:wandb.*")
 def _own_surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_DATA_DIR", "")
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
+    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     yield
     wandb.teardown()  # what it has read of the environment, too
@@ -40,12 +41,12 @@ def config(write_run, tmp_path: Path) -> Config:
         write_run(
             model={"base": "m"},
             preferences={"source": "path", "path": "p.jsonl"},
+            train={"args": {"report_to": ["wandb"], "project": "p"}},
             evaluate={
                 "prompts": {"path": "e.jsonl"},
                 "engine": {"type": "hf"},
                 "metrics": [{"type": "label_match", "field": "severity"}],
             },
-            tracking={"wandb": {"project": "p", "mode": "offline"}},
         )
     )
 
@@ -58,10 +59,6 @@ def run_report(config: Config) -> Path:
     ReportPhase().run(run, PhaseDirectory(out, {}))
     wandb.teardown()  # as at the end of the process: everything is on disk
     return run.root
-
-
-def tracked_by(config: Config, settings: Wandb | None) -> Config:
-    return config.model_copy(update={"tracking": Tracking(wandb=settings)})
 
 
 def kept(root: Path) -> Path:
@@ -133,10 +130,10 @@ def test_the_files_are_an_artifact_that_lies_with_the_run(config: Config) -> Non
 def test_every_phase_goes_on_with_the_same_run(config: Config) -> None:
     first = run_report(config)
     run_id = read_json(first / "wandb.json")["id"]
-    assert kept(first).name == f"run-{run_id}.wandb"
+    assert kept(first).name == f"run-{run_id}-train.wandb"
     run_report(config)
     found = {path.name for path in first.glob("wandb/offline-run-*/*.wandb")}
-    assert found == {f"run-{run_id}.wandb"}
+    assert found == {f"run-{run_id}-train.wandb"}
 
 
 @pytest.mark.parametrize("key", ["0" * 40, None], ids=["no network", "no key"])
@@ -146,7 +143,8 @@ def test_a_service_that_cannot_be_reached_is_a_warning(
     monkeypatch.setenv("NETRC", str(tmp_path / "absent"))
     if key is not None:
         monkeypatch.setenv("WANDB_API_KEY", key)
-    root = run_report(tracked_by(config, Wandb(mode="online")))
+    monkeypatch.delenv("WANDB_MODE")
+    root = run_report(config)
     said = capsys.readouterr().err
     assert "warning: Weights & Biases: " in said
     assert f"wandb sync {root}/wandb/offline-run-*" in said
@@ -158,6 +156,7 @@ def test_training_goes_on_without_the_service(
     tmp_path: Path, tiny_model: Path, write_run, write_jsonl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.delenv("WANDB_MODE")
     pairs = [{"prompt": f"q {n}", "chosen": "good", "rejected": f"no {n}"} for n in range(12)]
     write_jsonl(tmp_path / "pairs.jsonl", pairs)
     run_file = write_run(
@@ -166,8 +165,8 @@ def test_training_goes_on_without_the_service(
         train={
             **{"bf16": False, "max_length": 128, "global_batch_size": 4, "micro_batch_size": 2},
             "accelerate_config": str(ROOT / "accelerate_configs" / "cpu.yaml"),
+            "args": {"report_to": "wandb"},
         },
-        tracking={"wandb": {"mode": "online"}},
     )
     command = [sys.executable, "-m", "dpo_dist", "train", str(run_file)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -177,6 +176,7 @@ def test_training_goes_on_without_the_service(
     assert {"train/loss", "eval/loss", "train/rewards/margins"} <= history(kept(root)).keys()
 
 
-def test_without_the_section_nothing_is_logged(config: Config) -> None:
-    root = run_report(tracked_by(config, None))
+def test_without_report_to_nothing_is_logged(config: Config) -> None:
+    train = required(config.train).model_copy(update={"args": {}})
+    root = run_report(config.model_copy(update={"train": train}))
     assert not (root / "wandb.json").exists() and not (root / "wandb").exists()

@@ -145,7 +145,6 @@ def test_the_witness_is_the_model_s_own_log_prob(model: Path, adapter: Path, row
         {},
         {"reference": "live"},
         {"layout": "padded"},
-        {"method": {"type": "lora", "r": 4, "alpha": 8, "dropout": 0.3}},
         {"method": {"type": "full"}},
         {"ld_alpha": 0.5},
     ],
@@ -155,7 +154,7 @@ def test_a_correct_start_passes(
     model: Path, adapter: Path, rows: Rows, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     loss = first_loss(build(model, adapter, rows, tmp_path, **changes))
-    assert loss == pytest.approx(LN2, abs=0.5 if "dropout" in str(changes) else 1e-4)
+    assert loss == pytest.approx(LN2, abs=1e-4)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpo_dist.config import Resource
+from dpo_dist.config import TRACKER_KEYS, Resource
 from dpo_dist.data.models import check_model, check_unquantized
 from dpo_dist.errors import UserError
 from dpo_dist.runs.run import Run
@@ -77,17 +77,19 @@ def _run_file(run: Run) -> Iterator[tuple[str, Finding]]:
         yield "model", Finding("failed", str(error), "Set model.base")
     for section in run.trainings.values():
         yield "accelerate_config", placement.training(section, gpus())
-    wandb = config.tracking.wandb
     resources: list[tuple[str, Resource, str]] = [
         *(("judge", judge, "Set it where the judging phases run") for judge in config.judges),
         *(("engine", engine, "Set it") for engine in config.engines),
-        *([("tracking", wandb, "Set it, or run `wandb login`")] if wandb is not None else ()),
     ]
     yield from dict.fromkeys(
         (name, finding)
         for name, resource, advice in resources
         for finding in _missing_keys(resource, advice)
     )
+    for name in config.trackers:
+        if (key := TRACKER_KEYS.get(name)) and not os.environ.get(key):
+            text = f"{name} may need {key}, which is not set"
+            yield "trackers", Finding("warning", text, f"Set it, or log in to {name}")
 
 
 def _missing_keys(resource: Resource, advice: str) -> Iterator[Finding]:

@@ -37,8 +37,11 @@ def _run(options: argparse.Namespace) -> int:
     from dpo_dist.tools.plan.plan import make_plan
     from dpo_dist.tools.plan.show import to_terminal
     from dpo_dist.tools.plan.subject import find_subject
+    from dpo_dist.training.arguments import check_arguments
 
     run = load_run(options)
+    for section in run.trainings.values():
+        check_arguments(section)
     if options.gpus is None:
         raise ConfigError(f"name the GPUs, e.g. --gpus 8xH100-80G; known: {', '.join(read_gpus())}")
     cluster = find_cluster(options.gpus, nodes=options.nodes, network_gbits=options.network_gbits)

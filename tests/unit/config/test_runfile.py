@@ -65,6 +65,33 @@ def test_defaults_are_those_of_the_readme(write_run) -> None:
             {"evaluate": EVALUATE, "train": {"method": {"type": "lora", "r": 1024}}},
             r"train\.method\.r is 1024, and vLLM serves adapters up to a rank of 512",
         ),
+        (
+            {"evaluate": EVALUATE, "train": {"method": {"type": "lora", "use_dora": True}}},
+            r"train\.method\.use_dora: vLLM does not serve such adapters",
+        ),
+        *(
+            ({"train": {"method": {"type": "lora", **method}}}, message)
+            for method, message in (
+                ({"dropout": 0.1}, r"train: method\.dropout: TRL sets it to 0"),
+                (
+                    {"init_lora_weights": "pissa"},
+                    "init_lora_weights: pissa.*reference",
+                ),
+                ({"init_lora_weights": False}, "init_lora_weights: .*another model"),
+                ({"bias": "all"}, r"train\.method.*: `bias` cannot be set: .*the base without"),
+                ({"lora_alpha": 8}, "its name is `alpha`"),
+                ({"target_modules": ["lm_head"]}, "`modules_to_save`"),
+                ({"layers_to_transform": [1]}, "needs a list of names"),
+            )
+        ),
+        (
+            {
+                "model": {"base": "m", "sft": "phase"},
+                "sft": {"data": {"path": "s"}, "method": {"type": "lora", "use_rslora": True}},
+                "train": {},
+            },
+            r"train\.method\.use_rslora is False and sft\.method\.use_rslora is True",
+        ),
     ],
 )
 def test_a_wrong_key_is_named(write_run, sections: dict, message: str) -> None:
@@ -95,9 +122,9 @@ def test_any_number_of_slots_from_two_on(write_run) -> None:
 
 
 def test_overrides_reach_into_sections_and_make_missing_ones(write_run) -> None:
-    config = load_config(write_run(**MINIMAL), ["train.beta=0.3", "tracking.wandb.project=x"])
+    config = load_config(write_run(**MINIMAL), ["train.beta=0.3", "train.args.report_to=[wandb]"])
     assert config.train is not None and config.train.beta == 0.3
-    assert config.tracking.wandb is not None and config.tracking.wandb.project == "x"
+    assert config.trackers == ("wandb",) and "WANDB_API_KEY" in config.key_variables
     with pytest.raises(ConfigError, match="expected KEY=VALUE"):
         load_config(write_run(**MINIMAL), ["train.beta"])
     with pytest.raises(ConfigError, match=r"--set run\.name=\[a: \[a is not valid YAML"):

@@ -6,7 +6,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dpo_dist.config import Full, Lora
 from dpo_dist.estimates import memory
 from dpo_dist.estimates.hardware import preset_shape
-from dpo_dist.estimates.memory import ModelShape, activation_bytes, head_bytes
+from dpo_dist.estimates.memory import (
+    ModelShape,
+    activation_bytes,
+    head_bytes,
+    trained_parameters,
+    trains_head,
+)
 
 # SmolLM2-135M, from its model card's configuration.
 SMOLLM2 = ModelShape(
@@ -31,15 +37,27 @@ def test_sizes_that_differ_between_layers_are_averaged() -> None:
     assert ModelShape.of(config).head_dim == 40
 
 
-def test_lora_parameters_are_peft_s(tiny_model: Path) -> None:
-    from peft import LoraConfig, get_peft_model
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"use_dora": True},
+        {"target_modules": ["q_proj", "up_proj"], "modules_to_save": ["lm_head"]},
+        {"exclude_modules": ["down_proj"], "use_rslora": True},
+    ],
+)
+def test_trained_parameters_are_peft_s(changes: dict[str, object], tiny_model: Path) -> None:
+    from peft import get_peft_model
 
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny_model),
-        LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
+    from dpo_dist.training.models import lora_config
+
+    method = Lora(r=4, **changes)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model = get_peft_model(base, lora_config(method))
     shape = ModelShape.of(AutoConfig.from_pretrained(tiny_model))
-    assert shape.lora_parameters(4) == model.get_nb_trainable_parameters()[0]
+    assert trained_parameters(shape, method) == model.get_nb_trainable_parameters()[0]
+    assert trains_head(method) == ("modules_to_save" in changes)
 
 
 def test_activations_follow_the_formula() -> None:
