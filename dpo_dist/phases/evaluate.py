@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -14,6 +16,8 @@ from dpo_dist.config import EngineConfig, Evaluate, MetricJudgeConfig, required
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import check_disjoint, read_prompts
 from dpo_dist.data.rows import read_rows, source_identity
+from dpo_dist.data.templates import TRIED, try_prompts
+from dpo_dist.data.thoughts import spoken
 from dpo_dist.errors import GATE, DataError
 from dpo_dist.evaluation.benchmarks import check_tasks
 from dpo_dist.evaluation.comparison import summarise
@@ -36,6 +40,9 @@ from dpo_dist.storage.records import Generation, Prompt
 from dpo_dist.storage.shards import Journals
 from dpo_dist.system.console import say
 from dpo_dist.system.ranks import Shard
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class EvaluatePhase:
@@ -102,6 +109,7 @@ class _Requests:
     """The prompts that fit the engine, the number of prompts that are too long, and the shard's
     requests by model."""
 
+    tokenizer: PreTrainedTokenizerBase
     prompts: list[Prompt]
     too_long: int
     by_model: dict[str, list[Request]]
@@ -124,8 +132,11 @@ def _requests(run: Run, prompts: list[Prompt], shard: Shard) -> _Requests:
     config, evaluate = run.config, required(run.config.evaluate)
     weights: dict[str, Weights] = {arm: run.weights(arm) for arm in evaluate.arms}
     tokenizer = load_tokenizer(
-        weights[evaluate.arms[-1]].model, trust_remote_code=config.model.trust_remote_code
+        weights[evaluate.arms[-1]].model,
+        config.model.template,
+        trust_remote_code=config.model.trust_remote_code,
     )
+    try_prompts(tokenizer, evaluate.prompts, prompts[:TRIED])
     limit = max(decoding.max_tokens or evaluate.max_new_tokens for decoding in evaluate.decodings)
     ids = {prompt.id: tuple(prompt_ids(tokenizer, prompt.messages)) for prompt in prompts}
     room = config.evaluation_engine.max_model_len
@@ -146,7 +157,7 @@ def _requests(run: Run, prompts: list[Prompt], shard: Shard) -> _Requests:
                 )
                 for prompt in own
             ]
-    return _Requests(fitting, len(prompts) - len(fitting), by_model)
+    return _Requests(tokenizer, fitting, len(prompts) - len(fitting), by_model)
 
 
 def _generate(
@@ -166,14 +177,16 @@ def _generate(
             dtype=config.model.dtype,
             seed=engine_seed(config.run.seed, done, shard),
             adapters=sorted({r.adapter for r in missing if r.adapter is not None}),
+            template=config.model.template,
             trust_remote_code=config.model.trust_remote_code,
         )
+        asked = {request.id: request for request in missing}
         started = time.monotonic()
         with closing(engine):
             pace = answer_all(
                 engine,
                 missing,
-                partial(_generation, engine.identity),
+                partial(_generation, requests.tokenizer, asked, engine.identity),
                 journals.own,
                 name="evaluate",
                 done=len(group) - len(missing),
@@ -185,13 +198,21 @@ def _generate(
     return round(tokens / seconds, 1) if tokens else None
 
 
-def _generation(engine: str, completion: Completion) -> Generation:
+def _generation(
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Mapping[str, Request],
+    engine: str,
+    completion: Completion,
+) -> Generation:
+    prompt = asked[completion.id].prompt_ids
+    answer = spoken(tokenizer, prompt, completion.token_ids, completion.text)
     arm, decoding, prompt_id = completion.id.split("/", 2)
     return Generation(
         prompt_id=prompt_id,
         arm=arm,
         decoding=int(decoding),
-        text=completion.text,
+        text=answer.text,
+        thought=answer.thought,
         token_ids=completion.token_ids,
         finish_reason=completion.finish_reason,
         engine=engine,
