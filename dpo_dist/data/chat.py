@@ -177,8 +177,20 @@ def _texts(
                 "the chat template renders a prompt differently when an answer follows it; DPO "
                 "would train on a different prompt than the one used for sampling"
             )
-        completions.append(_up_to_the_end(whole.removeprefix(start), turn, answer.strip(), ends))
+        rendered = whole.removeprefix(start)
+        if not any(end in rendered for end in ends):
+            # Some templates (GLM) end a turn with the token that opens the next one.
+            rendered += _opening_of_the_next(tokenizer, prompt, answer)
+        completions.append(_up_to_the_end(rendered, turn, answer.strip(), ends))
     return start, completions
+
+
+def _opening_of_the_next(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: str
+) -> str:
+    following = {"role": "user", "content": "question"}
+    whole = _render(tokenizer, [*_turns(prompt, answer), following])
+    return whole.rpartition(answer.strip())[2] if answer.strip() else ""
 
 
 def _texts_or_none(

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What opens and closes a thought: Qwen, DeepSeek, GLM and others; gpt-oss; Gemma 4; Cohere;
+# What opens and closes a thought: Qwen, DeepSeek, GLM and others; gpt-oss; Muse; Gemma 4; Cohere;
 # Magistral; Seed.
 MARKS = (
     ("<think>", "</think>"),
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+    ("to=self<|message|>", "to=user<|message|>"),
     ("<|channel>thought", "<channel|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("[THINK]", "[/THINK]"),
@@ -49,6 +50,8 @@ def spoken(
         if not inside and not whole.lstrip().startswith((opening, closing)):
             continue
         if closing not in whole:
+            for token in tokenizer.all_special_tokens:
+                whole = whole.removesuffix(token)
             return Spoken("", _thought(whole, opening, closing))
         # The number of tokens up to the closing mark, which may be several.
         end = bisect_left(
@@ -62,4 +65,5 @@ def spoken(
 
 
 def _thought(text: str, opening: str, closing: str) -> str:
-    return text.strip().removeprefix(opening).partition(closing)[0].strip()
+    thought = text.strip().removeprefix(opening).partition(closing)[0]
+    return thought.partition("<|end|>")[0].strip()  # where gpt-oss begins its answer
