@@ -195,8 +195,8 @@ def _comparisons_of(
         else:
             compared.add(texts)
             first, second = f"slot-{a.slot}", f"slot-{b.slot}"
-            shown = (_with_thought(x) if show_thinking else x.text for x in (a, b))
-            comparisons.append(Comparison(prompt, first, second, *shown, number))
+            one, two = (_with_thought(x) if show_thinking else x.text for x in (a, b))
+            comparisons.append(Comparison(prompt, first, second, one, two, number))
     return comparisons
 
 
