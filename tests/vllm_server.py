@@ -23,7 +23,13 @@ VERSION = "0.32.0"
 END = 2
 BODY = {
     *("model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "min_p"),
-    *("repetition_penalty", "presence_penalty", "frequency_penalty", "return_token_ids"),
+    *(
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "return_token_ids",
+        "stop_token_ids",
+    ),
 }
 
 

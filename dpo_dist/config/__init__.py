@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from dpo_dist.config.base import DataSource, Resource, Section, required
+from dpo_dist.config.base import ChatTemplate, DataSource, RecipePath, Resource, Section, required
 from dpo_dist.config.evaluation import (
     OWN_LABELS,
     Arm,
@@ -96,6 +96,15 @@ class Model(Section):
     """Precision of the models for generation, and of frozen weights in training."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
+    chat_template: RecipePath | None = None
+    """A jinja file that replaces the tokenizer's chat template; base models have none."""
+    chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    """Variables of the chat template, such as `enable_thinking: false`."""
+
+    @property
+    def template(self) -> ChatTemplate:
+        """How conversations are rendered."""
+        return ChatTemplate(path=self.chat_template, variables=self.chat_template_kwargs)
 
 
 class Config(Section):

@@ -16,6 +16,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     GetJsonSchemaHandler,
     JsonValue,
     PositiveInt,
@@ -141,6 +142,15 @@ class Resource(Section):
     @property
     def model_path(self) -> str | None:
         return None
+
+
+class ChatTemplate(Section):
+    """Changes to a tokenizer's chat template."""
+
+    path: Path | None = None
+    """A jinja file that replaces the template; null: the tokenizer's own."""
+    variables: dict[str, JsonValue] = Field(default_factory=dict)
+    """Variables of the template."""
 
 
 class DataSource(Section):

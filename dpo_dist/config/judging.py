@@ -319,5 +319,7 @@ class JudgeSection(Section):
     balance: Literal["temperature"] | None = None
     """temperature: drop pairs, among answers of similar length, until as many pairs prefer the
     first slot as the second."""
+    show_thinking: bool = False
+    """Show the judge the thoughts of a thinking model, too; they are trained either way."""
     inconsistent: Literal["drop", "keep"] = "drop"
     """keep: pairs whose two orders disagree become labels for the loss `robust`."""

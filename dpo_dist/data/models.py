@@ -15,9 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from dpo_dist.errors import ModelError
-from dpo_dist.storage.artifacts import directory_digest, read_json, write_json
+from dpo_dist.storage.artifacts import directory_digest, file_digest, read_json, write_json
 from dpo_dist.system.console import say
 
+SETTINGS = (
+    *("adapter_config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json"),
+    *("tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "vocab.json"),
+)
 KEPT_BYTES = 64 * 2**20  # digests of smaller files are not cached on disk
 ANNOUNCED_BYTES = 2 * 10**9  # reading more than this takes seconds and is announced
 # A file that changed more recently may change again without a new time stamp, since the clock of
@@ -39,6 +43,16 @@ def weights_digest(folder: Path) -> str:
     if unread >= ANNOUNCED_BYTES:
         say(f"{folder}: reading {unread / 1e9:.0f} GB of weights for their digest")
     return directory_digest(folder, "*.safetensors", _digest)
+
+
+def settings_digest(folder: Path) -> str:
+    """A digest of the files that decide, besides the weights, what a model or an adapter samples:
+    tokenizer, chat template, end tokens, and the adapter's settings."""
+    digest = hashlib.sha256()
+    for name in SETTINGS:
+        if (folder / name).is_file():
+            digest.update(f"{name}\0{file_digest(folder / name)}\n".encode())
+    return digest.hexdigest()
 
 
 def _digest(path: Path) -> str:

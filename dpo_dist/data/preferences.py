@@ -6,8 +6,10 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 
+import numpy as np
 from pydantic import JsonValue
 
 from dpo_dist.config import (
@@ -30,10 +32,11 @@ from dpo_dist.data.rows import (
     write_parquet,
 )
 from dpo_dist.errors import DataError
-from dpo_dist.storage.records import Message, PreferencePair, Prompt, Witness
+from dpo_dist.storage.records import Message, PreferencePair, Prompt, Sampled
 
 JUDGED_FILE = Path("preferences") / "pairs.parquet"
-_WITNESSES = ("chosen_witness", "rejected_witness")
+TOKEN_ID = np.dtype("<i4")  # of the ids in `Sampled`
+_TOKENS = ("prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -106,19 +109,24 @@ def preferences_identity(config: Preferences, judge_dir: Path) -> list[dict[str,
 
 
 def write_pairs(path: Path, pairs: Iterable[PreferencePair]) -> None:
-    """Write pairs as parquet in TRL's conversational preference format."""
+    """Write pairs as parquet in TRL's conversational preference format. The column `sampled`, which
+    TRL ignores, has the token ids (lists of int32) and the engine's log-probs."""
     rows = (
         {
             "prompt_id": pair.prompt_id,
             "prompt": [message.model_dump() for message in pair.prompt],
             "chosen": [{"role": "assistant", "content": pair.chosen}],
             "rejected": [{"role": "assistant", "content": pair.rejected}],
-            # Columns with one type, even if the first rows have no witness.
-            **{key: w.model_dump_json() if (w := getattr(pair, key)) else "" for key in _WITNESSES},
+            "sampled": _sampled_row(pair.sampled),
         }
         for pair in pairs
     )
     write_parquet(path, rows)
+
+
+def packed(ids: Sequence[int]) -> bytes:
+    """Token ids as they are in `Sampled`."""
+    return np.array(ids, TOKEN_ID).tobytes()
 
 
 def _read_pairs(
@@ -126,7 +134,7 @@ def _read_pairs(
 ) -> list[PreferencePair]:
     pairs: list[PreferencePair] = []
     for row in read_rows(source):
-        pair = _witnessed(_pair(row), row) if judged else _pair(row)
+        pair = _sampled(_pair(row), row) if judged else _pair(row)
         if reason := _drop_reason(pair):
             dropped[reason] += 1
         else:
@@ -187,11 +195,22 @@ def _pair(row: Row) -> PreferencePair:
     )
 
 
-def _witnessed(pair: PreferencePair, row: Row) -> PreferencePair:
-    """The pair with the witnesses that `write_pairs` has written."""
-    texts = {key: row.values.get(key) for key in _WITNESSES}
-    found = {key: Witness.model_validate_json(text) for key, text in texts.items() if text}
-    return pair.model_copy(update=found)
+def _sampled_row(sampled: Sampled | None) -> dict[str, object]:
+    """The column `sampled`. Its parts have one type, even if the first rows are empty."""
+    empty = Sampled(
+        prompt=b"", chosen=b"", rejected=b"", chosen_log_prob=nan, rejected_log_prob=nan
+    )
+    values = (sampled or empty).model_dump()
+    return values | {key: np.frombuffer(values[key], TOKEN_ID) for key in _TOKENS}
+
+
+def _sampled(pair: PreferencePair, row: Row) -> PreferencePair:
+    """The pair with what `write_pairs` has written in the column `sampled`."""
+    values = row.values["sampled"]
+    if not values["chosen"]:
+        return pair
+    ids = {key: packed(values[key]) for key in _TOKENS}
+    return pair.model_copy(update={"sampled": Sampled(**(values | ids))})
 
 
 def _answer(row: Row, key: str, prompt: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:

@@ -7,11 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpo_dist.config import HfEngine, Sampling
-from dpo_dist.data.chat import end_token_ids, left_padded, load_tokenizer, until_end
+from dpo_dist.data.chat import left_padded, until_end
 from dpo_dist.generation.engine import Completion, Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class HfInProcess:
@@ -21,6 +24,8 @@ class HfInProcess:
         self,
         config: HfEngine,
         model: str,
+        tokenizer: PreTrainedTokenizerBase,
+        ends: Sequence[int],
         dtype: str,
         seed: int,
         adapters: Sequence[Path],
@@ -30,7 +35,7 @@ class HfInProcess:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         torch.manual_seed(seed)
-        self._tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        self._tokenizer, self._ends = tokenizer, list(ends)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             model,
@@ -80,7 +85,7 @@ class HfInProcess:
                 attention_mask=torch.tensor(mask, device=self._model.device),
                 max_new_tokens=first.max_tokens,
                 pad_token_id=pad,
-                eos_token_id=sorted(end_token_ids(self._tokenizer)),
+                eos_token_id=self._ends,
                 logits_processor=[witness] if witness else None,
                 **_sampling_options(first.sampling),
             )[:, width:]
@@ -100,7 +105,7 @@ class HfInProcess:
     def _completion(
         self, request: Request, answer: list[int], log_probs: list[float] | None
     ) -> Completion:
-        tokens, cut_off = until_end(answer, end_token_ids(self._tokenizer))
+        tokens, cut_off = until_end(answer, self._ends)
         text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
         log_prob = None if log_probs is None else sum(log_probs[: len(tokens)])
         return Completion(request.id, text, tokens, "length" if cut_off else "stop", log_prob)

@@ -105,13 +105,15 @@ class CompletionReply(BaseModel):
 class Replica:
     """A server at `url` (without a path). `failed_checks` counts consecutive failures, 0 for a
     healthy server; `reason` is the last one. `fingerprint` identifies its version and
-    configuration. `names` maps adapters (None: the model) to their names on the server."""
+    configuration. `names` maps adapters (None: the model) to their names on the server. Answers end
+    at one of the tokens `ends`."""
 
     url: str
     failed_checks: int = 0
     reason: str = ""
     fingerprint: str = ""
     names: dict[Path | None, str] = field(default_factory=dict)
+    ends: tuple[int, ...] = ()
 
     async def identify(self, client: AsyncClient, spec: ServerSpec) -> None:
         """Check the server and set `names` and `fingerprint`. Raises `ModelError` if it does not
@@ -177,7 +179,7 @@ class Replica:
         return self._completion(request, await self._complete(client, request))
 
     async def _complete(self, client: AsyncClient, request: Request) -> CompletionReply:
-        body = completion_body(self.names[request.adapter], request)
+        body = completion_body(self.names[request.adapter], request, self.ends)
         response = await client.post(f"{self.url}/v1/completions", json=body)
         status = response.status_code
         if status == 404:
@@ -225,7 +227,7 @@ class Replica:
         return Completion(request.id, choice.text, tokens, "length" if cut_off else "stop")
 
 
-def completion_body(name: str, request: Request) -> dict[str, JsonValue]:
+def completion_body(name: str, request: Request, ends: Sequence[int]) -> dict[str, JsonValue]:
     """The body for /v1/completions (vLLM's `CompletionRequest`); `name` is the served model's."""
     sampling = request.sampling
     return {
@@ -240,6 +242,7 @@ def completion_body(name: str, request: Request) -> dict[str, JsonValue]:
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
+        "stop_token_ids": list(ends),
         "return_token_ids": True,
         **({} if request.seed is None else {"seed": request.seed}),
     }

@@ -28,6 +28,7 @@ class VllmInProcess:
         self,
         config: VllmEngine,
         model: str,
+        ends: Sequence[int],
         dtype: str,
         seed: int,
         adapters: Sequence[Path],
@@ -62,6 +63,7 @@ class VllmInProcess:
                 "max_lora_rank": lora_rank(adapters),
             }
         self.max_model_len = config.max_model_len
+        self._ends = list(ends)
         self._window = 2 * config.max_num_seqs
         self._lora_ids = {adapter: number for number, adapter in enumerate(adapters, start=1)}
         self._llm = LLM(
@@ -106,7 +108,7 @@ class VllmInProcess:
         self._llm.llm_engine.add_request(
             request.id,
             {"prompt_token_ids": list(request.prompt_ids)},
-            _sampling_params(request),
+            _sampling_params(request, self._ends),
             lora_request=lora,
         )
 
@@ -126,7 +128,7 @@ def _prepare_cpu(config: VllmEngine) -> None:
     cpu_lora.register()
 
 
-def _sampling_params(request: Request) -> Any:
+def _sampling_params(request: Request, ends: Sequence[int]) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -137,6 +139,7 @@ def _sampling_params(request: Request) -> Any:
         top_k=sampling.top_k or 0,
         min_p=sampling.min_p,
         max_tokens=request.max_tokens,
+        stop_token_ids=list(ends),
         seed=request.seed,  # slower: vLLM then samples row by row
         logprobs=0 if request.log_prob else None,  # of the sampled token only
         # The default would copy all tokens so far in every step.

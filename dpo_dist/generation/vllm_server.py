@@ -32,6 +32,7 @@ class VllmServers:
         config: VllmServerConfig,
         model: str,
         *,
+        ends: Sequence[int] = (),
         adapters: Sequence[Path] = (),
         backoff_base: float = 0.5,
         patience: float = ANSWER_SECONDS,
@@ -42,7 +43,7 @@ class VllmServers:
         self._key = _read_key(config.api_key_variable)
         rank = lora_rank(adapters) if adapters else 0
         self._spec = ServerSpec(model, tuple(adapters), config.max_model_len, rank)
-        self._replicas = [Replica(url) for url in config.urls]
+        self._replicas = [Replica(url, ends=tuple(ends)) for url in config.urls]
         asyncio.run(self._identify_all())
         self._fingerprints = frozenset(r.fingerprint for r in self._replicas if not r.failed_checks)
         self.max_model_len = config.max_model_len

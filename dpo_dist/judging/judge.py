@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import JsonValue
 
-from dpo_dist.storage.records import Ballot, BallotOutcome, ComparisonId, Prompt, Witness
+from dpo_dist.storage.records import Ballot, BallotOutcome, ComparisonId, Prompt
 
 BALLOTS = "ballots.jsonl"  # the journal in a phase's folder
 GROUP = 500  # ballots that are written to disk together
@@ -32,7 +32,7 @@ class Comparison:
 
     `first` and `second` name the answers (slots, arms); no judge sees these names. `number`
     distinguishes the comparisons of one prompt in `drawn`. `repeat` counts earlier, identical
-    questions. The witnesses are for training; no judge sees them, either.
+    questions.
     """
 
     prompt: Prompt
@@ -42,8 +42,6 @@ class Comparison:
     second_text: str
     number: int = 0
     repeat: int = 0
-    first_witness: Witness | None = None
-    second_witness: Witness | None = None
 
     @property
     def id(self) -> ComparisonId:
@@ -58,8 +56,6 @@ class Comparison:
             second=self.first,
             first_text=self.second_text,
             second_text=self.first_text,
-            first_witness=self.second_witness,
-            second_witness=self.first_witness,
         )
 
     def drawn(self, seed: int, *what: str) -> bytes:

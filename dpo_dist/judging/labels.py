@@ -38,15 +38,13 @@ class Label:
         return self.ordered.first_text, self.ordered.second_text
 
     def pair(self) -> PreferencePair:
-        """The training example."""
+        """The texts as a preference pair."""
         ordered = self.ordered
         return PreferencePair(
             prompt_id=ordered.prompt.id,
             prompt=ordered.prompt.messages,
             chosen=ordered.first_text,
             rejected=ordered.second_text,
-            chosen_witness=ordered.first_witness,
-            rejected_witness=ordered.second_witness,
         )
 
 

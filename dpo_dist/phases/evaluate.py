@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from dpo_dist.config import EngineConfig, Evaluate, MetricJudgeConfig, required
+from dpo_dist.config import ChatTemplate, EngineConfig, Evaluate, MetricJudgeConfig, required
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import check_disjoint, read_prompts
 from dpo_dist.data.rows import read_rows, source_identity
+from dpo_dist.data.templates import TRIED, try_prompts
+from dpo_dist.data.thoughts import spoken
 from dpo_dist.errors import GATE, DataError
 from dpo_dist.evaluation.benchmarks import check_tasks
 from dpo_dist.evaluation.comparison import summarise
@@ -39,6 +41,9 @@ from dpo_dist.storage.records import Generation, Prompt
 from dpo_dist.storage.shards import Journals
 from dpo_dist.system.console import counted, say
 from dpo_dist.system.ranks import Shard
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class EvaluatePhase:
@@ -106,13 +111,22 @@ def gate(run: Run) -> int:
 
 
 @dataclass(frozen=True)
+class _Model:
+    """A model, how it renders conversations, and what it is asked."""
+
+    template: ChatTemplate
+    tokenizer: PreTrainedTokenizerBase
+    requests: list[Request] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class _Requests:
     """The prompts that fit the engine, the number of prompts that are too long, and the shard's
     requests by model."""
 
     prompts: list[Prompt]
     too_long: int
-    by_model: dict[str, list[Request]]
+    by_model: dict[str, _Model]
 
 
 def _checked_metrics(evaluate: Evaluate, prompts: list[Prompt]) -> list[Metric]:
@@ -131,7 +145,8 @@ def _requests(run: Run, prompts: list[Prompt], shard: Shard) -> _Requests:
     in what they are shown share an engine. A prompt that is too long for one arm is left out for
     all. Raises `DataError` if no prompt fits the engine."""
     config, evaluate, arms = run.config, required(run.config.evaluate), arms_of(run)
-    ids = _prompt_ids(run, arms, prompts)
+    models = _models(run, arms)
+    ids = _prompt_ids(evaluate, arms, models, prompts)
     limit = max(decoding.max_tokens or evaluate.max_new_tokens for decoding in evaluate.decodings)
     room = config.evaluation_engine.max_model_len
     fits = {arm: {p.id for p in prompts if len(ids[arm][p.id]) + limit <= room} for arm in arms}
@@ -143,10 +158,9 @@ def _requests(run: Run, prompts: list[Prompt], shard: Shard) -> _Requests:
             f"in every arm; {counted(len(fits[least]), 'prompt')} fit in the arm {least}"
         )
     own = [prompt for number, prompt in enumerate(fitting) if shard.holds(number)]
-    by_model: dict[str, list[Request]] = defaultdict(list)
     for name, arm in arms.items():
         for number, decoding in enumerate(evaluate.decodings):
-            by_model[arm.weights.model] += [
+            models[arm.weights.model].requests.extend(
                 Request(
                     id=f"{name}/{number}/{prompt.id}",
                     prompt_ids=ids[name][prompt.id],
@@ -155,30 +169,45 @@ def _requests(run: Run, prompts: list[Prompt], shard: Shard) -> _Requests:
                     adapter=arm.weights.adapter,
                 )
                 for prompt in own
-            ]
-    return _Requests(fitting, len(prompts) - len(fitting), by_model)
+            )
+    return _Requests(fitting, len(prompts) - len(fitting), models)
+
+
+def _models(run: Run, arms: Mapping[str, ArmInUse]) -> dict[str, _Model]:
+    """The models of all arms. The run's own share the tokenizer of the last one; another model
+    renders conversations in its own way."""
+    config = run.config.model
+    shared = [arm.weights.model for arm in arms.values() if not arm.is_other_model]
+    models: dict[str, _Model] = {}
+    for arm in arms.values():
+        name = arm.weights.model
+        template = ChatTemplate() if arm.is_other_model else config.template
+        source = name if arm.is_other_model else shared[-1]
+        if name not in models:
+            tokenizer = load_tokenizer(source, template, trust_remote_code=config.trust_remote_code)
+            models[name] = _Model(template, tokenizer)
+    return models
 
 
 def _prompt_ids(
-    run: Run, arms: Mapping[str, ArmInUse], prompts: Sequence[Prompt]
+    evaluate: Evaluate,
+    arms: Mapping[str, ArmInUse],
+    models: Mapping[str, _Model],
+    prompts: Sequence[Prompt],
 ) -> dict[str, dict[str, tuple[int, ...]]]:
-    """The token ids of all prompts, by arm and prompt. The run's own models and adapters share a
-    tokenizer; another model has its own. Raises `DataError` for a held-out prompt that is also an
-    example."""
-    shared = [arm.weights.model for arm in arms.values() if not arm.is_other_model]
+    """The token ids of all prompts, by arm and prompt. Raises `DataError` for a prompt that the
+    chat template cannot render, and for one that is also an example."""
     ids: dict[str, dict[str, tuple[int, ...]]] = {}
     known: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {}
     for name, arm in arms.items():
         examples = [Prompt(id=e.id, messages=e.prompt) for e in arm.prompting.examples]
         check_disjoint(examples, prompts, what=f"an example of the arm {name}:")
-        model = arm.weights.model if arm.is_other_model else shared[-1]
-        key = model, json.dumps(arm.prompting.shown)
+        key = arm.weights.model, json.dumps(arm.prompting.shown)
         if key not in known:
-            trusted = run.config.model.trust_remote_code
-            tokenizer = load_tokenizer(model, trust_remote_code=trusted)
-            known[key] = {
-                p.id: tuple(prompt_ids(tokenizer, arm.prompting.messages(p))) for p in prompts
-            }
+            tokenizer = models[arm.weights.model].tokenizer
+            shown = [p.model_copy(update={"messages": arm.prompting.messages(p)}) for p in prompts]
+            try_prompts(tokenizer, evaluate.prompts, shown[:TRIED])
+            known[key] = {p.id: tuple(prompt_ids(tokenizer, p.messages)) for p in shown}
         ids[name] = known[key]
     return ids
 
@@ -190,28 +219,30 @@ def _generate(
     per second; None if no answer was missing."""
     config = run.config
     seconds, tokens, done = 0.0, 0, len(journals)
-    for model, group in requests.by_model.items():
-        missing = [request for request in group if request.id not in journals]
+    for name, model in requests.by_model.items():
+        missing = [request for request in model.requests if request.id not in journals]
         if not missing:
             continue
         engine = build_engine(
             config.evaluation_engine,
-            model,
+            name,
             dtype=config.model.dtype,
             seed=engine_seed(config.run.seed, done, shard),
             adapters=sorted({r.adapter for r in missing if r.adapter is not None}),
+            template=model.template,
             trust_remote_code=config.model.trust_remote_code,
         )
+        asked = {request.id: request for request in missing}
         started = time.monotonic()
         with closing(engine):
             pace = answer_all(
                 engine,
                 missing,
-                partial(_generation, engine.identity),
+                partial(_generation, model.tokenizer, asked, engine.identity),
                 journals.own,
                 name="evaluate",
-                done=len(group) - len(missing),
-                total=len(group),
+                done=len(model.requests) - len(missing),
+                total=len(model.requests),
             )
         tokens += pace.tokens
         seconds += time.monotonic() - started
@@ -219,13 +250,21 @@ def _generate(
     return round(tokens / seconds, 1) if tokens else None
 
 
-def _generation(engine: str, completion: Completion) -> Generation:
+def _generation(
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Mapping[str, Request],
+    engine: str,
+    completion: Completion,
+) -> Generation:
+    prompt = asked[completion.id].prompt_ids
+    answer = spoken(tokenizer, prompt, completion.token_ids, completion.text)
     arm, decoding, prompt_id = completion.id.split("/", 2)
     return Generation(
         prompt_id=prompt_id,
         arm=arm,
         decoding=int(decoding),
-        text=completion.text,
+        text=answer.text,
+        thought=answer.thought,
         token_ids=completion.token_ids,
         finish_reason=completion.finish_reason,
         engine=engine,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from math import comb
+from math import comb, nan
 
 from pydantic import JsonValue
 
 from dpo_dist.config import BALANCE_OF_TWO, DataSource, required
-from dpo_dist.data.hygiene import drop_reason
+from dpo_dist.data.hygiene import drop_reason, encodable
 from dpo_dist.data.leakage import overlaps
-from dpo_dist.data.preferences import JUDGED_FILE, write_pairs
+from dpo_dist.data.preferences import JUDGED_FILE, packed, write_pairs
 from dpo_dist.data.prompts import check_disjoint, content_digest
 from dpo_dist.data.rows import source_identity
 from dpo_dist.errors import ConfigError, DataError
@@ -27,7 +26,7 @@ from dpo_dist.runs.run import Run
 from dpo_dist.runs.weights import resource_digests
 from dpo_dist.storage.artifacts import PhaseDirectory, file_digest, read_records, write_records
 from dpo_dist.storage.manifest import Counts
-from dpo_dist.storage.records import Candidate, Prompt, Witness
+from dpo_dist.storage.records import Candidate, PreferencePair, Prompt, Sampled
 from dpo_dist.system.console import counted, say, warn
 
 TIE_WARNING = 0.5
@@ -95,7 +94,7 @@ def label(session: JudgeSession) -> JudgeResult:
             seed=seed,
         )
         canaries = examine(session, [*drawn, *own], settings, approve=approve)
-    write_pairs(out.path / JUDGED_FILE, (label.pair() for label in labels))
+    write_pairs(out.path / JUDGED_FILE, _pairs(run, labels))
     refusals = Counter(b.category for b in judged.ballots if b.outcome == "refusal")
     return JudgeResult(
         counts=Counts(
@@ -151,13 +150,10 @@ def _comparisons(run: Run, dropped: Counter[str]) -> list[Comparison]:
     check_disjoint(list(prompts.values()), held_out)
     found = overlaps([p.messages for p in prompts.values()], [p.messages for p in held_out])
     leaked = {name for name, overlap in zip(prompts, found, strict=True) if overlap}
-    # Read one by one, since token ids take many times the memory of the texts.
-    candidates = read_records(sample / "candidates.jsonl", Candidate)
     section = required(run.config.judge)
     comparisons: list[Comparison] = []
     asked: set[str] = set()
-    for prompt_id, group in groupby(candidates, key=lambda candidate: candidate.prompt_id):
-        answers = list(group)
+    for prompt_id, answers in _candidates(run):
         assert [answer.slot for answer in answers] == list(range(len(answers)))
         # The run file's slots were checked before; these are the slots on disk.
         if len(answers) > 2 and section.balance is not None:
@@ -168,14 +164,18 @@ def _comparisons(run: Run, dropped: Counter[str]) -> list[Comparison]:
             dropped["duplicate_prompt"] += pairs
         elif prompt_id in leaked:
             dropped["evaluation_overlap"] += pairs
-        elif new := _comparisons_of(prompt, answers, dropped):
+        elif new := _comparisons_of(prompt, answers, dropped, show_thinking=section.show_thinking):
             asked.add(digest)
             comparisons += new
     return comparisons
 
 
 def _comparisons_of(
-    prompt: Prompt, answers: Sequence[Candidate], dropped: Counter[str]
+    prompt: Prompt,
+    answers: Sequence[Candidate],
+    dropped: Counter[str],
+    *,
+    show_thinking: bool = False,
 ) -> list[Comparison]:
     """The pairs of one prompt's candidates to compare."""
     comparisons: list[Comparison] = []
@@ -188,21 +188,71 @@ def _comparisons_of(
             dropped["candidate_cut_off"] += 1
         elif reason := drop_reason(a.text, b.text):
             dropped[reason] += 1
+        elif show_thinking and not encodable(a.thought + b.thought):
+            dropped["unencodable"] += 1
         elif texts in compared:
             dropped["same_comparison"] += 1
         else:
             compared.add(texts)
             first, second = f"slot-{a.slot}", f"slot-{b.slot}"
-            comparison = Comparison(prompt, first, second, a.text, b.text, number)
-            comparisons.append(
-                replace(comparison, first_witness=_witness(a), second_witness=_witness(b))
-            )
+            one, two = (_with_thought(x) if show_thinking else x.text for x in (a, b))
+            comparisons.append(Comparison(prompt, first, second, one, two, number))
     return comparisons
 
 
-def _witness(candidate: Candidate) -> Witness | None:
-    """The engine's log-prob, unless the slot added to the prompt, which training does not."""
-    plain = candidate.settings.get("system") is None and not candidate.settings.get("few_shot")
-    if candidate.log_prob is None or not plain:
+def _with_thought(answer: Candidate) -> str:
+    if not answer.thought:
+        return answer.text
+    return f"<think>\n{answer.thought}\n</think>\n\n{answer.text}"
+
+
+def _candidates(run: Run) -> Iterator[tuple[str, list[Candidate]]]:
+    """(prompt id, its candidates), prompt by prompt, since token ids take many times the memory of
+    the texts."""
+    candidates = read_records(run.directory("sample") / "candidates.jsonl", Candidate)
+    for prompt_id, group in groupby(candidates, key=lambda candidate: candidate.prompt_id):
+        yield prompt_id, list(group)
+
+
+def _pairs(run: Run, labels: Sequence[Label]) -> Iterator[PreferencePair]:
+    """The labels' pairs with the tokens that were sampled, in the order of the candidates."""
+    by_prompt: dict[str, list[Label]] = defaultdict(list)
+    for label in labels:
+        by_prompt[label.comparison.prompt.id].append(label)
+    for prompt_id, answers in _candidates(run):
+        by_name = {f"slot-{answer.slot}": answer for answer in answers}
+        prompt = next((answer.prompt_ids for answer in answers if _plain(answer)), ())
+        for label in by_prompt.get(prompt_id, ()):
+            chosen, rejected = (by_name[n] for n in (label.ordered.first, label.ordered.second))
+            yield label.pair().model_copy(
+                update={
+                    "chosen": chosen.text,
+                    "rejected": rejected.text,
+                    "sampled": _sampled(prompt, chosen, rejected),
+                }
+            )
+
+
+def _sampled(prompt: Sequence[int], chosen: Candidate, rejected: Candidate) -> Sampled | None:
+    """The tokens of a pair; None if they are unknown, as those of planted answers."""
+    if not chosen.token_ids or not rejected.token_ids:
         return None
-    return Witness.of(candidate.token_ids, candidate.log_prob)
+    return Sampled(
+        prompt=packed(prompt),
+        chosen=packed(chosen.token_ids),
+        rejected=packed(rejected.token_ids),
+        chosen_log_prob=_log_prob(chosen),
+        rejected_log_prob=_log_prob(rejected),
+    )
+
+
+def _plain(candidate: Candidate) -> bool:
+    """Whether the slot sampled from the prompt itself, as training does."""
+    return candidate.settings.get("system") is None and not candidate.settings.get("few_shot")
+
+
+def _log_prob(candidate: Candidate) -> float:
+    """The engine's log-prob given the prompt itself, or NaN."""
+    if candidate.log_prob is None or not _plain(candidate):
+        return nan
+    return candidate.log_prob

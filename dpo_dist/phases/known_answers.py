@@ -83,5 +83,7 @@ def _settings(config: Mapping[str, JsonValue]) -> list[JsonValue]:
         part("evaluate", "decodings"),
         part("evaluate", "max_new_tokens"),
         part("model", "dtype"),
+        part("model", "chat_template"),
+        part("model", "chat_template_kwargs"),
         part("run", "seed"),
     ]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from dpo_dist.config import Optimization
+from dpo_dist.config import Model, Optimization
 from dpo_dist.data.models import check_unquantized
 from dpo_dist.errors import (
     INTERRUPTED,
@@ -34,7 +34,7 @@ from dpo_dist.runs.manifests import EvaluateManifest, SampleManifest, read_manif
 from dpo_dist.runs.resources import check_saved_modules
 from dpo_dist.runs.run import Run, Step
 from dpo_dist.storage import locks
-from dpo_dist.storage.artifacts import PhaseDirectory, changes, phase_directory
+from dpo_dist.storage.artifacts import PhaseDirectory, changes, file_digest, phase_directory
 from dpo_dist.storage.manifest import Manifest, Origin, write_manifest
 from dpo_dist.storage.shards import journal_name
 from dpo_dist.system.console import INNER, counted, say, start_log, warn
@@ -110,10 +110,21 @@ def changes_of(name: str, run: Run) -> list[str]:
 def _fingerprint(phase: Phase, run: Run) -> dict[str, JsonValue]:
     return {
         "config": run.config.fixed_sections(phase.sections),
-        "model": run.config.model.model_dump(mode="json"),
+        "model": _models(run.config.model),
         "seed": run.config.run.seed,
         "inputs": phase.inputs(run),
     }
+
+
+def _models(section: Model) -> dict[str, JsonValue]:
+    """The section `model`, with the content of the chat template instead of its path."""
+    values: dict[str, JsonValue] = section.model_dump(mode="json")
+    path = section.chat_template
+    if path is not None:
+        if not path.is_file():
+            raise ConfigError(f"model.chat_template: {path}: no such file")
+        values["chat_template"] = file_digest(path)
+    return values
 
 
 def _is_done(phase: Phase, run: Run, fingerprint: dict[str, JsonValue], *, force: bool) -> bool:

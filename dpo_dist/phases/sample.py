@@ -18,16 +18,19 @@ from dpo_dist.config import EngineConfig, Sample, Slot, required
 from dpo_dist.data.chat import load_tokenizer, prompt_ids
 from dpo_dist.data.prompts import disjoint
 from dpo_dist.data.rows import source_identity
+from dpo_dist.data.templates import slot_messages
+from dpo_dist.data.thoughts import spoken
 from dpo_dist.errors import DataError
 from dpo_dist.generation.build import build_engine
 from dpo_dist.generation.engine import Completion, Request
 from dpo_dist.generation.sampling import answer_all, engine_seed
+from dpo_dist.phases.trial import try_prompts_of
 from dpo_dist.runs.manifests import SampleResult, Speed
 from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import PhaseDirectory, read_records, write_records
 from dpo_dist.storage.figures import read_figures, write_figures
 from dpo_dist.storage.manifest import Counts
-from dpo_dist.storage.records import Candidate, Message, Prompt
+from dpo_dist.storage.records import Candidate, Prompt
 from dpo_dist.storage.shards import Journals
 from dpo_dist.system.ranks import Shard
 
@@ -81,19 +84,10 @@ def request_id(prompt_id: str, slot: int) -> str:
     return f"{slot}/{prompt_id}"
 
 
-def slot_messages(prompt: Prompt, slot: Slot) -> tuple[Message, ...]:
-    """The conversation with a slot's system message and examples."""
-    messages = list(prompt.messages)
-    if slot.system is not None:
-        messages = [m for m in messages if m.role != "system"]
-        messages.insert(0, Message(role="system", content=slot.system))
-    start = 1 if messages[0].role == "system" else 0
-    return (*messages[:start], *slot.few_shot, *messages[start:])
-
-
 def _tokenized(run: Run, out: PhaseDirectory) -> list[_TokenizedPrompt]:
     """The shard's prompts that fit the engine together with their answers."""
     tokenizer, sample = _tokenizer(run), required(run.config.sample)
+    try_prompts_of(run, tokenizer)
     prompts = read_records(out.path / "prompts.jsonl", Prompt)
     own = (p for number, p in enumerate(prompts) if out.shard.holds(number))
     return [fitting for p in own if (fitting := _fitting(p, tokenizer, sample))]
@@ -128,16 +122,22 @@ def _generate(
         seed=engine_seed(run.sampling_seed, len(journals), out.shard),
         adapters=[weights.adapter] if weights.adapter else [],
         seeded=sample.slots[0].seed is not None,
+        template=config.model.template,
         trust_remote_code=config.model.trust_remote_code,
     )
     ready = time.monotonic()
+    tokenizer, prompts = _tokenizer(run), {prompt.id: prompt.ids for prompt in queue}
 
     def record(completion: Completion) -> Candidate:
         number, prompt_id = completion.id.split("/", 1)
+        prompt = prompts[prompt_id][int(number)]
+        answer = spoken(tokenizer, prompt, completion.token_ids, completion.text)
         return Candidate(
             prompt_id=prompt_id,
             slot=int(number),
-            text=completion.text,
+            text=answer.text,
+            thought=answer.thought,
+            prompt_ids=tuple(prompt),
             token_ids=completion.token_ids,
             finish_reason=completion.finish_reason,
             log_prob=completion.log_prob,
@@ -257,4 +257,5 @@ def _max_tokens(sample: Sample, slot: Slot) -> int:
 
 def _tokenizer(run: Run) -> PreTrainedTokenizerBase:
     model = run.start_weights().model
-    return load_tokenizer(model, trust_remote_code=run.config.model.trust_remote_code)
+    config = run.config.model
+    return load_tokenizer(model, config.template, trust_remote_code=config.trust_remote_code)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from statistics import fmean
 
 from pydantic import JsonValue
 
 from dpo_dist.config import required
-from dpo_dist.data.chat import completion_ids, load_tokenizer
+from dpo_dist.data.chat import Unrendered, completion_ids, load_tokenizer
 from dpo_dist.data.prompts import read_demonstrations
 from dpo_dist.data.rows import source_identity, write_parquet
+from dpo_dist.data.templates import try_demonstrations
 from dpo_dist.errors import DataError
 from dpo_dist.estimates.throughput import Pair, flops_per_token
+from dpo_dist.phases.trial import try_prompts_of
 from dpo_dist.runs.resources import gpu_flops, model_shape, planned_bytes
 from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import PhaseDirectory
@@ -39,19 +42,32 @@ class SftPhase:
         """Tokenize the demonstrations, and train with all ranks."""
         config, section = run.config, required(run.config.sft)
         base = run.weights("base").model
-        tokenizer = load_tokenizer(base, trust_remote_code=config.model.trust_remote_code)
+        tokenizer = load_tokenizer(
+            base, config.model.template, trust_remote_code=config.model.trust_remote_code
+        )
         demonstrations = read_demonstrations(section.data)
+        try_demonstrations(tokenizer, section.data, demonstrations)
+        try_prompts_of(run, tokenizer)
         rows = []
+        dropped = Counter(too_long=0)
         for demonstration in demonstrations:
             answer = demonstration.completion[0].content
-            prompt, completion = completion_ids(tokenizer, demonstration.prompt, answer)
-            if len(prompt) + len(completion) <= section.max_length:
+            try:
+                prompt, completion = completion_ids(tokenizer, demonstration.prompt, answer)
+            except Unrendered:
+                dropped["not_rendered"] += 1
+                continue
+            if len(prompt) + len(completion) > section.max_length:
+                dropped["too_long"] += 1
+            else:
                 mask = [0] * len(prompt) + [1] * len(completion)
                 rows.append({"input_ids": prompt + completion, "completion_mask": mask})
         if not rows:
-            raise DataError(f"every sft row is longer than sft.max_length {section.max_length}")
-        if too_long := len(demonstrations) - len(rows):
+            raise DataError(f"no sft row is left to train on (dropped: {dict(dropped)})")
+        if too_long := dropped["too_long"]:
             warn(f"{counted(too_long, 'row')} left out: longer than sft.max_length")
+        if changed := dropped["not_rendered"]:
+            warn(f"{counted(changed, 'row')} left out: the chat template changes their answers")
         shape = model_shape(base, config.model.trust_remote_code)
         mean = Pair(
             prompt=fmean(row["completion_mask"].count(0) for row in rows),
@@ -65,6 +81,7 @@ class SftPhase:
             model=base,
             dtype=config.model.dtype,
             trust_remote_code=config.model.trust_remote_code,
+            template=config.model.template,
             rows=write_parquet(out.path / "tokens" / "train.parquet", rows),
             planned_peak_bytes=planned_bytes(
                 shape, section, [len(row["input_ids"]) for row in rows]
@@ -78,7 +95,5 @@ class SftPhase:
             run_file=config.dump(),
         )
         launch(job)
-        counts = Counts(
-            received=len(demonstrations), kept=len(rows), dropped={"too_long": too_long}
-        )
+        counts = Counts(received=len(demonstrations), kept=len(rows), dropped=dict(dropped))
         return PhaseResult(counts=counts)

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import numpy as np
 
-from dpo_dist.data.chat import answers_ids
+from dpo_dist.data.chat import answers_ids, prompt_ids
+from dpo_dist.data.preferences import TOKEN_ID
 from dpo_dist.data.rows import write_parquet
 from dpo_dist.estimates.throughput import Pair
-from dpo_dist.storage.records import PreferencePair, Witness
+from dpo_dist.storage.records import PreferencePair
 from dpo_dist.training.reference import row_key
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ Ids: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int32]]"
 
 class TokenRow(TypedDict):
     """A preference pair as token ids; `tokens` counts the prompt and both completions. A witness is
-    the sampling engine's log-prob of exactly this completion (nats), NaN if there is none."""
+    the sampling engine's log-prob of this completion (nats), NaN if there is none."""
 
     id: str
     row: str
@@ -49,13 +50,14 @@ class TokenRow(TypedDict):
 class TokenRows:
     """A parquet file of token ids (`TrainingJob.rows`); without rows it has no columns. `lengths`
     are the `tokens` of all rows, `prompts` and `chosen` sums of theirs; `largest` is the largest
-    token id."""
+    token id; `as_sampled` counts the rows whose completions are the sampled tokens."""
 
     path: Path
     lengths: array[int] = field(default_factory=lambda: array("i"))
     prompts: int = 0
     chosen: int = 0
     largest: int = -1
+    as_sampled: int = 0
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -78,10 +80,11 @@ def write_token_rows(
     written = TokenRows(path)
 
     def rows() -> Iterator[TokenRow]:
-        for row in token_rows(tokenizer, pairs, max_length, dropped):
+        for row, sampled in _rows(tokenizer, pairs, max_length, dropped):
             written.lengths.append(row["tokens"])
             written.prompts += len(row["prompt_ids"])
             written.chosen += len(row["chosen_ids"])
+            written.as_sampled += sampled
             columns = (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
             written.largest = max(written.largest, *(int(ids.max()) for ids in columns))
             yield row
@@ -96,31 +99,71 @@ def token_rows(
     max_length: int,
     dropped: Counter[str],
 ) -> Iterator[TokenRow]:
-    """The row of each pair that fits."""
+    """The row of each pair that fits: the sampled tokens, or for answers from elsewhere those that
+    the chat template renders. Pairs that it changes are counted as `not_rendered`."""
+    return (row for row, _ in _rows(tokenizer, pairs, max_length, dropped))
+
+
+def _rows(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Iterable[PreferencePair],
+    max_length: int,
+    dropped: Counter[str],
+) -> Iterator[tuple[TokenRow, bool]]:
+    """(a row, whether its completions are the sampled tokens)."""
     remaining = iter(pairs)
     while batch := list(islice(remaining, BATCH)):
-        texts = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in batch]
-        for pair, ids in zip(batch, answers_ids(tokenizer, texts), strict=True):
-            prompt, (chosen, rejected) = ids
+        for pair, ids in zip(batch, _tokenized(tokenizer, batch), strict=True):
+            if ids is None:
+                dropped["not_rendered"] += 1
+                continue
+            prompt, chosen, rejected = ids
             if len(prompt) >= max_length:
                 dropped["prompt_too_long"] += 1
             elif len(prompt) + max(len(chosen), len(rejected)) > max_length:
                 dropped["too_long"] += 1
-            elif chosen == rejected:
+            elif np.array_equal(chosen, rejected):
                 dropped["identical"] += 1
             else:
-                yield {
-                    "id": pair.prompt_id,
-                    "row": row_key(prompt, chosen, rejected),
-                    "tokens": len(prompt) + len(chosen) + len(rejected),
-                    "prompt_ids": np.array(prompt, dtype=np.int32),
-                    "chosen_ids": np.array(chosen, dtype=np.int32),
-                    "rejected_ids": np.array(rejected, dtype=np.int32),
-                    "chosen_witness": _witnessed(pair.chosen_witness, chosen),
-                    "rejected_witness": _witnessed(pair.rejected_witness, rejected),
-                }
+                sampled = pair.sampled
+                yield (
+                    {
+                        "id": pair.prompt_id,
+                        "row": row_key(*(part.tolist() for part in ids)),
+                        "tokens": len(prompt) + len(chosen) + len(rejected),
+                        "prompt_ids": prompt,
+                        "chosen_ids": chosen,
+                        "rejected_ids": rejected,
+                        "chosen_witness": sampled.chosen_log_prob if sampled else math.nan,
+                        "rejected_witness": sampled.rejected_log_prob if sampled else math.nan,
+                    },
+                    sampled is not None,
+                )
 
 
-def _witnessed(witness: Witness | None, ids: Sequence[int]) -> float:
-    """A text can be tokenized differently from how it was sampled; then there is no witness."""
-    return witness.log_prob if witness and witness.saw(ids) else math.nan
+def _tokenized(
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[PreferencePair]
+) -> Iterator[tuple[Ids, Ids, Ids] | None]:
+    """(prompt, chosen, rejected) of each pair; None if the template cannot render it."""
+    rendered = iter(
+        answers_ids(
+            tokenizer, [(p.prompt, (p.chosen, p.rejected)) for p in batch if p.sampled is None]
+        )
+    )
+    for pair in batch:
+        if pair.sampled is None:
+            found = next(rendered)
+            yield found and (_array(found[0]), _array(found[1][0]), _array(found[1][1]))
+            continue
+        sampled = pair.sampled
+        prompt, chosen, rejected = (
+            np.frombuffer(part, TOKEN_ID)
+            for part in (sampled.prompt, sampled.chosen, sampled.rejected)
+        )
+        # If every slot added to the prompt, nothing was sampled from the prompt itself.
+        plain = prompt if len(prompt) else _array(prompt_ids(tokenizer, pair.prompt))
+        yield plain, chosen, rejected
+
+
+def _array(ids: Sequence[int]) -> Ids:
+    return np.array(ids, dtype=np.int32)

@@ -10,10 +10,12 @@ from pydantic import JsonValue
 from dpo_dist.config import Lora, required
 from dpo_dist.data.chat import load_tokenizer
 from dpo_dist.data.preferences import PreferenceSet, load_preferences, preferences_identity
+from dpo_dist.data.templates import try_pairs
 from dpo_dist.errors import ConfigError, DataError, ModelError
 from dpo_dist.estimates.memory import ModelShape
 from dpo_dist.estimates.throughput import flops_per_token
 from dpo_dist.phases.token_rows import TokenRows, write_token_rows
+from dpo_dist.phases.trial import try_prompts_of
 from dpo_dist.runs.manifests import PairCounts, TrainResult
 from dpo_dist.runs.resources import gpu_flops, model_shape, planned_bytes
 from dpo_dist.runs.run import Run
@@ -84,6 +86,8 @@ class TrainPhase:
             warn(f"{found} left out: their prompts overlap with the held-out prompts")
         if too_long := pairs.dropped["too_long"] + pairs.dropped["prompt_too_long"]:
             warn(f"{counted(too_long, 'pair')} left out: longer than train.max_length")
+        if changed := pairs.dropped["not_rendered"]:
+            warn(f"{counted(changed, 'pair')} left out: the chat template changes their answers")
         job = _job(run, out, train_rows, validation_rows)
         _compute_reference(job)
         launch(job)
@@ -94,12 +98,18 @@ class TrainPhase:
                 out.path / "model",
                 out.path / "merged",
                 dtype=run.config.model.dtype,
+                template=run.config.model.template,
                 trust_remote_code=run.config.model.trust_remote_code,
             )
         kept = len(train_rows) + len(validation_rows)
+        as_sampled = train_rows.as_sampled + validation_rows.as_sampled
+        judged = run.config.preferences.source == "judged"
         return TrainResult(
             counts=Counts(
-                received=kept + sum(pairs.dropped.values()), kept=kept, dropped=dict(pairs.dropped)
+                received=kept + sum(pairs.dropped.values()),
+                kept=kept,
+                dropped=dict(pairs.dropped),
+                trained_as_sampled=as_sampled if judged else None,
             ),
             pairs=PairCounts(train=len(train_rows), validation=len(validation_rows)),
             reference=run.reference_name,
@@ -125,7 +135,12 @@ def _token_rows(run: Run, pairs: PreferenceSet, out: PhaseDirectory) -> tuple[To
     """(training rows, validation rows). Raises `DataError` if there are no training rows, and
     `ConfigError` if validation rows are needed and there are none."""
     section, model = required(run.config.train), run.start_weights().model
-    tokenizer = load_tokenizer(model, trust_remote_code=run.config.model.trust_remote_code)
+    tokenizer = load_tokenizer(
+        model, run.config.model.template, trust_remote_code=run.config.model.trust_remote_code
+    )
+    if run.config.preferences.source != "judged":
+        try_pairs(tokenizer, pairs.train)
+        try_prompts_of(run, tokenizer)
     splits = {"train.parquet": pairs.train, "validation.parquet": pairs.validation}
     train_rows, validation_rows = (
         write_token_rows(
@@ -134,7 +149,7 @@ def _token_rows(run: Run, pairs: PreferenceSet, out: PhaseDirectory) -> tuple[To
         for name, split in splits.items()
     )
     if not train_rows:
-        raise DataError(f"every pair is longer than train.max_length {section.max_length}")
+        raise DataError(f"no pair is left to train on (dropped: {dict(+pairs.dropped)})")
     if section.select == "best" and not validation_rows:
         raise ConfigError("train.select: best needs validation pairs, and there are none")
     return train_rows, validation_rows
@@ -160,6 +175,7 @@ def _job(
         adapter=policy.adapter,
         dtype=config.model.dtype,
         trust_remote_code=config.model.trust_remote_code,
+        template=config.model.template,
         rows=train_rows.path,
         validation_rows=validation_rows.path if validation_rows else None,
         # Shared by all runs and by the points of a sweep, so that it is computed once.
@@ -195,6 +211,7 @@ def _without_adapter(run: Run, weights: Weights, folder: Path) -> Weights:
             weights.adapter,
             folder,
             dtype=config.model.dtype if in_half else "float32",
+            template=config.model.template,
             trust_remote_code=config.model.trust_remote_code,
         )
     return Weights(str(folder))

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from dpo_dist.config import Resource
 from dpo_dist.data.chat import check_adapter
-from dpo_dist.data.models import check_model, model_identity, weights_digest
+from dpo_dist.data.models import check_model, model_identity, settings_digest, weights_digest
 from dpo_dist.errors import DataError
 from dpo_dist.storage.artifacts import file_digest
 
@@ -23,9 +23,14 @@ class Weights:
     adapter: Path | None = None
 
     def identity(self) -> dict[str, JsonValue]:
-        """The digests of the weight files."""
+        """The digests of the files with weights and with settings."""
         adapter = weights_digest(self.adapter) if self.adapter else None
-        return {"model": model_identity(self.model), "adapter": adapter}
+        folders = [Path(self.model), *([self.adapter] if self.adapter else [])]
+        return {
+            "model": model_identity(self.model),
+            "adapter": adapter,
+            "settings": [settings_digest(folder) for folder in folders if folder.is_dir()],
+        }
 
 
 def weights_at(path: str, base: str) -> Weights:

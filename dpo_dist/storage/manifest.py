@@ -25,12 +25,14 @@ class Fingerprint(Figures):
 
 
 class Counts(Figures):
-    """The numbers of records that a phase received, kept and, by reason, dropped."""
+    """The numbers of records that a phase received, kept and, by reason, dropped.
+    `trained_as_sampled`: the kept pairs whose tokens are those that were sampled."""
 
     received: int = Field(alias="in")
     kept: int
     dropped: dict[str, int] = Field(default_factory=dict)
     kept_inconsistent: int | None = Field(None, exclude_if=is_none)
+    trained_as_sampled: int | None = Field(None, exclude_if=is_none)
 
 
 class PhaseResult(Figures):

@@ -1,9 +1,7 @@
 """The records that phases exchange: one frozen record per line of a JSONL file."""
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -34,14 +32,17 @@ FinishReason = Literal["stop", "length"]
 
 
 class Candidate(Record):
-    """A sampled answer. `slot` is the index into `sample.slots`; `settings` is that slot.
-    `token_ids` are the ids that the engine generated, including an end token. `finish_reason`
+    """A sampled answer. `slot` is the index into `sample.slots`; `settings` is that slot. `text` is
+    the answer without the `thought` of a thinking model. `prompt_ids` are the ids that the engine
+    was given, `token_ids` those that it generated, including an end token. `finish_reason`
     "length" means that the answer was cut off. `log_prob` is the engine's log-prob of `token_ids`
     (nats), that of the model itself, whatever the slot's temperature and filters; None: unknown."""
 
     prompt_id: str
     slot: int
     text: str
+    thought: str = ""
+    prompt_ids: tuple[int, ...] = ()
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     log_prob: float | None = None
@@ -134,46 +135,38 @@ class Verdict(Record):
         return set(self.between) == {a, b}
 
 
-class Witness(Record):
-    """An answer's log-prob by the engine that sampled it (`Candidate.log_prob`), with a digest of
-    its token ids, which take less memory."""
+class Sampled(Record):
+    """The token ids of a pair as they were sampled (int32, little-endian: a sixth of the memory of
+    Python's integers), and the engine's log-prob of each answer (nats), NaN if it is unknown.
+    `prompt` is empty if every slot added to the prompt, which training does not."""
 
-    digest: str
-    log_prob: float
-
-    @classmethod
-    def of(cls, token_ids: Sequence[int], log_prob: float) -> Self:
-        """The witness of these tokens."""
-        return cls(digest=_digest(token_ids), log_prob=log_prob)
-
-    def saw(self, token_ids: Sequence[int]) -> bool:
-        """Whether these are the tokens that were sampled."""
-        return self.digest == _digest(token_ids)
-
-
-def _digest(token_ids: Sequence[int]) -> str:
-    return hashlib.sha256(repr(list(token_ids)).encode()).hexdigest()[:16]
+    prompt: bytes
+    chosen: bytes
+    rejected: bytes
+    chosen_log_prob: float
+    rejected_log_prob: float
 
 
 class PreferencePair(Record):
-    """A training example of DPO: a prompt with its chosen and its rejected answer. Answers that the
-    run has sampled may have a witness."""
+    """A training example of DPO: a prompt with its chosen and its rejected answer. `sampled` is
+    None for answers from elsewhere."""
 
     prompt_id: str
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
-    chosen_witness: Witness | None = None
-    rejected_witness: Witness | None = None
+    sampled: Sampled | None = None
 
 
 class Generation(Record):
-    """An arm's answer to a held-out prompt; `decoding` indexes `evaluate.decodings`."""
+    """An arm's answer to a held-out prompt; `decoding` indexes `evaluate.decodings`. `text` is the
+    answer without the `thought` of a thinking model."""
 
     prompt_id: str
     arm: str
     decoding: int
     text: str
+    thought: str = ""
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     engine: str

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from dpo_dist.config import Checkpointing, Optimization, Section, Sft, Train
+from dpo_dist.config import ChatTemplate, Checkpointing, Optimization, Section, Sft, Train
 from dpo_dist.errors import ConfigError
 from dpo_dist.storage.figures import Figures, is_none
 from dpo_dist.system.console import counted
@@ -68,6 +68,7 @@ class TrainingJob(Section):
     adapter: Path | None = None
     dtype: Literal["bfloat16", "float32"]
     trust_remote_code: bool = False
+    template: ChatTemplate = ChatTemplate()
     rows: Path
     validation_rows: Path | None = None
     reference_folder: Path | None = None

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from pydantic import JsonValue
 from torch import Tensor
-from transformers import PrinterCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import DPOConfig, SFTConfig, SFTTrainer
 
 from dpo_dist.buckets import buffers
@@ -134,7 +134,7 @@ def build_dpo_trainer(job: TrainingJob) -> PreferenceTrainer:
     checkpointing = choose_checkpointing(job, free_bytes())
     model, peft_config = load_policy(job, args.device)
     reference = load_reference(job, args.device)
-    tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
+    tokenizer = _tokenizer(job)
     packed = choose_layout(model, settings)
     args.gradient_checkpointing = checkpointing == "full"  # `lighten` enables `selective`
     adapter = adapter_values(model)
@@ -204,7 +204,7 @@ def _sft_trainer(job: TrainingJob) -> SFTTrainer:
         model=model,
         args=args,
         train_dataset=Dataset.from_parquet(str(job.rows)),
-        processing_class=load_tokenizer(job.model, trust_remote_code=job.trust_remote_code),
+        processing_class=_tokenizer(job),
         peft_config=peft_config,
         callbacks=[MetricsWriter(job.out / "metrics.jsonl", "sft", job)],
     )
@@ -212,6 +212,10 @@ def _sft_trainer(job: TrainingJob) -> SFTTrainer:
     lora_linear.install(trainer.model)
     _finish(trainer, job, checkpointing, adapter)
     return trainer
+
+
+def _tokenizer(job: TrainingJob) -> PreTrainedTokenizerBase:
+    return load_tokenizer(job.model, job.template, trust_remote_code=job.trust_remote_code)
 
 
 def _finish(

@@ -230,9 +230,10 @@ def _measured(rows: Iterable[Row], path: Path, model: str) -> Texts:
     sampled = kept[:: -(-len(kept) // SAMPLED_ROWS)]
     try:
         tokenizer = load_tokenizer(model) if Path(model).is_dir() else None
-    except ModelError:
+        lengths = [_lengths(row, tokenizer) for row in sampled]
+    except ModelError:  # no chat template, or one that cannot render the rows
         tokenizer = None
-    lengths = [_lengths(row, tokenizer) for row in sampled]
+        lengths = [_lengths(row, tokenizer) for row in sampled]
     prompt, *completions = (fmean(column) for column in zip(*lengths, strict=True))
     estimated = f"{CHARACTERS_PER_TOKEN:g} characters per token"
     return Texts(

@@ -101,6 +101,7 @@ def prepare(run: TrainedRun, facts: CardFacts, *, merged: bool = False) -> Path:
             run.train / "model",
             partial,
             dtype=run.model.dtype,
+            template=run.model.template,
             trust_remote_code=run.model.trust_remote_code,
         )
     else:

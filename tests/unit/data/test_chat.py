@@ -4,17 +4,19 @@ from pathlib import Path
 import pytest
 from tokenizers import models
 
+from dpo_dist.config import ChatTemplate
 from dpo_dist.data.chat import (
     answers_ids,
     check_adapter,
     completion_ids,
     conversation_ids,
+    end_token_ids,
     left_padded,
     load_tokenizer,
     prompt_ids,
     until_end,
 )
-from dpo_dist.errors import ModelError
+from dpo_dist.errors import ConfigError, ModelError
 from dpo_dist.storage.records import Message
 from tests.tiny import make_tokenizer
 
@@ -123,3 +125,72 @@ def test_an_answer_goes_up_to_its_first_end_token(
     tokens: list[int], answer: tuple[int, ...], cut_off: bool
 ) -> None:
     assert until_end(tokens, {2, 3}) == (answer, cut_off)
+
+
+def test_the_run_file_s_template_and_variables_stay_with_the_saved_tokenizer(
+    tmp_path: Path,
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "base")
+    path = tmp_path / "own.jinja"
+    path.write_text(
+        "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'think' if enable_thinking is not false }}:{% endif %}"
+    )
+    for variables, ending in (({}, "think:"), ({"enable_thinking": False}, "<|im_end|>:")):
+        template = ChatTemplate(path=path, variables=variables)
+        loaded = load_tokenizer(str(tmp_path / "base"), template)
+        loaded.save_pretrained(tmp_path / "saved")
+        for found in (loaded, load_tokenizer(str(tmp_path / "saved"))):
+            assert found.decode(prompt_ids(found, PROMPT)).endswith(ending)
+    with pytest.raises(ConfigError, match=r"model\.chat_template: .*absent\.jinja cannot be read"):
+        load_tokenizer(str(tmp_path / "base"), ChatTemplate(path=tmp_path / "absent.jinja"))
+
+
+def test_an_answer_ends_where_generate_and_the_template_end_it(tmp_path: Path) -> None:
+    """Gemma's end of turn is not the tokenizer's end token."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>", "<eos>"]})
+    tokenizer.eos_token = "<eos>"
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<turn>")
+    turn, eos, other = (
+        tokenizer.convert_tokens_to_ids(t) for t in ("<turn>", "<eos>", "<|im_end|>")
+    )
+    assert end_token_ids(tokenizer) == {eos, turn}
+    _, answer = completion_ids(tokenizer, PROMPT, "yes")
+    assert tokenizer.decode(answer) == "yes<turn>"
+    tokenizer.save_pretrained(tmp_path)
+    settings = tmp_path / "generation_config.json"
+    settings.write_text(json.dumps({"eos_token_id": [eos, turn, other]}))
+    assert end_token_ids(load_tokenizer(str(tmp_path))) == {eos, turn, other}
+    settings.write_text(json.dumps({"eos_token_id": other}))
+    assert end_token_ids(load_tokenizer(str(tmp_path))) == {eos, other, turn}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("m.content.split('</think>')[-1]", "does not render the answer as it is"),
+        ("'<think></think>' * (m.role == 'assistant') + m.content", "opens a thought before"),
+        ("raise_exception('no such role')", "cannot render it: no such role"),
+    ],
+)
+def test_an_answer_that_the_template_changes_is_refused(content: str, reason: str) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("m.content", content)
+    with pytest.raises(ModelError, match=reason):
+        completion_ids(tokenizer, PROMPT, "<think>so</think>yes")
+
+
+def test_a_turn_without_an_end_is_refused_unless_the_next_one_opens_with_it() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|im_end|>{% else %}:{% endif %}"
+        "{{ m.content }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+    )
+    _, answer = completion_ids(tokenizer, PROMPT, "yes")
+    assert tokenizer.decode(answer) == "yes<|im_end|>"
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "")
+    with pytest.raises(ModelError, match="does not end the answer with an end token"):
+        completion_ids(tokenizer, PROMPT, "yes")

@@ -7,11 +7,12 @@ from dpo_dist.data.preferences import (
     JUDGED_FILE,
     PreferenceSet,
     load_preferences,
+    packed,
     preference_sources,
     write_pairs,
 )
 from dpo_dist.errors import DataError
-from dpo_dist.storage.records import Message, PreferencePair, Prompt, Witness
+from dpo_dist.storage.records import Message, PreferencePair, Prompt, Sampled
 from tests.conftest import REAL_PREFERENCES
 
 
@@ -185,8 +186,13 @@ def test_judged_pairs_survive_the_way_through_parquet(tmp_path: Path) -> None:
     seen = pair.model_copy(
         update={
             "prompt": (Message(role="user", content="another"),),
-            "chosen_witness": Witness.of([3, 4], -1.25),
-            "rejected_witness": Witness.of([5], -0.1),
+            "sampled": Sampled(
+                prompt=packed([1, 2, 128_000]),
+                chosen=packed([3, 4]),
+                rejected=packed([5]),
+                chosen_log_prob=-1.25,
+                rejected_log_prob=-0.1,
+            ),
         }
     )
     write_pairs(tmp_path / JUDGED_FILE, [pair, seen])
@@ -194,12 +200,12 @@ def test_judged_pairs_survive_the_way_through_parquet(tmp_path: Path) -> None:
     assert loaded.train == [pair, seen]
 
 
-def test_pairs_from_outside_the_run_have_no_witness(tmp_path: Path, write_jsonl) -> None:
-    row = ultrafeedback_row(0) | {"chosen_witness": '{"digest": "x", "log_prob": -1}'}
+def test_pairs_from_outside_the_run_were_not_sampled(tmp_path: Path, write_jsonl) -> None:
+    row = ultrafeedback_row(0) | {"sampled": {"prompt": [1], "chosen": [2], "rejected": [3]}}
     path = write_jsonl(tmp_path / "p.jsonl", [row])
     config = PathPreferences(source="path", path=path, validation_fraction=0)
     (pair,) = load_preferences(config, tmp_path, seed=1).train
-    assert pair.chosen_witness is None
+    assert pair.sampled is None
 
 
 @pytest.mark.skipif(not REAL_PREFERENCES.exists(), reason="the real rows are not here")

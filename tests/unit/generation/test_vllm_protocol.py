@@ -30,14 +30,14 @@ def test_a_server_samples_as_the_engine_in_this_process_does(
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
     asked = Request("r", (5, 6), sampling, 17, seed=seed)
-    body = completion_body("model", asked)
+    body = completion_body("model", asked, [2, 5])
     assert body.keys() - {"seed"} == BODY <= CompletionRequest.model_fields.keys()
     read = CompletionRequest.model_validate(json.loads(json.dumps(body)))
     assert (read.prompt, read.return_token_ids, read.model) == ([5, 6], True, "model")
     # A model's generation_config.json, which the server takes as its defaults.
     defaults = {"temperature": 0.3, "top_p": 0.5, "top_k": 3, "min_p": 0.2}
     defaults |= {"repetition_penalty": 1.3, "presence_penalty": 1.0, "frequency_penalty": 1.0}
-    got, wanted = read.to_sampling_params(17, defaults), _sampling_params(asked)
+    got, wanted = read.to_sampling_params(17, defaults), _sampling_params(asked, [2, 5])
     got.output_kind = wanted.output_kind  # whole answers: in one piece, or as it comes
     assert repr(got) == repr(wanted)
 
@@ -47,7 +47,7 @@ def test_the_loopback_answers_in_vllm_s_form(tmp_path: Path) -> None:
     from vllm.entrypoints.serve.engine.protocol import ModelList
     from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
-    body = completion_body("model", Request("r", (5, 6), SETTINGS[1], 17))
+    body = completion_body("model", Request("r", (5, 6), SETTINGS[1], 17), [2, 5])
     with serve(adapters={"sft": tmp_path}) as (server,):
         said = CompletionResponse.model_validate(server.completion(body, Fault()))
         cards = ModelList.model_validate({"object": "list", "data": server.cards})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from math import comb
@@ -12,11 +13,12 @@ import pyarrow.parquet
 import pytest
 
 from dpo_dist.config import Config
+from dpo_dist.data.preferences import packed
 from dpo_dist.errors import DataError
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.labels import Label
 from dpo_dist.phases import asking, sample
-from dpo_dist.phases.judge import JudgePhase, _comparisons_of
+from dpo_dist.phases.judge import JudgePhase, _comparisons_of, _pairs
 from dpo_dist.phases.sample import SamplePhase
 from dpo_dist.runs.run import Run
 from dpo_dist.storage.artifacts import phase_directory, write_records
@@ -219,42 +221,64 @@ def test_by_default_inconsistent_pairs_are_dropped(
     }
 
 
+def sampled(slot: int, text: str, **more: Any) -> Candidate:
+    values = {"settings": {}, "log_prob": -3.5 * (slot + 1), "prompt_ids": (7, slot)} | more
+    return Candidate(
+        prompt_id="p",
+        slot=slot,
+        text=text,
+        token_ids=(slot, 9),
+        finish_reason="stop",
+        engine="planted",
+        **values,
+    )
+
+
 @pytest.mark.parametrize(
-    ("settings", "log_prob", "seen"),
+    ("settings", "plain"),
     [
-        ({}, -3.5, True),
-        ({"system": None, "few_shot": []}, -3.5, True),
-        ({"system": "be brief"}, -3.5, False),
-        ({"few_shot": [{"role": "user", "content": "u"}]}, -3.5, False),
-        ({}, None, False),
+        ([{}, {}], (True, True)),
+        ([{"system": None, "few_shot": []}, {"system": "be brief"}], (True, False)),
+        ([{"few_shot": [{"role": "user", "content": "u"}]}, {}], (False, True)),
+        ([{"system": "be brief"}, {"system": "be long"}], (False, False)),
     ],
 )
-def test_the_witness_follows_its_answer_unless_the_slot_had_another_prompt(
-    tmp_path: Path, settings: dict[str, Any], log_prob: float | None, seen: bool
+@pytest.mark.parametrize("first_is_chosen", [True, False])
+def test_a_pair_has_the_tokens_of_its_answers_and_of_the_plain_prompt(
+    tmp_path: Path,
+    write_jsonl: Any,
+    settings: list[dict[str, Any]],
+    plain: tuple[bool, bool],
+    first_is_chosen: bool,
 ) -> None:
     prompt = Prompt(id="p", messages=(Message(role="user", content="u"),))
-    answers = [
-        Candidate(
-            prompt_id="p",
-            slot=slot,
-            text=text,
-            token_ids=(slot, 9),
-            finish_reason="stop",
-            log_prob=None if log_prob is None else log_prob * (slot + 1),
-            settings=settings,
-            engine="planted",
-        )
-        for slot, text in enumerate(("a long answer", "another answer"))
-    ]
+    texts = ("a long answer", "another answer")
+    answers = [sampled(n, text, settings=settings[n]) for n, text in enumerate(texts)]
+    where = Run(config(tmp_path, write_jsonl, None))
+    write_records(where.directory("sample") / "candidates.jsonl", answers)
     (comparison,) = _comparisons_of(prompt, answers, Counter())
-    for first_is_chosen in (True, False):
-        pair = Label(comparison, first_is_chosen).pair()
-        for text, witness in (
-            (pair.chosen, pair.chosen_witness),
-            (pair.rejected, pair.rejected_witness),
-        ):
-            slot = [a.text for a in answers].index(text)
-            assert (witness is not None) == seen
-            if witness is not None:
-                assert witness.saw((slot, 9)) and not witness.saw((slot, 8))
-                assert witness.log_prob == answers[slot].log_prob
+    (pair,) = _pairs(where, [Label(comparison, first_is_chosen)])
+    assert pair.sampled is not None
+    chosen, rejected = (0, 1) if first_is_chosen else (1, 0)
+    assert (pair.chosen, pair.rejected) == (texts[chosen], texts[rejected])
+    assert pair.sampled.chosen == packed([chosen, 9])
+    assert pair.sampled.rejected == packed([rejected, 9])
+    assert pair.sampled.prompt == packed([7, plain.index(True)] if any(plain) else [])
+    log_probs = (pair.sampled.chosen_log_prob, pair.sampled.rejected_log_prob)
+    for slot, log_prob in zip((chosen, rejected), log_probs, strict=True):
+        assert log_prob == -3.5 * (slot + 1) if plain[slot] else math.isnan(log_prob)
+
+
+@pytest.mark.parametrize("show_thinking", [True, False])
+def test_the_judge_sees_thoughts_only_if_wanted_and_pairs_have_the_answers(
+    tmp_path: Path, write_jsonl: Any, show_thinking: bool
+) -> None:
+    prompt = Prompt(id="p", messages=(Message(role="user", content="u"),))
+    answers = [sampled(0, "an answer", thought="so"), sampled(1, "one without a thought")]
+    where = Run(config(tmp_path, write_jsonl, None))
+    write_records(where.directory("sample") / "candidates.jsonl", answers)
+    (shown,) = _comparisons_of(prompt, answers, Counter(), show_thinking=show_thinking)
+    expected = "<think>\nso\n</think>\n\nan answer" if show_thinking else "an answer"
+    assert (shown.first_text, shown.second_text) == (expected, "one without a thought")
+    (pair,) = _pairs(where, [Label(shown, True)])
+    assert pair.chosen == "an answer"

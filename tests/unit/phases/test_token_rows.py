@@ -12,8 +12,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from dpo_dist.data.preferences import packed
 from dpo_dist.phases.token_rows import token_rows, write_token_rows
-from dpo_dist.storage.records import Message, PreferencePair, Witness
+from dpo_dist.storage.records import Message, PreferencePair, Sampled
 from tests.tiny import make_tokenizer
 
 
@@ -49,21 +50,49 @@ def test_a_row_is_the_same_row_in_another_run() -> None:
     )
 
 
-@pytest.mark.parametrize("change", [None, 0, -1], ids=["same", "first token", "end token"])
-def test_a_witness_counts_only_for_the_tokens_that_it_saw(change: int | None) -> None:
-    (row,) = token_rows(make_tokenizer(), [pair("a", "hi", "yes", "no")], 100, Counter())
-    assert math.isnan(row["chosen_witness"]) and math.isnan(row["rejected_witness"])
-    sampled = row["chosen_ids"].tolist()
-    if change is not None:
-        sampled[change] += 1
-    witnessed = pair("a", "hi", "yes", "no").model_copy(
-        update={"chosen_witness": Witness.of(sampled, -2.5)}
+def test_what_was_sampled_is_what_is_trained_whatever_its_text() -> None:
+    """Other tokens of the same text, another prompt than the template's, and the engine's
+    log-probs; a pair from elsewhere in between is rendered."""
+    tokenizer, elsewhere = make_tokenizer(), pair("b", "hi", "yes", "no")
+    sampled = Sampled(
+        prompt=packed([9, 9, 40]),
+        chosen=packed([50, 51, 2]),
+        rejected=packed([60, 2]),
+        chosen_log_prob=-2.5,
+        rejected_log_prob=math.nan,
     )
-    (row,) = token_rows(make_tokenizer(), [witnessed], 100, Counter())
-    assert math.isnan(row["rejected_witness"])
-    assert row["chosen_witness"] == (
-        -2.5 if change is None else pytest.approx(math.nan, nan_ok=True)
+    pairs = [elsewhere, elsewhere.model_copy(update={"prompt_id": "a", "sampled": sampled})]
+    rendered, row = token_rows(tokenizer, pairs, 100, Counter())
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    assert [row[name].tolist() for name in names] == [[9, 9, 40], [50, 51, 2], [60, 2]]
+    assert row["chosen_witness"] == -2.5 and math.isnan(row["rejected_witness"])
+    assert (rendered["id"], tokenizer.decode(rendered["chosen_ids"])) == ("b", "yes<|im_end|>")
+    assert math.isnan(rendered["chosen_witness"])
+
+
+def test_without_a_plain_slot_the_prompt_is_rendered() -> None:
+    tokenizer, elsewhere = make_tokenizer(), pair("a", "hi", "yes", "no")
+    sampled = Sampled(
+        prompt=b"",
+        chosen=packed([5, 2]),
+        rejected=packed([6, 2]),
+        chosen_log_prob=math.nan,
+        rejected_log_prob=math.nan,
     )
+    pairs = [elsewhere, elsewhere.model_copy(update={"sampled": sampled})]
+    rendered, row = token_rows(tokenizer, pairs, 100, Counter())
+    assert row["prompt_ids"].tolist() == rendered["prompt_ids"].tolist()
+    assert row["chosen_ids"].tolist() == [5, 2]
+
+
+def test_an_answer_that_the_template_changes_is_counted() -> None:
+    tokenizer, dropped = make_tokenizer(), Counter()
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "m.content", "m.content.split('</think>')[-1]"
+    )
+    pairs = [pair("a", "hi", "<think>so</think>yes", "no"), pair("b", "hi", "yes", "no")]
+    (row,) = token_rows(tokenizer, pairs, 100, dropped)
+    assert row["id"] == "b" and dropped == {"not_rendered": 1}
 
 
 def many(count: int) -> Iterator[PreferencePair]:
