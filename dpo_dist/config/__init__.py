@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from dpo_dist.config.base import DataSource, Resource, Section, required
+from dpo_dist.config.base import Resource, Section, required
 from dpo_dist.config.evaluation import Benchmarks, Evaluate, JudgeScore, ReportSection
 from dpo_dist.config.generation import (
     VLLM_LORA_RANKS,
@@ -40,20 +40,25 @@ from dpo_dist.config.judging import (
     ScorerConfig,
 )
 from dpo_dist.config.metrics import Better, FunctionMetric, MetricConfig
+from dpo_dist.config.sources import (
+    DataPreferences,
+    DataSource,
+    JudgedPreferences,
+    MixtureSource,
+    Preferences,
+    PreferenceSource,
+    UltraFeedbackPreferences,
+)
 from dpo_dist.config.training import (
     Checkpointing,
     Full,
-    JudgedPreferences,
     KlMonitor,
     Lora,
     Method,
     Optimization,
-    PathPreferences,
-    Preferences,
     Rounds,
     Sft,
     Train,
-    UltraFeedbackPreferences,
     is_quantized,
 )
 from dpo_dist.system.console import HUB_KEY, WANDB_KEY

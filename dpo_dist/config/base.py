@@ -17,9 +17,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     JsonValue,
-    PositiveInt,
     ValidationInfo,
-    model_validator,
 )
 
 from dpo_dist.system.functions import FUNCTION_PATH
@@ -126,24 +124,3 @@ class Resource(Section):
     @property
     def model_path(self) -> str | None:
         return None
-
-
-class DataSource(Section):
-    """Rows from a local .jsonl or .parquet file, or from a Hub dataset with its split."""
-
-    path: RecipePath | None = None
-    """A local .jsonl or .parquet file."""
-    dataset: str | None = None
-    """A dataset on the Hub; needs `split`."""
-    split: str | None = None
-    """The split of `dataset`."""
-    limit: PositiveInt | None = None
-    """Use only the first n rows."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DataSource:
-        if (self.path is None) == (self.dataset is None):
-            raise ValueError("give exactly one of `path` and `dataset`")
-        if self.dataset is not None and self.split is None:
-            raise ValueError("`dataset` needs its `split`")
-        return self

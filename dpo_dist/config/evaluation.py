@@ -6,10 +6,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from dpo_dist.config.base import RUNTIME, DataSource, RecipePath, Resource, Section
+from dpo_dist.config.base import RUNTIME, RecipePath, Resource, Section
 from dpo_dist.config.generation import EngineConfig, Sampling
 from dpo_dist.config.judging import JudgeConfig, ScorerConfig
 from dpo_dist.config.metrics import MetricConfig
+from dpo_dist.config.sources import DataSource
 
 
 class JudgeScore(Section):

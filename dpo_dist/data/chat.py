@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dpo_dist.errors import ModelError
 from dpo_dist.storage.records import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Turn: TypeAlias = dict[str, Any]
+TEMPLATE_OPTIONS = ("tools", "chat_template_kwargs")  # fields of a turn that are no part of it
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -45,7 +48,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) ->
 
 
 def conversation_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: str
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: str | Message
 ) -> list[int]:
     """The token ids of a conversation with its answer, rendered by the template as a whole."""
     (rendered,) = _rendered(tokenizer, [_turns(prompt, answer)])
@@ -53,7 +56,7 @@ def conversation_ids(
 
 
 def completion_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: str
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: str | Message
 ) -> tuple[list[int], list[int]]:
     """(prompt ids, completion ids) of one answer; see `answers_ids`."""
     ((start, (completion,)),) = answers_ids(tokenizer, [(prompt, [answer])])
@@ -62,7 +65,7 @@ def completion_ids(
 
 def answers_ids(
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[tuple[Sequence[Message], Sequence[str]]],
+    examples: Sequence[tuple[Sequence[Message], Sequence[str | Message]]],
 ) -> list[tuple[list[int], list[list[int]]]]:
     """(prompt ids, completion ids of each answer) of prompts with their answers.
 
@@ -72,18 +75,69 @@ def answers_ids(
     differ between sampling and training.
     """
     prompts = [_turns(prompt) for prompt, _ in examples]
-    conversations = [_turns(prompt, answer) for prompt, answers in examples for answer in answers]
+    conversations = [_turns(prompt, answer) for prompt, answer in _each_answer(examples)]
     starts = _rendered(tokenizer, prompts, add_generation_prompt=True)
-    wholes = iter(_rendered(tokenizer, conversations))
+    rendered = _rendered(tokenizer, conversations)
+    for (_, answer), whole in zip(_each_answer(examples), rendered, strict=True):
+        _check_turn(answer, whole.text)
+    wholes = iter(rendered)
     return [
         (start.ids, [_completion(tokenizer, start, w) for w in islice(wholes, len(answers))])
         for start, (_, answers) in zip(starts, examples, strict=True)
     ]
 
 
-def _turns(prompt: Sequence[Message], answer: str | None = None) -> list[dict[str, str]]:
-    turns = [message.model_dump() for message in prompt]
-    return turns if answer is None else [*turns, {"role": "assistant", "content": answer}]
+def _turns(prompt: Sequence[Message], answer: str | Message | None = None) -> list[Turn]:
+    if isinstance(answer, str):
+        answer = Message(role="assistant", content=answer)
+    return [_turn(message) for message in (*prompt, *([answer] if answer is not None else []))]
+
+
+def _turn(message: Message) -> Turn:
+    """The turn as templates expect it: tool calls and options are objects."""
+    turn: Turn = message.model_dump()
+    objects = ("tool_calls", *TEMPLATE_OPTIONS)
+    return turn | {key: json.loads(turn[key]) for key in objects if key in turn}
+
+
+def _texts(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Turn]], **options: object
+) -> list[str]:
+    """Render conversations, each with the template's options that its row has."""
+    if not any(key in turn for c in conversations for turn in c for key in TEMPLATE_OPTIONS):
+        return tokenizer.apply_chat_template(conversations, tokenize=False, **options)
+    texts = []
+    for conversation in conversations:
+        given = {k: turn[k] for turn in conversation for k in TEMPLATE_OPTIONS if k in turn}
+        own = given.pop("chat_template_kwargs", {})
+        turns = [{k: turn[k] for k in turn if k not in TEMPLATE_OPTIONS} for turn in conversation]
+        texts.append(
+            tokenizer.apply_chat_template(turns, tokenize=False, **options, **given, **own)
+        )
+    return texts
+
+
+def _each_answer(
+    examples: Sequence[tuple[Sequence[Message], Sequence[str | Message]]],
+) -> Iterator[tuple[Sequence[Message], str | Message]]:
+    return ((prompt, answer) for prompt, answers in examples for answer in answers)
+
+
+def _check_turn(answer: str | Message, text: str) -> None:
+    """Raise `ModelError` if the template leaves out a part of an answer that is more than a text."""
+    if isinstance(answer, str):
+        return
+    calls = json.loads(answer.tool_calls) if answer.tool_calls else []
+    parts = {
+        "reasoning_content": [answer.reasoning_content or ""],
+        "tool_calls": [str(call.get("function", call).get("name", "")) for call in calls],
+    }
+    for key, words in parts.items():
+        if any(word.strip() not in text for word in words):
+            raise ModelError(
+                f"the chat template leaves out the `{key}` of an answer, so that it would not be "
+                f"trained: use another template, or `ignore_columns: [{key}]`"
+            )
 
 
 @dataclass(frozen=True)
@@ -95,9 +149,9 @@ class _Rendered:
 
 
 def _rendered(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[object], **options: object
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Turn]], **options: object
 ) -> list[_Rendered]:
-    texts = tokenizer.apply_chat_template(conversations, tokenize=False, **options)
+    texts = _texts(tokenizer, conversations, **options)
     ids = _ids(tokenizer, texts)
     return [_Rendered(text, tokens) for text, tokens in zip(texts, ids, strict=True)]
 

@@ -43,8 +43,9 @@ class SftPhase:
         demonstrations = read_demonstrations(section.data)
         rows = []
         for demonstration in demonstrations:
-            answer = demonstration.completion[0].content
-            prompt, completion = completion_ids(tokenizer, demonstration.prompt, answer)
+            prompt, completion = completion_ids(
+                tokenizer, demonstration.prompt, demonstration.completion
+            )
             if len(prompt) + len(completion) <= section.max_length:
                 mask = [0] * len(prompt) + [1] * len(completion)
                 rows.append({"input_ids": prompt + completion, "completion_mask": mask})

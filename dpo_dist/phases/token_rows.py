@@ -99,7 +99,7 @@ def token_rows(
     """The row of each pair that fits."""
     remaining = iter(pairs)
     while batch := list(islice(remaining, BATCH)):
-        texts = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in batch]
+        texts = [(pair.prompt, pair.answers) for pair in batch]
         for pair, ids in zip(batch, answers_ids(tokenizer, texts), strict=True):
             prompt, (chosen, rejected) = ids
             if len(prompt) >= max_length:
