@@ -25,7 +25,7 @@ class DataSource(Section):
     has several."""
     revision: str | None = None
     """The branch, tag or commit of `dataset`; null: its main branch."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field({})
     """Renames columns, from the name that a format expects to the name in the data: {prompt:
     question}."""
     ignore_columns: tuple[str, ...] = ()

@@ -124,7 +124,7 @@ def _each_answer(
 
 
 def _check_turn(answer: str | Message, text: str) -> None:
-    """Raise `ModelError` if the template leaves out a part of an answer that is more than a text."""
+    """Raise `ModelError` if the template leaves out reasoning or tool calls of an answer."""
     if isinstance(answer, str):
         return
     calls = json.loads(answer.tool_calls) if answer.tool_calls else []

@@ -1,5 +1,5 @@
-"""Recognises the format of rows by their columns. The formats are in `pair_formats.py`,
-`prompt_formats` and `demonstration_formats` below; docs/data.md lists them."""
+"""Recognises the format of rows by their columns. The formats are in `pair_formats.py` and
+`prompts.py`; docs/data.md lists them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SCORES = (
     ("chosen_avg_rating", "rejected_avg_rating"),
 )
 RATINGS = frozenset(
-    {"margin", "rating", "score_A", "score_B", *(key for two in SCORES for key in two)}
+    {"margin", "rating", "score", "score_A", "score_B", *(key for two in SCORES for key in two)}
 )
 # Columns that every format uses: options of the conversation, and labels of annotation tools.
 OPTIONS = frozenset({"system", "system_prompt", "tools", "chat_template_kwargs", "status"})

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations
-from os.path import commonprefix
+from itertools import combinations, takewhile
 from typing import Any
 
 from dpo_dist.config import DataSource, PreferenceSource
@@ -240,7 +239,9 @@ def _implicit(row: Row) -> Two:
 def _implicit_text(row: Row) -> Two | str:
     """The prompt is the common beginning of both texts, up to a white space."""
     chosen, rejected = (_answer(row, key)[0].content for key in ("chosen", "rejected"))
-    common = commonprefix([chosen, rejected])
+    common = "".join(
+        a for a, _ in takewhile(lambda two: two[0] == two[1], zip(chosen, rejected, strict=False))
+    )
     if chosen == rejected:
         return "identical"
     cut = max((n for n, c in enumerate(common, start=1) if c.isspace()), default=0)

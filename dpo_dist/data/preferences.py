@@ -241,7 +241,11 @@ def _draw(sources: Sequence[_Source], seed: int) -> None:
                 f"{source_name(source.source)}: no pairs are left for the mixture "
                 f"(dropped: {dict(+source.dropped)})"
             )
-    weights = [w for s in weighted if (w := getattr(s.source, "weight", None)) is not None]
+    weights = [
+        own.weight
+        for source in weighted
+        if isinstance(own := source.source, MixtureSource) and own.weight is not None
+    ]
     if not weights:
         return
     scale = min(len(s.pairs) / weight for s, weight in zip(weighted, weights, strict=True))

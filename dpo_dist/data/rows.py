@@ -39,7 +39,7 @@ def source_identity(source: DataSource) -> dict[str, JsonValue]:
 def _renamed(row: Row, columns: Mapping[str, str], ignored: frozenset[str]) -> dict[str, object]:
     """The row's values without nulls, renamed."""
     values = {key: value for key, value in row.values.items() if key not in ignored}
-    for ours, theirs in columns.items():
+    for theirs in columns.values():
         if theirs not in values:
             raise row.error(f"`columns` names `{theirs}`; the row has {', '.join(values)}")
     renamed = {ours: values.pop(theirs) for ours, theirs in columns.items()}

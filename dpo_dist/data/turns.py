@@ -25,7 +25,7 @@ _TEXTS = ("name", "reasoning_content", "tool_call_id")
 
 
 def is_transcript(value: object) -> bool:
-    """Whether a value is a conversation in HH-RLHF's form: "\\n\\nHuman: ...\\n\\nAssistant: ..."."""
+    """Whether a value is a conversation as in HH-RLHF: "\\n\\nHuman: ...\\n\\nAssistant: ..."."""
     return isinstance(value, str) and value.startswith(TRANSCRIPT)
 
 
@@ -70,9 +70,7 @@ def turns_of(row: Row, key: str, value: object, role: str) -> tuple[Message, ...
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise row.error(
-            f"`{key}` must be a text or a list of messages, not {type(value).__name__} {value!r:.40}"
-        )
+        raise row.error(f"`{key}` must be a text or a list of messages, not {value!r:.40}")
     return tuple(_message(row, key, turn) for turn in value)
 
 

@@ -33,7 +33,7 @@ HH = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: {}\n\nAssistant: {}"
 # (format, the columns of a row that means Q: YES > NO)
 EQUAL = [
     ("Nectar", {"prompt": f"\n\nHuman: {Q}\n\nAssistant: ", "answers": [
-        {"answer": "Two?", "rank": 2.0}, {"answer": NO, "rank": 3.0}, {"answer": YES, "rank": 1.0}]}),
+        {"answer": "Two?", "rank": 2.0}, {"answer": NO, "rank": 3.0}, {"answer": YES, "rank": 1}]}),
     ("TRL, conversational, explicit prompt", {"prompt": [USER], **TURNS}),
     ("TRL, conversational, explicit prompt", {
         "prompt": [turn("user", [{"type": "text", "text": Q}])], **TURNS}),
@@ -44,7 +44,8 @@ EQUAL = [
         "prompt": Q, "chosen": json.dumps([USER, GOOD]), "rejected": json.dumps([USER, BAD])}),
     ("TRL, standard, explicit prompt", {"prompt": Q, **TEXTS, "id": 4, "margin": 0.5}),
     ("ShareGPT", {"conversations": [{"from": "human", "value": Q}],
-                  "chosen": {"from": "gpt", "value": YES}, "rejected": {"from": "gpt", "value": NO}}),
+                  "chosen": {"from": "gpt", "value": YES},
+                  "rejected": {"from": "gpt", "value": NO}}),
     ("alpaca", {"instruction": Q, "input": "", **TEXTS}),
     ("orca", {"system": "", "question": Q, **TEXTS}),
     ("distilabel's orca", {"input": Q, **TEXTS, "status": "swapped", "generations": [NO, YES]}),
@@ -52,7 +53,8 @@ EQUAL = [
     ("distilabel's UltraFeedback", {
         "instruction": Q, "generations": [NO, "?", YES], "ratings": [1.0, None, 5.0]}),
     ("UltraFeedback", {"instruction": Q, "source": "x", "completions": [
-        {"response": YES, "overall_score": 8.5, "model": "m"}, {"response": NO, "overall_score": 2}]}),
+        {"response": YES, "overall_score": 8.5, "model": "m"},
+        {"response": NO, "overall_score": 2}]}),
     ("SHP", {"history": Q, "human_ref_A": NO, "human_ref_B": YES, "labels": 0, "post_id": "i"}),
     ("HH-RLHF transcripts", {"chosen": f"\n\nHuman: {Q}\n\nAssistant: {YES}",
                              "rejected": f"\n\nHuman: {Q}\n\nAssistant: {NO}"}),
@@ -79,8 +81,8 @@ def test_pairs_are_read_and_their_format_is_named(
 REFUSED = [
     ({"prompt": Q, **TEXTS, "weight": 2.0}, r"p\.jsonl:1: the column `weight` is not used"),
     ({"prompt": Q, "completion": YES, "label": True}, "no prompt has an answer with `label: true`"),
-    ({"question": Q, "answer": YES}, r"p\.jsonl:1: `chosen` is missing.*`answer`, `question`.* orca"),
-    ({"prompt": [USER], "chosen": [GOOD, USER, GOOD], "rejected": [BAD, USER, BAD]}, "several turns"),
+    ({"question": Q, "answer": YES}, r":1: `chosen` is missing.*`answer`, `question`.* orca"),
+    ({"prompt": Q, "chosen": [GOOD, USER, GOOD], "rejected": [BAD, USER, BAD]}, "several turns"),
     ({"prompt": [USER, BAD], **TEXTS}, "must end with a user turn"),
     ({"prompt": Q, "chosen": YES, "rejected": [NO, "other"]}, "`rejected` is a list of str"),
     ({"prompt": [turn("user", [{"type": "image"}])], **TURNS}, "part of the type 'image'"),
@@ -269,7 +271,7 @@ def test_every_assistant_turn_is_demonstrated_and_texts_alone_are_refused(
     assert [len(first.prompt), len(second.prompt)] == [1, 3]
     assert (first.completion.content, second.completion.content) == (YES, "Yes.")
     assert json.loads(first.prompt[-1].tools) == json.loads(second.prompt[-1].tools) == TOOLS
-    with pytest.raises(DataError, match="`messages` is missing.*the row has `text`"):
+    with pytest.raises(DataError, match=r"`messages` is missing.*the row has `text`"):
         read_demonstrations(DataSource(path=write_jsonl(tmp_path / "t.jsonl", [{"text": Q}])))
 
 
