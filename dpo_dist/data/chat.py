@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -75,12 +75,9 @@ def answers_ids(
     differ between sampling and training.
     """
     prompts = [_turns(prompt) for prompt, _ in examples]
-    conversations = [_turns(prompt, answer) for prompt, answer in _each_answer(examples)]
+    conversations = [_turns(prompt, answer) for prompt, answers in examples for answer in answers]
     starts = _rendered(tokenizer, prompts, add_generation_prompt=True)
-    rendered = _rendered(tokenizer, conversations)
-    for (_, answer), whole in zip(_each_answer(examples), rendered, strict=True):
-        _check_turn(answer, whole.text)
-    wholes = iter(rendered)
+    wholes = iter(_rendered(tokenizer, conversations))
     return [
         (start.ids, [_completion(tokenizer, start, w) for w in islice(wholes, len(answers))])
         for start, (_, answers) in zip(starts, examples, strict=True)
@@ -103,41 +100,41 @@ def _turn(message: Message) -> Turn:
 def _texts(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Turn]], **options: object
 ) -> list[str]:
-    """Render conversations, each with the template's options that its row has."""
-    if not any(key in turn for c in conversations for turn in c for key in TEMPLATE_OPTIONS):
+    """Render conversations, each with the template's options that its row has. Raises `ModelError`
+    if the template leaves out a part."""
+    if all(len(turn) == 2 for conversation in conversations for turn in conversation):
         return tokenizer.apply_chat_template(conversations, tokenize=False, **options)
     texts = []
     for conversation in conversations:
         given = {k: turn[k] for turn in conversation for k in TEMPLATE_OPTIONS if k in turn}
         own = given.pop("chat_template_kwargs", {})
         turns = [{k: turn[k] for k in turn if k not in TEMPLATE_OPTIONS} for turn in conversation]
-        texts.append(
-            tokenizer.apply_chat_template(turns, tokenize=False, **options, **given, **own)
-        )
+        text = tokenizer.apply_chat_template(turns, tokenize=False, **{**options, **own, **given})
+        parts = {
+            "tools": _names(given.get("tools", [])),
+            "tool_calls": [n for turn in turns for n in _names(turn.get("tool_calls", []))],
+            # Templates show the last thought only.
+            "reasoning_content": [turns[-1].get("reasoning_content", "")],
+        }
+        for key, words in parts.items():
+            if any(word.strip() not in text for word in words):
+                raise ModelError(_LEFT_OUT.format(key))
+        for key in own:
+            if key not in str(tokenizer.chat_template):
+                raise ModelError(_LEFT_OUT.format("chat_template_kwargs") + f" (`{key}`)")
+        texts.append(text)
     return texts
 
 
-def _each_answer(
-    examples: Sequence[tuple[Sequence[Message], Sequence[str | Message]]],
-) -> Iterator[tuple[Sequence[Message], str | Message]]:
-    return ((prompt, answer) for prompt, answers in examples for answer in answers)
+_LEFT_OUT = (
+    "the chat template leaves out the `{0}` of a row, so that it would not be trained on. Use a "
+    "model whose template has it, or `ignore_columns: [{0}]`"
+)
 
 
-def _check_turn(answer: str | Message, text: str) -> None:
-    """Raise `ModelError` if the template leaves out reasoning or tool calls of an answer."""
-    if isinstance(answer, str):
-        return
-    calls = json.loads(answer.tool_calls) if answer.tool_calls else []
-    parts = {
-        "reasoning_content": [answer.reasoning_content or ""],
-        "tool_calls": [str(call.get("function", call).get("name", "")) for call in calls],
-    }
-    for key, words in parts.items():
-        if any(word.strip() not in text for word in words):
-            raise ModelError(
-                f"the chat template leaves out the `{key}` of an answer, so that it would not be "
-                f"trained: use another template, or `ignore_columns: [{key}]`"
-            )
+def _names(calls: list[Any]) -> list[str]:
+    """The names of tools, or of the called ones."""
+    return [str(call.get("function", call).get("name", "")) for call in calls]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from dpo_dist.config import (
 )
 from dpo_dist.data.hygiene import CONTROL_TOKEN
 from dpo_dist.data.leakage import overlaps
-from dpo_dist.data.pair_formats import WHOLE_PROMPT, pairs_in
+from dpo_dist.data.pair_formats import WHOLE_PROMPT
+from dpo_dist.data.pairs import pairs_in
 from dpo_dist.data.prompts import content_digest, exact_digest, seeded_share
 from dpo_dist.data.readers import source_name
 from dpo_dist.data.rows import read_rows, source_identity, write_parquet

@@ -166,7 +166,7 @@ def test_a_leaked_validation_prompt_is_dropped(tmp_path: Path, write_jsonl) -> N
             {"rejected": [turn("user", "another"), turn("assistant", "bad")]},
             "does not hold the row's prompt",
         ),
-        ({"prompt": None}, "`prompt` is missing"),
+        ({"prompt": None, "chosen": "good", "rejected": "bad"}, "there is no `prompt`"),
     ],
 )
 def test_damaged_rows_are_named(tmp_path: Path, write_jsonl, change: dict, message: str) -> None:
