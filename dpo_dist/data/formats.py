@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from dpo_dist.data.readers import Row
@@ -63,11 +64,14 @@ class Format(Generic[Read]):
     optional: frozenset[str] = frozenset()
     where: Callable[[Mapping[str, Any]], bool] = lambda values: True
 
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return OPTIONS | HARMLESS | RATINGS | self.optional | set(self.columns)
+
     def check(self, row: Row) -> None:
         """Raise `DataError` for a column that the format does not know."""
-        known = OPTIONS | HARMLESS | RATINGS | self.optional | set(self.columns)
         for column in row.values:
-            if column not in known:
+            if column not in self._known:
                 raise row.error(
                     f"the column `{column}` is not used in {self.name}. If it is one of the "
                     f"format's columns ({_listed(sorted({*self.columns, *self.optional, *_NAMED}))}"
