@@ -35,6 +35,10 @@ class DataSource(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSource:
+        self._check_place()
+        return self
+
+    def _check_place(self) -> None:
         if (self.path is None) == (self.dataset is None):
             raise ValueError("give exactly one of `path` and `dataset`")
         if self.dataset is not None and self.split is None:
@@ -43,7 +47,6 @@ class DataSource(Section):
             raise ValueError("`revision` belongs to a `dataset` on the Hub")
         if self.path is not None and self.split is not None and "[" in self.split:
             raise ValueError("a slice needs a `dataset` on the Hub; use `limit` for files")
-        return self
 
     @field_validator("columns")
     @classmethod
@@ -112,7 +115,7 @@ class DataPreferences(PreferenceSource):
         if self.source != "mixture":
             if self.mixture:
                 raise ValueError("a `mixture` needs source: mixture")
-            super()._one_source()
+            self._check_place()
             return self
         own = [name for name in PreferenceSource.model_fields if name in self.model_fields_set]
         if own:

@@ -103,8 +103,11 @@ def _texts(
     """Render conversations, each with the template's options that its row has. Raises `ModelError`
     if the template leaves out a part."""
     if all(len(turn) == 2 for conversation in conversations for turn in conversation):
-        return tokenizer.apply_chat_template(conversations, tokenize=False, **options)
-    texts = []
+        rendered: list[str] = tokenizer.apply_chat_template(
+            conversations, tokenize=False, **options
+        )
+        return rendered
+    texts: list[str] = []
     for conversation in conversations:
         given = {k: turn[k] for turn in conversation for k in TEMPLATE_OPTIONS if k in turn}
         own = given.pop("chat_template_kwargs", {})
