@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks.figures import MODEL, option_parser, publish
 from benchmarks.flops import useful_flops
 from benchmarks.train_block import Block
-from dpo_dist.config import PathPreferences
+from dpo_dist.config import DataPreferences
 from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.data.preferences import load_preferences
 from dpo_dist.data.rows import write_parquet
@@ -197,7 +197,7 @@ class Bench:
 
 def tokenized(path: Path, model: Path) -> list[dict[str, Any]]:
     """The tokenized pairs of a preference file that fit `MAX_LENGTH`."""
-    source = PathPreferences(source="path", path=path, validation_fraction=0)
+    source = DataPreferences(source="path", path=path, validation_fraction=0)
     tokenizer = load_tokenizer(str(model))
     rows = []
     for pair in load_preferences(source, Path(), seed=0).train:

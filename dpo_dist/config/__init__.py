@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from dpo_dist.config.base import ChatTemplate, DataSource, RecipePath, Resource, Section, required
+from dpo_dist.config.base import ChatTemplate, RecipePath, Resource, Section, required
 from dpo_dist.config.evaluation import (
     OWN_LABELS,
     Arm,
@@ -49,17 +49,22 @@ from dpo_dist.config.judging import (
 )
 from dpo_dist.config.method import ADAPTER_KIND, Full, Lora, Method, is_quantized
 from dpo_dist.config.metrics import Better, FunctionMetric, MetricConfig
+from dpo_dist.config.sources import (
+    DataPreferences,
+    DataSource,
+    JudgedPreferences,
+    MixtureSource,
+    Preferences,
+    PreferenceSource,
+    UltraFeedbackPreferences,
+)
 from dpo_dist.config.training import (
     Checkpointing,
-    JudgedPreferences,
     KlMonitor,
     Optimization,
-    PathPreferences,
-    Preferences,
     Rounds,
     Sft,
     Train,
-    UltraFeedbackPreferences,
 )
 from dpo_dist.system.console import HUB_KEY, WANDB_KEY
 

@@ -19,9 +19,7 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     JsonValue,
-    PositiveInt,
     ValidationInfo,
-    model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -151,24 +149,3 @@ class ChatTemplate(Section):
     """A jinja file that replaces the template; null: the tokenizer's own."""
     variables: dict[str, JsonValue] = Field(default_factory=dict)
     """Variables of the template."""
-
-
-class DataSource(Section):
-    """Rows from a local .jsonl or .parquet file, or from a Hub dataset with its split."""
-
-    path: RecipePath | None = None
-    """A local .jsonl or .parquet file."""
-    dataset: str | None = None
-    """A dataset on the Hub; needs `split`."""
-    split: str | None = None
-    """The split of `dataset`."""
-    limit: PositiveInt | None = None
-    """Use only the first n rows."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DataSource:
-        if (self.path is None) == (self.dataset is None):
-            raise ValueError("give exactly one of `path` and `dataset`")
-        if self.dataset is not None and self.split is None:
-            raise ValueError("`dataset` needs its `split`")
-        return self

@@ -16,10 +16,11 @@ from pydantic import (
     model_validator,
 )
 
-from dpo_dist.config.base import RUNTIME, DataSource, RecipePath, Resource, Section
+from dpo_dist.config.base import RUNTIME, RecipePath, Resource, Section
 from dpo_dist.config.generation import EngineConfig, Sampling
 from dpo_dist.config.judging import JudgeConfig, ScorerConfig
 from dpo_dist.config.metrics import MetricConfig
+from dpo_dist.config.sources import DataSource
 
 
 class JudgeScore(Section):

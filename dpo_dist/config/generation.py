@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from dpo_dist.config.base import RUNTIME, DataSource, Resource, Section
+from dpo_dist.config.base import RUNTIME, Resource, Section
+from dpo_dist.config.sources import DataSource
 from dpo_dist.storage.records import Message
 
 

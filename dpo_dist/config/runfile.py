@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
@@ -71,13 +71,13 @@ def _set(values: Values, override: str) -> KeyPath:
         value = parse_yaml(text)
     except YamlError as error:
         raise ConfigError(f"--set {override}: {text} is not valid YAML: {error}") from None
-    node: JsonValue = values
+    node: Any = values
     place: list[str | int] = []
     *parents, last = key.split(".")
     for part in parents:
         step = _step(node, part, place, override)
         place.append(step)
-        inner = node[step] if isinstance(node, list) else node.get(step)
+        inner = node[step] if isinstance(step, int) else node.get(step)
         if inner is None:
             inner = node[step] = _default(place)
         node = inner

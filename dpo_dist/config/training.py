@@ -1,9 +1,9 @@
-"""The sections `preferences`, `sft`, `train` and `rounds`."""
+"""The sections `sft`, `train` and `rounds`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
@@ -17,52 +17,14 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from dpo_dist.config.base import RUNTIME, DataSource, RecipePath, Section
+from dpo_dist.config.base import RUNTIME, Section
 from dpo_dist.config.method import Full, Lora, Method
+from dpo_dist.config.sources import DataSource
 from dpo_dist.errors import ConfigError
 from dpo_dist.losses import FDivergence, LossName, wrong_combination
 from dpo_dist.system.machine import has_cuda, visible_gpus
 
 ACCELERATE_CONFIGS = Path(__file__).parents[1] / "accelerate_configs"  # the shipped files
-
-
-class JudgedPreferences(Section):
-    """The pairs that the judge phase writes."""
-
-    source: Literal["judged"] = "judged"
-    validation_fraction: float = Field(0.1, ge=0, lt=1)
-    """Share of the prompts whose pairs are used for validation."""
-
-
-class UltraFeedbackPreferences(Section):
-    """HuggingFaceH4/ultrafeedback_binarized; its split `test_prefs` is used for validation."""
-
-    source: Literal["ultrafeedback"]
-    dataset: str = "HuggingFaceH4/ultrafeedback_binarized"
-    """Hub id of a dataset with the same columns and splits."""
-    limit: PositiveInt | None = None
-    """Use only the first n pairs of `train_prefs`."""
-    validation_limit: PositiveInt = 500
-    """Use only the first n pairs of `test_prefs`."""
-
-
-class PathPreferences(Section):
-    """A local file with the columns prompt, chosen and rejected."""
-
-    source: Literal["path"]
-    path: RecipePath
-    """A .jsonl or .parquet file."""
-    validation_path: RecipePath | None = None
-    """A file with the validation pairs; null: see `validation_fraction`."""
-    validation_fraction: float = Field(0.1, ge=0, lt=1)
-    """Without `validation_path`: share of the prompts whose pairs are used for validation."""
-    limit: PositiveInt | None = None
-    """Use only the first n pairs."""
-
-
-Preferences: TypeAlias = Annotated[
-    JudgedPreferences | UltraFeedbackPreferences | PathPreferences, Field(discriminator="source")
-]
 
 
 Checkpointing = Literal["none", "selective", "full"]
@@ -171,7 +133,7 @@ class Sft(Optimization):
     """The optional sft phase."""
 
     data: DataSource
-    """Rows `{"prompt", "completion"}`."""
+    """Demonstrations: rows `{"prompt", "completion"}` or `{"messages"}`, or another format."""
     learning_rate: PositiveFloat = 5.0e-4
 
 

@@ -9,18 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_dist.config import ChatTemplate
+from dpo_dist.data.rendering import Unrendered, render, turn_of
 from dpo_dist.data.thoughts import openings
 from dpo_dist.errors import ConfigError, ModelError
 from dpo_dist.storage.records import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Turns = list[dict[str, Any]]
-
-
-class Unrendered(ModelError):
-    """The chat template cannot render a conversation, or changes its answer."""
 
 
 def load_tokenizer(
@@ -82,19 +77,19 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) ->
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> str:
     """A conversation as the template renders it, including the start of the assistant's turn."""
-    return _render(tokenizer, _turns(prompt), add_generation_prompt=True)
+    return render(tokenizer, prompt, add_generation_prompt=True)
 
 
 def conversation_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: str
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: str | Message
 ) -> list[int]:
     """The token ids of a conversation with its answer, rendered by the template as a whole."""
-    (ids,) = _ids(tokenizer, [_render(tokenizer, _turns(prompt, answer))])
+    (ids,) = _ids(tokenizer, [render(tokenizer, [*prompt, turn_of(answer)])])
     return ids
 
 
 def completion_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: str
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: str | Message
 ) -> tuple[list[int], list[int]]:
     """(prompt ids, completion ids) of one answer; see `answers_ids`. Raises `Unrendered`."""
     start, (completion,) = _texts(tokenizer, prompt, [answer], _end_texts(tokenizer))
@@ -104,7 +99,7 @@ def completion_ids(
 
 def answers_ids(
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[tuple[Sequence[Message], Sequence[str]]],
+    examples: Sequence[tuple[Sequence[Message], Sequence[str | Message]]],
 ) -> list[tuple[list[int], list[list[int]]] | None]:
     """(prompt ids, completion ids of each answer) of prompts with their answers; None where the
     template cannot render one of the answers as it is.
@@ -137,20 +132,6 @@ def answers_ids(
     return tokenized
 
 
-def _turns(prompt: Sequence[Message], answer: str | None = None) -> Turns:
-    turns: Turns = [message.model_dump() for message in prompt]
-    return turns if answer is None else [*turns, {"role": "assistant", "content": answer}]
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, turns: Turns, **options: Any) -> str:
-    from jinja2.exceptions import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        raise Unrendered(f"the chat template cannot render it: {error}") from None
-
-
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """The token ids of rendered texts, which already contain the special tokens."""
     if not texts:
@@ -163,15 +144,16 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]
 def _texts(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Sequence[Message],
-    answers: Sequence[str],
+    answers: Sequence[str | Message],
     ends: Collection[str],
 ) -> tuple[str, list[str]]:
     """(the rendered prompt, the completion of each answer). Raises `Unrendered`."""
     start = prompt_text(tokenizer, prompt)
-    turn = start.rpartition(prompt[-1].content.strip())[2]  # what opens the assistant's turn
+    last = prompt[-1].content.strip()
+    turn = start.rpartition(last)[2] if last else start  # what opens the assistant's turn
     completions = []
-    for answer in answers:
-        whole = _render(tokenizer, _turns(prompt, answer))
+    for answer in map(turn_of, answers):
+        whole = render(tokenizer, [*prompt, answer])
         if not whole.startswith(start):
             raise Unrendered(
                 "the chat template renders a prompt differently when an answer follows it; DPO "
@@ -181,22 +163,23 @@ def _texts(
         if not any(end in rendered for end in ends):
             # Some templates (GLM) end a turn with the token that opens the next one.
             rendered += _opening_of_the_next(tokenizer, prompt, answer)
-        completions.append(_up_to_the_end(rendered, turn, answer.strip(), ends))
+        completions.append(_up_to_the_end(rendered, turn, answer.content.strip(), ends))
     return start, completions
 
 
 def _opening_of_the_next(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: str
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answer: Message
 ) -> str:
-    following = {"role": "user", "content": "question"}
-    whole = _render(tokenizer, [*_turns(prompt, answer), following])
-    return whole.rpartition(answer.strip())[2] if answer.strip() else ""
+    following = Message(role="user", content="question")
+    text = answer.content.strip()
+    whole = render(tokenizer, [*prompt, answer, following])
+    return whole.rpartition(text)[2] if text else ""
 
 
 def _texts_or_none(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Sequence[Message],
-    answers: Sequence[str],
+    answers: Sequence[str | Message],
     ends: Collection[str],
 ) -> tuple[str, list[str]] | None:
     try:
@@ -240,7 +223,8 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     ends = {int(tokenizer.eos_token_id), *_generation_ends(tokenizer.name_or_path)}
     answer = "answer"
     try:
-        whole = _render(tokenizer, _turns([Message(role="user", content="question")], answer))
+        question = Message(role="user", content="question")
+        whole = render(tokenizer, [question, turn_of(answer)])
     except Unrendered:
         return frozenset(ends)
     (after,) = _ids(tokenizer, [whole.rpartition(answer)[2]])

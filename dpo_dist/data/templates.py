@@ -8,8 +8,9 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from dpo_dist.config import DataSource, Slot
-from dpo_dist.data.chat import Unrendered, completion_ids, prompt_text
+from dpo_dist.data.chat import completion_ids, prompt_text
 from dpo_dist.data.prompts import Demonstration
+from dpo_dist.data.rendering import Unrendered
 from dpo_dist.errors import DataError
 from dpo_dist.storage.records import Message, PreferencePair, Prompt
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 TRIED = 1000  # rows of a source; of these, the first one with each sequence of roles
 
 # A row's place, its prompt and its answers.
-Example = tuple[str, Sequence[Message], Sequence[str]]
+Example = tuple[str, Sequence[Message], Sequence[str | Message]]
 
 
 def slot_messages(prompt: Prompt, slot: Slot) -> tuple[Message, ...]:
@@ -56,7 +57,7 @@ def try_demonstrations(
 ) -> None:
     """Render SFT rows with their answers. Raises `DataError` with the row's place."""
     examples = (
-        (f"{_name(source)}: row {number} ({row.id!r})", row.prompt, [row.completion[0].content])
+        (f"{_name(source)}: row {number} ({row.id!r})", row.prompt, [row.completion])
         for number, row in enumerate(rows[:TRIED], start=1)
     )
     _try(tokenizer, examples)
@@ -66,7 +67,7 @@ def try_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair
     """Render preference pairs from elsewhere with their answers. Raises `DataError` with the pair's
     prompt id."""
     examples = (
-        (f"preferences: the pair {pair.prompt_id!r}", pair.prompt, [pair.chosen, pair.rejected])
+        (f"preferences: the pair {pair.prompt_id!r}", pair.prompt, pair.answers)
         for pair in pairs[:TRIED]
     )
     _try(tokenizer, examples)
@@ -90,7 +91,7 @@ def _try(tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example]) -> Non
 
 
 def _try_one(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answers: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answers: Sequence[str | Message]
 ) -> None:
     text = prompt_text(tokenizer, prompt)
     for message in prompt:
@@ -102,7 +103,7 @@ def _try_one(
 
 
 def _remedy(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answers: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answers: Sequence[str | Message]
 ) -> str:
     template = "set `model.chat_template` to the path of a template that supports it"
     others = [message for message in prompt if message.role != "system"]

@@ -15,7 +15,8 @@ from typing import Literal
 
 from dpo_dist.config import Canaries, CanaryKind, DataSource
 from dpo_dist.data.prompts import prompt_of
-from dpo_dist.data.rows import Row, check_text, read_rows
+from dpo_dist.data.readers import Row
+from dpo_dist.data.rows import check_text, read_rows
 from dpo_dist.intervals import Estimate, wilson
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.panel import BallotSummary

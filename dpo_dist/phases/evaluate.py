@@ -90,7 +90,9 @@ class EvaluatePhase:
         metrics = _checked_metrics(evaluate, requests.prompts)
         write_records(out.path / "prompts.jsonl", requests.prompts)
         with Journals(out, self.journals, Generation, request_of) as journals:
-            order = [request.id for group in requests.by_model.values() for request in group]
+            order = [
+                request.id for model in requests.by_model.values() for request in model.requests
+            ]
             taken_over = take_over(run, out.path, order, journals)
             speed = _generate(run, requests, out.shard, journals)
             if not out.shard.whole:

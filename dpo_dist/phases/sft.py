@@ -8,8 +8,9 @@ from statistics import fmean
 from pydantic import JsonValue
 
 from dpo_dist.config import required
-from dpo_dist.data.chat import Unrendered, completion_ids, load_tokenizer
+from dpo_dist.data.chat import completion_ids, load_tokenizer
 from dpo_dist.data.prompts import read_demonstrations
+from dpo_dist.data.rendering import Unrendered
 from dpo_dist.data.rows import source_identity, write_parquet
 from dpo_dist.data.templates import try_demonstrations
 from dpo_dist.errors import DataError
@@ -51,9 +52,10 @@ class SftPhase:
         rows = []
         dropped = Counter(too_long=0)
         for demonstration in demonstrations:
-            answer = demonstration.completion[0].content
             try:
-                prompt, completion = completion_ids(tokenizer, demonstration.prompt, answer)
+                prompt, completion = completion_ids(
+                    tokenizer, demonstration.prompt, demonstration.completion
+                )
             except Unrendered:
                 dropped["not_rendered"] += 1
                 continue

@@ -146,9 +146,7 @@ def _tokenized(
 ) -> Iterator[tuple[Ids, Ids, Ids] | None]:
     """(prompt, chosen, rejected) of each pair; None if the template cannot render it."""
     rendered = iter(
-        answers_ids(
-            tokenizer, [(p.prompt, (p.chosen, p.rejected)) for p in batch if p.sampled is None]
-        )
+        answers_ids(tokenizer, [(p.prompt, p.answers) for p in batch if p.sampled is None])
     )
     for pair in batch:
         if pair.sampled is None:

@@ -16,7 +16,7 @@ from dpo_dist.estimates.memory import ModelShape
 from dpo_dist.estimates.throughput import flops_per_token
 from dpo_dist.phases.token_rows import TokenRows, write_token_rows
 from dpo_dist.phases.trial import try_prompts_of
-from dpo_dist.runs.manifests import PairCounts, TrainResult
+from dpo_dist.runs.manifests import PairCounts, PairSource, TrainResult
 from dpo_dist.runs.resources import gpu_flops, model_shape, planned_bytes
 from dpo_dist.runs.run import Run
 from dpo_dist.runs.weights import Weights
@@ -112,6 +112,10 @@ class TrainPhase:
                 trained_as_sampled=as_sampled if judged else None,
             ),
             pairs=PairCounts(train=len(train_rows), validation=len(validation_rows)),
+            sources=tuple(
+                PairSource(name=found.name, kept=found.kept, dropped=dict(found.dropped))
+                for found in pairs.sources
+            ),
             reference=run.reference_name,
             processes=LaunchShape.of(section).processes,
             **read_figures(out.path / OUTCOME, TrainingOutcome).model_dump(),

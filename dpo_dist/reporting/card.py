@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from dpo_dist.config import (
     Config,
+    DataPreferences,
     DataSource,
     JudgedPreferences,
     Lora,
-    PathPreferences,
     Preferences,
     UltraFeedbackPreferences,
     required,
@@ -243,10 +243,11 @@ def provenance(config: Config, held_out: int) -> list[str]:
 
 def datasets_of(config: Config) -> list[str]:
     """The Hub datasets that a run was trained on."""
-    judged = isinstance(config.preferences, JudgedPreferences)
+    preferences = config.preferences
+    judged = isinstance(preferences, JudgedPreferences)
     sources = [
         config.sft.data if config.sft else None,
-        config.preferences,
+        *(preferences.sources if isinstance(preferences, DataPreferences) else [preferences]),
         config.sample.prompts if judged and config.sample else None,
     ]
     return [
@@ -335,7 +336,9 @@ def _settings(config: Config, manifest: TrainManifest) -> Sequence[tuple[str, ob
 def _named(source: Source) -> str:
     """The name of a Hub dataset, or of a local file without its folder, which may be private."""
     match source:
-        case PathPreferences(path=path) | DataSource(path=Path() as path):
+        case DataPreferences(mixture=(_, *_) as mixture):
+            return ", ".join(map(_named, mixture))
+        case DataSource(path=Path() as path):
             return f"the file {path.name}"
         case DataSource():
             return f"{source.dataset} ({source.split})"

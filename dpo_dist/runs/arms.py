@@ -42,7 +42,7 @@ class Prompting:
                     f"than the prompt {prompt.id!r}; give the arm its own `system`, or remove the "
                     "turn from the example"
                 )
-            system = (*system, *solved, *example.completion)
+            system = (*system, *solved, example.completion)
         return (*system, *turns)
 
 
@@ -98,11 +98,11 @@ def _prompting(arm: Arm) -> Prompting:
             Demonstration(
                 f"few_shot.{number}",
                 (Message(role="user", content=example.prompt),),
-                (Message(role="assistant", content=example.completion),),
+                Message(role="assistant", content=example.completion),
             )
             for number, example in enumerate(source)
         ]
-    texts = [turn.content for e in examples for turn in (*e.prompt, *e.completion)]
+    texts = [turn.content for e in examples for turn in (*e.prompt, e.completion)]
     if not all(map(encodable, [*texts, arm.system or ""])):
         raise ConfigError(f"{place}: a text holds a NUL character or an unpaired surrogate")
     shown: JsonValue = {"system": arm.system, "few_shot": identity}

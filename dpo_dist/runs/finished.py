@@ -75,7 +75,7 @@ def find_run(given: Path) -> FinishedRun:
     }
     if undone := [phase for phase in WORK if phase in expected and phase not in complete]:
         state = {p: "was interrupted" if p in started else "was not run" for p in undone}
-        listed = "; ".join(f"{folders[p]} ({state[p]})" for p in missing)
+        listed = "; ".join(f"{folders[p]} ({state[p]})" for p in undone)
         raise DataError(f"{root} is not finished: no {MANIFEST} in {listed}")
     if not {"train", "evaluate"} & complete.keys():
         raise DataError(f"{root} has no training and no evaluation: nothing can be compared")

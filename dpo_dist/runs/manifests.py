@@ -53,10 +53,20 @@ class PairCounts(Figures):
     validation: int
 
 
+class PairSource(Figures):
+    """A source of pairs: the pairs kept before tokenization, and by reason those dropped."""
+
+    name: str
+    kept: int
+    dropped: dict[str, int]
+
+
 class TrainResult(PhaseResult, TrainingOutcome):
-    """`counts` counts pairs. `reference` is the reference model's name in reports."""
+    """`counts` counts pairs, `sources` those of each source. `reference` is the reference model's
+    name in reports."""
 
     pairs: PairCounts
+    sources: tuple[PairSource, ...] = ()
     reference: str
     processes: int
 

@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 
 class Record(BaseModel):
@@ -13,10 +19,35 @@ class Record(BaseModel):
 
 
 class Message(Record):
-    """One turn of a conversation."""
+    """One turn of a conversation.
 
-    role: Literal["system", "user", "assistant"]
+    The other fields are those that chat templates read; objects are JSON texts, so that a message
+    can be hashed. `tools` and `chat_template_kwargs` are options of the template for the whole
+    conversation: the prompt's last turn carries them. Absent fields are not written.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: str | None = None
+    tool_call_id: str | None = None
+    tools: str | None = None
+    chat_template_kwargs: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, str]:
+        return {key: value for key, value in handler(self).items() if value is not None}
+
+    @property
+    def template_options(self) -> dict[str, str | None]:
+        """The options of the template for the conversation that ends with this turn."""
+        return {"tools": self.tools, "chat_template_kwargs": self.chat_template_kwargs}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the turn has only a role and a content."""
+        return len(self.model_dump()) == 2
 
 
 class Prompt(Record):
@@ -149,13 +180,21 @@ class Sampled(Record):
 
 class PreferencePair(Record):
     """A training example of DPO: a prompt with its chosen and its rejected answer. `sampled` is
-    None for answers from elsewhere."""
+    None for answers from elsewhere. `chosen_turn` and `rejected_turn` are answers that are more
+    than a text, such as one with tool calls; the text is then their content."""
 
     prompt_id: str
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
     sampled: Sampled | None = None
+    chosen_turn: Message | None = None
+    rejected_turn: Message | None = None
+
+    @property
+    def answers(self) -> tuple[str | Message, str | Message]:
+        """The chosen and the rejected answer, as texts or as turns."""
+        return self.chosen_turn or self.chosen, self.rejected_turn or self.rejected
 
 
 class Generation(Record):

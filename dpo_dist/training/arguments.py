@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import enum
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -232,7 +232,8 @@ def _typed(value: JsonValue, hint: Any) -> Any:
     """The value with a field's type. Raises `ValueError`."""
     kinds = [part for part in typing.get_args(hint) if isinstance(part, enum.EnumMeta)]
     if kinds and isinstance(value, str):  # the annotation also accepts any text
-        choices = [str(member.value) for member in kinds[0].__members__.values()]
+        members: Iterable[enum.Enum] = kinds[0].__members__.values()
+        choices = [str(member.value) for member in members]
         if value not in choices:
             near = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
             hint = f"did you mean `{near[0]}`? " if near else ""

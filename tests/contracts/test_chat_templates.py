@@ -11,8 +11,9 @@ import pytest
 import trl
 
 from dpo_dist.config import DataSource
-from dpo_dist.data.chat import Unrendered, answers_ids, completion_ids, end_token_ids, prompt_ids
+from dpo_dist.data.chat import answers_ids, completion_ids, end_token_ids, prompt_ids
 from dpo_dist.data.preferences import packed
+from dpo_dist.data.rendering import Unrendered
 from dpo_dist.data.templates import try_prompts
 from dpo_dist.data.thoughts import spoken
 from dpo_dist.errors import DataError

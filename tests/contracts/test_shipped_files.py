@@ -95,7 +95,7 @@ def test_a_field_that_nobody_reads_is_found_whatever_others_are_called(tmp_path:
         "            print(getattr(method, 'alpha'))\n"
     )
     found = unread(tmp_path)
-    assert {"KlMonitor.stop", "DataSource.split", "PathPreferences.path", "Lora.r"} <= found
+    assert {"KlMonitor.stop", "DataSource.split", "DataPreferences.mixture", "Lora.r"} <= found
     assert not {"KlMonitor.budget", "DataSource.path", "Lora.alpha", "Train.method"} & found
 
 

@@ -46,7 +46,7 @@ def test_the_rank_that_failed_first_is_the_cause(
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE.format(failure=failure))
     path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", str(ROOT))])
     monkeypatch.setenv("PYTHONPATH", path)
-    settings = (shipped("cpu_zero2"), "preferences.validation_path=null")
+    settings = (shipped("cpu_zero2"), "preferences.validation=null")
     assert train(training_file, *settings) == 1
     said = capfd.readouterr().err
     _, cause = said.split("error: training failed, ")

@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite_stops_every_rank_and_names_its_rows(
 def test_200_real_public_preferences_train(training_file: Path, tmp_path: Path) -> None:
     settings = (
         f"preferences.path={REAL_PREFERENCES}",
-        "preferences.validation_path=null",
+        "preferences.validation=null",
         "preferences.limit=200",
         "train.max_length=1536",
         "train.micro_batch_size=4",

@@ -45,7 +45,7 @@ def write_training(folder: Path, model: Path, **settings: object) -> Path:
         "preferences": {
             "source": "path",
             "path": "train.jsonl",
-            "validation_path": "validation.jsonl",
+            "validation": {"path": "validation.jsonl"},
         },
         "train": {
             "learning_rate": 5e-3,

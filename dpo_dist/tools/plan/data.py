@@ -14,8 +14,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from dpo_dist.config import (
+    DataPreferences,
     DataSource,
-    PathPreferences,
     UltraFeedbackPreferences,
     VllmEngine,
     required,
@@ -23,6 +23,7 @@ from dpo_dist.config import (
 from dpo_dist.data.chat import completion_ids, load_tokenizer, prompt_ids
 from dpo_dist.data.preferences import load_preferences
 from dpo_dist.data.prompts import iterate_prompts, read_demonstrations
+from dpo_dist.data.readers import source_name
 from dpo_dist.errors import ModelError
 from dpo_dist.estimates.throughput import Pair
 from dpo_dist.runs.run import Run
@@ -149,7 +150,9 @@ class Pairs:
 def prompts_of(source: DataSource, given: int | None, model: str) -> Texts | None:
     """The prompts of a source; None if they are not on this machine and their number is unknown."""
     if source.path is not None:
-        return _measured(((p.messages, ()) for p in iterate_prompts(source)), source.path, model)
+        return _measured(
+            ((p.messages, ()) for p in iterate_prompts(source)), source.path.name, model
+        )
     count = given or source.limit
     if count is None:
         return None
@@ -161,8 +164,8 @@ def demonstrations_of(source: DataSource, model: str) -> Texts | None:
     """The rows of the sft phase; None if they are not on this machine."""
     if source.path is None:
         return None
-    rows = ((d.prompt, (d.completion[0].content,)) for d in read_demonstrations(source))
-    return _measured(rows, source.path, model)
+    rows = ((d.prompt, (d.completion.content,)) for d in read_demonstrations(source))
+    return _measured(rows, source.path.name, model)
 
 
 def pairs_of(
@@ -171,8 +174,9 @@ def pairs_of(
     """The pairs for `train`; None if their number is unknown. Judged pairs do not exist yet: the
     plan assumes that a share `kept` of the sampled prompts gives one pair of candidates each."""
     preferences = run.config.preferences
-    if given.pairs is None and isinstance(preferences, PathPreferences):
-        return _read_pairs(run, preferences)
+    if given.pairs is None and isinstance(preferences, DataPreferences):
+        here = all(source.path is not None for source in preferences.sources)
+        return _read_pairs(run, preferences) if here else None
     if given.pairs is not None or isinstance(preferences, UltraFeedbackPreferences):
         return _stated_pairs(run, given)
     if sampling is None:
@@ -189,10 +193,11 @@ def pairs_of(
     return Pairs(count, validation, mean, longest, "assumed", "a prompt and two candidates")
 
 
-def _read_pairs(run: Run, preferences: PathPreferences) -> Pairs:
+def _read_pairs(run: Run, preferences: DataPreferences) -> Pairs:
     found = load_preferences(preferences, Path(), run.config.run.seed)
     rows = ((p.prompt, (p.chosen, p.rejected)) for p in found.train)
-    texts = _measured(rows, preferences.path, run.config.model.base)
+    names = ", ".join(Path(source_name(source)).name for source in preferences.sources)
+    texts = _measured(rows, names, run.config.model.base)
     mean, longest = Pair(texts.prompt, *texts.completions), _trained(Pair(*texts.longest), run)
     return Pairs(texts.count, len(found.validation), mean, longest, texts.source, texts.how)
 
@@ -224,8 +229,8 @@ def _trained(pair: Pair, run: Run) -> Pair:
     return Pair(prompt, min(pair.chosen, most - prompt), min(pair.rejected, most - prompt))
 
 
-def _measured(rows: Iterable[Row], path: Path, model: str) -> Texts:
-    """The rows of a file. Tokens are counted in evenly spaced rows and in the longest row."""
+def _measured(rows: Iterable[Row], name: str, model: str) -> Texts:
+    """The rows of files. Tokens are counted in evenly spaced rows and in the longest row."""
     kept = list(rows)
     sampled = kept[:: -(-len(kept) // SAMPLED_ROWS)]
     try:
@@ -237,7 +242,7 @@ def _measured(rows: Iterable[Row], path: Path, model: str) -> Texts:
     prompt, *completions = (fmean(column) for column in zip(*lengths, strict=True))
     estimated = f"{CHARACTERS_PER_TOKEN:g} characters per token"
     return Texts(
-        count=Quantity(len(kept), "counted", path.name),
+        count=Quantity(len(kept), "counted", name),
         prompt=prompt,
         completions=tuple(completions),
         longest=tuple(_lengths(max(kept, key=_characters), tokenizer)),

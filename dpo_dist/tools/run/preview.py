@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from dpo_dist.config import DataSource, Lora, Optimization, required
 from dpo_dist.data.preferences import preference_sources
+from dpo_dist.data.readers import source_name
 from dpo_dist.errors import FingerprintMismatch
 from dpo_dist.phases.pipeline import changes_of, check_batches
 from dpo_dist.runs.run import Run, Step
@@ -77,7 +78,7 @@ def _work(phase: str, run: Run, work: PlannedWork) -> Iterator[str]:
             yield f"from {run.directory('sample') / 'candidates.jsonl'}"
             yield f"judge {required(config.judge).judge.name}"
         case "train":
-            sources = preference_sources(config.preferences, run.directory("judge"))
+            sources, _ = preference_sources(config.preferences, run.directory("judge"))
             yield f"from {' and '.join(map(_named, sources))} and {_policy(run)}"
             yield _training(required(config.train))
         case "evaluate":
@@ -97,7 +98,7 @@ def _policy(run: Run) -> str:
 
 
 def _named(source: DataSource) -> str:
-    name = str(source.path or f"{source.dataset} ({source.split})")
+    name = source_name(source)
     return f"{name} (the first {source.limit})" if source.limit else name
 
 

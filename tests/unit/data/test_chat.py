@@ -31,6 +31,46 @@ def test_a_prompt_ends_where_the_assistant_begins() -> None:
     assert prompt_ids(tokenizer, PROMPT)[1] != tokenizer.bos_token_id, "one BOS, not two"
 
 
+RICH = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% if shout %}!{% endif %}"
+    "{% for m in messages %}[{{ m.role }}]{{ m.reasoning_content }}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<{{ c.function.name }}{{ c.function.arguments.a }}>"
+    "{% endfor %}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+TOOLS = json.dumps([{"type": "function", "function": {"name": "add"}}])
+CALLS = json.dumps([{"function": {"name": "add", "arguments": {"a": 7}}}])
+
+
+def test_tools_options_and_thoughts_reach_the_template() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = RICH
+    options = {"tools": TOOLS, "chat_template_kwargs": '{"shout": true}'}
+    prompt = (Message(role="user", content="hi", **options),)
+    answer = Message(role="assistant", content="", reasoning_content="hm", tool_calls=CALLS)
+    plain = (Message(role="user", content="hi"),)
+    (start, (completion,)), (other, _) = answers_ids(
+        tokenizer, [(prompt, [answer]), (plain, ["yes"])]
+    )
+    text = tokenizer.decode(start)
+    assert '"name": "add"' in text and "!" in text and text.endswith("[assistant]")
+    assert tokenizer.decode(completion) == "hm<add7><|im_end|>"
+    assert tokenizer.decode(other).endswith("[user]hi<|im_end|>[assistant]")
+
+
+@pytest.mark.parametrize(
+    ("turn", "part"),
+    [
+        (Message(role="user", content="hi", tools=TOOLS), "`tools`"),
+        (Message(role="user", content="hi", chat_template_kwargs='{"x_y": 1}'), r"kwargs`.*x_y"),
+        (Message(role="assistant", content="", tool_calls=CALLS), "`tool_calls`"),
+        (Message(role="assistant", content="a", reasoning_content="hm"), "`reasoning_content`"),
+    ],
+)
+def test_what_a_template_leaves_out_is_refused(turn: Message, part: str) -> None:
+    with pytest.raises(ModelError, match=f"leaves out the .*{part}"):
+        prompt_ids(make_tokenizer(), (turn,))
+
+
 def test_a_completion_ends_with_its_end_token_and_nothing_behind() -> None:
     tokenizer = make_tokenizer()
     start, answer = completion_ids(tokenizer, PROMPT, "yes")

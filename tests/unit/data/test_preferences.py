@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_dist.config import JudgedPreferences, PathPreferences, UltraFeedbackPreferences
+from dpo_dist.config import DataPreferences, JudgedPreferences, UltraFeedbackPreferences
 from dpo_dist.data.preferences import (
     JUDGED_FILE,
     PreferenceSet,
@@ -34,7 +34,7 @@ def ultrafeedback_row(n: int, chosen: str = "good", rejected: str = "bad") -> di
 def test_the_columns_of_ultrafeedback_are_read(tmp_path: Path, write_jsonl) -> None:
     path = write_jsonl(tmp_path / "p.jsonl", [ultrafeedback_row(n) for n in range(10)])
     pairs = load_preferences(
-        PathPreferences(source="path", path=path, validation_fraction=0.2), tmp_path, seed=1
+        DataPreferences(source="path", path=path, validation_fraction=0.2), tmp_path, seed=1
     )
     assert len(pairs.train) == 8 and len(pairs.validation) == 2
     pair = pairs.train[0]
@@ -46,7 +46,7 @@ def test_no_prompt_is_in_both_splits(tmp_path: Path, write_jsonl) -> None:
     rows = [ultrafeedback_row(n % 20, chosen=f"good {n}") for n in range(100)]
     path = write_jsonl(tmp_path / "p.jsonl", rows)
     for seed in range(5):
-        config = PathPreferences(source="path", path=path, validation_fraction=0.3)
+        config = DataPreferences(source="path", path=path, validation_fraction=0.3)
         pairs = load_preferences(config, tmp_path, seed)
         train = {p.prompt[0].content for p in pairs.train}
         validation = {p.prompt[0].content for p in pairs.validation}
@@ -59,7 +59,7 @@ def test_a_prompt_held_out_in_a_round_is_trained_on_in_none(tmp_path: Path, writ
     held_out: set[str] = set()
     for number, kept in enumerate((rows, rows[::2], rows[1::3])):
         path = write_jsonl(tmp_path / f"{number}.jsonl", kept)
-        config = PathPreferences(source="path", path=path, validation_fraction=0.25)
+        config = DataPreferences(source="path", path=path, validation_fraction=0.25)
         pairs = load_preferences(config, tmp_path, 3, same_in_every_round=True)
         trained |= {p.prompt[0].content for p in pairs.train}
         held_out |= {p.prompt[0].content for p in pairs.validation}
@@ -68,7 +68,7 @@ def test_a_prompt_held_out_in_a_round_is_trained_on_in_none(tmp_path: Path, writ
 
 
 def test_ultrafeedback_never_mixes_test_prefs_into_training(tmp_path: Path) -> None:
-    train, validation = preference_sources(
+    (train,), validation = preference_sources(
         UltraFeedbackPreferences(source="ultrafeedback", limit=200), tmp_path
     )
     assert (train.split, train.limit) == ("train_prefs", 200)
@@ -84,14 +84,14 @@ def test_useless_pairs_are_dropped_and_counted(tmp_path: Path, write_jsonl) -> N
         ultrafeedback_row(4, "[INST] good", "bad"),
     ]
     path = write_jsonl(tmp_path / "p.jsonl", rows)
-    config = PathPreferences(source="path", path=path, validation_fraction=0)
+    config = DataPreferences(source="path", path=path, validation_fraction=0)
     pairs = load_preferences(config, tmp_path, seed=1)
     assert len(pairs.train) == 1
     assert pairs.dropped == {"identical": 1, "empty": 1, "control_token": 2}
 
 
 def read(path: Path, held_out: list[str] | None = None) -> PreferenceSet:
-    config = PathPreferences(source="path", path=path, validation_fraction=0)
+    config = DataPreferences(source="path", path=path, validation_fraction=0)
     prompts = [
         Prompt(id=f"h{n}", messages=(Message(role="user", content=text),))
         for n, text in enumerate(held_out or [])
@@ -148,7 +148,7 @@ def test_text_that_no_file_can_carry_is_named(
 def test_a_leaked_validation_prompt_is_dropped(tmp_path: Path, write_jsonl) -> None:
     train = write_jsonl(tmp_path / "t.jsonl", [ultrafeedback_row(n) for n in range(3)])
     validation = write_jsonl(tmp_path / "v.jsonl", [ultrafeedback_row(n) for n in (2, 3)])
-    config = PathPreferences(source="path", path=train, validation_path=validation)
+    config = DataPreferences(source="path", path=train, validation={"path": validation})
     pairs = load_preferences(config, tmp_path, seed=1)
     assert [p.prompt[0].content for p in pairs.validation] == ["question 3"]
     assert pairs.dropped["validation_leak"] == 1
@@ -160,20 +160,20 @@ def test_a_leaked_validation_prompt_is_dropped(tmp_path: Path, write_jsonl) -> N
         ({"chosen": None}, r"p\.jsonl:1: `chosen` is missing"),
         ({"chosen": [turn("user", "q")]}, "must end with an assistant turn"),
         (
-            {"chosen": [turn("tool", "4"), turn("assistant", "good")]},
+            {"chosen": [turn("robot", "4"), turn("assistant", "good")]},
             "`chosen` has a turn that is not",
         ),
         (
             {"rejected": [turn("user", "another"), turn("assistant", "bad")]},
-            "does not start with the row's prompt",
+            "does not hold the row's prompt",
         ),
-        ({"prompt": None}, "`prompt` is missing"),
+        ({"prompt": None, "chosen": "good", "rejected": "bad"}, "there is no `prompt`"),
     ],
 )
 def test_damaged_rows_are_named(tmp_path: Path, write_jsonl, change: dict, message: str) -> None:
     path = write_jsonl(tmp_path / "p.jsonl", [ultrafeedback_row(0) | change])
     with pytest.raises(DataError, match=message):
-        load_preferences(PathPreferences(source="path", path=path), tmp_path, seed=1)
+        load_preferences(DataPreferences(source="path", path=path), tmp_path, seed=1)
 
 
 def test_judged_pairs_survive_the_way_through_parquet(tmp_path: Path) -> None:
@@ -203,14 +203,14 @@ def test_judged_pairs_survive_the_way_through_parquet(tmp_path: Path) -> None:
 def test_pairs_from_outside_the_run_were_not_sampled(tmp_path: Path, write_jsonl) -> None:
     row = ultrafeedback_row(0) | {"sampled": {"prompt": [1], "chosen": [2], "rejected": [3]}}
     path = write_jsonl(tmp_path / "p.jsonl", [row])
-    config = PathPreferences(source="path", path=path, validation_fraction=0)
+    config = DataPreferences(source="path", path=path, validation_fraction=0)
     (pair,) = load_preferences(config, tmp_path, seed=1).train
     assert pair.sampled is None
 
 
 @pytest.mark.skipif(not REAL_PREFERENCES.exists(), reason="the real rows are not here")
 def test_real_rows_are_read_whole() -> None:
-    config = PathPreferences(source="path", path=REAL_PREFERENCES)
+    config = DataPreferences(source="path", path=REAL_PREFERENCES)
     pairs = load_preferences(config, Path(), seed=1)
     total = len(pairs.train) + len(pairs.validation) + sum(pairs.dropped.values())
     assert total == 1797

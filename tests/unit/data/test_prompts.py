@@ -38,12 +38,15 @@ def test_parquet_is_read_like_jsonl(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"prompt": "a"}\n{"text": "b"}\n', r"p\.jsonl:2: no `prompt`.*the row has text"),
+        (
+            b'{"prompt": "a"}\n{"text": "b"}\n',
+            r"p\.jsonl:2: `prompt` is missing.*the row has `text`",
+        ),
         (b'{"prompt": ""}\n', r"p\.jsonl:1: `prompt` ends with an empty turn"),
         (b'{"id": 1, "prompt": "a"}\n\n{"id": 1, "prompt": "b"}\n', r":3: the id '1' .*jsonl:1"),
         (b'{"prompt": "\xff"}\n', r"p\.jsonl:1: not UTF-8"),
         (b"{]\n", r"p\.jsonl:1: not JSON"),
-        (b"[1]\n", r"p\.jsonl:1: expected an object, found list"),
+        (b"[1]\n", r"p\.jsonl:1: expected an object, found int"),
         (b"", r"p\.jsonl: no rows"),
         (b'{"prompt": "a\\u0000b"}\n', r"p\.jsonl:1: .*NUL"),
         (b'{"prompt": "a\\ud800b"}\n', r"p\.jsonl:1: .*surrogate"),
@@ -66,9 +69,9 @@ def test_bad_rows_are_named(tmp_path: Path, content: bytes, message: str) -> Non
 def test_a_missing_file_and_a_strange_one_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_prompts(DataSource(path=tmp_path / "absent.jsonl"))
-    (tmp_path / "x.csv").write_text("a")
-    with pytest.raises(DataError, match=r"expected a \.jsonl or \.parquet"):
-        read_prompts(DataSource(path=tmp_path / "x.csv"))
+    (tmp_path / "x.xlsx").write_text("a")
+    with pytest.raises(DataError, match=r"unknown kind of file; known are \.jsonl"):
+        read_prompts(DataSource(path=tmp_path / "x.xlsx"))
 
 
 def test_a_held_out_prompt_in_training_is_refused(tmp_path: Path, write_jsonl) -> None:
@@ -95,14 +98,23 @@ def test_demonstrations_that_cannot_be_encoded_are_named(
         read_demonstrations(DataSource(path=path))
 
 
-def test_demonstrations_need_one_assistant_turn(tmp_path: Path, write_jsonl) -> None:
+def test_demonstrations_end_with_an_assistant_turn(tmp_path: Path, write_jsonl) -> None:
     path = write_jsonl(tmp_path / "s.jsonl", [{"prompt": "q", "completion": "a"}])
     (row,) = read_demonstrations(DataSource(path=path))
-    assert row.completion == (Message(role="assistant", content="a"),)
+    assert row.completion == Message(role="assistant", content="a")
     turns = [{"role": "user", "content": "q"}]
     path = write_jsonl(tmp_path / "s.jsonl", [{"prompt": "q", "completion": turns}])
-    with pytest.raises(DataError, match="a single assistant turn"):
+    with pytest.raises(DataError, match="must begin and end with assistant turns"):
         read_demonstrations(DataSource(path=path))
+
+
+def test_prompts_that_differ_by_case_are_two(tmp_path: Path, write_jsonl) -> None:
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "x = True"}, {"prompt": "x = true"}])
+    first, second = read_prompts(DataSource(path=path))
+    assert first.id != second.id
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "same"}, {"prompt": "same"}])
+    with pytest.raises(DataError, match=r"p\.jsonl:2: the prompt is the same as that of .*:1;"):
+        read_prompts(DataSource(path=path))
 
 
 def prompts(*texts: str) -> list[Prompt]:
