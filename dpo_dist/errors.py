@@ -121,7 +121,8 @@ def _packages(extra: str) -> str:
     except metadata.PackageNotFoundError:
         return ""
     found = [r for r in declared if r.marker and r.marker.evaluate({"extra": extra})]
-    return " ".join(shlex.quote(f"{needed.name}{needed.specifier}") for needed in found)
+    # Without its condition, `extra == ...`.
+    return " ".join(shlex.quote(str(needed).partition(";")[0].strip()) for needed in found)
 
 
 PREEMPTED = Preempted.exit_code  # sysexits.h: EX_TEMPFAIL, "try again later"

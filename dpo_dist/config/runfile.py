@@ -128,7 +128,7 @@ def _describe(problem: ErrorDetails, values: Values, lines: Lines) -> str:
     text = problem["msg"].removeprefix("Value error, ")
     context = problem.get("ctx", {})
     if loc and loc[-1] == "[key]":  # of a mapping: its text is a value
-        path = path[:-2]
+        path = path[:-1] if path[-2] != loc[-2] else path[:-2]
     match problem["type"]:
         case "extra_forbidden":
             text = f"unknown key{key_hint(Config, loc, path)}"

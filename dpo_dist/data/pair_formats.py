@@ -36,7 +36,7 @@ class Two:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledAnswer:
     """An answer that is good or bad, by its own label."""
 
     prompt: Conversation
@@ -44,7 +44,7 @@ class Labelled:
     good: bool
 
 
-Reading = Ranked | Two | Labelled | str  # a text is the reason why the row has no pair
+Reading = Ranked | Two | LabelledAnswer | str  # a text is the reason why the row has no pair
 
 
 def number_of(row: Row, key: str, value: object) -> float:
@@ -102,7 +102,7 @@ def _shp(row: Row) -> Two:
     return Two(messages_of(row, "history", "user"), *((a, b) if label == "1" else (b, a)))
 
 
-def _kto(row: Row) -> Labelled:
+def _kto(row: Row) -> LabelledAnswer:
     label = {"true": True, "false": False, "1": True, "0": False}.get(
         str(row.values["label"]).lower()
     )
@@ -112,7 +112,7 @@ def _kto(row: Row) -> Labelled:
     answer = _answer(row, "completion")
     if len(answer) != 1 or answer[0].role != "assistant":
         raise row.error("`completion` must be a single assistant turn")
-    return Labelled(prompt, answer[0], label)
+    return LabelledAnswer(prompt, answer[0], label)
 
 
 def _items(row: Row, key: str) -> list[Mapping[str, Any]]:

@@ -8,7 +8,7 @@ from itertools import combinations
 
 from dpo_dist.config import DataSource, PreferenceSource
 from dpo_dist.data.formats import SCORES, recognised
-from dpo_dist.data.pair_formats import PAIRS, Conversation, Labelled, Ranked, Two, number_of
+from dpo_dist.data.pair_formats import PAIRS, Conversation, LabelledAnswer, Ranked, Two, number_of
 from dpo_dist.data.prompts import exact_digest
 from dpo_dist.data.readers import Row, source_name
 from dpo_dist.data.rows import check_text, read_rows
@@ -24,12 +24,12 @@ def pairs_in(source: DataSource) -> Iterator[Found]:
     settings = (
         source if isinstance(source, PreferenceSource) else PreferenceSource(path=source.path)
     )
-    waiting: dict[str, list[tuple[Row, Labelled]]] = defaultdict(list)
+    waiting: dict[str, list[tuple[Row, LabelledAnswer]]] = defaultdict(list)
     paired, known, row = False, None, None
     for row in read_rows(source):
         known = recognised(PAIRS, row, source_name(source), "preference pairs", known)
         read = _status(row) or known.read(row)
-        if not isinstance(read, Labelled):
+        if not isinstance(read, LabelledAnswer):
             yield from _found(row, read, settings)
             continue
         others = waiting[exact_digest(read.prompt)]

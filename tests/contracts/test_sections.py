@@ -28,7 +28,6 @@ from dpo_dist.config import (
     ScorerConfig,
     Section,
     Train,
-    Wandb,
 )
 from dpo_dist.config.metrics import StopRateMetric
 from dpo_dist.generation import build as engines
@@ -66,7 +65,6 @@ LEAST: dict[str, dict[str, Any]] = {
     "RefusalRateMetric": {"type": "refusal_rate"},
     "FunctionMetric": {"type": "function", "path": "os:getenv"},
     "Benchmarks": {"tasks": ["t"]},
-    "Wandb": {},
 }
 # Files that answers do not depend on (a sheet is written for people, and prices decide nothing),
 # and a folder, whose digest the evaluation takes by itself.
@@ -205,4 +203,3 @@ def test_what_resources_need_is_what_they_say() -> None:
         "OpenAiConfig": {"A_KEY": False},
         "VllmServer": {"A_KEY": True},
     }
-    assert Wandb(mode="online").key_variables == {"WANDB_API_KEY": False}

@@ -116,5 +116,5 @@ def test_the_public_names_stay() -> None:
     sections = set(schema.Config.model_fields)
     assert sections == {
         *("run", "model", "sft", "sample", "judge", "preferences"),
-        *("train", "rounds", "evaluate", "report", "tracking"),
+        *("train", "rounds", "evaluate", "report"),
     }

@@ -111,7 +111,7 @@ def test_pairs_are_a_dataset_in_trl_s_format(pairs_run: Path) -> None:
 def test_what_is_not_there_is_named(pairs_run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"report\.json: no such file"):
         dpo_dist.read_report(dpo_dist.load_run(pairs_run))
-    with pytest.raises(DataError, match="no such directory"):
+    with pytest.raises(DataError, match="no such file or directory"):
         dpo_dist.read_pairs(tmp_path / "absent")
     with pytest.raises(UserError, match="not configure the phase `judge`"):
         dpo_dist.run_phases(dpo_dist.load_run(pairs_run), "judge")

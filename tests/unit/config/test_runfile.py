@@ -200,7 +200,13 @@ preferences:
 @pytest.mark.parametrize(
     ("more", "lines"),
     [
-        ("", ["line 6: train.method.rank: unknown key", "line 7: preferences.path: missing"]),
+        (
+            "",
+            [
+                "line 6: train.method.rank: unknown key",
+                "line 7: preferences: source: path needs the key `path`",
+            ],
+        ),
         ("trian: 1", ["line 6: train.method.rank", "line 9: trian: unknown key"]),
         ("  path: [", ["not valid YAML: line 9, column 10: "]),
         ("train: {}", ["not valid YAML: `train` stands twice, in line 4 and in line 9"]),

@@ -14,6 +14,7 @@ from dpo_dist.data import models
 from dpo_dist.data.models import check_unquantized, weights_digest
 from dpo_dist.errors import ModelError
 from dpo_dist.storage.artifacts import directory_digest
+from tests.console_text import without_times
 
 
 @pytest.fixture
@@ -117,8 +118,8 @@ def test_a_long_reading_is_announced_once(model, reads, monkeypatch, capsys) -> 
     monkeypatch.setattr(models, "ANNOUNCED_BYTES", 2000)
     weights_digest(model)
     weights_digest(model)
-    said = capsys.readouterr().err
-    assert said == f"{model}: reading 0 GB of weights for their digest\n"
+    said = without_times(capsys.readouterr().err)
+    assert said == f"{model}: reading 0 GB of weights for their digest"
 
 
 @pytest.mark.parametrize("method", ["gptq", "bitsandbytes"])

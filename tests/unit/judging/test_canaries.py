@@ -191,7 +191,7 @@ def test_own_canaries_are_read_as_they_stand(tmp_path: Path, write_jsonl) -> Non
         ({"bad": " "}, "`bad` is missing or empty"),
         ({"bad": "g"}, "`good` and `bad` are identical"),
         ({"bad": "\0"}, "holds a NUL"),
-        ({"reference": [1]}, "`reference` must be an object"),
+        ({"reference": [1]}, "`reference` must be a text or an object"),
         ({"reference": {"level": "\ud800"}}, "`reference` holds .* an unpaired surrogate"),
         ({}, r"the name 'n' is a duplicate; first used at .*c\.jsonl:1"),
     ],

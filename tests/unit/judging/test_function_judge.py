@@ -22,6 +22,7 @@ from dpo_dist.storage.artifacts import Journal, file_digest, read_records
 from dpo_dist.storage.records import Ballot, Message, Prompt
 from dpo_dist.system.functions import load_function
 from tests.conftest import ROOT
+from tests.console_text import without_times
 from tests.unit.judging.test_panel import comparisons
 
 CODE = """
@@ -191,8 +192,8 @@ def test_any_other_word_is_no_verdict(section, judge: Judge, returned: object, c
     assert one.outcome == two.outcome == "unparsed" and three.outcome == "tie"
     assert one.reasoning == f"it returned {returned!r}"
     assert not one.compares and one.preferred is None
-    said = capsys.readouterr().err
-    assert said == f"warning: no verdict on 'p': it returned {returned!r}; others may follow\n"
+    said = without_times(capsys.readouterr().err)
+    assert said == f"warning: no verdict on 'p': it returned {returned!r}; others may follow"
 
 
 def test_a_value_that_compares_in_its_own_way_is_no_verdict(section, judge: Judge) -> None:
@@ -380,7 +381,8 @@ def test_a_batch_that_cannot_be_told_apart_is_no_verdict(
     judge = build_judge(form(function, batch_size=5), tmp_path)
     ballots = asked(judge, ("a", "b"), ("c", "d"), ("e", "f"))
     assert [(b.outcome, b.reasoning) for b in ballots] == [(outcome, problem)] * 3
-    assert capsys.readouterr().err == f"warning: no verdict on 'p': {problem}; others may follow\n"
+    said = without_times(capsys.readouterr().err)
+    assert said == f"warning: no verdict on 'p': {problem}; others may follow"
 
 
 def test_concurrency_of_a_function_that_is_not_async_is_refused(form, tmp_path: Path) -> None:

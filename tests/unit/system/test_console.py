@@ -20,15 +20,7 @@ from dpo_dist.system.console import (
     start_log,
     warn,
 )
-
-TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} "
-
-
-def without_times(text: str) -> str:
-    """The lines without their times, which each of them must have."""
-    lines = text.splitlines()
-    assert all(re.match(TIME, line) for line in lines), lines
-    return "\n".join(re.sub(TIME, "", line) for line in lines)
+from tests.console_text import TIME, without_times
 
 
 def test_secrets_are_scrubbed_by_shape_and_by_value(monkeypatch) -> None:

@@ -18,6 +18,7 @@ from dpo_dist.training.reference import (
     row_key,
 )
 from tests.conftest import ROOT
+from tests.console_text import without_times
 from tests.training_jobs import training_job
 
 WEIGHTS = {"model": "a", "adapter": None}
@@ -80,8 +81,8 @@ def test_all_ranks_wait_together_for_another_run_and_say_so_once(
         assert met == [False, False, False, True], "nobody waits where the others cannot see it"
         assert is_locked(tmp_path / "key.lock")
     assert not is_locked(tmp_path / "key.lock")
-    said = capsys.readouterr().err
-    assert said == f"waiting for another run that computes the reference ({tmp_path}/key.jsonl)\n"
+    said = without_times(capsys.readouterr().err)
+    assert said == f"waiting for another run that computes the reference ({tmp_path}/key.jsonl)"
 
 
 def test_a_rank_without_the_lock_goes_by_what_rank_0_says(

@@ -223,7 +223,7 @@ def test_what_is_no_finished_run_is_named(make_run, tmp_path: Path, capsys) -> N
         find_run(b)
     with pytest.raises(DataError, match="is not a run"):
         find_run(tmp_path)
-    with pytest.raises(DataError, match="no such directory"):
+    with pytest.raises(DataError, match="no such file or directory"):
         find_run(tmp_path / "absent")
     with pytest.raises(UserError, match="given twice"):
         compare_runs([a, a.parent / "." / "a"])

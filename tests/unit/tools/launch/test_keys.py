@@ -26,7 +26,7 @@ EVERYTHING = (
     f"evaluate.judge={CLAUDE}",
     f"evaluate.judge_scores=[{{judge: {SCORER}}}]",
     f"sample.engine={SERVERS}",
-    "tracking.wandb={mode: online}",
+    "train.args={report_to: [wandb]}",
 )
 ALL = {
     *("ANTHROPIC_API_KEY", "HF_TOKEN", "JUDGE_KEY"),

@@ -355,10 +355,10 @@ def test_training_has_time_to_save() -> None:
 
 
 def test_a_dollar_of_the_user_is_no_variable() -> None:
-    overrides = (*OVERRIDES, "tracking.wandb={project: 'a$(HF_TOKEN)'}")
+    overrides = (*OVERRIDES, "train.args={project: 'a$(HF_TOKEN)'}")
     for pod in pods(manifests(overrides=overrides)):
         words = pod["containers"][0]["args"]
-        assert "tracking.wandb={project: 'a$$(HF_TOKEN)'}" in words
+        assert "train.args={project: 'a$$(HF_TOKEN)'}" in words
 
 
 def test_other_settings_are_other_jobs() -> None:

@@ -130,7 +130,7 @@ def test_a_model_that_no_engine_holds_is_a_problem(ultrafeedback, capsys) -> Non
         (["--gpus", "8xH10"], "unknown GPU 'H10' (did you mean H100-80G?)"),
         (["--gpus", "6xH100-80G"], "cannot be shared evenly by 6 GPUs: set it to 126 or 132"),
         (["--gpus", "8xH100-80G", "--model-shape", "GPT-9"], "--model-shape GPT-9: unknown model"),
-        (["--gpus", "8xH100-80G", "--calibrate", "nowhere"], "nowhere: no such directory"),
+        (["--gpus", "8xH100-80G", "--calibrate", "nowhere"], "nowhere: no such file or directory"),
     ],
 )
 def test_bad_input_is_named(ultrafeedback, capsys, arguments, message: str) -> None:
