@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import combinations
 
-from dpo_dist.config import DataSource, PreferenceSource
+from dpo_dist.config import PreferenceSource
 from dpo_dist.data.formats import SCORES, recognised
 from dpo_dist.data.pair_formats import PAIRS, Conversation, LabelledAnswer, Ranked, Two, number_of
 from dpo_dist.data.prompts import exact_digest
@@ -18,19 +18,16 @@ from dpo_dist.storage.records import PreferencePair
 Found = PreferencePair | str  # a text is the reason why there is no pair
 
 
-def pairs_in(source: DataSource) -> Iterator[Found]:
+def pairs_in(source: PreferenceSource) -> Iterator[Found]:
     """The pairs of a source's rows; for a pair that is not used, the reason. Raises `DataError`
     naming file and row."""
-    settings = (
-        source if isinstance(source, PreferenceSource) else PreferenceSource(path=source.path)
-    )
     waiting: dict[str, list[tuple[Row, LabelledAnswer]]] = defaultdict(list)
     paired, known, row = False, None, None
     for row in read_rows(source):
         known = recognised(PAIRS, row, source_name(source), "preference pairs", known)
         read = _status(row) or known.read(row)
         if not isinstance(read, LabelledAnswer):
-            yield from _found(row, read, settings)
+            yield from _found(row, read, source)
             continue
         others = waiting[exact_digest(read.prompt)]
         if not others or others[0][1].good == read.good:
@@ -40,7 +37,7 @@ def pairs_in(source: DataSource) -> Iterator[Found]:
         good, bad = (read, other) if read.good else (other, read)
         paired = True
         two = Two(read.prompt, (good.answer,), (bad.answer,))
-        yield from _found(place, two, settings)
+        yield from _found(place, two, source)
     left = sum(map(len, waiting.values()))
     if left and not paired:
         assert row is not None

@@ -19,6 +19,7 @@ from dpo_dist.config import (
     JudgedPreferences,
     MixtureSource,
     Preferences,
+    PreferenceSource,
     UltraFeedbackPreferences,
 )
 from dpo_dist.data.hygiene import CONTROL_TOKEN
@@ -61,7 +62,7 @@ class PreferenceSet:
 class _Source:
     """A source with its pairs that are still kept."""
 
-    source: DataSource
+    source: PreferenceSource
     pairs: list[PreferencePair] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
 
@@ -72,15 +73,15 @@ class _Source:
 
 def preference_sources(
     config: Preferences, judge_dir: Path
-) -> tuple[list[DataSource], DataSource | None]:
+) -> tuple[list[PreferenceSource], PreferenceSource | None]:
     """(the data sources of the training pairs, that of the validation pairs if it is separate)."""
     match config:
         case JudgedPreferences():
-            return [DataSource(path=judge_dir / JUDGED_FILE)], None
+            return [PreferenceSource(path=judge_dir / JUDGED_FILE)], None
         case UltraFeedbackPreferences():
             splits = {"train_prefs": config.limit, "test_prefs": config.validation_limit}
             train, validation = (
-                DataSource(dataset=config.dataset, split=split, limit=limit)
+                PreferenceSource(dataset=config.dataset, split=split, limit=limit)
                 for split, limit in splits.items()
             )
             return [train], validation
@@ -189,7 +190,7 @@ def _judged(source: DataSource) -> Iterator[PreferencePair]:
         )
 
 
-def _read(source: DataSource, judged: bool) -> _Source:
+def _read(source: PreferenceSource, judged: bool) -> _Source:
     found = _Source(source)
     for pair in _judged(source) if judged else pairs_in(source):
         if reason := pair if isinstance(pair, str) else _drop_reason(pair):

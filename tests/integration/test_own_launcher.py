@@ -82,7 +82,7 @@ def test_accelerate_launch_trains_as_dpo_dist_does_also_after_a_signal_and_a_dea
     assert json.loads((folder / "manifest.json").read_text())["processes"] == 2
     last = folder / "logs" / "3"
     assert sorted(path.name for path in last.iterdir()) == ["rank-0.log", "rank-1.log"]
-    assert "train: 100%" in (last / "rank-0.log").read_text()
+    assert "train: 100 %" in (last / "rank-0.log").read_text()
 
     process, log = launched()
     assert process.wait(timeout=120) == 0

@@ -84,7 +84,7 @@ def test_one_command_from_demonstrations_to_the_report(
     sft, train, report = map(history, kept)
     assert "train/loss" in sft
     assert {"train/loss", "eval/loss"} <= train.keys()
-    assert config(kept[1])["run_file"]["value"]["evaluate"]["max_new_tokens"] == 16
+    assert config(kept[1])["run_file"]["evaluate"]["max_new_tokens"] == 16
     assert report["report/comparison"]["nrows"] == 4, "two decodings, the preference twice"
 
     generations = list(read_records(root / "evaluate" / "generations.jsonl", Generation))

@@ -74,7 +74,7 @@ def test_points_share_reference_and_answers_and_are_resumed(
     (cache,) = (tmp_path / "runs" / "reference_logps").glob("*.jsonl")
     rows = [record.row for record in read_records(cache, ReferenceLogProbs)]
     assert len(rows) == len(set(rows)) == PAIRS
-    assert done.stderr.count("reference: train: 100%") == 1
+    assert done.stderr.count("reference: train: 100 %") == 1
 
     points = [root / "sweep" / name for name in ("beta=0.1", "beta=0.9")]
     manifests = [read_json(point / "train" / "manifest.json") for point in points]
