@@ -6,7 +6,7 @@ set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "$0")"
 kubectl=(kubectl)
-submission=incident-triage-df9e221f
+submission=incident-triage-9cef1e73
 poll=${POLL_SECONDS:-15}
 
 # state KIND/NAME: prints a job's conditions ("Complete=...", "Failed=...") or "absent".
