@@ -34,7 +34,7 @@ choose() {
     return
   fi
   if [ "$gpus" -eq 0 ]; then
-    settings+=(--set "$phase.accelerate_config=accelerate_configs/cpu.yaml")
+    settings+=(--set "$phase.accelerate_config=cpu")
     return
   fi
   while ((batch % (processes * unit))); do processes=$((processes - 1)); done

@@ -134,7 +134,7 @@ def ways_that_fit(
         ways = ("zero2", "zero3")
     if not is_quantized(settings.method):
         ways = (*ways, "zero3_offload")
-    found = [f"accelerate_configs/{way}.yaml" for way in ways if fits(settings, way)][:1]
+    found = [f"train.accelerate_config: {way}" for way in ways if fits(settings, way)][:1]
     if isinstance(settings, Train) and settings.merge:  # 4 bytes per weight of CPU memory
         unmerged = settings.model_copy(update={"merge": False})
         if fits(unmerged, strategy(launch)):
@@ -143,7 +143,7 @@ def ways_that_fit(
         changed = settings.model_copy(update={"method": method})
         way = next((way for way in ways if way != "zero3_offload" and fits(changed, way)), None)
         if way is not None:
-            found.append(f"{described(method)} with accelerate_configs/{way}.yaml")
+            found.append(f"{described(method)} with train.accelerate_config: {way}")
     share = settings.micro_batch_size * launch.per_machine
     machines = [
         n
@@ -151,7 +151,7 @@ def ways_that_fit(
         if settings.global_batch_size % (n * share) == 0
     ]
     if (more := next((n for n in machines if fits(settings, "zero3", n)), None)) is not None:
-        found.append(f"accelerate_configs/multi_node_zero3.yaml on {more} nodes")
+        found.append(f"train.accelerate_config: multi_node_zero3 on {more} nodes")
     return found
 
 

@@ -127,14 +127,14 @@ def _recommendation(
     cluster = subject.cluster
     # `dpo-dist launch` writes the cluster's numbers into its copy of the file.
     several = fit.strategy == "zero3" and cluster.nodes > 1
-    path = f"accelerate_configs/{'multi_node_zero3' if several else fit.strategy}.yaml"
+    name = "multi_node_zero3" if several else fit.strategy
     return Recommendation(
         overrides=[
-            f"--set train.accelerate_config={path}",
+            f"--set train.accelerate_config={name}",
             f"--set train.micro_batch_size={fit.micro_batch_size}",
             f"--set train.gradient_checkpointing={fit.gradient_checkpointing}",
         ],
-        accelerate_config=path,
+        accelerate_config=name,
         machines=cluster.nodes,
         processes=cluster.size,
         micro_batch_size=fit.micro_batch_size,

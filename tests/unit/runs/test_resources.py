@@ -117,11 +117,11 @@ def on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_that_does_not_fit_comes_with_what_would() -> None:
     """All weights of 70 B on one box: offload, LoRA, QLoRA, or more boxes."""
     offload, lora, qlora, nodes = ways_that_fit(BIG, full("zero3"), 2048, **BOX_FREE)
-    assert offload == "accelerate_configs/zero3_offload.yaml"
-    assert lora == "train.method: {type: lora} with accelerate_configs/zero3.yaml"
-    nf4 = "train.method: {type: lora, quantization: nf4} with accelerate_configs/zero2.yaml"
+    assert offload == "train.accelerate_config: zero3_offload"
+    assert lora == "train.method: {type: lora} with train.accelerate_config: zero3"
+    nf4 = "train.method: {type: lora, quantization: nf4} with train.accelerate_config: zero2"
     assert qlora == nf4
-    assert re.fullmatch(r"accelerate_configs/multi_node_zero3.yaml on \d+ nodes", nodes)
+    assert re.fullmatch(r"train.accelerate_config: multi_node_zero3 on \d+ nodes", nodes)
     # Without the memory for it, offload and saving 2P on rank 0 are not proposed.
     little = ways_that_fit(BIG, full("zero3"), 2048, gpu=79 * GIB, host=100 * GIB)
     assert little == [lora, qlora]
@@ -132,8 +132,8 @@ def test_a_model_that_does_not_fit_comes_with_what_would() -> None:
 def test_qlora_of_70_b_is_what_fits_one_gpu() -> None:
     lora = Train(accelerate_config=CONFIGS / "single_gpu.yaml", micro_batch_size=1)
     found = ways_that_fit(BIG, lora, 2048, gpu=79 * GIB, host=60 * GIB)
-    nf4 = "train.method: {type: lora, quantization: nf4} with accelerate_configs/single_gpu.yaml"
-    assert found == [nf4, "accelerate_configs/multi_node_zero3.yaml on 2 nodes"]
+    nf4 = "train.method: {type: lora, quantization: nf4} with train.accelerate_config: single_gpu"
+    assert found == [nf4, "train.accelerate_config: multi_node_zero3 on 2 nodes"]
     quantized = lora.model_copy(update={"method": Lora(quantization="nf4")})
     assert planned_bytes(BIG, quantized, [2048])["full"] < 79 * GIB
 

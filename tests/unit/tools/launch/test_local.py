@@ -61,7 +61,7 @@ def test_without_gpus_it_trains_on_the_processors(machine: Path) -> None:
     assert words[:2] == ["run", "recipes/incident_triage/run.yaml"] and words[-1] == "--force"
     assert settings["train.beta"] == "0.3"
     for phase in ("sft", "train"):
-        assert settings[f"{phase}.accelerate_config"] == "accelerate_configs/cpu.yaml"
+        assert settings[f"{phase}.accelerate_config"] == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_a_run_file_that_does_not_fit_ends_with_2(capsys, tmp_path: Path) -> Non
     code, out, err, figures = plan(capsys, tmp_path, "--set", override)
     assert code == 2
     assert "train does not fit with the run file's settings (accelerate_configs/ddp.yaml" in err
-    assert "this fits: --set train.accelerate_config=accelerate_configs/zero" in err
+    assert "this fits: --set train.accelerate_config=zero" in err
     row = next(line for line in out.splitlines() if line.startswith(" the run file's "))
     assert " no " in row
     assert "does not fit, 167.7 GiB" in " ".join(out.split())

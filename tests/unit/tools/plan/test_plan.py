@@ -65,7 +65,7 @@ def test_a_full_fine_tuning_of_8_b_on_two_nodes(ultrafeedback, tmp_path: Path, c
     figures = plan(tmp_path, ultrafeedback(), "--gpus", "8xH100-80G", "--nodes", "2")
     assert figures["model"]["parameters"] == 8_030_261_248
     advice = figures["recommendation"]
-    assert advice["accelerate_config"] == "accelerate_configs/zero2.yaml"
+    assert advice["accelerate_config"] == "zero2"
     assert advice["micro_batch_size"] * advice["accumulation"] * 16 == 128
     rows = {(row["method"], row["strategy"]): row for row in figures["memory"]}
     assert len(rows) == 10
@@ -82,7 +82,7 @@ def test_a_full_fine_tuning_of_8_b_on_two_nodes(ultrafeedback, tmp_path: Path, c
     assert figures["disk"]["checkpoints while training"] == 3 * 16 * 8_030_261_248
     assert figures["problems"] == figures["unknown"] == []
     shown = capsys.readouterr().out
-    assert "--set train.accelerate_config=accelerate_configs/zero2.yaml" in shown
+    assert "--set train.accelerate_config=zero2" in shown
     assert "GPU      79.6 GiB; NVIDIA H100" in shown
     assert "network  400 Gb/s per node" in shown
     known = {figure["source"] for figure in figures["figures"].values()}
@@ -100,7 +100,7 @@ def test_each_way_to_train_is_estimated_once(ultrafeedback, tmp_path, monkeypatc
 
 def test_lora_is_not_sharded_and_no_kl_means_no_second_model(ultrafeedback, tmp_path) -> None:
     lora = plan(tmp_path, ultrafeedback("lora"), "--gpus", "8xH100-80G")
-    assert lora["recommendation"]["accelerate_config"] == "accelerate_configs/ddp.yaml"
+    assert lora["recommendation"]["accelerate_config"] == "ddp"
     without = ultrafeedback(kl={"prompts": 0})
     full = plan(tmp_path, without, "--gpus", "8xH100-80G")
     assert all(row["parts"]["reference"] == 0 for row in full["memory"])
