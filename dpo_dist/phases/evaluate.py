@@ -202,8 +202,7 @@ def _prompt_ids(
     ids: dict[str, dict[str, tuple[int, ...]]] = {}
     known: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {}
     for name, arm in arms.items():
-        examples = [Prompt(id=e.id, messages=e.prompt) for e in arm.prompting.examples]
-        check_disjoint(examples, prompts, what=f"an example of the arm {name}:")
+        arm.prompting.check_disjoint(prompts)
         key = arm.weights.model, json.dumps(arm.prompting.shown)
         if key not in known:
             tokenizer = models[arm.weights.model].tokenizer

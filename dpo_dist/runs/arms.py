@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import JsonValue
 
 from dpo_dist.config import Arm, DataSource, required
 from dpo_dist.data.hygiene import encodable
-from dpo_dist.data.prompts import Demonstration, read_demonstrations
+from dpo_dist.data.prompts import (
+    Demonstration,
+    check_disjoint,
+    read_demonstrations,
+    read_prompts,
+)
 from dpo_dist.data.rows import source_identity
 from dpo_dist.errors import ConfigError, DataError
 from dpo_dist.runs.run import Run
@@ -26,6 +32,11 @@ class Prompting:
     examples: tuple[Demonstration, ...] = ()
     shown: JsonValue = None
 
+    def check_disjoint(self, held_out: Sequence[Prompt]) -> None:
+        """Raise `DataError` for a held-out prompt that is also an example."""
+        examples = [Prompt(id=example.id, messages=example.prompt) for example in self.examples]
+        check_disjoint(examples, held_out, what=f"an example of the arm {self.arm}:")
+
     def messages(self, prompt: Prompt) -> tuple[Message, ...]:
         """The conversation that the arm answers: the system turn, the examples, then the prompt.
         Raises `DataError` if an example has another system turn than the prompt."""
@@ -34,6 +45,7 @@ class Prompting:
         system, turns = _split(prompt.messages)
         if self.system is not None:
             system = (Message(role="system", content=self.system),)
+        examples: list[Message] = []
         for example in self.examples:
             own, solved = _split(example.prompt)
             if own and own != system:
@@ -42,8 +54,8 @@ class Prompting:
                     f"than the prompt {prompt.id!r}; give the arm its own `system`, or remove the "
                     "turn from the example"
                 )
-            system = (*system, *solved, example.completion)
-        return (*system, *turns)
+            examples += [*solved, example.completion]
+        return (*system, *examples, *turns)
 
 
 @dataclass(frozen=True)
@@ -75,13 +87,20 @@ def arms_of(run: Run) -> dict[str, ArmInUse]:
 
 def check_arms(run: Run) -> None:
     """Check what the evaluation's arms need and no phase of this run makes: other models, adapters
-    and examples. Raises as `arms_of` does."""
-    if run.config.evaluate is None:
+    and examples. Raises as `arms_of` does, and `DataError` if an example does not fit a held-out
+    prompt or is one."""
+    evaluate = run.config.evaluate
+    if evaluate is None:
         return
-    for arm in run.config.evaluate.named_arms.values():
+    for arm in evaluate.named_arms.values():
         if arm.own is None:
             run.arm_weights(arm)
-        _prompting(arm)
+        prompting = _prompting(arm)
+        if prompting.examples:
+            held_out = read_prompts(evaluate.prompts)
+            prompting.check_disjoint(held_out)
+            for prompt in held_out:
+                prompting.messages(prompt)
 
 
 def _prompting(arm: Arm) -> Prompting:

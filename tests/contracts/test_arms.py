@@ -30,7 +30,7 @@ def load(tmp_path: Path, tiny_model: Path, write_run, write_jsonl) -> Load:
         (tmp_path / name / "adapter_model.safetensors").write_bytes(b"weights")
     write_jsonl(tmp_path / "rows.jsonl", [EXAMPLE, {"prompt": "3 + 3", "completion": "6"}])
     turns = [SYSTEM, {"role": "user", "content": "2 + 2"}]
-    write_jsonl(tmp_path / "system.jsonl", [{"prompt": turns, "completion": "4"}])
+    write_jsonl(tmp_path / "system.jsonl", 2 * [{"prompt": turns, "completion": "4"}])
     write_jsonl(tmp_path / "broken.jsonl", [EXAMPLE, {"prompt": "3 + 3"}])
 
     def read(*arms: object) -> Run:
@@ -99,7 +99,8 @@ def test_an_arm_s_own_system_prompt_replaces_that_of_a_prompt(load: Load) -> Non
         )
     )
     roles = [turn.role for turn in arms["base"].prompting.messages(asked)]
-    assert roles == ["system", "user", "assistant", "user"], "the example's equal turn is not shown"
+    two = 2 * ["user", "assistant"]
+    assert roles == ["system", *two, "user"], "the examples' equal turn is not shown again"
     first, *rest = arms["mine"].prompting.messages(asked)
     assert (first.content, len(rest)) == ("Count.", 1)
     with pytest.raises(DataError, match=r"clash: the example .*system\.jsonl:1 has another system"):
@@ -153,6 +154,8 @@ def test_a_wrong_arm_is_refused_with_its_place(load: Load, arms, message: str) -
         ({"name": "base", "few_shot": {"path": "none.jsonl"}}, DataError, "none.jsonl: no such f"),
         ({"name": "base", "few_shot": {"path": "broken.jsonl"}}, DataError, "broken.jsonl:2: `com"),
         ({"name": "base", "system": "a\0b"}, ConfigError, "base: a text holds a NUL character"),
+        ({"name": "base", "few_shot": {"path": "system.jsonl"}}, DataError, "another system turn"),
+        ({"name": "base", "few_shot": {"path": "rows.jsonl"}}, DataError, "is also an example of"),
     ],
 )
 def test_what_an_arm_names_is_checked_before_any_work(
