@@ -41,7 +41,12 @@ def _share_cores() -> None:
     number. If waiting threads spin on a busy machine, a small step takes three times as long."""
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // processes))
+        threads = max(1, usable_cores() // processes)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        # A preloaded OpenMP (LD_PRELOAD, which vLLM sets on a CPU) has read the variable already.
+        set_threads = getattr(ctypes.CDLL(None), "omp_set_num_threads", None)
+        if set_threads is not None:
+            set_threads(threads)
     wait_passively()
 
 

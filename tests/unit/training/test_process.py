@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tests.unit.system.test_processes import alive
 
 GLOO = "GLOO_SOCKET_IFNAME"
 NAMES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PYTORCH_ALLOC_CONF", "DS_ACCELERATOR")
+PRELOAD = "LD_PRELOAD"
 PREPARE = """
 import json, os, sys
 from dpo_dist.training import process
@@ -32,7 +34,9 @@ SHOW = f"print(json.dumps([os.environ.get(name, '') for name in {NAMES}]))"
 
 
 def python(program: str, given: dict[str, str]) -> str:
-    surroundings = {name: value for name, value in os.environ.items() if name not in NAMES}
+    # An earlier test may have loaded vLLM, which preloads OpenMP in the processes that follow.
+    unset = (*NAMES, PRELOAD)
+    surroundings = {name: value for name, value in os.environ.items() if name not in unset}
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=surroundings | given,
@@ -94,9 +98,15 @@ def test_gloo_uses_the_interface_to_node_0(given, expected, monkeypatch) -> None
 
 
 @pytest.mark.slow
-def test_torch_starts_the_threads_that_are_this_process_s_share() -> None:
+@pytest.mark.parametrize("preloaded", [False, True])
+def test_torch_starts_the_threads_that_are_this_process_s_share(preloaded: bool) -> None:
     show = "import torch; print(torch.get_num_threads())"
     given = {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "8"}
+    if preloaded:
+        library = Path(find_spec("torch").origin).parent / "lib" / "libgomp.so.1"
+        if not library.exists():
+            pytest.skip("this torch brings no OpenMP of its own")
+        given[PRELOAD] = str(library)
     # torch starts no more threads than the machine has physical cores, whatever is asked for.
     assert python(PREPARE.format(cuda=False) + show, given) == python(
         show, {"OMP_NUM_THREADS": "2"}
