@@ -25,7 +25,7 @@ from dpo_dist.judging.build import build_judge
 from dpo_dist.judging.judge import Comparison
 from dpo_dist.judging.panel import BallotSummary, orders, reconcile
 from dpo_dist.judging.spend import open_ledger
-from dpo_dist.phases.pipeline import check_batches, run_in_turn
+from dpo_dist.phases.pipeline import check_before_work, run_in_turn
 from dpo_dist.reporting.report import ReportData
 from dpo_dist.runs.finished import find_run
 from dpo_dist.runs.run import Run
@@ -80,7 +80,7 @@ def run_phases(run: LoadedRun, *phases: str, force: bool = False, yes: bool = Fa
     """
     if unknown := [name for name in phases if name not in run.phases]:
         raise UserError(f"the run file does not configure the phase `{unknown[0]}`")
-    check_batches(run.run)
+    check_before_work(run.run)
     steps = [step for step in run.run.steps if not phases or step.phase in phases]
     before = os.environ.get(YES)
     if yes:

@@ -167,6 +167,14 @@ DEMONSTRATIONS: tuple[Format[tuple[tuple[Message, ...], ...]], ...] = (
 )
 
 
+def split_system(
+    messages: tuple[Message, ...],
+) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """(the system turn at the start, if any; the other turns)."""
+    start = 1 if messages[0].role == "system" else 0
+    return messages[:start], messages[start:]
+
+
 def check_disjoint(
     train: Iterable[Prompt], held_out: Sequence[Prompt], what: str = "the training prompt"
 ) -> None:

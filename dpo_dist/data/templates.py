@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dpo_dist.config import DataSource, Slot
 from dpo_dist.data.chat import completion_ids, prompt_text
-from dpo_dist.data.prompts import Demonstration
+from dpo_dist.data.prompts import Demonstration, split_system
 from dpo_dist.data.rendering import Unrendered
 from dpo_dist.errors import DataError
 from dpo_dist.storage.records import Message, PreferencePair, Prompt
@@ -25,12 +25,12 @@ Example = tuple[str, Sequence[Message], Sequence[str | Message]]
 
 def slot_messages(prompt: Prompt, slot: Slot) -> tuple[Message, ...]:
     """The conversation with a slot's system message and examples."""
-    messages = list(prompt.messages)
+    messages = prompt.messages
     if slot.system is not None:
-        messages = [m for m in messages if m.role != "system"]
-        messages.insert(0, Message(role="system", content=slot.system))
-    start = 1 if messages[0].role == "system" else 0
-    return (*messages[:start], *slot.few_shot, *messages[start:])
+        others = (message for message in messages if message.role != "system")
+        messages = (Message(role="system", content=slot.system), *others)
+    system, turns = split_system(messages)
+    return (*system, *slot.few_shot, *turns)
 
 
 def try_prompts(

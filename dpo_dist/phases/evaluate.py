@@ -181,13 +181,16 @@ def _models(run: Run, arms: Mapping[str, ArmInUse]) -> dict[str, _Model]:
     config = run.config.model
     shared = [arm.weights.model for arm in arms.values() if not arm.is_other_model]
     models: dict[str, _Model] = {}
+    tokenizers: dict[str, PreTrainedTokenizerBase] = {}
     for arm in arms.values():
         name = arm.weights.model
         template = ChatTemplate() if arm.is_other_model else config.template
         source = name if arm.is_other_model else shared[-1]
-        if name not in models:
-            tokenizer = load_tokenizer(source, template, trust_remote_code=config.trust_remote_code)
-            models[name] = _Model(template, tokenizer)
+        if source not in tokenizers:
+            tokenizers[source] = load_tokenizer(
+                source, template, trust_remote_code=config.trust_remote_code
+            )
+        models.setdefault(name, _Model(template, tokenizers[source]))
     return models
 
 
@@ -200,12 +203,12 @@ def _prompt_ids(
     """The token ids of all prompts, by arm and prompt. Raises `DataError` for a prompt that the
     chat template cannot render, and for one that is also an example."""
     ids: dict[str, dict[str, tuple[int, ...]]] = {}
-    known: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {}
+    known: dict[tuple[int, str], dict[str, tuple[int, ...]]] = {}
     for name, arm in arms.items():
         arm.prompting.check_disjoint(prompts)
-        key = arm.weights.model, json.dumps(arm.prompting.shown)
+        tokenizer = models[arm.weights.model].tokenizer
+        key = id(tokenizer), json.dumps(arm.prompting.shown)
         if key not in known:
-            tokenizer = models[arm.weights.model].tokenizer
             shown = [p.model_copy(update={"messages": arm.prompting.messages(p)}) for p in prompts]
             try_prompts(tokenizer, evaluate.prompts, shown[:TRIED])
             known[key] = {p.id: tuple(prompt_ids(tokenizer, p.messages)) for p in shown}

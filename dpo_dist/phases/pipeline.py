@@ -256,16 +256,15 @@ def _stop() -> None:
 
 def run_all(run_file: Path, run: Run, overrides: Sequence[str], *, force: bool) -> int:
     """Run all phases, each in its own process; returns the exit code."""
-    check_batches(run)
-    check_arms(run)
+    check_before_work(run)
     return run_in_turn(run, run.steps, run_file, overrides, force=force)
 
 
-def check_batches(run: Run) -> None:
+def check_before_work(run: Run) -> None:
     """Raise a `UserError` if a training's processes cannot share its global batch, if its base
-    model is or cannot be quantized, if its trainer cannot use `args`, if a package is missing, or
-    if DPO cannot continue the SFT adapter. This is checked before sampling takes hours and the
-    judge costs money."""
+    model is or cannot be quantized, if its trainer cannot use `args`, if a package is missing, if
+    DPO cannot continue the SFT adapter, or if an arm of the evaluation cannot be used. This is
+    checked before sampling takes hours and the judge costs money."""
     if run.trainings:
         check_unquantized(run.config.model.base)
     for phase, section in run.trainings.items():
@@ -278,6 +277,7 @@ def check_batches(run: Run) -> None:
     train, model = run.config.train, run.config.model
     if train is not None and model.sft != "phase":
         check_method(train, run.weights("sft").adapter, model)
+    check_arms(run)
 
 
 def run_in_turn(

@@ -5,23 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated
 
-from dpo_dist.config import (
-    Config,
-    DataPreferences,
-    DataSource,
-    JudgedPreferences,
-    Lora,
-    Preferences,
-    UltraFeedbackPreferences,
-    required,
-)
+from dpo_dist.config import Config, Lora, required
 from dpo_dist.config.training import RUNTIME_ARGS
 from dpo_dist.data.models import is_hub_id
 from dpo_dist.reporting.figures import AlarmRow, alarms, funnel
 from dpo_dist.reporting.markdown import funnel_line
 from dpo_dist.reporting.page import templates
+from dpo_dist.reporting.provenance import datasets_of, named, provenance
 from dpo_dist.reporting.report import ReportData
 from dpo_dist.reporting.tables import (
     CARD_NOTE,
@@ -43,7 +35,6 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 UNKNOWN_LICENSE = "unknown"
-Source: TypeAlias = DataSource | Preferences
 
 
 @dataclass(frozen=True)
@@ -139,7 +130,7 @@ def model_card(source: CardSource, facts: CardFacts) -> str:
             run=_plain(config.run.name),
             adapter=facts.adapter,
             labelled_by=_code(source.judged_by),
-            source=_plain(_named(config.preferences)),
+            source=_plain(named(config.preferences)),
             evaluated=report is not None,
             summary=[_plain(sentence) for sentence in report.summary] if report else [],
             tables=_tables(report) if report else [],
@@ -219,44 +210,6 @@ def _limits_of_evaluation(report: ReportData, prompts: int) -> list[str]:
     return found
 
 
-def provenance(config: Config, held_out: int) -> list[str]:
-    """The sources of the texts. For a local file only its name is shown."""
-    found = []
-    if config.sft is not None:
-        found.append(f"Demonstrations (SFT): {_named(config.sft.data)}.")
-    if not isinstance(config.preferences, JudgedPreferences):
-        found.append(f"Preference pairs: {_named(config.preferences)}.")
-    elif (sample := config.sample) is not None:
-        slots = ", ".join(decoding_name(slot) for slot in sample.slots)
-        found.append(
-            f"Prompts: {_named(sample.prompts)}; {len(sample.slots)} answers each from the "
-            f"model that DPO started from ({slots})."
-        )
-    if config.evaluate is not None:
-        number = f", {held_out} of them" if held_out else ""
-        found.append(
-            f"Held-out prompts: {_named(config.evaluate.prompts)}{number}; "
-            "preference pairs whose prompts overlap with them were left out."
-        )
-    return found
-
-
-def datasets_of(config: Config) -> list[str]:
-    """The Hub datasets that a run was trained on."""
-    preferences = config.preferences
-    judged = isinstance(preferences, JudgedPreferences)
-    sources = [
-        config.sft.data if config.sft else None,
-        *(preferences.sources if isinstance(preferences, DataPreferences) else [preferences]),
-        config.sample.prompts if judged and config.sample else None,
-    ]
-    return [
-        source.dataset
-        for source in sources
-        if isinstance(source, DataSource | UltraFeedbackPreferences) and source.dataset
-    ]
-
-
 def _front_matter(source: CardSource, facts: CardFacts) -> str:
     from huggingface_hub import ModelCardData
 
@@ -295,7 +248,7 @@ def _eval_results(report: ReportData, config: Config) -> list[EvalResult]:
         EvalResult(
             task_type="text-generation",
             dataset_type=metric.partition(":")[2] if metric.startswith("benchmark:") else kind,
-            dataset_name=label if metric.startswith("benchmark:") else _named(prompts),
+            dataset_name=label if metric.startswith("benchmark:") else named(prompts),
             dataset_split=prompts.split,
             metric_type=metric,
             metric_name=visible(label),
@@ -331,21 +284,6 @@ def _settings(config: Config, manifest: TrainManifest) -> Sequence[tuple[str, ob
         ("Processes", manifest.processes),
         ("Seed", config.run.seed),
     ]
-
-
-def _named(source: Source) -> str:
-    """The name of a Hub dataset, or of a local file without its folder, which may be private."""
-    match source:
-        case DataPreferences(mixture=(_, *_) as mixture):
-            return ", ".join(map(_named, mixture))
-        case DataSource(path=Path() as path):
-            return f"the file {path.name}"
-        case DataSource():
-            return f"{source.dataset} ({source.split})"
-        case UltraFeedbackPreferences():
-            return source.dataset
-        case JudgedPreferences():
-            return source.source
 
 
 def _plain(text: str) -> str:

@@ -14,6 +14,7 @@ from dpo_dist.data.prompts import (
     check_disjoint,
     read_demonstrations,
     read_prompts,
+    split_system,
 )
 from dpo_dist.data.rows import source_identity
 from dpo_dist.errors import ConfigError, DataError
@@ -42,12 +43,12 @@ class Prompting:
         Raises `DataError` if an example has another system turn than the prompt."""
         if self.shown is None:
             return prompt.messages
-        system, turns = _split(prompt.messages)
+        system, turns = split_system(prompt.messages)
         if self.system is not None:
             system = (Message(role="system", content=self.system),)
         examples: list[Message] = []
         for example in self.examples:
-            own, solved = _split(example.prompt)
+            own, solved = split_system(example.prompt)
             if own and own != system:
                 raise DataError(
                     f"evaluate.arms: {self.arm}: the example {example.id} has another system turn "
@@ -92,12 +93,14 @@ def check_arms(run: Run) -> None:
     evaluate = run.config.evaluate
     if evaluate is None:
         return
+    promptings = []
     for arm in evaluate.named_arms.values():
         if arm.own is None:
             run.arm_weights(arm)
-        prompting = _prompting(arm)
-        if prompting.examples:
-            held_out = read_prompts(evaluate.prompts)
+        promptings.append(_prompting(arm))
+    if solved := [prompting for prompting in promptings if prompting.examples]:
+        held_out = read_prompts(evaluate.prompts)
+        for prompting in solved:
             prompting.check_disjoint(held_out)
             for prompt in held_out:
                 prompting.messages(prompt)
@@ -126,9 +129,3 @@ def _prompting(arm: Arm) -> Prompting:
         raise ConfigError(f"{place}: a text holds a NUL character or an unpaired surrogate")
     shown: JsonValue = {"system": arm.system, "few_shot": identity}
     return Prompting(arm.name, arm.system, tuple(examples), shown)
-
-
-def _split(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """(the system turn at the start, if any; the other turns)."""
-    start = 1 if messages[0].role == "system" else 0
-    return messages[:start], messages[start:]

@@ -128,7 +128,7 @@ def test_phases_run_as_on_the_command_line(pairs_run: Path, monkeypatch) -> None
         return 0 if len(started) == 1 else 2
 
     monkeypatch.setattr(pipeline, "run_to_end", note)
-    monkeypatch.setattr("dpo_dist.api.check_batches", lambda run: None)
+    monkeypatch.setattr("dpo_dist.api.check_before_work", lambda run: None)
     run = dpo_dist.load_run(pairs_run, {"train.beta": 0.3})
     dpo_dist.run_phases(run, "train", force=True, yes=True)
     assert started == [(["train", str(pairs_run), "--set", "train.beta=0.3", "--force"], "1")]

@@ -73,10 +73,10 @@ def _preview_phase(options: argparse.Namespace) -> int:
 
 def _preflight(options: argparse.Namespace, run: Run) -> int:
     """Check this machine if a training remains to be done, and return the exit code."""
-    from dpo_dist.phases.pipeline import check_batches
+    from dpo_dist.phases.pipeline import check_before_work
     from dpo_dist.system.processes import run_to_end
 
-    check_batches(run)
+    check_before_work(run)
     if run.is_trained():
         return 0
     command = [sys.executable, "-m", "dpo_dist", "preflight", str(options.run_file)]

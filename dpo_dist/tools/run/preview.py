@@ -8,7 +8,7 @@ from dpo_dist.config import DataSource, Lora, Optimization, required
 from dpo_dist.data.preferences import preference_sources
 from dpo_dist.data.readers import source_name
 from dpo_dist.errors import FingerprintMismatch
-from dpo_dist.phases.pipeline import changes_of, check_batches
+from dpo_dist.phases.pipeline import changes_of, check_before_work
 from dpo_dist.runs.run import Run, Step
 from dpo_dist.storage.artifacts import FINGERPRINT
 from dpo_dist.system.console import counted
@@ -26,7 +26,7 @@ LATER = "done; starts over or is refused if its inputs change"
 def preview(run: Run, steps: Sequence[Step], *, force: bool = False) -> Iterator[str]:
     """Lines that say what the steps would do, and what their judges may cost. Nothing is written.
     Raises what the steps themselves would raise before they start."""
-    check_batches(run)
+    check_before_work(run)
     actions = list(zip(steps, _actions(run, steps, force=force), strict=True))
     work = find_work(run, Given(), Rates())
     yield f"{run.config.run.name}: {run.root}"

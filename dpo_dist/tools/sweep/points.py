@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dpo_dist.config.runfile import load_config
 from dpo_dist.errors import ConfigError, PhaseFailed
-from dpo_dist.phases.pipeline import check_batches, run_in_turn
+from dpo_dist.phases.pipeline import check_before_work, run_in_turn
 from dpo_dist.runs.run import POINT_PHASES, SWEEP, Run
 from dpo_dist.system.console import counted, say, warn
 from dpo_dist.system.yamlfile import parse_yaml
@@ -92,7 +92,7 @@ def sweep(plan: SweepPlan, run_file: Path, *, force: bool) -> int:
     write the report. Returns the exit code. Raises `PhaseFailed` if points failed, after the others
     are complete and reported."""
     for point in plan.points:
-        check_batches(point.run)
+        check_before_work(point.run)
     shared = [step for step in plan.base.steps if step.phase not in POINT_PHASES]
     if status := run_in_turn(plan.base, shared, run_file, plan.fixed, force=force):
         return status

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -12,20 +11,8 @@ from dpo_dist.config import ClaudeConfig
 from dpo_dist.errors import ConfigError, JudgeFailed
 from dpo_dist.judging.claude import ClaudeJudge
 from dpo_dist.storage.records import Ballot
-from tests.anthropic_server import KEY, Fault, Server, serve
+from tests.anthropic_server import KEY, Fault, Server
 from tests.contracts.test_judges import asked, comparison
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serve() as server:
-        yield server
-
-
-@pytest.fixture
-def rubric(tmp_path: Path) -> Path:
-    (tmp_path / "rubric.md").write_text("Prefer GOOD.")
-    return tmp_path / "rubric.md"
 
 
 def ask(server: Server, rubric: Path, count: int = 1, attempts: int = 4) -> list[Ballot]:

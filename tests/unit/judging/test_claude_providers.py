@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from dpo_dist.judging.claude import ClaudeJudge
 from dpo_dist.judging.spend import open_ledger
 from dpo_dist.storage.records import Ballot
 from dpo_dist.system.console import scrub
-from tests.anthropic_server import KEY, Fault, Server, serve
+from tests.anthropic_server import KEY, Fault, Server
 from tests.contracts.test_judges import asked, comparison
 
 BEDROCK_MODEL = "us.anthropic.claude-opus-4-7-v1:0"
@@ -38,18 +37,6 @@ def _no_credentials(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("NO_GCE_CHECK", "true")
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serve() as server:
-        yield server
-
-
-@pytest.fixture
-def rubric(tmp_path: Path) -> Path:
-    (tmp_path / "rubric.md").write_text("Prefer GOOD.")
-    return tmp_path / "rubric.md"
 
 
 def section(rubric: Path, provider: str, **more: Any) -> ClaudeConfig:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dpo_dist.config.runfile import load_config
-from dpo_dist.phases.pipeline import check_batches
+from dpo_dist.phases.pipeline import check_before_work
 from dpo_dist.runs.run import Run
 from dpo_dist.tools.launch.local import Local
 from dpo_dist.tools.launch.render import write
@@ -108,7 +108,7 @@ def test_the_global_batch_stays_and_as_many_gpus_as_can_share_it(
     assert again.train.micro_batch_size == micro
     assert again.train.global_batch_size == layout(*overrides).config.train.global_batch_size
     monkeypatch.chdir(machine)
-    check_batches(Run(again))
+    check_before_work(Run(again))
 
 
 def test_the_run_file_s_own_is_kept_where_it_is_for_gpus(machine: Path, tmp_path: Path) -> None:
